@@ -1,0 +1,1 @@
+"""The flows, and the only place of waxwing that touches the world."""

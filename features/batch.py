@@ -1,0 +1,174 @@
+"""The two tables that flow: events in, features out. Columns, never one object per event.
+
+`EventBatch` is what every source gives and `FeatureMatrix` is what every model reads. Both are frozen:
+a step makes a new one, none changes what it was given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.errors import ShapeError
+from features.events import event_code, event_type
+
+__all__ = ["EventBatch", "FeatureMatrix", "Float64", "Int32", "Int64", "concat_batches"]
+
+Int16 = npt.NDArray[np.int16]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Int8 = npt.NDArray[np.int8]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Events of one type, as columns, in the order (time, topic, partition, offset).
+
+    Parameters
+    ----------
+    event_type : name of the declaration in `features.events`
+    frame : (n,) the declared fields, in declared order and type, contract already checked
+    partition : int32 (n,), partition of the topic; 0 for a file or the simulator
+    offset : int64 (n,), offset in the partition, row of the file, running number of the simulator
+    due_ns : int64 (n,), wall clock at which the event was due (sent); measures latency, decides nothing
+    truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no feature
+        or model ever reads it
+
+    Raises
+    ------
+    ShapeError : columns differ in length, or the frame is not the declared one
+    """
+
+    event_type: str
+    frame: pl.DataFrame
+    partition: Int32
+    offset: Int64
+    due_ns: Int64
+    truth: Int16 | None = None
+
+    def __post_init__(self) -> None:
+        expected = event_type(self.event_type).schema
+        if dict(self.frame.schema) != expected:
+            raise ShapeError(
+                f"batch of {self.event_type!r}: expected columns {expected}, got {dict(self.frame.schema)};"
+                " build it with features.decode"
+            )
+        n = self.frame.height
+        for name in ("partition", "offset", "due_ns", "truth"):
+            column = getattr(self, name)
+            if column is not None and len(column) != n:
+                raise ShapeError(
+                    f"batch of {self.event_type!r}: `{name}` has {len(column)} rows, the frame {n}"
+                )
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def time_us(self) -> Int64:
+        """int64 (n,), event time, microseconds UTC."""
+        return self.frame["time_us"].to_numpy()
+
+    def take(self, rows: npt.NDArray[np.intp] | Int64) -> EventBatch:
+        """The given rows, in the given order."""
+        return EventBatch(
+            self.event_type,
+            self.frame[rows],
+            self.partition[rows],
+            self.offset[rows],
+            self.due_ns[rows],
+            None if self.truth is None else self.truth[rows],
+        )
+
+    def in_order(self) -> EventBatch:
+        """The same events sorted by (time, partition, offset)."""
+        time_us = self.time_us
+        if len(self) < 2 or _is_ordered(time_us, self.partition, self.offset):
+            return self
+        return self.take(np.lexsort((self.offset, self.partition, time_us)))
+
+
+def _is_ordered(time_us: Int64, partition: Int32, offset: Int64) -> bool:
+    """Whether the rows already stand in order."""
+    later = np.diff(time_us)
+    if np.any(later < 0):
+        return False
+    ties = later == 0
+    if not ties.any():
+        return True
+    parts = np.diff(partition)[ties]
+    offs = np.diff(offset)[ties]
+    return not bool(np.any((parts < 0) | ((parts == 0) & (offs < 0))))
+
+
+def concat_batches(batches: list[EventBatch]) -> EventBatch:
+    """One batch of the events of several of the same type, in order.
+
+    Raises
+    ------
+    ShapeError : no batch, or batches of several types
+    """
+    if not batches or len({b.event_type for b in batches}) != 1:
+        raise ShapeError(
+            "expected at least one batch, all of one event type,"
+            f" got {[b.event_type for b in batches]}"
+        )
+    if len(batches) == 1:
+        return batches[0].in_order()
+    truths = [
+        np.zeros(len(b), np.int16) if b.truth is None else b.truth for b in batches
+    ]
+    known = any(b.truth is not None for b in batches)
+    return EventBatch(
+        batches[0].event_type,
+        pl.concat([b.frame for b in batches]),
+        np.concatenate([b.partition for b in batches]),
+        np.concatenate([b.offset for b in batches]),
+        np.concatenate([b.due_ns for b in batches]),
+        np.concatenate(truths) if known else None,
+    ).in_order()
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMatrix:
+    """Features of the events of one batch, row by row.
+
+    Parameters
+    ----------
+    event_type : name of the event type
+    names : (F,), feature names in catalogue order
+    values : float64 (n, F); NaN where a value is not known (no history, entity absent)
+    sequence : float32 (n, S, T) or None, the primary entity's last S events including this one,
+        oldest first, T numbers each; rows of zeros where there were fewer
+    catalog_version : hash of the catalogue they were computed with
+    """
+
+    event_type: str
+    names: tuple[str, ...]
+    values: Float64
+    sequence: npt.NDArray[np.float32] | None
+    catalog_version: str
+
+    def __post_init__(self) -> None:
+        event_code(self.event_type)
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.names):
+            raise ShapeError(
+                f"features of {self.event_type!r}: {len(self.names)} names,"
+                f" values of shape {self.values.shape}"
+            )
+        if self.sequence is not None and len(self.sequence) != len(self.values):
+            raise ShapeError(
+                f"features of {self.event_type!r}: {len(self.values)} rows,"
+                f" sequence of {len(self.sequence)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def column(self, name: str) -> Float64:
+        """float64 (n,), the feature called `name`."""
+        return self.values[:, self.names.index(name)]

@@ -1,0 +1,41 @@
+"""The event types: every module beside this one that has an `EVENT`, in a fixed order.
+
+The order is part of the global order of events (ties in time are broken by it) and of state, so the
+shipped types come first, in the order below, and others after them by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from features.errors import ConfigError
+from features.events.base import EventType, Field
+
+__all__ = ["EventType", "Field", "event_code", "event_type", "event_types"]
+
+_FIRST = ("payment", "login", "metric", "app_log")
+
+
+@cache
+def event_types() -> dict[str, EventType]:
+    """All event types by name, in their fixed order."""
+    names = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"]
+    ordered = [n for n in _FIRST if n in names] + sorted(set(names) - set(_FIRST))
+    return {n: importlib.import_module(f"{__name__}.{n}").EVENT for n in ordered}
+
+
+def event_type(name: str) -> EventType:
+    """The event type called `name`; ConfigError with the valid names where there is none."""
+    try:
+        return event_types()[name]
+    except KeyError:
+        raise ConfigError(
+            f"unknown event type {name!r}; event types are {', '.join(event_types())}"
+        ) from None
+
+
+def event_code(name: str) -> int:
+    """Position of the event type in the fixed order: breaks ties in time, stands in kernels."""
+    return list(event_types()).index(event_type(name).name)

@@ -1,0 +1,130 @@
+"""What an event type is: its fields with types, units and ranges, and the entities it touches.
+
+One declaration (a module beside this one with a constant `EVENT`) is the source of the Avro schema,
+the decoder, the contract check, the simulator's columns and the reference page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import polars as pl
+
+from features.errors import DeclarationError
+
+__all__ = ["EventType", "Field", "FieldKind"]
+
+FieldKind = Literal["string", "float64", "int64", "bool", "time_us", "enum"]
+
+STRING_LENGTH_MAX = 256
+"""Longest string accepted where a field names no length of its own; chosen: ids and names are far shorter."""
+
+_POLARS: dict[str, pl.DataType] = {
+    "string": pl.String(),
+    "enum": pl.String(),
+    "float64": pl.Float64(),
+    "int64": pl.Int64(),
+    "bool": pl.Boolean(),
+    "time_us": pl.Int64(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of an event.
+
+    Parameters
+    ----------
+    name : the column's name
+    kind : `string`, `float64`, `int64`, `bool`, `time_us` (int64 microseconds UTC) or `enum`
+    doc : what it means, one line
+    unit : SI or ISO 4217 name; empty where it has none
+    nullable : whether a producer may leave it out (Avro: union with null, default null)
+    minimum, maximum : inclusive bounds of a number; NaN and infinities are always refused
+    values : the words an `enum` may take
+    length_max : longest string, in bytes
+    default : what readers assume where an older producer does not send the field yet; needed on
+        every field added after the first release, so that schemas stay backward compatible
+    """
+
+    name: str
+    kind: FieldKind
+    doc: str
+    unit: str = ""
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    values: tuple[str, ...] = ()
+    length_max: int = STRING_LENGTH_MAX
+    default: str | float | int | bool | None = None
+
+    @property
+    def dtype(self) -> pl.DataType:
+        """The polars type of the column."""
+        return _POLARS[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One kind of event: fields in order, the entities it touches and the topic it arrives on.
+
+    Parameters
+    ----------
+    name : singular noun, also the name of its module
+    doc : one sentence
+    topic : Kafka topic
+    fields : in the order of the Avro record; `event_id` and `time_us` are always among them
+    entities : entity type -> the columns whose values together name one entity
+    primary : the entity type that a person would call the subject of the event (alerts name it,
+        the sequence model follows it)
+    """
+
+    name: str
+    doc: str
+    topic: str
+    fields: tuple[Field, ...]
+    entities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    primary: str = ""
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.fields]
+        faults = [
+            f"event type {self.name!r}: field {name!r} is declared twice"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        faults += [
+            f"event type {self.name!r}: field {name!r} is missing; every event has an id and a time"
+            for name in ("event_id", "time_us")
+            if name not in names
+        ]
+        faults += [
+            f"event type {self.name!r}: entity {entity!r} is made of {column!r}, which is no field;"
+            f" fields are {', '.join(names)}"
+            for entity, columns in self.entities.items()
+            for column in columns
+            if column not in names
+        ]
+        if self.primary not in self.entities:
+            faults.append(
+                f"event type {self.name!r}: primary entity {self.primary!r} is not one of"
+                f" {', '.join(self.entities)}"
+            )
+        if faults:
+            raise DeclarationError(faults)
+
+    @property
+    def schema(self) -> dict[str, pl.DataType]:
+        """Column name -> polars type, in declared order."""
+        return {f.name: f.dtype for f in self.fields}
+
+    def field(self, name: str) -> Field:
+        """The field called `name`; DeclarationError with the valid names where there is none."""
+        for candidate in self.fields:
+            if candidate.name == name:
+                return candidate
+        raise DeclarationError(
+            f"event type {self.name!r} has no field {name!r}; fields are"
+            f" {', '.join(f.name for f in self.fields)}"
+        )
