@@ -1,0 +1,217 @@
+"""The end of the flow: what a round decided is delivered, then, when all is durable, the manifest says so.
+
+Rounds come here in order, whole. Alerts and dead letters are written and acknowledged round by round;
+at a snapshot round the manifest follows once every shard's state is on disk and the store has caught up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bytewax.operators import StatefulBatchLogic
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from dataflows.alerts import open_sinks
+from dataflows.alerts.base import AlertSink
+from dataflows.context import Context
+from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
+from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
+from dataflows.state.manifest import Manifest, write_manifest
+from dataflows.steps import Barrier, Durable
+from features.errors import StateError
+
+__all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
+
+COMMIT_KEY = "commit"
+
+STORE_FLUSH_S_MAX = 30.0
+"""Longest wait for the store at the end of a run; chosen: a Redis restart. After it the manifest stays
+at the last round the store has, and the next start writes the rest again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAck:
+    """The store has every row of a shard up to a round."""
+
+    shard: int
+    round: int
+
+
+class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
+    """Per shard of the store: hand the newest rows to the writer in order, say what it has flushed."""
+
+    def __init__(self, context: Context, lanes: int) -> None:
+        self._context = context
+        self._barrier: Barrier[StoreRows] = Barrier(lanes, context.manifest.round)
+        self._round = context.manifest.round
+        self._waiting: list[tuple[int, int]] = []
+
+    def on_batch(self, values: list[StoreRows]) -> tuple[list[StoreAck], bool]:
+        writer = self._context.store
+        if writer is None:
+            raise StateError("step 'store': the store is off, yet rows came; this is a bug")
+        shard = values[0].shard
+        for item in values:
+            self._barrier.add(item.lane, item.round, item, item.final)
+        begun = time.perf_counter()
+        for round_, items, last in self._barrier.ready():
+            for item in items.values():
+                for view, (keys, rows, time_us, urgent) in item.views.items():
+                    writer.put(view, keys, rows, time_us, round_, urgent)
+            self._waiting.append((round_, writer.ticket()))
+            self._round = round_
+            if last and not writer.flush(STORE_FLUSH_S_MAX):
+                self._context.telemetry.say(
+                    f"the store did not take its last rows within {STORE_FLUSH_S_MAX:.0f} s;"
+                    " the next start writes them again"
+                )
+        self._context.telemetry.stage("store_put", time.perf_counter() - begun)
+        done = writer.flushed_ticket
+        acked = [r for r, ticket in self._waiting if ticket <= done]
+        if not acked:
+            return [], False
+        self._waiting = self._waiting[len(acked) :]
+        return [StoreAck(shard, acked[-1])], False
+
+    def snapshot(self) -> int:
+        return self._round
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What the manifest of a round will say, waiting for the shards and the store."""
+
+    totals: dict[str, int]
+    control: list[dict[str, Any]]
+    logs: dict[str, int]
+    last: bool
+
+
+class Commit(StatefulSinkPartition[Any, int]):
+    """Delivers rounds in order and writes manifests."""
+
+    def __init__(self, context: Context, lanes: int) -> None:
+        self._context = context
+        self._lanes = lanes
+        manifest = context.manifest
+        self._round = manifest.round
+        self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
+        self._totals = {
+            name: manifest.totals.get(name, 0)
+            for name in ("in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed")
+        }
+        settings = context.settings
+        self._letters: DeadLetterWriter = open_dead_letters(settings)
+        self._letters.truncate(manifest.logs.get("dead_letters", 0))
+        self._sinks: list[AlertSink] = open_sinks(settings.alerts, settings)
+        for sink in self._sinks:
+            truncate: Callable[[int], None] | None = getattr(sink, "truncate", None)
+            if truncate is not None:
+                truncate(manifest.logs.get(sink.name, 0))
+        self._snapshots: dict[int, _Snapshot] = {}
+        self._durable: dict[int, set[str]] = {}
+        self._ended_shards: set[str] = set()
+        self._store_round = dict.fromkeys(range(STORE_SHARDS), manifest.round)
+
+    def write_batch(self, items: list[Any]) -> None:
+        for item in items:
+            if isinstance(item, RoundOut):
+                self._barrier.add(item.lane, item.round, item, item.final)
+            elif isinstance(item, Durable):
+                self._durable.setdefault(item.round, set()).add(item.shard)
+                if item.last:
+                    self._ended_shards.add(item.shard)
+                self._context.telemetry.snapshot(item.bytes, item.pause_ms)
+            elif isinstance(item, StoreAck):
+                self._store_round[item.shard] = max(self._store_round[item.shard], item.round)
+        for round_, outs, last in self._barrier.ready():
+            self._deliver(round_, list(outs.values()), last)
+        self._commit()
+
+    def _deliver(self, round_: int, outs: list[RoundOut], last: bool) -> None:
+        """Write what a whole round decided, then count it."""
+        begun = time.perf_counter()
+        letters = [letter for out in outs for letter in out.rejects]
+        if letters:
+            self._letters.write(letters)
+        alerts = [alert for out in outs for alert in out.alerts]
+        if alerts:
+            for sink in self._sinks:
+                sink.write(alerts)
+        acked_ns = time.time_ns()
+        for out in outs:
+            self._totals["in"] += out.received
+            self._totals["scored"] += sum(out.scored.values())
+            self._totals["dead_lettered"] += sum(r.event_type != "control" for r in out.rejects)
+            self._totals["duplicates"] += out.duplicates
+            self._totals["alerts"] += len(out.alerts)
+            self._totals["muted"] += out.muted
+            self._totals["suppressed"] += out.suppressed
+        self._round = round_
+        telemetry = self._context.telemetry
+        telemetry.stage("deliver", time.perf_counter() - begun)
+        telemetry.round(round_, outs, alerts, acked_ns, self._totals)
+        if last or round_ % self._context.settings.snapshot_rounds == 0:
+            logs = {"dead_letters": self._letters.position()}
+            for sink in self._sinks:
+                position: Callable[[], int] | None = getattr(sink, "position", None)
+                if position is not None:
+                    logs[sink.name] = position()
+            self._snapshots[round_] = _Snapshot(
+                dict(self._totals), outs[0].control.records(), logs, last
+            )
+
+    def _commit(self) -> None:
+        """Write the manifest of the newest snapshot round that is durable everywhere."""
+        context = self._context
+        wanted = {f"g{g:03d}" for g in range(context.settings.groups)}
+        wanted |= {f"in{lane:02d}" for lane in range(self._lanes)}
+        for round_ in sorted(self._snapshots):
+            if self._durable.get(round_, set()) | self._ended_shards < wanted:
+                return
+            if context.store is not None and min(self._store_round.values()) < round_:
+                return
+            snapshot = self._snapshots.pop(round_)
+            self._durable = {r: s for r, s in self._durable.items() if r > round_}
+            self._letters.sync()
+            for sink in self._sinks:
+                sync: Callable[[], None] | None = getattr(sink, "sync", None)
+                if sync is not None:
+                    sync()
+            write_manifest(
+                context.settings.state_dir,
+                Manifest(round_, context.settings.groups, self._lanes, context.catalog.version,
+                         snapshot.totals, snapshot.control, snapshot.logs),
+            )
+            context.telemetry.committed(round_)
+
+    def snapshot(self) -> int:
+        return self._round
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        self._letters.close()
+
+
+class CommitSink(FixedPartitionedSink[Any, int]):
+    """The one partition of `Commit`."""
+
+    def __init__(self, context: Context, lanes: int) -> None:
+        self._context = context
+        self._lanes = lanes
+
+    def list_parts(self) -> list[str]:
+        return [COMMIT_KEY]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> Commit:
+        return Commit(self._context, self._lanes)
+
+
+def log_path(state_dir: Path, name: str) -> Path:
+    """Where an append-only log of the flow lies."""
+    return state_dir / f"{name}.jsonl"

@@ -1,0 +1,213 @@
+"""What one process of the detect flow shares: settings, catalogue, scorer, store, state folders.
+
+Made once, at start, where every fault of the configuration is found before the first event.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataflows.control.records import ControlFile
+from dataflows.settings import Settings
+from dataflows.sources.rounds import Lane, journal_folder
+from dataflows.state.deltas import ShardStore
+from dataflows.state.journal import LaneJournal
+from dataflows.state.manifest import Manifest, read_manifest, write_manifest
+from features.catalog import Catalog, catalog
+from features.engine import warm_up
+from features.errors import ConfigError
+from features.events import event_types
+from models.bundle import Bundle
+from models.scoring import Scorer
+from models.voting import Voting
+
+if TYPE_CHECKING:
+    from dataflows.observe.telemetry import Telemetry
+    from dataflows.sources.base import LaneReader
+    from dataflows.store.writer import StoreWriter
+
+__all__ = ["Context", "StopSwitch", "lanes_of", "make_context", "open_lane", "stop_on_signals"]
+
+
+class StopSwitch:
+    """Asks all lanes of the process to end with their next round."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """Ask."""
+        self._event.set()
+
+
+def stop_on_signals(stop: StopSwitch) -> None:
+    """Turn SIGTERM and SIGINT into a clean stop.
+
+    Bytewax's own handling ends without closing anything, and Python's handlers do not run while its
+    engine holds the main thread; so the signals are blocked and a thread of ours waits for them. A
+    second one ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    wanted = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+
+    def wait() -> None:
+        signal.sigwait(wanted)
+        stop.set()
+        number = signal.sigwait(wanted)
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+        signal.raise_signal(number)
+
+    threading.Thread(target=wait, name="waxwing-signals", daemon=True).start()
+
+
+@dataclass(slots=True)
+class Context:
+    """See the module."""
+
+    settings: Settings
+    catalog: Catalog
+    scorer: Scorer
+    manifest: Manifest
+    telemetry: Telemetry
+    store: StoreWriter | None
+    stop: StopSwitch = field(default_factory=StopSwitch)
+
+    @property
+    def store_columns(self) -> dict[tuple[str, str], list[int]]:
+        """(event type, entity) -> columns of the event type's feature matrix that its view holds."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for (name, entity), features in self.catalog.views().items():
+            names = self.catalog.names(name)
+            found[name, entity] = [names.index(f.name) for f in features]
+        return found
+
+    def shard(self, name: str) -> ShardStore:
+        """State folder of a group or of a lane's filter of repeats."""
+        return ShardStore(self.settings.state_dir / "deltas" / name, self.settings.deltas_max)
+
+
+def lanes_of(settings: Settings) -> int:
+    """How many lanes the source has: a file and the simulator are one lane each."""
+    return settings.lanes if settings.source == "kafka" else 1
+
+
+def _first_manifest(settings: Settings, lanes: int, version: str) -> Manifest:
+    """The manifest of an empty state folder, with the warm state of a backfill where there is one."""
+    if settings.warm_state is None:
+        return Manifest(0, settings.groups, lanes, version)
+    warm = read_manifest(settings.warm_state)
+    if warm is None:
+        raise ConfigError(
+            f"warm_state {str(settings.warm_state)!r} holds no state; run `waxwing backfill` first, or"
+            " leave the setting out to start cold"
+        )
+    source = settings.warm_state / "deltas"
+    for folder in sorted(source.iterdir()):
+        # One filter of repeats is kept by a backfill; every lane of the live flow starts from it.
+        names = (
+            [f"in{i:02d}" for i in range(lanes)] if folder.name.startswith("in") else [folder.name]
+        )
+        for name in names:
+            shutil.copytree(folder, settings.state_dir / "deltas" / name, dirs_exist_ok=True)
+    return Manifest(0, warm.groups, lanes, warm.catalog_version, until_us=warm.until_us)
+
+
+def _load_manifest(settings: Settings, version: str) -> Manifest:
+    """The manifest to go on from, refused where the state was cut by other numbers."""
+    lanes = lanes_of(settings)
+    found = read_manifest(settings.state_dir)
+    if found is None:
+        found = _first_manifest(settings, lanes, version)
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    faults = [
+        f"{settings.state_dir}: state was written with {name} = {was}, settings say {now}; keep {was}"
+        " or start with an empty state_dir"
+        for name, was, now in (("groups", found.groups, settings.groups), ("lanes", found.lanes, lanes))
+        if was != now
+    ]
+    if found.catalog_version != version:
+        faults.append(
+            f"{settings.state_dir}: state was written with feature catalogue {found.catalog_version},"
+            f" this is {version}; start with an empty state_dir (or run `waxwing backfill` again)"
+        )
+    if faults:
+        raise ConfigError(faults)
+    write_manifest(settings.state_dir, found)
+    return found
+
+
+def make_context(settings: Settings, telemetry: Telemetry) -> Context:
+    """Open everything a process needs; all faults of the configuration at once.
+
+    Raises
+    ------
+    ConfigError, BundleError, StateError : with the cure
+    """
+    faults: list[str] = []
+    unknown = sorted(set(settings.event_types) - set(event_types()))
+    faults += [
+        f"event_types: unknown event type {name!r}; event types are {', '.join(event_types())}"
+        for name in unknown
+    ]
+    cat = catalog()
+    scorer: Scorer | None = None
+    try:
+        bundle = Bundle.load(settings.bundle, cat)
+        voting = None if settings.voting is None else Voting.load(settings.voting)
+        scorer = Scorer(bundle, settings.detectors, voting)
+    except ConfigError as error:
+        faults += error.faults
+    if faults or scorer is None:
+        raise ConfigError(faults)
+    manifest = _load_manifest(settings, cat.version)
+    store: StoreWriter | None = None
+    if settings.store != "off":
+        from dataflows.store.writer import StoreWriter
+
+        store = StoreWriter(settings, cat)
+    warm_up(cat)
+    scorer.warm_up()
+    return Context(settings, cat, scorer, manifest, telemetry, store)
+
+
+def open_lane(context: Context, lane: int) -> Lane:
+    """A lane's reader and journal, standing where the manifest says."""
+    settings = context.settings
+    reader: LaneReader
+    if settings.source == "simulator":
+        from dataflows.sources.simulator import SimulatorReader
+
+        reader = SimulatorReader(settings, context.manifest.until_us)
+    elif settings.source == "file":
+        from dataflows.sources.files import FileReader
+
+        reader = FileReader(settings, from_us=context.manifest.until_us)
+    else:
+        from dataflows.sources.kafka import KafkaReader
+
+        reader = KafkaReader(settings, lane, from_us=context.manifest.until_us)
+    control_path = settings.control_file or settings.state_dir / "control.jsonl"
+    opened = Lane(
+        lane=lane,
+        reader=reader,
+        journal=LaneJournal(
+            journal_folder(settings.state_dir, lane), settings.journal_segment_bytes
+        ),
+        round_ms=settings.round_ms,
+        rows_max=settings.round_rows_max,
+        stop=context.stop,
+        control=ControlFile(Path(control_path)) if lane == 0 else None,
+    )
+    opened.start(context.manifest.round)
+    return opened

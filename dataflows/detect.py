@@ -1,0 +1,89 @@
+"""The detect flow: events in, alerts out. One round at a time, a barrier wherever parts must meet.
+
+    python -m bytewax.run -s 0 "dataflows.detect:build('waxwing.toml')"
+
+`-s 0` makes an epoch of each round: Bytewax then never holds a round back for its snapshot timer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+
+from dataflows.commit import COMMIT_KEY, CommitSink, Store
+from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
+from dataflows.observe.telemetry import Telemetry
+from dataflows.score import RoundOut, StoreRows, score_round
+from dataflows.settings import Settings, load
+from dataflows.sources.rounds import Part, RoundSource, lane_name
+from dataflows.steps import Admit, Durable, Group, Home, ToGroup, ToHome
+
+__all__ = ["build", "build_flow"]
+
+
+def build(config: str | Path | None = None) -> Dataflow:
+    """The detect flow of a settings file, with SIGTERM and SIGINT stopping it cleanly.
+
+    Raises
+    ------
+    ConfigError, BundleError, StateError : before the first event, all faults at once
+    """
+    context = make_context(load(config), Telemetry())
+    stop_on_signals(context.stop)
+    return build_flow(context)
+
+
+def build_flow(context: Context) -> Dataflow:
+    """The flow over an opened context."""
+    lanes = lanes_of(context.settings)
+    flow = Dataflow("detect")
+    parts = op.input("rounds", flow, RoundSource(lanes, lambda lane: open_lane(context, lane)))
+    admitted = op.stateful_batch(
+        "admit", op.map("by_lane", parts, _by_lane), lambda _state: Admit(context)
+    )
+    routed = op.map("route", admitted, _route)
+    for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
+    others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
+    computed = op.map(
+        "route_back",
+        op.stateful_batch("groups", for_groups, lambda _state: Group(context, lanes)),
+        _route,
+    )
+    back = op.merge("meet", others, computed)
+    for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
+    durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
+    whole = op.stateful_batch("home", for_home, lambda _state: Home(context))
+    out = op.flat_map("score", whole, lambda kv: map(_route_out, score_round(context, kv[1])))
+    done = op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))
+    streams = [durable, done]
+    if context.store is not None:
+        rows = op.filter("store_rows", out, lambda kv: isinstance(kv[1], StoreRows))
+        acked = op.stateful_batch("store", rows, lambda _state: Store(context, lanes))
+        streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
+    op.output("commit", op.merge("to_commit", *streams), CommitSink(context, lanes))
+    return flow
+
+
+def _by_lane(part: Part) -> tuple[str, Part]:
+    """A part under its lane's key."""
+    return lane_name(part.lane), part
+
+
+def _route(keyed: tuple[str, Any]) -> tuple[str, Any]:
+    """An item under the key of the step that waits for it."""
+    item = keyed[1]
+    if isinstance(item, ToGroup):
+        return f"g{item.group:03d}", item
+    if isinstance(item, ToHome):
+        return lane_name(item.lane), item
+    return COMMIT_KEY, item
+
+
+def _route_out(item: RoundOut | StoreRows) -> tuple[str, RoundOut | StoreRows]:
+    """An item under the key of the step that waits for it."""
+    if isinstance(item, StoreRows):
+        return f"store-{item.shard}", item
+    return COMMIT_KEY, item

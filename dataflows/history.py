@@ -1,0 +1,194 @@
+"""History through the code of the stream: training rows and warm state from one pass.
+
+A detector without history is blind. The events of the past go through the same kernels in the same
+order as live ones; what is left in the groups is the state the live flow starts from, and the features
+they had on the way are what the models learn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from dataflows.settings import Settings
+from dataflows.sources.base import LaneReader
+from dataflows.state.deltas import ShardStore
+from dataflows.state.manifest import Manifest, write_manifest
+from features.batch import EventBatch, FeatureMatrix
+from features.catalog import Catalog
+from features.engine import OfflineEngine
+from features.events import event_code, event_type
+from features.keys import UInt64, hash_columns, hash_strings
+from features.repeats import RepeatFilter, event_keys
+from models.base import TrainingSet
+
+__all__ = ["Collector", "Pass", "run_history", "save_warm"]
+
+CHUNK_ROWS = 50_000
+"""Events computed at once; chosen: large enough that overhead is nothing, small enough for 200 MB."""
+
+GENUINE_ROWS_MAX = 250_000
+"""Most genuine rows an event type keeps for training; chosen: calibration to 1e-5, 400 MB at the most."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Rows kept of one event type."""
+
+    values: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    sequence: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    time_us: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    entity: list[UInt64] = field(default_factory=list)
+    attack: list[npt.NDArray[np.int16]] = field(default_factory=list)
+    label: list[npt.NDArray[np.int8]] = field(default_factory=list)
+
+
+class Collector:
+    """Keeps training rows: every labelled anomaly, and an even sample of the rest.
+
+    The sample is drawn by the hash of the event id, so that it is the same on every machine, in every
+    cut of the stream.
+
+    Parameters
+    ----------
+    catalog : what the columns mean
+    from_us : rows before it only warm the state up
+    share : share of genuine rows to keep
+    labels : event ids of known anomalies, where the events themselves do not carry their truth
+    """
+
+    def __init__(
+        self, catalog: Catalog, from_us: int, share: float, labels: pl.Series | None = None
+    ) -> None:
+        self._catalog = catalog
+        self._from_us = from_us
+        self._share = share
+        self._labels = labels
+        self._kept: dict[str, _Kept] = {}
+        self.known = False
+
+    def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
+        """Take in one batch and its features."""
+        n = len(batch)
+        if batch.truth is not None:
+            attack, known = batch.truth, True
+        elif self._labels is not None:
+            attack = batch.frame["event_id"].is_in(self._labels.implode()).to_numpy().astype(np.int16)
+            known = True
+        else:
+            attack, known = np.zeros(n, np.int16), False
+        self.known |= known
+        ids = hash_strings(batch.frame["event_id"])
+        sampled = (ids % np.uint64(1_000_000)) < np.uint64(round(self._share * 1e6))
+        rows = np.flatnonzero((sampled | (attack > 0)) & (batch.time_us >= self._from_us))
+        if not len(rows):
+            return
+        kept = self._kept.setdefault(batch.event_type, _Kept())
+        kept.values.append(features.values[rows])
+        if features.sequence is not None:
+            kept.sequence.append(features.sequence[rows])
+        kept.time_us.append(batch.time_us[rows])
+        primary = event_type(batch.event_type).entities[event_type(batch.event_type).primary]
+        kept.entity.append(hash_columns(batch.frame[rows], primary))
+        kept.attack.append(attack[rows])
+        kept.label.append(
+            (attack[rows] > 0).astype(np.int8) if known else np.full(len(rows), -1, np.int8)
+        )
+
+    def sets(self) -> dict[str, TrainingSet]:
+        """Training rows by event type, in time order."""
+        found: dict[str, TrainingSet] = {}
+        for name in sorted(self._kept, key=event_code):
+            kept = self._kept[name]
+            features = FeatureMatrix(
+                name,
+                self._catalog.names(name),
+                np.concatenate(kept.values),
+                np.concatenate(kept.sequence) if kept.sequence else None,
+                self._catalog.version,
+            )
+            found[name] = TrainingSet(
+                features,
+                np.concatenate(kept.time_us),
+                np.concatenate(kept.label),
+                np.concatenate(kept.entity),
+                np.concatenate(kept.attack),
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over history leaves.
+
+    Parameters
+    ----------
+    engine : the groups, warm
+    repeats : the filter of repeats, warm
+    until_us : event time up to which history has gone; the live flow takes over here
+    events, rejected, duplicates : counts
+    """
+
+    engine: OfflineEngine
+    repeats: RepeatFilter
+    until_us: int
+    events: int
+    rejected: int
+    duplicates: int
+
+
+def run_history(
+    settings: Settings,
+    catalog: Catalog,
+    reader: LaneReader,
+    collector: Collector | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pass:
+    """Run everything a reader has through the engine.
+
+    Parameters
+    ----------
+    reader : gives events in time order and ends
+    collector : keeps training rows
+    progress : called after each chunk with (events so far, event time in us)
+    """
+    engine = OfflineEngine(catalog, settings.groups)
+    repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
+    until_us = events = rejected = duplicates = 0
+    while True:
+        taken = reader.take(CHUNK_ROWS)
+        until_us = max(until_us, taken.cut_time_us)
+        rejected += len(taken.rejects)
+        batches: dict[str, EventBatch] = {}
+        for name in sorted(taken.batches, key=event_code):
+            batch = taken.batches[name].in_order()
+            ids = event_keys(name, hash_strings(batch.frame["event_id"]))
+            fresh = repeats.admit(ids, until_us)
+            if fresh.any():
+                batches[name] = batch.take(np.flatnonzero(fresh))
+            duplicates += int(np.count_nonzero(~fresh))
+        if batches:
+            features = engine.process(batches)
+            if collector is not None:
+                for name, matrix in features.items():
+                    collector.add(batches[name], matrix)
+            events += sum(len(b) for b in batches.values())
+        if progress is not None:
+            progress(events, until_us)
+        if taken.eof:
+            return Pass(engine, repeats, until_us, events, rejected, duplicates)
+
+
+def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) -> None:
+    """Write the warm state of a pass as a state folder that a live run can start from."""
+    for group, engine in enumerate(done.engine.engines):
+        ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
+    ShardStore(folder / "deltas" / "in00", 1).write(0, "base", done.repeats.full(), {})
+    write_manifest(
+        folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us)
+    )

@@ -1,0 +1,166 @@
+"""What a running flow tells about itself: counts, latencies, time by stage, the tally of known truth.
+
+It measures and decides nothing: no later step reads it. The live view, the demo's table and the bench
+are all readings of this one object.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.evaluate import Tally
+
+if TYPE_CHECKING:
+    from dataflows.alerts.base import Alert
+    from dataflows.score import RoundOut
+
+__all__ = ["LatencyHistogram", "Telemetry"]
+
+_BINS_DECADE = 200
+"""Bins a decade: a quantile is exact to 1.2 %. Chosen."""
+_DECADES = 8
+"""From 1 microsecond to 100 seconds. Chosen."""
+
+ALERTS_KEPT_MAX = 200
+"""Newest alerts kept for the live view. Chosen: more than a screen shows."""
+
+
+class LatencyHistogram:
+    """Latencies on a logarithmic scale; constant memory, any number of values."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_BINS_DECADE * _DECADES + 1, np.int64)
+
+    def add(self, latency_ns: npt.NDArray[np.int64]) -> None:
+        """Take in latencies, int64 (n,), ns."""
+        if len(latency_ns):
+            us = np.maximum(latency_ns, 1000) / 1000.0
+            bins = np.minimum((np.log10(us) * _BINS_DECADE).astype(np.int64), len(self._counts) - 1)
+            self._counts += np.bincount(bins, minlength=len(self._counts))
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    def quantile_ms(self, q: float) -> float:
+        """The q-quantile in ms (upper edge of its bin), NaN where nothing was added."""
+        total = self._counts.sum()
+        if not total:
+            return float("nan")
+        at = int(np.searchsorted(np.cumsum(self._counts), q * total))
+        return float(10 ** ((at + 1) / _BINS_DECADE) / 1000.0)
+
+    def summary(self) -> dict[str, float]:
+        """p50, p99 and p999 in ms."""
+        return {
+            name: round(self.quantile_ms(q), 3)
+            for name, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+        }
+
+
+class Telemetry:
+    """See the module.
+
+    Parameters
+    ----------
+    on_alert : called with each delivered alert, from the flow's thread; must be quick
+    """
+
+    def __init__(self, on_alert: Callable[[Alert], None] | None = None) -> None:
+        self.begun = time.monotonic()
+        self.first_alert_s: float | None = None
+        self.alert_latency = LatencyHistogram()
+        self.event_latency = LatencyHistogram()
+        self.totals: dict[str, int] = {}
+        self.stage_s: dict[str, float] = {}
+        self.snapshots = 0
+        self.snapshot_bytes = 0
+        self.snapshot_pause_ms_max = 0.0
+        self.committed_round = 0
+        self.round_done = 0
+        self.replayed_rounds = 0
+        self.cut_time_us = 0
+        self.lag_ms_max = 0.0
+        self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
+        self.tally = Tally()
+        self._on_alert = on_alert
+        self._lock = threading.Lock()
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Add time spent in a stage."""
+        with self._lock:
+            self.stage_s[name] = self.stage_s.get(name, 0.0) + seconds
+
+    def snapshot(self, size: int, pause_ms: float) -> None:
+        """A shard wrote its state."""
+        self.snapshots += 1
+        self.snapshot_bytes += size
+        self.snapshot_pause_ms_max = max(self.snapshot_pause_ms_max, pause_ms)
+
+    def committed(self, round_: int) -> None:
+        """A manifest was written."""
+        self.committed_round = round_
+
+    def round(
+        self,
+        round_: int,
+        outs: Sequence[RoundOut],
+        alerts: Sequence[Alert],
+        acked_ns: int,
+        totals: dict[str, int],
+    ) -> None:
+        """A round was delivered; `acked_ns` is when its alerts were acknowledged by their sinks."""
+        with self._lock:
+            self.round_done = round_
+            self.totals = dict(totals)
+            for out in outs:
+                self.cut_time_us = max(self.cut_time_us, out.cut_time_us)
+                for s in out.known:
+                    self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
+                if out.replayed:
+                    self.replayed_rounds += 1
+                    continue
+                waited = acked_ns - out.due_ns
+                self.event_latency.add(waited)
+                if len(waited):
+                    self.lag_ms_max = max(self.lag_ms_max, float(waited.max()) / 1e6)
+                self.alert_latency.add(
+                    np.array([acked_ns - a.latency_due_ns for a in out.alerts], np.int64)
+                )
+        for alert in alerts:
+            if self.first_alert_s is None:
+                self.first_alert_s = time.monotonic() - self.begun
+            self.alerts.append(alert)
+            if self._on_alert is not None:
+                self._on_alert(alert)
+
+    def report(self) -> dict[str, Any]:
+        """Counts, latency and the tally, in the keys that every `--json` of waxwing uses."""
+        with self._lock:
+            got = self.totals
+            done = sum(got.get(k, 0) for k in ("scored", "dead_lettered", "duplicates"))
+            return {
+                "in": got.get("in", 0),
+                "scored": got.get("scored", 0),
+                "dead_lettered": got.get("dead_lettered", 0),
+                "duplicates": got.get("duplicates", 0),
+                "pending": got.get("in", 0) - done,
+                "alerts": got.get("alerts", 0),
+                "muted": got.get("muted", 0),
+                "suppressed": got.get("suppressed", 0),
+                "rounds": self.round_done,
+                "latency_ms": self.alert_latency.summary(),
+                "event_latency_ms": self.event_latency.summary(),
+                **self.tally.report(),
+            }
+
+    def say(self, text: str) -> None:
+        """A sentence for the person who runs it."""
+        print(f"waxwing: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""Running a flow in this process: the same flow as `python -m bytewax.run`, with someone watching."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from bytewax.run import cli_main
+
+from dataflows.context import Context, make_context, stop_on_signals
+from dataflows.detect import build_flow
+from dataflows.observe.telemetry import Telemetry
+from dataflows.settings import Settings
+
+__all__ = ["run_flow", "usage", "write_json"]
+
+
+def run_flow(
+    settings: Settings,
+    telemetry: Telemetry,
+    watch: Callable[[Context], None] | None = None,
+    watch_every_s: float = 0.5,
+) -> Context:
+    """Run the detect flow until its source ends or a signal stops it.
+
+    Parameters
+    ----------
+    watch : called from a thread of its own every `watch_every_s`, and once more at the end
+
+    Returns
+    -------
+    the context, closed
+    """
+    context = make_context(settings, telemetry)
+    stop_on_signals(context.stop)
+    ended = threading.Event()
+    watcher: threading.Thread | None = None
+    if watch is not None:
+
+        def look() -> None:
+            while not ended.wait(watch_every_s):
+                watch(context)
+
+        watcher = threading.Thread(target=look, name="waxwing-watch", daemon=True)
+        watcher.start()
+    try:
+        cli_main(build_flow(context), epoch_interval=timedelta(0))
+    finally:
+        ended.set()
+        if watcher is not None:
+            watcher.join(timeout=5)
+        if context.store is not None:
+            context.store.close()
+    if watch is not None:
+        watch(context)
+    return context
+
+
+def usage() -> dict[str, float]:
+    """CPU seconds and peak memory of this process."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu_s": round(own.ru_utime + own.ru_stime, 3), "rss_mb_max": round(own.ru_maxrss / 1024, 1)}
+
+
+def write_json(path: str | None, report: dict[str, Any]) -> None:
+    """Write a report where the user asked for it; `-` is standard output."""
+    if path is None:
+        return
+    text = json.dumps(report, indent=2, allow_nan=False, default=float)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,226 @@
+"""From features to what leaves the flow: scores, votes, alerts with reasons, rows for the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from dataflows.alerts.base import Alert, Reason, Vote, alert_id
+from dataflows.context import Context
+from dataflows.control.records import Control
+from dataflows.sources.base import DeadLetter
+from dataflows.steps import Featured
+from features.batch import EventBatch, FeatureMatrix, Float64, Int64
+from features.events import event_type
+from features.keys import group_of, hash_columns
+from models.base import Decisions, ScoreMatrix
+from models.decisions.reasons import reasons
+
+__all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
+
+STORE_SHARDS = 4
+"""Ordered writers of the store; chosen: as many processes as one Redis keeps busy (57-140k rows/s a core)."""
+
+ALERTS_ROUND_MAX = 2_000
+"""Most alerts a lane writes in one round; a flood beyond it is counted, not paged. Chosen: a tenth of a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores and votes of one event type in a round, kept where the truth is known (simulator, labels)."""
+
+    event_type: str
+    truth: npt.NDArray[np.int16]
+    scores: ScoreMatrix
+    decisions: Decisions
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOut:
+    """What one lane's round leaves behind; written by the commit step once all lanes have theirs."""
+
+    lane: int
+    round: int
+    cut_time_us: int
+    received: int
+    duplicates: int
+    rejects: tuple[DeadLetter, ...]
+    scored: dict[str, int]
+    alerts: tuple[Alert, ...]
+    muted: int
+    suppressed: int
+    due_ns: Int64
+    known: tuple[Scored, ...]
+    control: Control
+    final: bool
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRows:
+    """One lane's rows for one shard of the online store in one round.
+
+    `views` holds, by (event type, entity), the entity keys (n,), values float64 (n, F), event times
+    int64 (n,) and which rows belong to flagged events.
+    """
+
+    lane: int
+    round: int
+    shard: int
+    views: dict[
+        tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]
+    ]
+    final: bool
+
+
+def entity_strings(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
+    """The entity of each row as the store and the alerts name it; null where any part is absent."""
+    if len(columns) == 1:
+        return frame[columns[0]]
+    return frame.select(pl.concat_str([pl.col(c) for c in columns], separator="|")).to_series()
+
+
+def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRows]:
+    """Score a lane's round, decide, and say what follows from it.
+
+    A function of the round alone: no clock is read but for measuring how long it took.
+    """
+    begun = time.perf_counter()
+    stages = {name: stage for name, (stage, _) in item.control.stages.items()}
+    alerts: list[Alert] = []
+    known: list[Scored] = []
+    flagged: dict[str, npt.NDArray[np.bool_]] = {}
+    muted = suppressed = 0
+    for name, features in item.features.items():
+        batch = item.batches[name]
+        scores = context.scorer.score(features, stages)
+        decisions = context.scorer.decide(scores, item.control.thresholds)
+        flagged[name] = decisions.flagged.any(axis=1)
+        if batch.truth is not None:
+            known.append(Scored(name, batch.truth, scores, decisions))
+        made, silenced, dropped = _alerts(context, item, batch, features, scores, decisions)
+        alerts += made
+        muted += silenced
+        suppressed += dropped
+    context.telemetry.stage("score", time.perf_counter() - begun)
+    due = [batch.due_ns for batch in item.batches.values()]
+    yield RoundOut(
+        item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
+        {name: len(batch) for name, batch in item.batches.items()},
+        tuple(alerts), muted, suppressed,
+        np.concatenate(due) if due else np.zeros(0, np.int64),
+        tuple(known), item.control, item.final, item.replayed,
+    )
+    if context.store is not None:
+        begun = time.perf_counter()
+        yield from _store_rows(context, item, flagged)
+        context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _alerts(
+    context: Context,
+    item: Featured,
+    batch: EventBatch,
+    features: FeatureMatrix,
+    scores: ScoreMatrix,
+    decisions: Decisions,
+) -> tuple[list[Alert], int, int]:
+    """Alerts of one batch, how many were muted, how many were beyond the round's maximum."""
+    declared = event_type(batch.event_type)
+    made: list[Alert] = []
+    muted = suppressed = 0
+    hits = [(int(r), int(a)) for r, a in np.argwhere(decisions.flagged)]
+    if not hits:
+        return made, 0, 0
+    primary = declared.entities[declared.primary]
+    for row, kind in hits:
+        values = batch.frame.row(row, named=True)
+        if _is_muted(item.control, declared.entities, values):
+            muted += 1
+            continue
+        if len(made) >= ALERTS_ROUND_MAX:
+            suppressed += 1
+            continue
+        anomaly = decisions.anomaly_types[kind]
+        rule = context.scorer.voting.anomaly_types[anomaly]
+        why = tuple(Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row))
+        entity = "|".join(str(values[c]) for c in primary)
+        made.append(
+            Alert(
+                id=alert_id(values["event_id"], anomaly, context.scorer.bundle.id),
+                anomaly_type=anomaly,
+                severity=rule.severity,
+                event_type=batch.event_type,
+                event_id=values["event_id"],
+                entity_type=declared.primary,
+                entity=entity,
+                time_us=values["time_us"],
+                cut_time_us=item.cut_time_us,
+                round=item.round,
+                score=float(decisions.score[row, kind]),
+                votes=_votes(scores, decisions, row, kind),
+                reasons=why,
+                bundle_id=context.scorer.bundle.id,
+                summary=f"{anomaly.replace('_', ' ')}: {declared.primary} {entity}: "
+                + ("; ".join(r.text for r in why) or "unusual combination"),
+                latency_due_ns=int(batch.due_ns[row]),
+            )
+        )
+    return made, muted, suppressed
+
+
+def _is_muted(
+    control: Control, entities: Mapping[str, tuple[str, ...]], values: dict[str, object]
+) -> bool:
+    """Whether any entity of the event is muted."""
+    if not control.mutes:
+        return False
+    return any(
+        (entity, "|".join(str(values[c]) for c in columns)) in control.mutes
+        for entity, columns in entities.items()
+    )
+
+
+def _votes(scores: ScoreMatrix, decisions: Decisions, row: int, kind: int) -> tuple[Vote, ...]:
+    """Each detector's part in an alert."""
+    return tuple(
+        Vote(
+            name,
+            None if np.isnan(scores.scores[row, i]) else float(scores.scores[row, i]),
+            float(decisions.thresholds[kind, i]),
+            bool(decisions.votes[row, kind, i]),
+        )
+        for i, name in enumerate(scores.detectors)
+    )
+
+
+def _store_rows(
+    context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
+) -> Iterator[StoreRows]:
+    """The entity rows of a lane's round, by shard of the store."""
+    shards: list[dict[tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]]] = [
+        {} for _ in range(STORE_SHARDS)
+    ]
+    for (name, entity), columns in context.store_columns.items():
+        features = item.features.get(name)
+        if features is None:
+            continue
+        batch = item.batches[name]
+        parts = event_type(name).entities[entity]
+        keys = hash_columns(batch.frame, parts)
+        names = entity_strings(batch.frame, parts)
+        values = features.values[:, columns]
+        shard = np.where(keys == 0, -1, group_of(keys, STORE_SHARDS))
+        for s in range(STORE_SHARDS):
+            rows = np.flatnonzero(shard == s)
+            if len(rows):
+                shards[s][name, entity] = (
+                    names.gather(rows), values[rows], batch.time_us[rows], flagged[name][rows]
+                )
+    for s, views in enumerate(shards):
+        yield StoreRows(item.lane, item.round, s, views, item.final)

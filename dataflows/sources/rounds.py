@@ -1,0 +1,238 @@
+"""Rounds: each lane of a source cuts what has arrived every `round_ms` and journals the cut first.
+
+This is the only place where order is decided and the only place where a clock is read. A lane that is
+started again first cuts the rounds of its journal exactly as they were, then new ones.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from dataflows.control.records import ControlFile
+from dataflows.sources.base import DeadLetter, LaneReader, Taken
+from dataflows.state.journal import Cut, LaneJournal, read_cuts
+from features.batch import EventBatch
+from features.errors import StateError
+from features.events import event_code
+from features.keys import UInt64, hash_strings
+
+__all__ = ["Part", "RoundSource", "lane_name"]
+
+
+def lane_name(lane: int) -> str:
+    """Name of a lane's partition, folder and key."""
+    return f"lane-{lane:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one lane cut in one round.
+
+    Parameters
+    ----------
+    lane, round : which
+    cut_time_us : the round's clock as this lane knows it
+    batches : event type -> events, in order; types without events are left out
+    ids : event type -> uint64 (n,), keys of the event ids
+    control : control records read with this round (lane 0 only)
+    received : events taken from the source, rejects included
+    rejects : events that did not decode or broke their contract
+    final : the lane has ended with this round
+    replayed : the round came from the journal
+    """
+
+    lane: int
+    round: int
+    cut_time_us: int
+    batches: dict[str, EventBatch]
+    ids: dict[str, UInt64]
+    control: tuple[dict[str, Any], ...] = ()
+    received: int = 0
+    rejects: tuple[DeadLetter, ...] = ()
+    final: bool = False
+    replayed: bool = False
+
+
+@dataclass(slots=True)
+class Lane:
+    """Everything a lane needs to cut rounds: its reader, journal, control file and place to start."""
+
+    lane: int
+    reader: LaneReader
+    journal: LaneJournal
+    round_ms: int
+    rows_max: int
+    stop: Callable[[], bool]
+    control: ControlFile | None = None
+    round: int = 0
+    cut_time_us: int = 0
+    positions: dict[str, Any] = field(default_factory=dict)
+    replay: Iterator[Cut] = field(default_factory=lambda: iter(()))
+    pending: Cut | None = None
+
+    def start(self, manifest_round: int) -> None:
+        """Stand after round `manifest_round`, with the rounds after it waiting to be cut again."""
+        before: Cut | None = None
+        for cut in read_cuts(self.journal.folder):
+            if cut.round > manifest_round:
+                break
+            before = cut
+        self.round = manifest_round
+        if before is not None:
+            self.cut_time_us = before.cut_time_us
+            self.positions = before.positions
+            if self.control is not None:
+                self.control.position = before.positions.get("control", 0)
+        self.reader.seek({k: v for k, v in self.positions.items() if k != "control"})
+        self.replay = read_cuts(self.journal.folder, manifest_round)
+        self.pending = next(self.replay, None)
+
+    def cut(self) -> Part:
+        """The next round's part: the journaled one where there is one, else a new cut."""
+        self.round += 1
+        if self.pending is not None:
+            return self._cut_again(self.pending)
+        return self._cut_new()
+
+    def _cut_again(self, cut: Cut) -> Part:
+        """Read exactly what the journal says the round held."""
+        if cut.round > self.round:
+            # The lane had ended or not begun in this round while others went on.
+            return Part(self.lane, self.round, self.cut_time_us, {}, {}, replayed=True)
+        before = {k: v for k, v in self.positions.items() if k != "control"}
+        after = {k: v for k, v in cut.positions.items() if k != "control"}
+        taken = self.reader.retake(before, after, cut.cut_time_us, cut.schemas)
+        part = self._part(taken, cut.cut_time_us, tuple(cut.control), replayed=True)
+        if checksum(part) != cut.checksum:
+            raise StateError(
+                f"{lane_name(self.lane)}: round {cut.round} of the journal had {cut.received} events,"
+                f" the source now gives {taken.received} others for the same positions; start with the"
+                " settings and the data it was written with, or with an empty state_dir"
+            )
+        self.cut_time_us, self.positions = cut.cut_time_us, cut.positions
+        if self.control is not None:
+            self.control.position = cut.positions.get("control", 0)
+        self.pending = next(self.replay, None)
+        return part
+
+    def _cut_new(self) -> Part:
+        """Cut what has arrived and make the cut durable before anyone sees it."""
+        final = self.stop()
+        if final:
+            taken = Taken({}, [], dict(self.positions), 0, False, {}, self.cut_time_us)
+        else:
+            taken = self.reader.take(self.rows_max)
+        records: list[dict[str, Any]] = []
+        if self.control is not None and not final:
+            records, faults = self.control.take()
+            taken.rejects.extend(
+                DeadLetter("bad_control_record", fault, "control", None, str(self.control.path), 0, at, raw)
+                for at, raw, fault in faults
+            )
+        cut_time_us = max(self.cut_time_us, taken.cut_time_us)
+        part = self._part(taken, cut_time_us, tuple(records), final=final or taken.eof)
+        positions = {k: v for k, v in taken.positions.items() if k != "control"}
+        if self.control is not None:
+            positions["control"] = self.control.position
+        self.journal.append(
+            Cut(self.round, cut_time_us, positions, taken.received, checksum(part), records,
+                dict(taken.schemas))
+        )
+        self.cut_time_us, self.positions = cut_time_us, positions
+        return part
+
+    def _part(
+        self,
+        taken: Taken,
+        cut_time_us: int,
+        control: tuple[dict[str, Any], ...],
+        final: bool = False,
+        replayed: bool = False,
+    ) -> Part:
+        """A part of what was taken, each batch in order."""
+        batches = {name: batch.in_order() for name, batch in taken.batches.items() if len(batch)}
+        batches = {name: batches[name] for name in sorted(batches, key=event_code)}
+        ids = {name: hash_strings(batch.frame["event_id"]) for name, batch in batches.items()}
+        rejects = tuple(
+            DeadLetter(d.reason, d.detail, d.event_type, d.schema_id, d.topic, d.partition, d.offset,
+                       d.raw, self.round)
+            for d in taken.rejects
+        )
+        return Part(self.lane, self.round, cut_time_us, batches, ids, control, taken.received, rejects,
+                    final, replayed)
+
+
+def checksum(part: Part) -> int:
+    """crc32 of the ids and times of a part's events, in order."""
+    crc = 0
+    for name, ids in part.ids.items():
+        crc = zlib.crc32(ids.tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(part.batches[name].time_us).tobytes(), crc)
+    return crc
+
+
+class _LanePartition(StatefulSourcePartition[Part, int]):
+    """A lane as Bytewax polls it: one part a poll, a poll a round."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._ended = False
+        self._due = time.monotonic()
+
+    def next_batch(self) -> list[Part]:
+        if self._ended:
+            raise StopIteration
+        part = self._lane.cut()
+        self._ended = part.final
+        step_s = self._lane.round_ms / 1000.0
+        now = time.monotonic()
+        self._due = now if part.replayed else max(self._due + step_s, now)
+        return [part]
+
+    def next_awake(self) -> datetime | None:
+        if self._lane.pending is not None or self._lane.reader.unpaced or self._ended:
+            return None
+        wait_s = max(0.0, self._due - time.monotonic())
+        return datetime.now(UTC) + timedelta(seconds=wait_s)
+
+    def snapshot(self) -> int:
+        return self._lane.round
+
+    def close(self) -> None:
+        self._lane.reader.close()
+        self._lane.journal.close()
+
+
+class RoundSource(FixedPartitionedSource[Part, int]):
+    """The lanes of a source as Bytewax's input.
+
+    Parameters
+    ----------
+    lanes : how many; fixed for good by the journal
+    make_lane : opens one lane, standing where its journal and the manifest say. What Bytewax itself
+        remembers of a position is not used: the manifest is the only truth.
+    """
+
+    def __init__(self, lanes: int, make_lane: Callable[[int], Lane]) -> None:
+        self._lanes = lanes
+        self._make_lane = make_lane
+
+    def list_parts(self) -> list[str]:
+        return [lane_name(i) for i in range(self._lanes)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _LanePartition:
+        return _LanePartition(self._make_lane(int(for_part.removeprefix("lane-"))))
+
+
+def journal_folder(state_dir: Path, lane: int) -> Path:
+    """Where a lane's journal lies."""
+    return state_dir / "journal" / lane_name(lane)

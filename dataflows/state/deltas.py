@@ -1,0 +1,167 @@
+"""State of a group on disk: a base and the deltas since, each a checksummed file of plain arrays.
+
+A file is `magic, length and crc32 of the header, header (JSON: name, dtype, shape, crc32), the arrays`.
+It is written beside its place, flushed, renamed: a reader meets a whole file or none. Which files count
+is said by the manifest alone; files newer than it are left-overs of a crash and are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dataflows.state.journal import fsync_folder
+from features.errors import StateError
+
+__all__ = ["Arrays", "ShardStore", "read_arrays", "write_arrays"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_MAGIC = b"WXA1"
+_HEAD = struct.Struct("<II")
+
+
+def write_arrays(path: Path, arrays: Arrays, meta: dict[str, Any]) -> int:
+    """Write arrays and a JSON-able `meta` to one file, atomically and durably.
+
+    Returns
+    -------
+    bytes written
+
+    Raises
+    ------
+    StateError : the disk refused it; no half file is left under the name
+    """
+    blobs = [np.ascontiguousarray(a) for a in arrays.values()]
+    header = json.dumps(
+        {
+            "meta": meta,
+            "arrays": [
+                [name, a.dtype.str, a.shape, zlib.crc32(a.data.cast("B") if a.size else b"")]
+                for name, a in zip(arrays, blobs, strict=True)
+            ],
+        }
+    ).encode()
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    size = 0
+    try:
+        with temporary.open("wb") as file:
+            size += file.write(_MAGIC + _HEAD.pack(len(header), zlib.crc32(header)) + header)
+            for a in blobs:
+                size += file.write(a.data.cast("B") if a.size else b"")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StateError(
+            f"state file {path} could not be written: {error.strerror}; free space or mend the disk and"
+            " start again, the journal fills the rest"
+        ) from error
+    return size
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and `meta` of a file.
+
+    Raises
+    ------
+    StateError : missing, truncated, of another format, or any checksum wrong
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
+    fault = StateError(f"state file {path} is damaged (checksum); remove it, the journal fills the rest")
+    if data[:4] != _MAGIC or len(data) < 4 + _HEAD.size:
+        raise fault
+    length, crc = _HEAD.unpack_from(data, 4)
+    at = 4 + _HEAD.size
+    header = data[at : at + length]
+    if len(header) != length or zlib.crc32(header) != crc:
+        raise fault
+    at += length
+    head = json.loads(header)
+    arrays: Arrays = {}
+    for name, dtype, shape, array_crc in head["arrays"]:
+        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
+        blob = data[at : at + size]
+        if len(blob) != size or zlib.crc32(blob) != array_crc:
+            raise fault
+        arrays[name] = np.frombuffer(blob, dtype).reshape(shape).copy()
+        at += size
+    return arrays, head["meta"]
+
+
+class ShardStore:
+    """Base and deltas of one shard (a group of entities, or a lane's filter of repeats).
+
+    Parameters
+    ----------
+    folder : the shard's own folder
+    deltas_max : deltas after which the next snapshot is a base
+    """
+
+    def __init__(self, folder: Path, deltas_max: int) -> None:
+        self.folder = folder
+        self.deltas_max = deltas_max
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _files(self) -> list[tuple[int, str, Path]]:
+        """(round, kind, path) of each file, oldest first."""
+        found = [
+            (int(p.stem), p.suffix[1:], p)
+            for p in self.folder.iterdir()
+            if p.suffix in (".base", ".delta")
+        ]
+        return sorted(found)
+
+    def wants_base(self) -> bool:
+        """Whether the next snapshot should be whole."""
+        files = self._files()
+        bases = [r for r, kind, _ in files if kind == "base"]
+        return not bases or sum(r > bases[-1] for r, k, _ in files if k == "delta") >= self.deltas_max
+
+    def write(self, round_: int, kind: str, arrays: Arrays, meta: dict[str, Any]) -> int:
+        """Write a `base` or `delta` of the state after `round_`; returns bytes written."""
+        return write_arrays(self.folder / f"{round_:012d}.{kind}", arrays, meta)
+
+    def load(self, round_: int) -> tuple[Arrays | None, list[Arrays], list[dict[str, Any]]]:
+        """The newest base up to `round_`, the deltas after it up to `round_`, and the meta of each."""
+        files = [f for f in self._files() if f[0] <= round_]
+        bases = [f for f in files if f[1] == "base"]
+        if not bases:
+            if files:
+                raise StateError(f"state {self.folder}: deltas without a base; start from an empty state_dir")
+            return None, [], []
+        base_round, _, base_path = bases[-1]
+        base, meta = read_arrays(base_path)
+        deltas, metas = [], [meta]
+        for r, kind, path in files:
+            if kind == "delta" and r > base_round:
+                arrays, meta = read_arrays(path)
+                deltas.append(arrays)
+                metas.append(meta)
+        return base, deltas, metas
+
+    def forget_after(self, round_: int) -> None:
+        """Remove what a crash left behind: files newer than the manifest."""
+        for r, _, path in self._files():
+            if r > round_:
+                path.unlink()
+
+    def forget_before(self, round_: int) -> None:
+        """Remove what the newest base up to `round_` (which the manifest names) has made useless."""
+        bases = [r for r, kind, _ in self._files() if kind == "base" and r <= round_]
+        if bases:
+            for r, _, path in self._files():
+                if r < bases[-1]:
+                    path.unlink()

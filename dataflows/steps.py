@@ -1,0 +1,325 @@
+"""The steps of the detect flow: thin Bytewax operators over the pure layers.
+
+A step is a barrier on the round where it needs the parts of others, and a function of them after that.
+What a step remembers is in a shard's deltas; Bytewax's own snapshot of it is only a pointer (a round).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from bytewax.operators import StatefulBatchLogic
+
+from dataflows.context import Context
+from dataflows.control.records import Control
+from dataflows.sources.base import DeadLetter
+from dataflows.sources.rounds import Part
+from dataflows.state.manifest import read_manifest
+from features.batch import EventBatch, FeatureMatrix
+from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
+from features.repeats import RepeatFilter, event_keys
+
+__all__ = ["Admit", "Barrier", "Durable", "Featured", "Group", "Home", "ToGroup", "ToHome"]
+
+X = TypeVar("X")
+
+
+class Barrier(Generic[X]):
+    """Holds the items of each round until every lane has given its own or has ended.
+
+    Parameters
+    ----------
+    lanes : how many lanes there are
+    after_round : the round before the first one
+    """
+
+    def __init__(self, lanes: int, after_round: int) -> None:
+        self._lanes = lanes
+        self._next = after_round + 1
+        self._items: dict[int, dict[int, X]] = {}
+        self._ended: dict[int, int] = {}
+
+    def add(self, lane: int, round_: int, item: X, final: bool) -> None:
+        """Take in one lane's item; `final` ends the lane with this round."""
+        if round_ >= self._next:
+            self._items.setdefault(round_, {})[lane] = item
+        if final:
+            self._ended[lane] = round_
+
+    def ready(self) -> Iterator[tuple[int, dict[int, X], bool]]:
+        """(round, lane -> item in lane order, whether it is the last of all), as rounds become whole."""
+        while True:
+            items = self._items.get(self._next, {})
+            ended = {lane for lane, last in self._ended.items() if last < self._next}
+            if not items or len(set(items) | ended) < self._lanes:
+                return
+            round_ = self._next
+            self._items.pop(round_)
+            self._next += 1
+            last = len(self._ended) == self._lanes and max(self._ended.values()) == round_
+            yield round_, {lane: items[lane] for lane in sorted(items)}, last
+
+
+@dataclass(frozen=True, slots=True)
+class ToGroup:
+    """One lane's rows for one group in one round."""
+
+    lane: int
+    round: int
+    group: int
+    cut_time_us: int
+    rows: GroupRows
+    control: tuple[dict[str, Any], ...]
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ToHome:
+    """What a lane keeps of its own round while the groups compute, or what a group sends back to it.
+
+    `batches` is set by the lane itself, `features` by a group.
+    """
+
+    lane: int
+    round: int
+    group: int
+    cut_time_us: int
+    control: tuple[dict[str, Any], ...] = ()
+    batches: dict[str, EventBatch] | None = None
+    features: GroupFeatures | None = None
+    received: int = 0
+    duplicates: int = 0
+    rejects: tuple[DeadLetter, ...] = ()
+    final: bool = False
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """A shard's state after a round is on disk."""
+
+    shard: str
+    round: int
+    last: bool
+    bytes: int = 0
+    pause_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Featured:
+    """A lane's round with all features, ready to be scored."""
+
+    lane: int
+    round: int
+    cut_time_us: int
+    batches: dict[str, EventBatch]
+    features: dict[str, FeatureMatrix]
+    control: Control
+    received: int
+    duplicates: int
+    rejects: tuple[DeadLetter, ...]
+    final: bool
+    replayed: bool
+
+
+class _Shard:
+    """Snapshot and restore of one shard, shared by the steps that own state."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self.name = name
+        self.context = context
+        self.store = context.shard(name)
+        self.store.forget_after(context.manifest.round)
+
+    def due(self, round_: int, last: bool) -> bool:
+        """Whether the state after this round is to be made durable."""
+        return last or round_ % self.context.settings.snapshot_rounds == 0
+
+    def write(
+        self,
+        round_: int,
+        last: bool,
+        full: Callable[[], dict[str, npt.NDArray[Any]]],
+        delta: Callable[[], dict[str, npt.NDArray[Any]]],
+        meta: dict[str, Any],
+    ) -> Durable:
+        """Write a base or a delta and drop what an earlier manifest has made useless."""
+        begun = time.perf_counter()
+        base = self.store.wants_base()
+        size = self.store.write(round_, "base" if base else "delta", full() if base else delta(), meta)
+        if base:
+            manifest = read_manifest(self.context.settings.state_dir)
+            self.store.forget_before(0 if manifest is None else manifest.round)
+        return Durable(self.name, round_, last, size, (time.perf_counter() - begun) * 1e3)
+
+
+class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
+    """Per lane: take repeats out, then send each row to the groups of its entities."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._filter = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
+        self._shard: _Shard | None = None
+        self._round = context.manifest.round
+
+    def _open(self, lane: int) -> _Shard:
+        """Restore the lane's filter once its number is known."""
+        shard = _Shard(self._context, f"in{lane:02d}")
+        base, deltas, _ = shard.store.load(self._context.manifest.round)
+        for arrays in ([] if base is None else [base]) + deltas:
+            self._filter.load(arrays)
+        return shard
+
+    def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
+        out: list[ToGroup | ToHome | Durable] = []
+        for part in values:
+            if self._shard is None:
+                self._shard = self._open(part.lane)
+            out.extend(self._one(part, self._shard))
+            self._round = part.round
+        return out, False
+
+    def _one(self, part: Part, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
+        """The items one part becomes."""
+        batches: dict[str, EventBatch] = {}
+        duplicates = 0
+        for name, batch in part.batches.items():
+            fresh = self._filter.admit(event_keys(name, part.ids[name]), part.cut_time_us)
+            kept = int(np.count_nonzero(fresh))
+            duplicates += len(batch) - kept
+            if kept:
+                batches[name] = batch if kept == len(batch) else batch.take(np.flatnonzero(fresh))
+        groups = self._context.settings.groups
+        rows = split(self._context.catalog, batches, groups, part.lane)
+        out: list[ToGroup | ToHome | Durable] = [
+            ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
+            for g in range(groups)
+        ]
+        out.append(
+            ToHome(part.lane, part.round, -1, part.cut_time_us, part.control, batches, None,
+                   part.received, duplicates, part.rejects, part.final, part.replayed)
+        )
+        if shard.due(part.round, part.final):
+            out.append(
+                shard.write(part.round, part.final, self._filter.full, self._filter.delta, {})
+            )
+        return out
+
+    def snapshot(self) -> int:
+        return self._round
+
+
+class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
+    """Per shard group: wait for all lanes, run the kernels, send each lane its rows' features."""
+
+    def __init__(self, context: Context, lanes: int) -> None:
+        self._context = context
+        self._barrier: Barrier[ToGroup] = Barrier(lanes, context.manifest.round)
+        self._engine: GroupEngine | None = None
+        self._shard: _Shard | None = None
+        self._round = context.manifest.round
+
+    def _open(self, group: int) -> tuple[GroupEngine, _Shard]:
+        """Restore the group once its number is known."""
+        shard = _Shard(self._context, f"g{group:03d}")
+        base, deltas, _ = shard.store.load(self._context.manifest.round)
+        catalog = self._context.catalog
+        if base is None:
+            return GroupEngine(catalog, group), shard
+        return GroupEngine.restore(catalog, group, base, deltas), shard
+
+    def on_batch(self, values: list[ToGroup]) -> tuple[list[ToHome | Durable], bool]:
+        if self._engine is None or self._shard is None:
+            self._engine, self._shard = self._open(values[0].group)
+        out: list[ToHome | Durable] = []
+        for item in values:
+            self._barrier.add(item.lane, item.round, item, item.final)
+        for round_, items, last in self._barrier.ready():
+            out.extend(self._one(round_, items, last, self._engine, self._shard))
+            self._round = round_
+        return out, False
+
+    def _one(
+        self, round_: int, items: dict[int, ToGroup], last: bool, engine: GroupEngine, shard: _Shard
+    ) -> list[ToHome | Durable]:
+        """The items one whole round becomes."""
+        begun = time.perf_counter()
+        cut_time_us = max(item.cut_time_us for item in items.values())
+        control = tuple(record for item in items.values() for record in item.control)
+        features = engine.process(merge([item.rows for item in items.values()]))
+        self._context.telemetry.stage("features", time.perf_counter() - begun)
+        out: list[ToHome | Durable] = [
+            ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
+            for lane, item in items.items()
+        ]
+        if shard.due(round_, last):
+            out.append(shard.write(round_, last, engine.full, engine.delta, {}))
+        return out
+
+    def snapshot(self) -> int:
+        return self._round
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A round of a lane on its way home."""
+
+    own: ToHome | None = None
+    features: list[GroupFeatures] = field(default_factory=list)
+    groups: int = 0
+    cut_time_us: int = 0
+    control: tuple[dict[str, Any], ...] = ()
+
+
+class Home(StatefulBatchLogic[ToHome, Featured, int]):
+    """Per lane: wait for all groups, put the rows back in order, add what control is in force."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._waiting: dict[int, _Waiting] = {}
+        self._control = Control.of(context.manifest.control)
+        self._round = context.manifest.round
+
+    def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
+        out: list[Featured] = []
+        groups = self._context.settings.groups
+        for item in values:
+            waiting = self._waiting.setdefault(item.round, _Waiting())
+            if item.batches is not None:
+                waiting.own = item
+                continue
+            waiting.groups += 1
+            waiting.cut_time_us = item.cut_time_us
+            waiting.control = item.control
+            if item.features is not None:
+                waiting.features.append(item.features)
+        for round_ in sorted(self._waiting):
+            waiting = self._waiting[round_]
+            if waiting.own is None or waiting.groups < groups:
+                break
+            out.append(self._one(waiting.own, waiting))
+            del self._waiting[round_]
+            self._round = round_
+        return out, False
+
+    def _one(self, own: ToHome, waiting: _Waiting) -> Featured:
+        """The lane's round, whole again."""
+        begun = time.perf_counter()
+        for record in waiting.control:
+            self._control = self._control.apply(record)
+        self._control = self._control.expire(waiting.cut_time_us)
+        batches = own.batches or {}
+        features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
+        self._context.telemetry.stage("assemble", time.perf_counter() - begun)
+        return Featured(
+            own.lane, own.round, waiting.cut_time_us, batches, features, self._control,
+            own.received, own.duplicates, own.rejects, own.final, own.replayed,
+        )
+
+    def snapshot(self) -> int:
+        return self._round
