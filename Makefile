@@ -1,0 +1,70 @@
+# Two commands: `make demo` and `make test`. Both install first, into .venv, and say what they do.
+# PYTHON=... picks another interpreter (3.11 or 3.12).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?=
+# What `make demo SEED=11` or `make bench RATE=20000` change.
+SEED ?= 7
+RATE ?= 50000
+SECONDS_ ?= 60
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test lint types contracts unit format constraints bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+install: $(STAMP) ## make .venv and install what is needed (about 30 s with a warm cache)
+
+$(STAMP): pyproject.toml constraints.txt
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash .ci/install
+	@touch $@
+
+demo: $(STAMP) ## a minute of simulated traffic with attacks in it, live in the terminal
+	@$(BIN)/waxwing demo --seed $(SEED)
+
+# Every step runs, so that one call shows every fault; pytest last, so that its last line closes the output.
+test: $(STAMP) ## everything .ci/run runs: lint, types, import contracts, tests
+	@failed=; for step in lint types contracts unit; do \
+		$(MAKE) --no-print-directory $$step || failed="$$failed $$step"; done; \
+		if [ -n "$$failed" ]; then echo "make test: failed:$$failed" >&2; exit 1; fi
+
+lint: $(STAMP) ## ruff
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+
+types: $(STAMP) ## mypy, strict, on features, models and dataflows
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+contracts: $(STAMP) ## import-linter: dataflows > models > features
+	@echo "== import-linter"
+	@$(BIN)/lint-imports
+
+unit: $(STAMP) ## pytest; PYTEST_ARGS='-k engine' narrows it
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(STAMP) ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+
+constraints: $(STAMP) ## resolve anew and rewrite constraints.txt
+	@$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --upgrade --python-version 3.11 \
+		--extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--output-file constraints.txt pyproject.toml
+	@echo "constraints.txt: $$(wc -l < constraints.txt) packages"
+
+bench: $(STAMP) ## the yardstick: RATE events/s for SECONDS_ seconds through the whole pipeline
+	@$(BIN)/waxwing bench pipeline --rate $(RATE) --seconds $(SECONDS_)
+
+clean: ## remove .venv, caches and what demo left
+	@rm -rf $(VENV) .waxwing .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find features models dataflows tests -name __pycache__ -type d -prune -exec rm -rf {} +
