@@ -8,19 +8,55 @@ from __future__ import annotations
 
 import difflib
 import os
+import pkgutil
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from features.errors import ConfigError
 
-__all__ = ["Settings", "load", "sources_of"]
+__all__ = ["NOT_SETTINGS", "PREFIX", "Settings", "load", "parse_text", "shown", "sources_of"]
 
 PREFIX = "WAXWING_"
+
+NOT_SETTINGS = frozenset({"WAXWING_REQUIRE_SERVICES", "WAXWING_SHARED_DATA"})
+"""Variables with the prefix that speak to the tests, not to a flow."""
+
+_MASK = "********"
+
+
+def _modules(package: str, without: Sequence[str] = ("base",)) -> list[str]:
+    """Names of the files of a package whose file names are the names one sets."""
+    path = Path(__file__).resolve().parent.parent.joinpath(*package.split("."))
+    found = (m.name for m in pkgutil.iter_modules([str(path)]))
+    return [name for name in found if name not in without and not name.startswith("_")]
+
+
+def _known(names: Iterable[str], valid: Iterable[str], what: str) -> None:
+    """ValueError that lists every unknown name, with the nearest and all valid ones."""
+    valid = list(valid)
+    unknown = [n for n in dict.fromkeys(names) if n not in valid]
+    if unknown:
+        near = {n: difflib.get_close_matches(n, valid, n=1) for n in unknown}
+        said = ", ".join(f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items())
+        raise ValueError(f"unknown {what} {said}; there are {', '.join(valid)}")
+
+
+def _is_time(text: str) -> str:
+    """The text, if it is an ISO 8601 time with its offset; ValueError if not."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("expected an ISO 8601 time with its offset, such as 2026-03-02T00:00:00Z")
+    return text
 
 
 class Settings(BaseSettings):
@@ -167,6 +203,60 @@ class Settings(BaseSettings):
         500_000, ge=1000, description="most entity rows waiting for the store; older ones are coalesced"
     )
 
+    @field_validator("event_types", "file_paths")
+    @classmethod
+    def _event_types_exist(cls, value: Any) -> Any:
+        valid = _modules("features.events")
+        _known(value, valid, "event type")
+        return value
+
+    @field_validator("event_types", "detectors")
+    @classmethod
+    def _at_least_one(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("expected at least one name")
+        return value
+
+    @field_validator("detectors")
+    @classmethod
+    def _detectors_exist(cls, value: list[str]) -> list[str]:
+        _known(value, {*_modules("models.detectors"), *cls.model_fields["detectors"].default}, "detector")
+        return value
+
+    @field_validator("alerts", "notify")
+    @classmethod
+    def _sinks_exist(cls, value: list[str]) -> list[str]:
+        _known(value, {*_modules("dataflows.alerts"), "jsonl", "console", "kafka", "pagerduty"}, "alert sink")
+        return value
+
+    @field_validator("sim_start", "file_from", "file_until")
+    @classmethod
+    def _times_are_times(cls, value: str | None) -> str | None:
+        return None if value is None else _is_time(value)
+
+    @field_validator("kafka_from")
+    @classmethod
+    def _kafka_from_is_a_place(cls, value: str) -> str:
+        if value in ("earliest", "latest"):
+            return value
+        try:
+            return _is_time(value)
+        except ValueError as error:
+            raise ValueError(f"expected earliest, latest, or: {error}") from None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Settings:
+        if self.source == "file" and not self.file_paths:
+            raise ValueError(
+                "source = \"file\" needs file_paths, a table of event type -> file"
+                " (or `--data EVENT_TYPE=FILE`)"
+            )
+        return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What repr shows: no secret, however it came in."""
+        return [(name, shown(name, getattr(self, name))) for name in type(self).model_fields]
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -182,10 +272,35 @@ class Settings(BaseSettings):
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Setting name -> raw text, of the variables that start with the prefix."""
-    return {k[len(PREFIX) :].lower(): v for k, v in environ.items() if k.startswith(PREFIX)}
+    return {
+        k[len(PREFIX) :].lower(): v
+        for k, v in environ.items()
+        if k.startswith(PREFIX) and k not in NOT_SETTINGS
+    }
 
 
-def _parse_text(name: str, text: str) -> Any:
+def shown(name: str, value: Any) -> str:
+    """A setting's value as text with every secret masked: keys, passwords, passwords in addresses.
+
+    >>> shown("redis_url", "redis://me:hunter2@cache:6379/0")
+    'redis://me:********@cache:6379/0'
+    """
+    if isinstance(value, SecretStr) or (value is not None and name.endswith(("_key", "_password"))):
+        return _MASK
+    if isinstance(value, Mapping):
+        secret = re.compile("password|secret|key$|key[.]pem|token|jaas|credential", re.IGNORECASE)
+        pairs = (f"{k} = {_MASK if secret.search(k) else shown(k, v)}" for k, v in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(str(v) for v in value) + "]"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\g<1>{_MASK}@", str(value))
+
+
+def parse_text(name: str, text: str) -> Any:
     """A variable's text: JSON/TOML syntax for lists and tables, a comma list, or the plain word."""
     annotation = Settings.model_fields[name].annotation
     if getattr(annotation, "__origin__", None) in (list, dict):
@@ -200,7 +315,18 @@ def _unknown(name: str, where: str) -> str:
     """The fault for a setting that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, Settings.model_fields, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{where}: unknown setting {name!r}{hint} (settings: {', '.join(Settings.model_fields)})"
+    return f"{where}: unknown setting {name!r}{hint}"
+
+
+def _fault(fault: Mapping[str, Any], where: Mapping[str, str]) -> str:
+    """One fault that validation found: where the value came from, what was expected, what was got."""
+    if not fault["loc"]:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    name = str(fault["loc"][0])
+    at = ".".join(str(part) for part in fault["loc"])
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    got = shown(name, fault.get("input"))
+    return f"{where.get(name, 'default')}: {at}: {message}; got {got}"
 
 
 def load(
@@ -235,7 +361,7 @@ def load(
                 faults.append(_unknown(name, str(path)))
     for name, text in _environment(environ).items():
         if name in Settings.model_fields:
-            values[name], where[name] = _parse_text(name, text), f"{PREFIX}{name.upper()}"
+            values[name], where[name] = parse_text(name, text), f"{PREFIX}{name.upper()}"
         else:
             faults.append(_unknown(name, f"{PREFIX}{name.upper()}"))
     for name, value in overrides.items():
@@ -246,15 +372,18 @@ def load(
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        for fault in error.errors():
-            name = str(fault["loc"][0]) if fault["loc"] else "?"
-            at = ".".join(str(part) for part in fault["loc"])
-            got = "<hidden>" if "key" in name else repr(fault.get("input"))
-            faults.append(f"{where.get(name, 'default')}: {at}: {fault['msg']}, got {got}")
-        raise ConfigError(faults) from None
+        faults += [_fault(fault, where) for fault in error.errors()]
+        raise ConfigError(_with_names(faults)) from None
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(_with_names(faults))
     return settings
+
+
+def _with_names(faults: list[str]) -> list[str]:
+    """The faults, and once at their end the valid names where one of them is an unknown setting."""
+    if any("unknown setting" in fault for fault in faults):
+        return [*faults, f"the settings are {', '.join(Settings.model_fields)}"]
+    return faults
 
 
 def sources_of(
