@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import resource
-import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from bytewax.run import cli_main
@@ -16,6 +13,7 @@ from bytewax.run import cli_main
 from dataflows.context import Context, make_context, stop_on_signals
 from dataflows.detect import build_flow
 from dataflows.observe.telemetry import Telemetry
+from dataflows.report import write_json
 from dataflows.settings import Settings
 
 __all__ = ["run_flow", "usage", "write_json"]
@@ -66,14 +64,3 @@ def usage() -> dict[str, float]:
     """CPU seconds and peak memory of this process."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     return {"cpu_s": round(own.ru_utime + own.ru_stime, 3), "rss_mb_max": round(own.ru_maxrss / 1024, 1)}
-
-
-def write_json(path: str | None, report: dict[str, Any]) -> None:
-    """Write a report where the user asked for it; `-` is standard output."""
-    if path is None:
-        return
-    text = json.dumps(report, indent=2, allow_nan=False, default=float)
-    if path == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Every setting of waxwing: one typed table, read from a TOML file and `WAXWING_` variables.
 
-Precedence: command line, environment, file, default. `load` finds all faults at once and never stops
-at the first. `waxwing check` prints the table with the source of each value.
+Precedence: command line, environment, file, default. `load` finds all faults at once and does not
+stop at the first. `waxwing check` prints the table with the source of each value.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ NOT_SETTINGS = frozenset({"WAXWING_REQUIRE_SERVICES", "WAXWING_SHARED_DATA"})
 
 _MASK = "********"
 
+_SECRET = re.compile("password|passwd|secret|key$|key[.]pem|token|jaas|credential", re.IGNORECASE)
+"""Names whose values are never shown: ours, and librdkafka's in kafka_options."""
+
 
 def _modules(package: str, without: Sequence[str] = ("base",)) -> list[str]:
     """Names of the files of a package whose file names are the names one sets."""
@@ -44,7 +47,9 @@ def _known(names: Iterable[str], valid: Iterable[str], what: str) -> None:
     unknown = [n for n in dict.fromkeys(names) if n not in valid]
     if unknown:
         near = {n: difflib.get_close_matches(n, valid, n=1) for n in unknown}
-        said = ", ".join(f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items())
+        said = ", ".join(
+            f"{n!r}" + (f" (did you mean {m[0]!r}?)" if m else "") for n, m in near.items()
+        )
         raise ValueError(f"unknown {what} {said}; there are {', '.join(valid)}")
 
 
@@ -67,7 +72,9 @@ class Settings(BaseSettings):
     )
 
     # -- where things lie -------------------------------------------------------------------------
-    state_dir: Path = Field(Path(".waxwing/state"), description="journal, deltas, manifest, alert log")
+    state_dir: Path = Field(
+        Path(".waxwing/state"), description="journal, deltas, manifest, alert log"
+    )
     bundle: Path = Field(Path(".waxwing/bundle"), description="model bundle to score with")
     warm_state: Path | None = Field(
         None, description="state left by `waxwing backfill` to start from where state_dir is empty"
@@ -83,7 +90,9 @@ class Settings(BaseSettings):
 
     # -- rounds -----------------------------------------------------------------------------------
     round_ms: int = Field(100, ge=10, le=60_000, description="length of a round, wall time")
-    round_rows_max: int = Field(20_000, ge=1, le=1_000_000, description="most events of a lane in a round")
+    round_rows_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="most events of a lane in a round"
+    )
     groups: int = Field(16, ge=1, le=256, description="shard groups; fixed for good by the state")
     lanes: int = Field(
         2, ge=1, le=32, description="source lanes of Kafka; fixed for good by the journal"
@@ -101,10 +110,15 @@ class Settings(BaseSettings):
         60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
     )
     time_past_s_max: int = Field(
-        7 * 86_400, ge=1, description="an event older than this against its round's cut_time is dead-lettered"
+        7 * 86_400,
+        ge=1,
+        description="an event older than this against its round's cut_time is dead-lettered",
     )
     dedup_horizon_s: int = Field(
-        3_600, ge=0, le=86_400, description="event time within which a repeated event id is a duplicate"
+        3_600,
+        ge=0,
+        le=86_400,
+        description="event time within which a repeated event id is a duplicate",
     )
 
     # -- models -----------------------------------------------------------------------------------
@@ -120,7 +134,9 @@ class Settings(BaseSettings):
     )
 
     # -- simulator --------------------------------------------------------------------------------
-    sim_seed: int = Field(7, ge=0, description="seed of the simulated traffic; the population has its own")
+    sim_seed: int = Field(
+        7, ge=0, description="seed of the simulated traffic; the population has its own"
+    )
     sim_population_seed: int = Field(1, ge=0, description="seed of the simulated population")
     sim_events_per_s: float = Field(
         2.0, gt=0, description="events per second of event time, all types together"
@@ -130,23 +146,29 @@ class Settings(BaseSettings):
     )
     sim_seconds: float = Field(60.0, ge=0, description="wall seconds to run; 0 runs until stopped")
     sim_start: str = Field(
-        "2026-03-02T00:00:00Z", description="event time at which the simulated traffic starts, ISO 8601"
+        "2026-03-02T00:00:00Z",
+        description="event time at which the simulated traffic starts, ISO 8601",
     )
-    sim_cards: int = Field(20_000, ge=100, description="cards of the population; the rest scales with it")
+    sim_cards: int = Field(
+        20_000, ge=100, description="cards of the population; the rest scales with it"
+    )
     sim_anomaly_share: float = Field(
         0.001, ge=0, le=0.5, description="share of events that belong to an attack"
     )
     sim_repeat_share: float = Field(
         0.002, ge=0, le=0.5, description="share of events that the producer sends twice"
     )
-    sim_paced: bool = Field(True, description="send at sim_speed; false sends as fast as the flow takes them")
+    sim_paced: bool = Field(
+        True, description="send at sim_speed; false sends as fast as the flow takes them"
+    )
 
     # -- files ------------------------------------------------------------------------------------
     file_paths: dict[str, Path] = Field(
         {}, description="event type -> Parquet, CSV or JSONL file to read"
     )
     file_mapping: str | None = Field(
-        None, description="mapping of foreign column names: a TOML file or the name of a shipped one"
+        None,
+        description="mapping of foreign column names: a TOML file or the name of a shipped one",
     )
     file_from: str | None = Field(None, description="skip rows before this time, ISO 8601")
     file_until: str | None = Field(None, description="stop at this time, ISO 8601")
@@ -158,10 +180,13 @@ class Settings(BaseSettings):
     kafka_brokers: str = Field("localhost:9092", description="bootstrap servers, comma separated")
     kafka_topic_prefix: str = Field("", description="put before the topic names of the event types")
     kafka_format: Literal["avro", "json"] = Field("avro", description="framing of the events")
-    kafka_registry_url: str = Field("http://localhost:8081", description="Schema Registry, Confluent's API")
+    kafka_registry_url: str = Field(
+        "http://localhost:8081", description="Schema Registry, Confluent's API"
+    )
     kafka_group: str = Field("waxwing", description="consumer group to commit to, for lag tools")
     kafka_from: str = Field(
-        "earliest", description="where to start without a journal: earliest, latest or a time, ISO 8601"
+        "earliest",
+        description="where to start without a journal: earliest, latest or a time, ISO 8601",
     )
     kafka_until_end: bool = Field(
         False, description="stop at the end offsets seen at start (a bounded run)"
@@ -179,7 +204,8 @@ class Settings(BaseSettings):
     )
     alerts_topic: str = Field("waxwing.alerts", description="topic of sink kafka")
     dead_letters_topic: str | None = Field(
-        None, description="topic for dead letters; none keeps them in dead_letters.jsonl in state_dir"
+        None,
+        description="topic for dead letters; none keeps them in dead_letters.jsonl in state_dir",
     )
     pagerduty_url: str = Field(
         "https://events.pagerduty.com", description="base URL of the Events API v2"
@@ -188,7 +214,8 @@ class Settings(BaseSettings):
         None, description="integration key of the service to page, 32 characters"
     )
     scores_log: Path | None = Field(
-        None, description="folder for Parquet parts of all features and scores (training log); none keeps none"
+        None,
+        description="folder for Parquet parts of all features and scores; none keeps none",
     )
 
     # -- online store -----------------------------------------------------------------------------
@@ -200,7 +227,9 @@ class Settings(BaseSettings):
         250, ge=10, le=60_000, description="newest row of each entity is written this often"
     )
     store_rows_max: int = Field(
-        500_000, ge=1000, description="most entity rows waiting for the store; older ones are coalesced"
+        500_000,
+        ge=1000,
+        description="most entity rows waiting for the store; older ones are coalesced",
     )
 
     @field_validator("event_types", "file_paths")
@@ -220,13 +249,15 @@ class Settings(BaseSettings):
     @field_validator("detectors")
     @classmethod
     def _detectors_exist(cls, value: list[str]) -> list[str]:
-        _known(value, {*_modules("models.detectors"), *cls.model_fields["detectors"].default}, "detector")
+        shipped = cls.model_fields["detectors"].default
+        _known(value, sorted({*_modules("models.detectors"), *shipped}), "detector")
         return value
 
     @field_validator("alerts", "notify")
     @classmethod
     def _sinks_exist(cls, value: list[str]) -> list[str]:
-        _known(value, {*_modules("dataflows.alerts"), "jsonl", "console", "kafka", "pagerduty"}, "alert sink")
+        shipped = ("console", "jsonl", "kafka", "pagerduty")
+        _known(value, sorted({*_modules("dataflows.alerts"), *shipped}), "alert sink")
         return value
 
     @field_validator("sim_start", "file_from", "file_until")
@@ -248,7 +279,7 @@ class Settings(BaseSettings):
     def _parts_fit(self) -> Settings:
         if self.source == "file" and not self.file_paths:
             raise ValueError(
-                "source = \"file\" needs file_paths, a table of event type -> file"
+                'source = "file" needs file_paths, a table of event type -> file'
                 " (or `--data EVENT_TYPE=FILE`)"
             )
         return self
@@ -285,16 +316,14 @@ def shown(name: str, value: Any) -> str:
     >>> shown("redis_url", "redis://me:hunter2@cache:6379/0")
     'redis://me:********@cache:6379/0'
     """
-    if isinstance(value, SecretStr) or (value is not None and name.endswith(("_key", "_password"))):
-        return _MASK
-    if isinstance(value, Mapping):
-        secret = re.compile("password|secret|key$|key[.]pem|token|jaas|credential", re.IGNORECASE)
-        pairs = (f"{k} = {_MASK if secret.search(k) else shown(k, v)}" for k, v in value.items())
-        return "{" + ", ".join(pairs) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(str(v) for v in value) + "]"
     if value is None:
         return "none"
+    if isinstance(value, SecretStr) or _SECRET.search(name):
+        return _MASK
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k} = {shown(str(k), v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(shown(name, v) for v in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
     return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\g<1>{_MASK}@", str(value))
@@ -319,13 +348,13 @@ def _unknown(name: str, where: str) -> str:
 
 
 def _fault(fault: Mapping[str, Any], where: Mapping[str, str]) -> str:
-    """One fault that validation found: where the value came from, what was expected, what was got."""
+    """One fault of a value: where it came from, what was expected, what was got."""
     if not fault["loc"]:
         return str(fault["msg"]).removeprefix("Value error, ")
     name = str(fault["loc"][0])
     at = ".".join(str(part) for part in fault["loc"])
     message = str(fault["msg"]).removeprefix("Value error, ")
-    got = shown(name, fault.get("input"))
+    got = shown(at, fault.get("input"))
     return f"{where.get(name, 'default')}: {at}: {message}; got {got}"
 
 
@@ -389,7 +418,7 @@ def _with_names(faults: list[str]) -> list[str]:
 def sources_of(
     path: Path | str | None = None, environ: Mapping[str, str] | None = None, **overrides: Any
 ) -> dict[str, str]:
-    """Setting name -> where its value comes from: `default`, the file, the variable or the command line."""
+    """Setting name -> where its value is from: default, file, variable or command line."""
     environ = os.environ if environ is None else environ
     found = dict.fromkeys(Settings.model_fields, "default")
     if path is not None:

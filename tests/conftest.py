@@ -1,7 +1,8 @@
-"""What all tests share: the seed, the data sets that are not ours to copy, and skips that cannot hide.
+"""What all tests share: the seed, the data sets that are not ours to copy, skips that cannot hide.
 
-A skip is a thing that was not tested. The closing summary lists each with its reason, which names the
-command that would help; under WAXWING_REQUIRE_SERVICES=1 (`.ci/run`) a skipped service test fails.
+A skip is a thing that was not tested. The closing summary lists each with its reason, which names
+the command that would help; under WAXWING_REQUIRE_SERVICES=1 (`.ci/run`) a skipped service test
+fails.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def data_file() -> Callable[[str], Path]:
         path = folder / name
         if not path.exists():
             pytest.skip(
-                f"needs the data set {name}, which its licence keeps out of the project: put it below"
+                f"needs the data set {name}, which is not ours to copy: put it below"
                 f" ../shared/data or point WAXWING_SHARED_DATA at the folder that holds it"
             )
         return path

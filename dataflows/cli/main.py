@@ -1,8 +1,8 @@
-"""The command line: `waxwing COMMAND`, each command a file of `dataflows/cli` that is found by its name.
+"""The command line: `waxwing COMMAND`, each command a file of `dataflows/cli` found by its name.
 
-A command is a module with `add_parser(subparsers)` and `run(args) -> int`. Only the module of the command
-that is run does its heavy imports, so that `waxwing --help` answers at once. What waxwing raises on purpose
-is one sentence a fault on stderr and exit status 2; anything else is a bug and keeps its traceback.
+A command is a module with `add_parser(subparsers)` and `run(args) -> int`. It does its heavy
+imports in `run`, so that `waxwing --help` answers at once. What waxwing raises on purpose is one
+sentence a fault on stderr and exit status 2; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("waxwing: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads any more; without this the interpreter complains again when it flushes at exit.
+        # Without this the interpreter complains again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
 

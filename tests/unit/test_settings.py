@@ -1,0 +1,200 @@
+"""Settings: precedence, all faults at once, secrets never shown, nothing undocumented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dataflows.cli.check import markdown, missing_files, sections
+from dataflows.cli.main import main
+from dataflows.settings import PREFIX, Settings, load, shown, sources_of
+from features.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def faults_of(config: Path | None = None, environ: dict[str, str] | None = None, **set_: object):
+    with pytest.raises(ConfigError) as caught:
+        load(config, environ or {}, **set_)
+    return caught.value.faults
+
+
+def test_command_line_beats_variable_beats_file_beats_default(tmp_path: Path) -> None:
+    config = write(tmp_path / "w.toml", "round_ms = 200\ngroups = 8\nlanes = 4\n")
+    environ = {"WAXWING_ROUND_MS": "300", "WAXWING_GROUPS": "32"}
+    settings = load(config, environ, round_ms=400)
+    assert (settings.round_ms, settings.groups, settings.lanes) == (400, 32, 4)
+    assert settings.deltas_max == Settings.model_fields["deltas_max"].default
+    sources = sources_of(config, environ, round_ms=400)
+    assert sources["round_ms"] == "command line"
+    assert sources["groups"] == "WAXWING_GROUPS"
+    assert sources["lanes"] == str(config)
+    assert sources["deltas_max"] == "default"
+
+
+def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
+    config = write(tmp_path / "w.toml", 'rond_ms = 5\ngroups = 0\nsim_start = "2026-03-02"\n')
+    faults = faults_of(
+        config,
+        {"WAXWING_LANES": "many", "WAXWING_REDIS_ULR": "x"},
+        event_types=["paymnt"],
+        detectors=["isolation_forrest"],
+        alerts=["pigeon"],
+        kafka_from="yesterday",
+    )
+    expected = (
+        ("w.toml", "unknown setting 'rond_ms'", "did you mean 'round_ms'"),
+        ("WAXWING_REDIS_ULR", "did you mean 'redis_url'"),
+        ("w.toml", "groups", "greater than or equal to 1", "got 0"),
+        ("WAXWING_LANES", "lanes", "integer", "got many"),
+        ("w.toml", "sim_start", "offset", "2026-03-02T00:00:00Z"),
+        ("command line", "'paymnt'", "did you mean 'payment'", "login, metric, payment"),
+        ("command line", "'isolation_forrest'", "did you mean 'isolation_forest'", "zscore"),
+        ("command line", "'pigeon'", "console, jsonl, kafka"),
+        ("command line", "kafka_from", "earliest, latest"),
+    )
+    for words in expected:
+        assert any(all(word in fault for word in words) for fault in faults), (words, faults)
+    assert sum("the settings are" in fault for fault in faults) == 1
+    assert len(faults) == len(expected) + 1
+
+
+def test_names_in_faults_are_the_valid_settings() -> None:
+    assert all(name in faults_of(nonsense=1)[-1] for name in Settings.model_fields)
+
+
+def test_missing_file_says_the_cure(tmp_path: Path) -> None:
+    (fault,) = faults_of(tmp_path / "none.toml")
+    assert "does not exist" in fault and "waxwing check" in fault
+
+
+def test_file_that_is_not_toml_says_where_it_breaks(tmp_path: Path) -> None:
+    (fault,) = faults_of(write(tmp_path / "w.toml", "round_ms = = 5"))
+    assert "not TOML" in fault and "line 1" in fault
+
+
+def test_file_source_without_files_is_refused() -> None:
+    (fault,) = faults_of(source="file")
+    assert "file_paths" in fault and "--data" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("jsonl", ["jsonl"]),
+        ("jsonl, kafka", ["jsonl", "kafka"]),
+        ('["jsonl", "console"]', ["jsonl", "console"]),
+    ],
+)
+def test_list_variable_is_toml_or_words_with_commas(text: str, value: list[str]) -> None:
+    assert load(None, {"WAXWING_ALERTS": text}).alerts == value
+
+
+def test_table_variable_is_toml() -> None:
+    got = load(None, {"WAXWING_KAFKA_OPTIONS": '{"fetch.wait.max.ms" = "20"}'})
+    assert got.kafka_options == {"fetch.wait.max.ms": "20"}
+
+
+def test_variables_for_the_tests_are_no_settings() -> None:
+    load(None, {"WAXWING_REQUIRE_SERVICES": "1", "WAXWING_SHARED_DATA": "x"})
+
+
+SECRETS = {
+    "pagerduty_routing_key": "hunter2hunter2hunter2hunter2hunt",
+    "redis_url": "redis://me:hunter2@cache:6379/0",
+    "kafka_registry_url": "http://me:hunter2@registry:8081",
+    "kafka_options": {"sasl.password": "hunter2", "ssl.key.pem": "hunter2", "acks": "all"},
+}
+
+
+def test_secrets_are_masked_in_repr_check_and_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = load(None, {}, **SECRETS)
+    assert "hunter2" not in repr(settings) and "hunter2" not in str(settings)
+    assert "acks = all" in shown("kafka_options", settings.kafka_options)
+    assert settings.redis_url == SECRETS["redis_url"]
+    for fault in faults_of(
+        pagerduty_routing_key=["hunter2"],
+        redis_url=["redis://:hunter2@h"],
+        kafka_options={"sasl.password": ["hunter2"]},
+    ):
+        assert "hunter2" not in fault
+    arguments = ["--set", "redis_url=redis://me:hunter2@cache:6379/0"]
+    assert main(["check", *arguments]) == 0
+    assert main(["check", "--json", "-", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "hunter2" not in out and "cache:6379" in out
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description and len(field.description) >= 10, f"{name} has no help"
+
+
+def test_every_setting_has_a_heading() -> None:
+    found = sections()
+    listed = [name for names in found.values() for name in names]
+    assert listed == list(Settings.model_fields)
+    assert all(found), "a setting stands before the first heading"
+
+
+def test_every_setting_is_documented_and_the_page_is_fresh() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    undocumented = [name for name in Settings.model_fields if f"| `{name}` |" not in page]
+    assert not undocumented, f"not in docs/settings.md: {undocumented}"
+    assert page == markdown(), "run: waxwing check --markdown > docs/settings.md"
+
+
+def test_units_stand_last_in_names() -> None:
+    """A number says its unit in its name, or counts something."""
+    units = ("_ms", "_s", "_max", "_bytes", "_seed", "_speed", "_seconds", "_share", "_cards")
+    counts = {"groups", "lanes", "snapshot_rounds"}
+    numbers = [n for n, f in Settings.model_fields.items() if f.annotation in (int, float)]
+    assert [n for n in numbers if not n.endswith(units) and n not in counts] == []
+
+
+def test_check_prints_every_setting_with_its_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path / "w.toml", "round_ms = 200\n")
+    monkeypatch.setenv(f"{PREFIX}GROUPS", "8")
+    assert main(["check", "--config", str(config), "--set", "lanes=4"]) == 0
+    out = capsys.readouterr().out
+    assert f"round_ms = 200  [{config}]" in out
+    assert "groups = 8  [WAXWING_GROUPS]" in out
+    assert "lanes = 4  [command line]" in out
+    for name, field in Settings.model_fields.items():
+        assert f"\n{name} = " in f"\n{out}" and str(field.description) in out
+
+
+def test_check_as_json_holds_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", "-", "--set", "round_ms=50"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert list(settings) == list(Settings.model_fields)
+    assert settings["round_ms"]["value"] == "50"
+    assert settings["round_ms"]["source"] == "command line"
+
+
+def test_check_prints_all_faults_one_a_line_and_exits_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path / "w.toml", "rond_ms = 5\ngroups = 0\n")
+    assert main(["check", "--config", str(config), "--set", "lanes=0"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 4 and all(line.startswith("waxwing: ") for line in lines)
+
+
+def test_check_names_files_that_are_not_there(tmp_path: Path) -> None:
+    settings = load(
+        None, {}, source="file", file_paths={"payment": tmp_path / "p.parquet"}, voting="v.toml"
+    )
+    faults = missing_files(settings)
+    assert len(faults) == 2 and all("does not exist" in fault for fault in faults)
