@@ -6,7 +6,6 @@ import resource
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from bytewax.run import cli_main
 
