@@ -68,7 +68,8 @@ class Timetable:
         start_us += int(rng.random() * _SPREAD * self.stretch_us)
         size = int(rng.integers(low, high + 1))
         if self._strength is None:
-            turn = number * len(self._attacks) + list(self._attacks).index(name)
+            # From the seed on, so that another seed makes other attacks the weak ones.
+            turn = number * len(self._attacks) + list(self._attacks).index(name) + self._world.seed
             strength = mix.default_strength(rng, turn)
         else:
             strength = float(rng.uniform(*self._strength))

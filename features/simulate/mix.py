@@ -18,24 +18,24 @@ TYPE_SHARES: dict[str, float] = {"payment": 0.45, "login": 0.15, "metric": 0.25,
 """Share of each event type in genuine traffic; chosen: payments first, as in the example of the issue
 that asked for waxwing, metrics second. With a subset of the types each keeps its own rate."""
 
-WEAK_EVERY = 17
+WEAK_EVERY = 23
 """One campaign in so many is weak. A fixed turn over all campaigns of all attacks instead of chance,
-so that a single day (about one campaign of each attack) has one weak one and not none or four; a prime,
-so that the turn comes round to every attack."""
+so that a day or two (about one campaign of each attack a day) have one weak one and not none or four;
+a prime, so that the turn comes round to every attack."""
 
 STRENGTH_MIN = 0.1
 """Weakest strength an attack is declared for."""
 
 _WEAK = (STRENGTH_MIN, 0.4)
-_PLAIN_LOW = 0.45
-_PLAIN_SKEW = 3.0
+_PLAIN_LOW = 0.5
+_PLAIN_SKEW = 4.0
 
 
 def default_strength(rng: np.random.Generator, turn: int) -> float:
     """Strength of the campaign whose place in the turn over all campaigns is `turn`.
 
-    A weak one is uniform in [0.1, 0.4]. The others are 0.45 + 0.55 * Beta(3, 1): skewed to plain
-    (mean 0.86), with one in twelve below 0.69.
+    A weak one is uniform in [0.1, 0.4]. The others are 0.5 + 0.5 * Beta(4, 1): skewed to plain
+    (mean 0.9), with one in eight below 0.8.
     """
     low, high = _WEAK
     u = float(rng.random())

@@ -13,12 +13,12 @@ from features.simulate.world import World
 
 __all__ = ["ATTACK"]
 
-_LASTS_S = 3_600.0
+_LASTS_S = 14_400.0
 _LOGINS = 4
 
 
 def _lasts_s(world: World) -> float:
-    """At most an hour at the natural pace."""
+    """At most four hours at the natural pace."""
     return _LASTS_S * world.pace
 
 
@@ -32,7 +32,7 @@ def _plan(world: World, campaign: Campaign) -> Plan:
     device, address = attacker_device(world, campaign), attacker_address(world, campaign)
     last_s = _lasts_s(world)
 
-    time_us = moments(rng, campaign.start_us, _LOGINS, (5.0 * pace, 25.0 * pace), 0.1 * last_s)
+    time_us = moments(rng, campaign.start_us, _LOGINS, (5.0 * pace, 25.0 * pace), 0.03 * last_s)
     logins = login.dress(world, rng, time_us, np.repeat(user, _LOGINS))
     failed = shows(rng, s, _LOGINS)
     failed[-1] = False
@@ -45,7 +45,7 @@ def _plan(world: World, campaign: Campaign) -> Plan:
 
     n = max(2, campaign.size - _LOGINS)
     wait = pace / s
-    time_us = moments(rng, int(time_us[-1]), n, (40.0 * wait, 240.0 * wait), 0.85 * last_s)
+    time_us = moments(rng, int(time_us[-1]), n, (40.0 * wait, 240.0 * wait), 0.95 * last_s)
     payments = payment.dress(world, rng, time_us, np.repeat(card, n), online=True)
     payments["merchant"] = pick(rng, people.shop_table, 0, len(people.shop_table), n)
     high = payments["amount"] * np.exp(s * rng.uniform(1.0, 2.2, n))

@@ -33,7 +33,7 @@ def _plan(world: World, campaign: Campaign) -> Plan:
     said = failing[rng.integers(len(failing))]
     wrong = shows(rng, s, n)
     rows["template"][wrong] = service * TEMPLATES + said
-    rows["level"][wrong] = np.where(rng.random(n) < 0.3, app_log.FATAL, app_log.ERROR)[wrong]
+    rows["level"][wrong] = np.where(rng.random(n) < 0.5, app_log.FATAL, app_log.ERROR)[wrong]
     rows["status"][wrong] = park.template_status[said]
     level = park.template_duration[service, said]
     rows["duration"][wrong] = np.round(np.exp(level + rng.normal(0.3, 0.4, n)), 2)[wrong]

@@ -11,11 +11,11 @@ from features.simulate.world import World
 
 __all__ = ["ATTACK"]
 
-_LASTS_S = 3_600.0
+_LASTS_S = 14_400.0
 
 
 def _lasts_s(world: World) -> float:
-    """At most an hour at the natural pace."""
+    """At most four hours at the natural pace."""
     return _LASTS_S * world.pace
 
 

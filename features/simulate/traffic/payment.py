@@ -28,8 +28,8 @@ FAVOURITE_SHARE = 0.78
 SPREE_SHARE = 0.003
 """Share of payments that are honestly far above the card's level (a bicycle, a sofa)."""
 
-OUTING_SHARE = 0.006
-"""Share of payments at a till in some other city of the world map on a day trip."""
+OUTING_SHARE = 0.003
+"""Share of payments at a till in some other city, out of habit's reach."""
 
 DECLINED_BASE = 0.012
 DECLINED_FLAKY = 0.12
