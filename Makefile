@@ -24,9 +24,14 @@ help: ## this list
 
 install: $(STAMP) ## make .venv and install what is needed (about 30 s with a warm cache)
 
-$(STAMP): pyproject.toml constraints.txt
+# The stamp holds the folder: an environment moved with its project still points to the old place.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml constraints.txt .ci/install
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' bash .ci/install
-	@touch $@
+	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP) ## a minute of simulated traffic with attacks in it, live in the terminal
 	@$(BIN)/waxwing demo --seed $(SEED)
