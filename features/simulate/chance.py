@@ -1,8 +1,8 @@
-"""Chance that can be asked twice: draws that depend on names and numbers, never on what was drawn before.
+"""Chance that can be asked twice: draws that depend on names and numbers, not on earlier draws.
 
-The simulator must give the same events however time is cut, so nothing may walk from block to block.
-A block of time has its own generator; what outlasts a block (a journey, a new phone, a deployment) is
-a hash of who and when. Everything in `features.simulate` draws from here.
+The simulator must give the same events however time is cut, so nothing may walk from block to
+block. A block of time has its own generator; what outlasts a block (a journey, a new phone, a
+deployment) is a hash of who and when. Everything in `features.simulate` draws from here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def key_of(name: str) -> int:
 
 def generator(*key: int) -> np.random.Generator:
     """A generator of its own for a tuple of numbers (seed, purpose, block, ...)."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+    # Numbers of blocks and campaigns before 1970 are negative, which a seed must not be.
+    words = [number & 0xFFFFFFFFFFFFFFFF for number in key]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(words)))
 
 
 def mix64(x: UInt64) -> UInt64:
@@ -70,9 +72,9 @@ def unit(salt: int, *keys: npt.NDArray[np.integer]) -> Float64:
 
 
 def weighted_table(
-    members: npt.NDArray[np.integer], weights: Float64, entries_mean: float
+    members: npt.NDArray[np.integer], weights: npt.NDArray[np.floating], entries_mean: float
 ) -> npt.NDArray[np.int32]:
-    """Members repeated in proportion to their weight, at least once: one lookup is one weighted draw.
+    """Members repeated in proportion to their weight, at least once: a lookup is a weighted draw.
 
     Ten times faster than a search in cumulated weights; weights are kept to about 1 / entries_mean.
 

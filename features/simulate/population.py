@@ -1,8 +1,8 @@
-"""Who lives in the simulated world: people with homes and habits, cards, merchants, hosts and services.
+"""Who lives in the simulated world: people with homes and habits, cards, merchants, hosts.
 
-Made once from the population seed and never changed: what changes with time (journeys, new phones) is
-a function of who and when. The traffic seed is another one, so that detectors can be trained on one
-year of these people's lives and tried on another.
+Made once from the population seed and never changed: what changes with time (journeys, new phones)
+is a function of who and when. The traffic seed is another one, so that detectors can be trained on
+one year of these people's lives and tried on another.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from features.simulate.chance import generator, key_of, mix64, pick, unit, weigh
 from features.simulate.strings import hex_names, ip_names
 
 __all__ = [
-    "ATTACKER_NAMES", "CATEGORIES", "DAY_US", "HOUR_US", "METRICS", "PARTITIONS", "Infrastructure",
-    "Population", "infrastructure", "population",
+    "ATTACKER_NAMES",
+    "CATEGORIES",
+    "DAY_US",
+    "HOUR_US",
+    "METRICS",
+    "PARTITIONS",
+    "Infrastructure",
+    "Population",
+    "infrastructure",
+    "population",
 ]
 
 HOUR_US = 3_600_000_000
@@ -31,7 +39,7 @@ PARTITIONS = 32
 
 ATTACKER_NAMES = 16_384
 """Device and address names kept for attackers of one traffic seed; chosen: at the default rate they
-come round after a year."""
+come round after some years."""
 
 ADDRESSES_PER_COUNTRY = 64
 """Carrier addresses that phones of a country share; chosen: enough sharing to be a nuisance."""
@@ -41,17 +49,37 @@ ADDRESSES_PER_CITY = 32
 
 CATEGORIES: tuple[tuple[str, float, float], ...] = (
     # name, offset of the logarithm of the amount, its own spread
-    ("grocery", 0.0, 0.45), ("restaurant", 0.1, 0.40), ("fuel", 0.5, 0.25), ("transit", -1.6, 0.40),
-    ("health", 0.2, 0.55), ("clothing", 0.7, 0.55), ("home", 0.9, 0.65), ("electronics", 1.4, 0.65),
-    ("entertainment", -0.1, 0.45), ("digital", -1.0, 0.50), ("marketplace", 0.4, 0.75),
-    ("gaming", -0.6, 0.60), ("utilities", 0.8, 0.35), ("travel", 1.6, 0.60), ("cash", 1.0, 0.40),
+    ("grocery", 0.0, 0.45),
+    ("restaurant", 0.1, 0.40),
+    ("fuel", 0.5, 0.25),
+    ("transit", -1.6, 0.40),
+    ("health", 0.2, 0.55),
+    ("clothing", 0.7, 0.55),
+    ("home", 0.9, 0.65),
+    ("electronics", 1.4, 0.65),
+    ("entertainment", -0.1, 0.45),
+    ("digital", -1.0, 0.50),
+    ("marketplace", 0.4, 0.75),
+    ("gaming", -0.6, 0.60),
+    ("utilities", 0.8, 0.35),
+    ("travel", 1.6, 0.60),
+    ("cash", 1.0, 0.40),
 )
-"""Merchant categories; offsets are against the card's own level, chosen so that the median payment of
-the default population is about 23 currency units and one in a hundred is above 350."""
+"""Merchant categories; offsets are against the card's own level, chosen so that the median payment
+of the default population is about 23 currency units and one in a hundred is above 350."""
 
 _CATEGORY = {name: i for i, (name, _, _) in enumerate(CATEGORIES)}
-_AT_TILL = ("grocery", "restaurant", "fuel", "transit", "health", "clothing", "home", "electronics",
-            "entertainment")
+_AT_TILL = (
+    "grocery",
+    "restaurant",
+    "fuel",
+    "transit",
+    "health",
+    "clothing",
+    "home",
+    "electronics",
+    "entertainment",
+)
 _AT_TILL_WEIGHT = np.array([0.30, 0.20, 0.08, 0.12, 0.07, 0.08, 0.05, 0.03, 0.07])
 _ONLINE = ("digital", "marketplace", "gaming", "utilities", "travel", "clothing", "electronics")
 _ONLINE_WEIGHT = np.array([0.25, 0.28, 0.12, 0.10, 0.06, 0.12, 0.07])
@@ -62,21 +90,26 @@ _FAVOURITES_ONLINE = 3
 
 
 def _habit_weights() -> npt.NDArray[np.float64]:
-    """Relative activity of each habit in each local hour of the week, float64 (6, 168), Monday first."""
+    """Relative activity of each habit by local hour of the week, float64 (6, 168), Monday first."""
     hour = np.arange(24)
 
     def bump(centre: float, width: float) -> npt.NDArray[np.float64]:
         away = np.minimum(np.abs(hour - centre), 24 - np.abs(hour - centre))
-        return np.exp(-0.5 * (away / width) ** 2)
+        return np.asarray(np.exp(-0.5 * (away / width) ** 2))
 
-    days = np.stack([
-        bump(8, 1.2) + bump(12.5, 1.2) + 1.2 * bump(18, 1.8),        # commuter
-        1.2 * bump(12.5, 1.5) + bump(19, 2.0),                       # office
-        0.3 * bump(13, 2.0) + 1.3 * bump(20.5, 2.2),                 # evening
-        0.4 * bump(16, 2.0) + 1.0 * bump(23.5, 2.5),                 # night
-        1.2 * bump(10.5, 2.0) + 0.8 * bump(16, 2.0),                 # at home
-        0.8 * bump(11, 3.0) + 0.8 * bump(17, 3.0),                   # spread over the day
-    ]) + 0.03
+    days = (
+        np.stack(
+            [
+                bump(8, 1.2) + bump(12.5, 1.2) + 1.2 * bump(18, 1.8),  # commuter
+                1.2 * bump(12.5, 1.5) + bump(19, 2.0),  # office
+                0.3 * bump(13, 2.0) + 1.3 * bump(20.5, 2.2),  # evening
+                0.4 * bump(16, 2.0) + 1.0 * bump(23.5, 2.5),  # night
+                1.2 * bump(10.5, 2.0) + 0.8 * bump(16, 2.0),  # at home
+                0.8 * bump(11, 3.0) + 0.8 * bump(17, 3.0),  # spread over the day
+            ]
+        )
+        + 0.03
+    )
     weekend = np.array([0.7, 0.6, 1.2, 1.5, 0.9, 1.4])
     week = np.tile(days, (1, 7))
     week[:, 5 * 24 :] *= weekend[:, None]
@@ -131,13 +164,16 @@ class Population:
         self.card_spread = rng.uniform(0.15, 0.45, n)
         self.card_online = rng.beta(2.0, 3.5, n)
         self.card_flaky = rng.random(n) < 0.02
-        offsets, zone = np.unique(geo.CITY_OFFSET_H[self.user_city[self.card_user]], return_inverse=True)
+        offsets, zone = np.unique(
+            geo.CITY_OFFSET_H[self.user_city[self.card_user]], return_inverse=True
+        )
         kind = zone * _HABITS + self.user_habit[self.card_user]
         kinds = len(offsets) * _HABITS
         order = np.argsort(kind, kind="stable")
         tables = [
             weighted_table(members, activity[members] / activity.mean(), 8.0)
-            if len(members) else np.zeros(0, np.int32)
+            if len(members)
+            else np.zeros(0, np.int32)
             for members in np.split(order, np.searchsorted(kind[order], np.arange(1, kinds)))
         ]
         self.card_table = np.concatenate(tables)
@@ -145,7 +181,9 @@ class Population:
         self.kind_start = np.cumsum(self.kind_size) - self.kind_size
         week = _habit_weights()
         hours = np.arange(168)[:, None]
-        local = np.floor(hours + np.repeat(offsets, _HABITS)[None, :]).astype(int) % 168  # (168, kinds)
+        local = (
+            np.floor(hours + np.repeat(offsets, _HABITS)[None, :]).astype(int) % 168
+        )  # (168, kinds)
         share = self.kind_size * week[np.tile(np.arange(_HABITS), len(offsets))[None, :], local]
         self.kind_cdf = np.cumsum(share, axis=1) / share.sum(axis=1, keepdims=True)
 
@@ -159,21 +197,33 @@ class Population:
 
         def sites(n: int, least: int) -> npt.NDArray[np.int32]:
             free = rng.choice(cities, n - least * cities, p=weight)
-            return np.sort(np.concatenate([np.repeat(np.arange(cities), least), free])).astype(np.int32)
+            return np.sort(np.concatenate([np.repeat(np.arange(cities), least), free])).astype(
+                np.int32
+            )
 
         till_city, machine_city = sites(tills, 6), sites(machines, 1)
         shop_city = rng.choice(cities, shops, p=weight).astype(np.int32)
         self.merchants = tills + machines + shops
         self.merchant_city = np.concatenate([till_city, machine_city, shop_city])
         self.merchant_country = geo.CITY_COUNTRY[self.merchant_city]
-        self.merchant_category = np.concatenate([
-            np.array([_CATEGORY[c] for c in _AT_TILL])[rng.choice(len(_AT_TILL), tills, p=_AT_TILL_WEIGHT)],
-            np.full(machines, _CATEGORY["cash"]),
-            np.array([_CATEGORY[c] for c in _ONLINE])[rng.choice(len(_ONLINE), shops, p=_ONLINE_WEIGHT)],
-        ]).astype(np.int32)
+        self.merchant_category = np.concatenate(
+            [
+                np.array([_CATEGORY[c] for c in _AT_TILL])[
+                    rng.choice(len(_AT_TILL), tills, p=_AT_TILL_WEIGHT)
+                ],
+                np.full(machines, _CATEGORY["cash"]),
+                np.array([_CATEGORY[c] for c in _ONLINE])[
+                    rng.choice(len(_ONLINE), shops, p=_ONLINE_WEIGHT)
+                ],
+            ]
+        ).astype(np.int32)
         n = self.merchants
-        self.merchant_latitude = np.round(geo.CITY_LATITUDE[self.merchant_city] + rng.normal(0, 0.06, n), 4)
-        self.merchant_longitude = np.round(geo.CITY_LONGITUDE[self.merchant_city] + rng.normal(0, 0.08, n), 4)
+        self.merchant_latitude = np.round(
+            geo.CITY_LATITUDE[self.merchant_city] + rng.normal(0, 0.06, n), 4
+        )
+        self.merchant_longitude = np.round(
+            geo.CITY_LONGITUDE[self.merchant_city] + rng.normal(0, 0.08, n), 4
+        )
         size = 1.0 / (1.0 + rng.permutation(n) % 40) ** 0.8
         self.till_table, self.till_start, self.till_size = self._by_city(np.arange(tills), size)
         self.machine_table, self.machine_start, self.machine_size = self._by_city(
@@ -187,15 +237,18 @@ class Population:
         at_till = pick(rng, self.till_table, self.till_start[city], self.till_size[city], len(city))
         online = pick(rng, self.shop_table, 0, len(self.shop_table), cards * _FAVOURITES_ONLINE)
         self.favourites = np.concatenate(
-            [at_till.reshape(cards, _FAVOURITES_TILL), online.reshape(cards, _FAVOURITES_ONLINE)], axis=1
+            [at_till.reshape(cards, _FAVOURITES_TILL), online.reshape(cards, _FAVOURITES_ONLINE)],
+            axis=1,
         ).ravel()
 
     def _by_city(
-        self, members: npt.NDArray[np.integer], size: npt.NDArray[np.float64]
+        self, members: npt.NDArray[np.integer], size: npt.NDArray[np.floating]
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """A table to draw merchants of a city from: entries, and start and length of each city."""
         table = weighted_table(members, size[members], 8.0)
-        counts = np.bincount(self.merchant_city[table], minlength=len(geo.CITY_WEIGHT)).astype(np.int64)
+        counts = np.bincount(self.merchant_city[table], minlength=len(geo.CITY_WEIGHT)).astype(
+            np.int64
+        )
         return table, np.cumsum(counts) - counts, counts
 
     def _names(self) -> None:
@@ -217,13 +270,19 @@ class Population:
         self.address_public = self.users + countries * ADDRESSES_PER_COUNTRY
         self.addresses = self.address_public + cities * ADDRESSES_PER_CITY
         numbers = np.arange(self.addresses)
-        self.address_base = pl.concat([
-            ip_names(81, numbers[: self.users]),
-            ip_names(100, numbers[self.users : self.address_public]),
-            ip_names(193, numbers[self.address_public :]),
-        ])
-        self.card_partition = (hash_strings(self.card_names) % np.uint64(PARTITIONS)).astype(np.int32)
-        self.user_partition = (hash_strings(self.user_names) % np.uint64(PARTITIONS)).astype(np.int32)
+        self.address_base = pl.concat(
+            [
+                ip_names(81, numbers[: self.users]),
+                ip_names(100, numbers[self.users : self.address_public]),
+                ip_names(193, numbers[self.address_public :]),
+            ]
+        )
+        self.card_partition = (hash_strings(self.card_names) % np.uint64(PARTITIONS)).astype(
+            np.int32
+        )
+        self.user_partition = (hash_strings(self.user_names) % np.uint64(PARTITIONS)).astype(
+            np.int32
+        )
 
     def pools(self, seed: int) -> tuple[pl.Series, pl.Series]:
         """Device and address names with those of the attackers of traffic seed `seed`, null last.
@@ -236,17 +295,23 @@ class Population:
         addresses = ip_names(45, (seed * ATTACKER_NAMES + numbers) % (1 << 24))
         return _with_null([self.device_base, devices]), _with_null([self.address_base, addresses])
 
-    def active_cards(self, rng: np.random.Generator, n: int, start_us: int) -> npt.NDArray[np.int32]:
+    def active_cards(
+        self, rng: np.random.Generator, n: int, start_us: int
+    ) -> npt.NDArray[np.int32]:
         """`n` cards drawn by their activity in the hour of `start_us`, int32 (n,)."""
-        hour = (start_us // HOUR_US + 3 * 24) % 168   # 1970-01-01 was a Thursday
+        hour = (start_us // HOUR_US + 3 * 24) % 168  # 1970-01-01 was a Thursday
         kind = np.searchsorted(self.kind_cdf[hour], rng.random(n), side="right")
         kind = np.minimum(kind, len(self.kind_size) - 1)
         return pick(rng, self.card_table, self.kind_start[kind], self.kind_size[kind], n)
 
     def device_at(
-        self, user: npt.NDArray[np.integer], second: npt.NDArray[np.bool_], time_us: npt.NDArray[np.int64]
+        self,
+        user: npt.NDArray[np.integer],
+        second: npt.NDArray[np.bool_],
+        time_us: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.int64]:
-        """Device a user holds: the phone changes every 180 days at a day of the user's own, int64 (n,)."""
+        """Device a user holds, int64 (n,); the phone changes every 180 days, on a day of one's
+        own."""
         turn = np.floor(time_us / (180.0 * DAY_US) + self.user_phase[user]).astype(np.int64) % 2
         return 3 * user.astype(np.int64) + np.where(second & self.user_second_device[user], 2, turn)
 
@@ -254,8 +319,20 @@ class Population:
 METRICS: tuple[str, ...] = ("cpu", "memory", "latency_ms", "requests_per_s", "errors_per_s", "disk")
 """Metrics of every host, sampled together."""
 
-_SERVICES = ("checkout", "ledger", "auth", "search", "catalog", "gateway", "mailer", "reports", "risk",
-             "inventory", "billing", "profile")
+_SERVICES = (
+    "checkout",
+    "ledger",
+    "auth",
+    "search",
+    "catalog",
+    "gateway",
+    "mailer",
+    "reports",
+    "risk",
+    "inventory",
+    "billing",
+    "profile",
+)
 
 HOSTS_AT_DEFAULT = 15
 """Hosts at the default of 2 events/s: three services of five, each sampled every 180 s."""
@@ -266,18 +343,30 @@ ATTACK_TEMPLATES = 4_096
 
 _SAYINGS: tuple[tuple[str, str, float, int], ...] = (
     # template, level, typical duration in ms (0 none), status (0 none)
-    ("GET /{} handled in {} ms", "info", 18.0, 200), ("POST /{} handled in {} ms", "info", 45.0, 200),
-    ("cache hit for key {}", "debug", 0.0, 0), ("query on table {} took {} ms", "info", 9.0, 0),
-    ("session {} opened", "info", 0.0, 0), ("session {} closed", "info", 0.0, 0),
-    ("cache miss for key {}", "debug", 0.0, 0), ("call to {} took {} ms", "info", 60.0, 200),
-    ("message {} published to {}", "info", 3.0, 0), ("message {} consumed from {}", "info", 5.0, 0),
-    ("retrying call to {}, attempt {}", "warning", 0.0, 0), ("GET /{} not found", "warning", 6.0, 404),
-    ("health check passed", "debug", 1.0, 200), ("slow query on table {}: {} ms", "warning", 700.0, 0),
-    ("token of user {} refreshed", "info", 4.0, 200), ("input {} rejected: {}", "warning", 5.0, 400),
-    ("batch {} of {} rows written", "info", 120.0, 0), ("pool of connections at {} of {}", "warning", 0.0, 0),
-    ("call to {} failed: {}", "error", 900.0, 502), ("time-out after {} ms waiting for {}", "error", 3000.0, 504),
-    ("configuration reloaded", "info", 0.0, 0), ("rate limit reached for client {}", "warning", 1.0, 429),
-    ("unhandled exception in {}: {}", "error", 30.0, 500), ("leader of {} is now {}", "info", 0.0, 0),
+    ("GET /{} handled in {} ms", "info", 18.0, 200),
+    ("POST /{} handled in {} ms", "info", 45.0, 200),
+    ("cache hit for key {}", "debug", 0.0, 0),
+    ("query on table {} took {} ms", "info", 9.0, 0),
+    ("session {} opened", "info", 0.0, 0),
+    ("session {} closed", "info", 0.0, 0),
+    ("cache miss for key {}", "debug", 0.0, 0),
+    ("call to {} took {} ms", "info", 60.0, 200),
+    ("message {} published to {}", "info", 3.0, 0),
+    ("message {} consumed from {}", "info", 5.0, 0),
+    ("retrying call to {}, attempt {}", "warning", 0.0, 0),
+    ("GET /{} not found", "warning", 6.0, 404),
+    ("health check passed", "debug", 1.0, 200),
+    ("slow query on table {}: {} ms", "warning", 700.0, 0),
+    ("token of user {} refreshed", "info", 4.0, 200),
+    ("input {} rejected: {}", "warning", 5.0, 400),
+    ("batch {} of {} rows written", "info", 120.0, 0),
+    ("pool of connections at {} of {}", "warning", 0.0, 0),
+    ("call to {} failed: {}", "error", 900.0, 502),
+    ("time-out after {} ms waiting for {}", "error", 3000.0, 504),
+    ("configuration reloaded", "info", 0.0, 0),
+    ("rate limit reached for client {}", "warning", 1.0, 429),
+    ("unhandled exception in {}: {}", "error", 30.0, 500),
+    ("leader of {} is now {}", "info", 0.0, 0),
 )
 
 
@@ -295,14 +384,18 @@ class Infrastructure:
         scrapes_per_s = max(metrics_per_s, 1e-6) / len(METRICS)
         scale = max(1.0, metrics_per_s / 0.5)
         interval_s = max(10.0, 180.0 / np.sqrt(scale))
-        self.hosts = max(HOSTS_AT_DEFAULT, round(scrapes_per_s * interval_s))
-        self.services = min(self.hosts // 5, max(3, round(3 * np.sqrt(self.hosts / HOSTS_AT_DEFAULT))))
-        self.cell_us = max(1, round(1e6 / scrapes_per_s))
+        self.hosts: int = max(HOSTS_AT_DEFAULT, round(scrapes_per_s * interval_s))
+        self.services = min(
+            self.hosts // 5, max(3, round(3 * np.sqrt(self.hosts / HOSTS_AT_DEFAULT)))
+        )
+        self.cell_us: int = max(1, round(1e6 / scrapes_per_s))
         """Microseconds between two scrapes of any hosts."""
-        self.interval_us = self.cell_us * self.hosts
+        self.interval_us: int = self.cell_us * self.hosts
         """Microseconds between two samples of one series."""
         self.host_service = (np.arange(self.hosts) * self.services // self.hosts).astype(np.int32)
-        self.service_start = np.searchsorted(self.host_service, np.arange(self.services)).astype(np.int64)
+        self.service_start = np.searchsorted(self.host_service, np.arange(self.services)).astype(
+            np.int64
+        )
         self.service_size = np.bincount(self.host_service, minlength=self.services).astype(np.int64)
         self.scrape_order = rng.permutation(self.hosts).astype(np.int32)
         self._levels(rng)
@@ -321,7 +414,9 @@ class Infrastructure:
         self.cpu_slope = rng.uniform(30, 50, services)[of_service] * own
         self.memory_base = rng.uniform(35, 55, services)[of_service] * own
         self.latency_base = np.exp(rng.uniform(np.log(8), np.log(120), services))[of_service] * own
-        self.requests_peak = np.exp(rng.uniform(np.log(40), np.log(600), services))[of_service] * own
+        self.requests_peak = (
+            np.exp(rng.uniform(np.log(40), np.log(600), services))[of_service] * own
+        )
         self.error_share = np.exp(rng.uniform(np.log(0.002), np.log(0.01), services))[of_service]
         self.disk_phase = rng.random(hosts)
         self.disk_days = rng.uniform(12, 40, hosts)
@@ -333,11 +428,15 @@ class Infrastructure:
         self.service_log_share = weight / weight.sum()
         self.service_table = weighted_table(np.arange(services), weight, 64.0)
         rank = 1.0 / (1.0 + np.arange(TEMPLATES)) ** 1.1
-        rank[[level == "error" for _, level, _, _ in _SAYINGS]] *= 0.25   # errors: 0.8 % of all lines
+        rank[[level == "error" for _, level, _, _ in _SAYINGS]] *= (
+            0.25  # errors: 0.8 % of all lines
+        )
         self.template_table = weighted_table(np.arange(TEMPLATES), rank, 60.0)
         levels = ("debug", "info", "warning", "error", "fatal")
         self.level_names = pl.Series(levels)
-        self.template_level = np.array([levels.index(level) for _, level, _, _ in _SAYINGS], np.int32)
+        self.template_level = np.array(
+            [levels.index(level) for _, level, _, _ in _SAYINGS], np.int32
+        )
         typical = np.array([ms for _, _, ms, _ in _SAYINGS])
         own = rng.normal(0.0, 0.35, (services, TEMPLATES))
         with np.errstate(divide="ignore"):
@@ -351,29 +450,41 @@ class Infrastructure:
     def _names(self) -> None:
         """Pools of strings; templates are those of each service, of releases, then of attacks."""
         services = [
-            _SERVICES[i % len(_SERVICES)] + (f"-{i // len(_SERVICES) + 1}" if i >= len(_SERVICES) else "")
+            _SERVICES[i % len(_SERVICES)]
+            + (f"-{i // len(_SERVICES) + 1}" if i >= len(_SERVICES) else "")
             for i in range(self.services)
         ]
         self.service_names = pl.Series(services)
-        self.host_names = pl.Series([
-            f"{services[s]}-{i - int(self.service_start[s]):03d}" for i, s in enumerate(self.host_service)
-        ])
+        self.host_names = pl.Series(
+            [
+                f"{services[s]}-{i - int(self.service_start[s]):03d}"
+                for i, s in enumerate(self.host_service)
+            ]
+        )
         self.metric_names = pl.Series(METRICS)
         said = [f"{s}: {text}" for s in services for text, _, _, _ in _SAYINGS]
-        release = [f"{s}: release {k}: {{}} set to {{}}" for s in services for k in range(RELEASE_TEMPLATES)]
+        release = [
+            f"{s}: release {k}: {{}} set to {{}}"
+            for s in services
+            for k in range(RELEASE_TEMPLATES)
+        ]
         self.first_release_template = len(said)
         self.first_attack_template = len(said) + len(release)
         odd = np.char.mod("%04x", (np.arange(ATTACK_TEMPLATES) * 40503) % 65536)
         attack = [f"assertion {code} violated in {{}}: expected {{}}, got {{}}" for code in odd]
         self.template_names = pl.Series(said + release + attack)
         frame = pl.DataFrame({"host": self.host_names})
-        self.host_partition = (hash_strings(self.host_names) % np.uint64(PARTITIONS)).astype(np.int32)
+        self.host_partition = (hash_strings(self.host_names) % np.uint64(PARTITIONS)).astype(
+            np.int32
+        )
         partitions = [
-            (hash_columns(frame.with_columns(metric=pl.lit(name)), ("host", "metric"))
-             % np.uint64(PARTITIONS)).astype(np.int32)
+            (
+                hash_columns(frame.with_columns(metric=pl.lit(name)), ("host", "metric"))
+                % np.uint64(PARTITIONS)
+            ).astype(np.int32)
             for name in METRICS
         ]
-        self.series_partition = np.stack(partitions, axis=1).ravel()   # host * len(METRICS) + metric
+        self.series_partition = np.stack(partitions, axis=1).ravel()  # host * len(METRICS) + metric
 
     def deploying(
         self, seed: int, service: npt.NDArray[np.integer], time_us: npt.NDArray[np.int64]
@@ -384,7 +495,7 @@ class Infrastructure:
         """
         stretch = time_us // (4 * HOUR_US)
         drawn = unit(seed ^ key_of("deploy"), service, stretch)
-        begin = drawn * (12.0 * 3.5)                     # h, only where drawn < 1/12: [0, 3.5)
+        begin = drawn * (12.0 * 3.5)  # h, only where drawn < 1/12: [0, 3.5)
         within = (time_us % (4 * HOUR_US)) / HOUR_US
         return (drawn < 1.0 / 12.0) & (within >= begin) & (within < begin + 0.25)
 

@@ -1,10 +1,11 @@
-"""The simulator: event time cut into fixed blocks, each made on its own, sliced to what is asked for."""
+"""The simulator: event time in fixed blocks, each made on its own, sliced to what is asked for."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,8 @@ ATTACKS: dict[str, int] = {name: code for code, name in enumerate(all_attacks(),
 """Attack -> its code in `EventBatch.truth`; 0 is genuine."""
 
 BLOCK_EVENTS = 8_192
-"""Events of a block, about. Measured (docs/performance.md): smaller blocks pay per-call costs, larger
-ones stall a paced source for longer than a round."""
+"""Events of a block, about. Measured (docs/performance.md): smaller blocks pay per-call costs,
+larger ones stall a paced source for longer than a round."""
 
 BLOCKS_KEPT = 4
 LABELS_KEPT = 8_192
@@ -37,8 +38,26 @@ LABELS_KEPT = 8_192
 ROWS_PER_BLOCK_MAX = 1 << 20
 """Offsets of a block start at its number times this."""
 
-_BLOCK_MS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000,
-             600_000, 900_000, 1_800_000, 3_600_000)
+T = TypeVar("T")
+
+_BLOCK_MS = (
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    30_000,
+    60_000,
+    120_000,
+    300_000,
+    600_000,
+    900_000,
+    1_800_000,
+    3_600_000,
+)
 """Lengths a block may have; all divide the hour, in which habits change."""
 
 
@@ -94,8 +113,17 @@ class Simulator:
         attacks: Sequence[str] | None = None,
         strength: tuple[float, float] | None = None,
     ) -> None:
-        _check(seed, population_seed, events_per_s, cards, anomaly_share, repeat_share, event_types, attacks,
-               strength)
+        _check(
+            seed,
+            population_seed,
+            events_per_s,
+            cards,
+            anomaly_share,
+            repeat_share,
+            event_types,
+            attacks,
+            strength,
+        )
         self.seed, self.start_us, self._repeat_share = seed, start_us, repeat_share
         wanted = set(traffic() if event_types is None else event_types)
         self.event_types = tuple(name for name in traffic() if name in wanted)
@@ -110,7 +138,9 @@ class Simulator:
             devices=devices,
             addresses=addresses,
         )
-        length_ms = max(_BLOCK_MS[0], *(m for m in _BLOCK_MS if m * events_per_s <= 1000 * BLOCK_EVENTS), 0)
+        length_ms = max(
+            _BLOCK_MS[0], *(m for m in _BLOCK_MS if m * events_per_s <= 1000 * BLOCK_EVENTS), 0
+        )
         self.block_us = 1000 * length_ms
         chosen = {n: a for n, a in all_attacks().items() if attacks is None or n in attacks}
         self.timetable = Timetable(
@@ -120,10 +150,10 @@ class Simulator:
         self._labels: OrderedDict[int, pl.DataFrame] = OrderedDict()
 
     def span(self, start_us: int, end_us: int) -> dict[str, EventBatch]:
-        """Events with `start_us` <= time < `end_us`, by type, in the order (time, partition, offset).
+        """Events with `start_us` <= time < `end_us`, by type, ordered by (time, partition, offset).
 
-        A pure function of the simulator's parameters and the span: cut it anywhere, and the parts one
-        after another are the whole, byte for byte.
+        A pure function of the simulator's parameters and the span: cut it anywhere, and the parts
+        one after another are the whole, byte for byte.
 
         Returns
         -------
@@ -145,7 +175,11 @@ class Simulator:
         -------
         event_id, event_type, time_us, attack, campaign (name), strength
         """
-        numbers = range(start_us // self.block_us, -(-end_us // self.block_us)) if end_us > start_us else ()
+        numbers = (
+            range(start_us // self.block_us, -(-end_us // self.block_us))
+            if end_us > start_us
+            else ()
+        )
         frames = [self._labels[n] if n in self._labels else self._block(n).labels for n in numbers]
         if not frames:
             return self._label_frame({})
@@ -209,17 +243,28 @@ class Simulator:
                 attack = names[int(rows["truth"][i])]
                 campaign = self.timetable.campaign(attack, int(rows["campaign"][i]))
                 found.append(
-                    (event_id, event_type, int(rows["time_us"][i]), attack, campaign.name, campaign.strength)
+                    (
+                        event_id,
+                        event_type,
+                        int(rows["time_us"][i]),
+                        attack,
+                        campaign.name,
+                        campaign.strength,
+                    )
                 )
         found.sort(key=lambda row: (row[2], row[1], row[0]))
         schema = {
-            "event_id": pl.String, "event_type": pl.String, "time_us": pl.Int64, "attack": pl.String,
-            "campaign": pl.String, "strength": pl.Float64,
+            "event_id": pl.String,
+            "event_type": pl.String,
+            "time_us": pl.Int64,
+            "attack": pl.String,
+            "campaign": pl.String,
+            "strength": pl.Float64,
         }
         return pl.DataFrame(found, schema=schema, orient="row")
 
 
-def _keep(kept: OrderedDict[int, object], number: int, value: object, most: int) -> None:
+def _keep(kept: OrderedDict[int, T], number: int, value: T, most: int) -> None:
     """Remember a value, forgetting the one used longest ago."""
     kept[number] = value
     while len(kept) > most:
@@ -235,8 +280,12 @@ def _cut(batch: EventBatch, start_us: int, end_us: int) -> EventBatch:
     rows = slice(low, high)
     truth = None if batch.truth is None else batch.truth[rows]
     return EventBatch(
-        batch.event_type, batch.frame.slice(low, high - low), batch.partition[rows], batch.offset[rows],
-        batch.due_ns[rows], truth,
+        batch.event_type,
+        batch.frame.slice(low, high - low),
+        batch.partition[rows],
+        batch.offset[rows],
+        batch.due_ns[rows],
+        truth,
     )
 
 
@@ -284,17 +333,22 @@ def _check(
     for name, share in (("anomaly_share", anomaly_share), ("repeat_share", repeat_share)):
         if not 0.0 <= share <= 0.5:
             faults.append(f"simulator: {name} must lie in [0, 0.5], got {share}")
-    for kind, given, valid in (("event type", event_types, traffic()), ("attack", attacks, ATTACKS)):
+    for kind, given, valid in (
+        ("event type", event_types, traffic()),
+        ("attack", attacks, ATTACKS),
+    ):
         unknown = [name for name in given or () if name not in valid]
         if unknown:
             faults.append(
-                f"simulator: unknown {kind} {', '.join(map(repr, unknown))}; valid are {', '.join(valid)}"
+                f"simulator: unknown {kind} {', '.join(map(repr, unknown))};"
+                f" valid are {', '.join(valid)}"
             )
         if given is not None and not given and kind == "event type":
             faults.append(f"simulator: no event type given; valid are {', '.join(valid)}")
     if strength is not None and not mix.STRENGTH_MIN <= strength[0] <= strength[1] <= 1.0:
         faults.append(
-            f"simulator: strength must be two numbers, low to high, in [{mix.STRENGTH_MIN}, 1], got {strength}"
+            "simulator: strength must be two numbers, low to high, in"
+            f" [{mix.STRENGTH_MIN}, 1], got {strength}"
         )
     if faults:
         raise ConfigError(faults)

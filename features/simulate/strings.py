@@ -1,7 +1,7 @@
-"""Strings by the thousand: fixed-width names made from numbers, and pools that rows are gathered from.
+"""Strings by the thousand: fixed-width names made from numbers, and pools to gather rows from.
 
-Making strings is the dearest part of an event. Names of entities are made once for the population and
-gathered by index; only event ids are made per block, as one array of bytes.
+Making strings is the dearest part of an event. Names of entities are made once for the population
+and gathered by index; only event ids are made per block, as one array of bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ __all__ = ["gather", "hex_names", "ip_names", "numbered"]
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 _ODD = 0x9E3779B1
-"""Multiplier of a bijection of 32 bits (Knuth's golden ratio): names look unordered and stay unique."""
+"""Multiplier of a bijection of 32 bits (Knuth's golden ratio): names look unordered and stay
+unique."""
 
 
 def _series(codes: npt.NDArray[np.uint8]) -> pl.Series:
@@ -31,7 +32,7 @@ def _series(codes: npt.NDArray[np.uint8]) -> pl.Series:
 
 
 def hex_names(prefix: str, numbers: npt.NDArray[np.int64]) -> pl.Series:
-    """`prefix` and eight hex digits for each number below 2**32: different numbers, different names.
+    """`prefix` and eight hex digits for each number below 2**32; names differ where numbers do.
 
     Examples
     --------
@@ -49,7 +50,7 @@ def hex_names(prefix: str, numbers: npt.NDArray[np.int64]) -> pl.Series:
 
 
 def ip_names(first: int, numbers: npt.NDArray[np.int64]) -> pl.Series:
-    """IPv4 addresses `first.b.c.d`, one for each number below 2**24; different numbers, different addresses.
+    """IPv4 addresses `first.b.c.d`, one for each number below 2**24; they differ where numbers do.
 
     Examples
     --------

@@ -1,7 +1,8 @@
 """The simulated world as traffic and attacks see it: population, rates, seed, blocks of time.
 
 `Rows` is the coded form of events: columns of numbers and of indices into pools of names. Traffic
-makes rows, attacks add to them or change them, and only then are they made into frames with strings.
+makes rows, attacks add to them or change them, and only then are they made into frames with
+strings.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ JOURNEY_US = 5 * DAY_US
 """A person decides about a journey every five days, on a day of the person's own."""
 
 JOURNEY_SHARE = 0.02
-"""Share of those decisions that are for going; chosen: about 1.2 % of people are away at any time."""
+"""Share of those decisions that are for going; chosen: about 1.2 % of people are away at any
+time."""
 
 BURST_REFERENCE_S = 21_600.0
-"""Mean time between two payments of a card for which attacks run at their natural pace; a quarter day,
-about that of the default population."""
+"""Mean time between two payments of a card for which attacks run at their natural pace; a quarter
+day, about that of the default population."""
 
 PACE_MIN = 0.02
 """Fastest pace against the natural one, for simulations in which cards pay every few seconds."""
@@ -38,7 +40,7 @@ PACE_MIN = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of event time that is made at once: [start_us, end_us), aligned to absolute time."""
+    """A stretch of event time made at once: [start_us, end_us), aligned to absolute time."""
 
     number: int
     start_us: int
@@ -73,13 +75,13 @@ class World:
         return generator(self.seed, key_of(purpose), block.number)
 
     def count(self, event_type: str, block: Block) -> int:
-        """How many genuine events of the type fall into the block: the rate, exactly, in the long run."""
+        """How many genuine events of the type fall into the block: in the long run, the rate."""
         rate = self.per_s[event_type] * block.seconds
         return int(np.floor((block.number + 1) * rate) - np.floor(block.number * rate))
 
     @property
     def pace(self) -> float:
-        """How fast attacks on people run, as a factor on their waits: denser traffic, faster attacks."""
+        """Factor on the waits of attacks on people: denser traffic, faster attacks."""
         gap_s = self.population.cards / max(self.per_s["payment"], 1e-9)
         return float(np.clip(gap_s / BURST_REFERENCE_S, PACE_MIN, 1.0))
 

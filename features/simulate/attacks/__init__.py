@@ -15,10 +15,20 @@ from features.simulate.attacks.base import Attack
 __all__ = ["Attack", "attacks"]
 
 _FIRST = (
-    "card_testing", "account_takeover", "slow_bleed", "merchant_compromise",
-    "credential_stuffing", "password_spraying", "session_hijack",
-    "level_shift", "slow_leak", "flat_line", "correlated_outage",
-    "error_burst", "new_template", "slow_down",
+    "card_testing",
+    "account_takeover",
+    "slow_bleed",
+    "merchant_compromise",
+    "credential_stuffing",
+    "password_spraying",
+    "session_hijack",
+    "level_shift",
+    "slow_leak",
+    "flat_line",
+    "correlated_outage",
+    "error_burst",
+    "new_template",
+    "slow_down",
 )
 
 

@@ -1,11 +1,19 @@
-"""Account takeover: failed logins from abroad, then a good one, then the card is emptied quickly."""
+"""Account takeover: failed logins from abroad, a good one, then the card is emptied quickly."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from features.simulate.attacks.base import (
-    Attack, Campaign, Plan, attacker_address, attacker_device, far_city, moments, move, shows,
+    Attack,
+    Campaign,
+    Plan,
+    attacker_address,
+    attacker_device,
+    far_city,
+    moments,
+    move,
+    shows,
 )
 from features.simulate.chance import pick
 from features.simulate.traffic import login, payment
@@ -23,7 +31,7 @@ def _lasts_s(world: World) -> float:
 
 
 def _plan(world: World, campaign: Campaign) -> Plan:
-    """Three failed logins and one good one, then payments at places the holder cannot have reached."""
+    """Three failed logins and one good one, then payments at places out of the holder's reach."""
     rng, s = campaign.rng(), campaign.strength
     people, pace = world.population, world.pace
     card = people.active_cards(rng, 1, campaign.start_us)

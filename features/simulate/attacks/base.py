@@ -1,8 +1,8 @@
-"""What an attack is: a story that adds events to the traffic or changes some of it, and labels them.
+"""What an attack is: a story that adds events to the traffic or changes some, and labels them.
 
-An attack starts from genuine-looking rows (`traffic.*.dress`) and overrides what shows, each sign with
-a chance or a size that grows with the campaign's strength: at 1 it is plain, at 0.1 nearly genuine.
-Only events that are themselves part of the attack are labelled.
+An attack starts from genuine-looking rows (`traffic.*.dress`) and overrides what shows, each sign
+with a chance or a size that grows with the campaign's strength: at 1 it is plain, at 0.1 nearly
+genuine. Only events that are themselves part of the attack are labelled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from features.simulate.population import ATTACKER_NAMES
 from features.simulate.world import Rows, World
 
 __all__ = [
-    "Attack", "Campaign", "Change", "Plan", "attacker_address", "attacker_device", "far_city",
-    "moments", "move", "shows",
+    "Attack",
+    "Campaign",
+    "Change",
+    "Plan",
+    "attacker_address",
+    "attacker_device",
+    "far_city",
+    "moments",
+    "move",
+    "shows",
 ]
 
 
@@ -63,9 +71,9 @@ class Change:
     ----------
     event_type : whose rows
     start_us, end_us : the stretch, end excluded
-    apply : gets world, rows (to change in place) and the indices of the rows in the stretch; returns
-        the indices of those that are now part of the attack. It may depend on nothing else, since a
-        stretch can be cut by a block's edge.
+    apply : gets world, rows (to change in place) and the indices of the rows in the stretch;
+        returns the indices of those that are now part of the attack. It may depend on nothing else,
+        since a stretch can be cut by a block's edge.
     """
 
     event_type: str
@@ -107,8 +115,9 @@ class Attack:
 def shows(rng: np.random.Generator, strength: float, n: int) -> npt.NDArray[np.bool_]:
     """Which of `n` rows carry a sign of the attack, bool (n,).
 
-    The chance is (1.25 strength - 0.05)^1.3, at most 1: 4 % at 0.1, 49 % at 0.5, all from 0.84. Chosen so
-    that with four signs half of a campaign's events carry one at 0.25 and nearly all at 0.5.
+    The chance is (1.25 strength - 0.05)^1.3, at most 1: 3 % at 0.1, 49 % at 0.5, all from 0.84.
+    Chosen so that with four signs half of a campaign's events carry one at 0.25 and nearly all at
+    0.5.
     """
     chance = min(1.0, max(0.0, 1.25 * strength - 0.05)) ** 1.3
     drawn: npt.NDArray[np.bool_] = rng.random(n) < chance
@@ -118,7 +127,7 @@ def shows(rng: np.random.Generator, strength: float, n: int) -> npt.NDArray[np.b
 def moments(
     rng: np.random.Generator, start_us: int, n: int, wait_s: tuple[float, float], last_s: float
 ) -> npt.NDArray[np.int64]:
-    """`n` moments from `start_us` on, `wait_s` apart, none later than `last_s` after it, int64 (n,)."""
+    """`n` moments from `start_us` on, `wait_s` apart, the last within `last_s`, int64 (n,)."""
     after = np.cumsum(rng.uniform(*wait_s, n))
     after *= min(1.0, 0.999 * last_s / after[-1])
     return start_us + (after * 1e6).astype(np.int64)
@@ -138,7 +147,7 @@ def attacker_address(world: World, campaign: Campaign, nth: int = 0) -> int:
 
 def far_city(rng: np.random.Generator, country: int) -> int:
     """A city outside the given country, any as likely."""
-    others = np.flatnonzero(geo.CITY_COUNTRY != country)
+    others = np.flatnonzero(country != geo.CITY_COUNTRY)
     return int(others[rng.integers(len(others))])
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from features.simulate.attacks.base import (
-    Attack, Campaign, Plan, attacker_address, attacker_device, far_city, moments, move, shows,
+    Attack,
+    Campaign,
+    Plan,
+    attacker_address,
+    attacker_device,
+    far_city,
+    moments,
+    move,
+    shows,
 )
 from features.simulate.chance import pick
 from features.simulate.traffic import payment

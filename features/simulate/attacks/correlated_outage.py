@@ -12,7 +12,9 @@ from features.simulate.world import Rows, World
 __all__ = ["ATTACK"]
 
 _SIGNS: tuple[tuple[int, float], ...] = (
-    (metric.LATENCY, 1.4), (metric.REQUESTS, -1.9), (metric.ERRORS, 2.1),
+    (metric.LATENCY, 1.4),
+    (metric.REQUESTS, -1.9),
+    (metric.ERRORS, 2.1),
 )
 """Change of the logarithm at strength 1."""
 

@@ -1,4 +1,4 @@
-"""Flat line: a sensor sticks at one value; a plain one at zero, as the exporter of a dead process."""
+"""Flat line: a sensor sticks at one value; a plain one at zero, like a dead exporter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _lasts_s(world: World) -> float:
 
 
 def _plan(world: World, campaign: Campaign) -> Plan:
-    """Draw one series towards a constant: (1 - s^2) of what it was, with (1 - s) of its movement."""
+    """Draw one series to a constant: (1 - s^2) of what it was, with (1 - s) of its movement."""
     rng, s = campaign.rng(), campaign.strength
     park = world.infrastructure
     host = int(rng.integers(park.hosts))

@@ -14,11 +14,14 @@ __all__ = ["ATTACK"]
 _SAMPLES_MAX = 15
 
 _SHIFTS: tuple[tuple[int, float], ...] = (
-    (metric.CPU, 35.0), (metric.MEMORY, 18.0), (metric.LATENCY, 0.9), (metric.REQUESTS, -0.9),
+    (metric.CPU, 35.0),
+    (metric.MEMORY, 18.0),
+    (metric.LATENCY, 0.9),
+    (metric.REQUESTS, -0.9),
     (metric.ERRORS, 1.8),
 )
-"""Shift at strength 1: points of per cent, or of the logarithm. Chosen at about the day's own range, so
-that the weaker half stays within what the host reaches at other hours."""
+"""Shift at strength 1: points of per cent, or of the logarithm. Chosen at about the day's own
+range, so that the weaker half stays within what the host reaches at other hours."""
 
 
 def _lasts_s(world: World) -> float:

@@ -20,7 +20,7 @@ def _lasts_s(world: World) -> float:
 
 
 def _plan(world: World, campaign: Campaign) -> Plan:
-    """Payments of many cards at one till, most far from home, in large round amounts, many declined."""
+    """Payments of many cards at one till, most far from home, large and round, many declined."""
     rng, s, n = campaign.rng(), campaign.strength, campaign.size
     people = world.population
     wait = world.pace / s

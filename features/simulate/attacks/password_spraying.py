@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from features.simulate.attacks.base import (
-    Attack, Campaign, Plan, attacker_address, far_city, moments, move, shows,
+    Attack,
+    Campaign,
+    Plan,
+    attacker_address,
+    far_city,
+    moments,
+    move,
+    shows,
 )
 from features.simulate.traffic import login
 from features.simulate.world import World

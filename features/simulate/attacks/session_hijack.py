@@ -1,11 +1,19 @@
-"""Session hijack: a stolen session token is used from another device and country; no login fails."""
+"""Session hijack: a stolen session token is used from another device and country; none fails."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from features.simulate.attacks.base import (
-    Attack, Campaign, Plan, attacker_address, attacker_device, far_city, moments, move, shows,
+    Attack,
+    Campaign,
+    Plan,
+    attacker_address,
+    attacker_device,
+    far_city,
+    moments,
+    move,
+    shows,
 )
 from features.simulate.traffic import login
 from features.simulate.world import World

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from features.simulate.attacks.base import (
-    Attack, Campaign, Plan, attacker_address, attacker_device, moments, shows,
+    Attack,
+    Campaign,
+    Plan,
+    attacker_address,
+    attacker_device,
+    moments,
+    shows,
 )
 from features.simulate.chance import pick
 from features.simulate.traffic import payment
@@ -22,7 +28,7 @@ def _lasts_s(world: World) -> float:
 
 
 def _plan(world: World, campaign: Campaign) -> Plan:
-    """Payments minutes apart at shops the holder does not use, from one unknown device, no place odd."""
+    """Payments minutes apart at unused shops, from one unknown device, no place odd."""
     rng, s, n = campaign.rng(), campaign.strength, campaign.size
     people = world.population
     wait = world.pace / np.sqrt(s)

@@ -19,7 +19,7 @@ FULL = 14.0
 def _seconds(world: World, service: int, events: int) -> float:
     """How long the service needs for so many lines with a duration."""
     park = world.infrastructure
-    per_s = world.per_s["app_log"] * park.service_log_share[service] * park.timed_share
+    per_s = float(world.per_s["app_log"] * park.service_log_share[service]) * park.timed_share
     return events / per_s
 
 

@@ -38,7 +38,8 @@ def _plan(world: World, campaign: Campaign) -> Plan:
         at = at[(rows["host"][at] == host) & (rows["metric"][at] == metric.MEMORY)]
         leaked = full * (rows["time_us"][at] - campaign.start_us) / length_us
         rows["value"][at] = np.round(np.minimum(rows["value"][at] + leaked, 100.0), 4)
-        return at[leaked > HIDDEN]
+        past: npt.NDArray[np.intp] = at[leaked > HIDDEN]
+        return past
 
     end_us = campaign.start_us + length_us
     return Plan(changes=(Change("metric", campaign.start_us, end_us, apply),))

@@ -1,9 +1,10 @@
 """Genuine traffic: one module per event type, named after it.
 
-Each has `make(world, block) -> Rows` (the block's genuine events in coded form), `keys(world, rows)`
-(partition of each row) and `columns(world, rows)` (the declared fields but id and time). `dress` of
-the types with people in them turns who and when into a genuine-looking event; attacks start from it
-and change what shows, so that a weak attack looks genuine in all that it does not change.
+Each has `make(world, block) -> Rows` (the block's genuine events in coded form), `keys(world,
+rows)` (partition of each row) and `columns(world, rows)` (the declared fields but id and time).
+`dress` of the types with people in them turns who and when into a genuine-looking event; attacks
+start from it and change what shows, so that a weak attack looks genuine in all that it does not
+change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Genuine log lines: a few templates say most, durations are log-normal, releases say new things."""
+"""Genuine log lines: few templates say most, durations are log-normal, releases say new things."""
 
 from __future__ import annotations
 
@@ -45,10 +45,14 @@ def dress(
 ) -> Rows:
     """Genuine-looking lines of the given services at the given times."""
     park, n = world.infrastructure, len(time_us)
-    host = park.service_start[service] + (rng.random(n) * park.service_size[service]).astype(np.int64)
+    host = park.service_start[service] + (rng.random(n) * park.service_size[service]).astype(
+        np.int64
+    )
     said = park.template_table[(rng.random(n) * len(park.template_table)).astype(np.int64)]
     busy = metric.load(world, host, time_us)
-    duration = np.exp(park.template_duration[service, said] + 0.45 * rng.standard_normal(n) + 0.5 * busy)
+    duration = np.exp(
+        park.template_duration[service, said] + 0.45 * rng.standard_normal(n) + 0.5 * busy
+    )
     level, status = park.template_level[said], park.template_status[said]
     failed = (status == 200) & (rng.random(n) < FAILED_SHARE)
     return {
@@ -62,14 +66,15 @@ def dress(
 
 
 def _release(world: World, rng: np.random.Generator, rows: Rows) -> None:
-    """Let services that are being released say so, in templates nobody has seen before, in place."""
+    """Let services that are being released say so, in templates never seen before, in place."""
     park = world.infrastructure
     service = park.host_service[rows["host"]]
     speaks = rng.random(len(service)) < RELEASE_SHARE
     at = np.flatnonzero(park.deploying(world.seed, service, rows["time_us"]) & speaks)
     number = rows["time_us"][at] // _RELEASE_EVERY_US * 3 + rng.integers(0, 3, len(at))
     rows["template"][at] = (
-        park.first_release_template + service[at].astype(np.int64) * RELEASE_TEMPLATES
+        park.first_release_template
+        + service[at].astype(np.int64) * RELEASE_TEMPLATES
         + number % RELEASE_TEMPLATES
     )
     rows["level"][at] = np.where(rng.random(len(at)) < 0.15, WARNING, INFO)

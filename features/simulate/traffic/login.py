@@ -39,7 +39,9 @@ def make(world: World, block: Block) -> Rows:
     # A wait that would reach back beyond the block is cut to a part of the way: blocks stand alone.
     since = who_pays[1][chosen] - block.start_us
     early = since - np.where(wait < since, wait, rng.random(after) * since)
-    time_us = np.concatenate([block.start_us + early.astype(np.int64), times_in(rng, block, n - after)])
+    time_us = np.concatenate(
+        [block.start_us + early.astype(np.int64), times_in(rng, block, n - after)]
+    )
     card = world.population.active_cards(rng, n - after, block.start_us)
     user = np.concatenate([who_pays[0][chosen], world.population.card_user[card]])
     forgot = _forget(world, rng, block, user, time_us, after)
@@ -49,7 +51,9 @@ def make(world: World, block: Block) -> Rows:
     return rows
 
 
-def _online_payers(world: World, block: Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def _online_payers(
+    world: World, block: Block
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Users and times of the block's payments that look like online ones."""
     rng, time_us, card = payment.who_and_when(world, block)
     online = rng.random(len(card)) < world.population.card_online[card]

@@ -37,7 +37,7 @@ def load(
     service = park.host_service[host]
     hour = (time_us % DAY_US) / HOUR_US
     day = time_us / DAY_US
-    phase = park.service_phase[service]   # (n, 3)
+    phase = park.service_phase[service]  # (n, 3)
     minutes = time_us / _MINUTE_US
     turn = 2.0 * np.pi
     value = 0.52 + 0.30 * np.sin(turn * (hour - 8.0 - park.service_phase_h[service]) / 24.0)
@@ -45,7 +45,7 @@ def load(
     value += 0.04 * np.sin(turn * minutes / 163.0 + phase[:, 1])
     value += 0.03 * np.sin(turn * minutes / 37.0 + phase[:, 2])
     value += 0.02 * np.sin(turn * minutes / 53.0 + park.host_phase[host])
-    return np.maximum(value, 0.05)
+    return np.asarray(np.maximum(value, 0.05))
 
 
 def expected(

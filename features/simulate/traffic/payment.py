@@ -1,4 +1,4 @@
-"""Genuine card payments: favourite merchants, habits, journeys, and the oddities of honest people."""
+"""Genuine card payments: favourite merchants, habits, journeys, oddities of honest people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ POS, ONLINE, ATM, TRANSFER = 0, 1, 2, 3
 _CHANNEL_NAMES = pl.Series(CHANNELS)
 
 AGAIN_SHARE = 0.06
-"""Share of payments made minutes after another of the same card (a walk through a shopping street)."""
+"""Share of payments made minutes after another of the same card (a walk through a shopping
+street)."""
 
 AGAIN_S_MAX = 900.0
 FAVOURITE_SHARE = 0.78
@@ -46,7 +47,8 @@ def who_and_when(
 ) -> tuple[np.random.Generator, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Times and cards of the block's payments, and their generator as it stands after them.
 
-    Logins ask too: many come just before a payment, and must be the same where no payments are made.
+    Logins ask too: many come just before a payment, and must be the same where no payments are
+    made.
     """
     rng = world.rng(block, "payment")
     n = world.count("payment", block)
@@ -79,7 +81,7 @@ def dress(
 
     Parameters
     ----------
-    online : force all payments online (True) or to a till (False); None leaves it to the cards' habits
+    online : force all online (True) or to a till (False); None leaves it to the cards' habits
     """
     people, n = world.population, len(time_us)
     user = people.card_user[card]
@@ -113,7 +115,11 @@ def dress(
         np.where(till, people.merchant_country[merchant], people.user_country[user])
     ]
     usual = np.exp(people.card_level[card] + 1.0)
-    refuse = DECLINED_BASE + DECLINED_FLAKY * people.card_flaky[card] + 0.04 * (rows["amount"] > 4 * usual)
+    refuse = (
+        DECLINED_BASE
+        + DECLINED_FLAKY * people.card_flaky[card]
+        + 0.04 * (rows["amount"] > 4 * usual)
+    )
     rows["declined"] = rng.random(n) < refuse
     return rows
 
@@ -137,10 +143,16 @@ def _merchants(
     outing = rng.random(n) < OUTING_SHARE
     city = np.where(outing, rng.integers(0, len(geo.CITY_WEIGHT), n), city)
     at = np.flatnonzero((other | away | outing) & (channel == POS))
-    merchant[at] = pick(rng, people.till_table, people.till_start[city[at]], people.till_size[city[at]], len(at))
+    merchant[at] = pick(
+        rng, people.till_table, people.till_start[city[at]], people.till_size[city[at]], len(at)
+    )
     at = np.flatnonzero(channel == ATM)
     merchant[at] = pick(
-        rng, people.machine_table, people.machine_start[city[at]], people.machine_size[city[at]], len(at)
+        rng,
+        people.machine_table,
+        people.machine_start[city[at]],
+        people.machine_size[city[at]],
+        len(at),
     )
     at = np.flatnonzero(other & remote)
     merchant[at] = pick(rng, people.shop_table, 0, len(people.shop_table), len(at))
@@ -157,13 +169,15 @@ def _amounts(
     people, n = world.population, len(card)
     trade = people.merchant_category[merchant]
     spread = people.card_spread[card] + people.category_spread[trade]
-    level = people.card_level[card] + people.category_offset[trade] + spread * rng.standard_normal(n)
+    level = (
+        people.card_level[card] + people.category_offset[trade] + spread * rng.standard_normal(n)
+    )
     spree = rng.random(n) < SPREE_SHARE
     level[spree] += rng.uniform(1.2, 2.8, int(spree.sum()))
     amount = np.exp(level)
     cash = trade == len(people.category_offset) - 1
     amount[cash] = np.maximum(10.0, np.round(amount[cash] / 10.0) * 10.0)
-    return np.maximum(0.2, np.minimum(np.round(amount, 2), 50_000.0))
+    return np.asarray(np.clip(np.round(amount, 2), 0.2, 50_000.0))
 
 
 def place_people(
