@@ -14,7 +14,7 @@ PYTHON ?=
 # What `make demo SEED=11` or `make bench RATE=20000` change.
 SEED ?= 7
 RATE ?= 50000
-SECONDS_ ?= 60
+DURATION_S ?= 60
 PYTEST_ARGS ?=
 
 .PHONY: help install demo test lint types contracts unit format constraints bench clean
@@ -67,8 +67,8 @@ constraints: $(STAMP) ## resolve anew and rewrite constraints.txt
 		--output-file constraints.txt pyproject.toml
 	@echo "constraints.txt: $$(wc -l < constraints.txt) packages"
 
-bench: $(STAMP) ## the yardstick: RATE events/s for SECONDS_ seconds through the whole pipeline
-	@$(BIN)/waxwing bench pipeline --rate $(RATE) --seconds $(SECONDS_)
+bench: $(STAMP) ## the yardstick: RATE events/s for DURATION_S seconds through the whole pipeline
+	@$(BIN)/waxwing bench pipeline --rate $(RATE) --seconds $(DURATION_S)
 
 clean: ## remove .venv, caches and what demo left
 	@rm -rf $(VENV) .waxwing .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -80,7 +80,7 @@ def installed(tmp_path: Path) -> Path:
         script(tmp_path / f".venv/bin/{name}", f'echo "called {name} $*"')
     script(
         tmp_path / ".venv/bin/python",
-        'echo "called python $* required=${WAXWING_REQUIRE_SERVICES:-}"\nexit "${PYTEST_STATUS:-0}"',
+        'echo "called python $* required=$WAXWING_REQUIRE_SERVICES"\nexit "${PYTEST_STATUS:-0}"',
     )
     stamp = tmp_path / ".venv/.installed"
     stamp.write_text(f"{tmp_path}\n", encoding="utf-8")
