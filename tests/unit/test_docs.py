@@ -26,10 +26,7 @@ def test_links_of_the_page_lead_somewhere(page: Path) -> None:
 
 def test_commands_of_the_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    commands = set(
-        re.findall(r"(?:^|[`(/ ])waxwing ([a-z][a-z-]+)\b(?= --|`| [A-Z]|$)", text, re.M)
-    )
-    commands |= set(re.findall(r"`waxwing ([a-z-]+)", text))
+    commands = set(re.findall(r"(?:^|bin/|`)waxwing ([a-z][a-z-]*)", text, flags=re.MULTILINE))
     assert sorted(commands - set(command_names())) == []
 
 

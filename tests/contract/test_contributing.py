@@ -1,0 +1,94 @@
+"""The additions CONTRIBUTING.md shows are tried: each file is put in place in a copy, and used."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("features", "models", "dataflows")
+
+
+@cache
+def examples() -> dict[str, str]:
+    """Path -> content of the files that CONTRIBUTING.md shows."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", page, flags=re.DOTALL))
+
+
+def one(folder: str) -> tuple[str, str]:
+    """The only example of a folder: path and content."""
+    (found,) = [(p, text) for p, text in examples().items() if str(Path(p).parent) == folder]
+    return found
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the three packages; kernels compiled before stay compiled."""
+    folder = tmp_path_factory.mktemp("contributing")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package)
+    return folder
+
+
+def use(copy: Path, folder: str, program: str) -> str:
+    """Put a folder's example in place, run a program over the copy, take the example out again."""
+    name, text = one(folder)
+    assert not (copy / name).exists(), "the example must be an addition"
+    (copy / name).write_text(text, encoding="utf-8")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=copy,
+            env={"PATH": "", "PYTHONPATH": str(copy), "HOME": str(copy)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    finally:
+        (copy / name).unlink()
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_passes_the_linter(tmp_path: Path) -> None:
+    paths = []
+    for name, text in examples().items():
+        paths.append(tmp_path / Path(name).name)
+        paths[-1].write_text(text, encoding="utf-8")
+    ruff = Path(sys.executable).with_name("ruff")
+    config = ROOT / "pyproject.toml"
+    done = subprocess.run(
+        [ruff, "check", "--config", config, *paths], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+ATTACK = """
+from features.simulate import ATTACKS, Simulator
+
+assert max(ATTACKS, key=ATTACKS.get) == "structuring", "the shipped attacks keep their codes"
+start = 1_772_409_600_000_000
+day = 86_400_000_000
+simulator = Simulator(
+    seed=1, population_seed=1, start_us=start, events_per_s=1.0, cards=500,
+    anomaly_share=0.02, attacks=["structuring"], strength=(0.9, 1.0),
+)
+labels = simulator.labels(start, start + day)
+assert labels["attack"].unique().to_list() == ["structuring"]
+payments = simulator.span(start, start + day)["payment"].frame
+theirs = payments.filter(payments["event_id"].is_in(labels["event_id"].implode()))
+print(len(theirs), theirs["amount"].is_between(980, 999).mean())
+"""
+
+
+def test_an_attack_is_one_file(copy: Path) -> None:
+    count, share = use(copy, "features/simulate/attacks", ATTACK).split()
+    assert int(count) > 50 and float(share) > 0.9
