@@ -6,19 +6,46 @@ It imports nothing of the flow, so that a light command can report without start
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from features.errors import ConfigError
 
 __all__ = ["write_json"]
 
 
 def write_json(path: str | None, report: dict[str, Any]) -> None:
-    """Write a report where the user asked for it: nowhere, `-` is standard output, else a file."""
+    """Write a report where the user asked for it: nowhere, `-` is standard output, else a file.
+
+    NaN, which JSON does not know, becomes null.
+
+    Raises
+    ------
+    ConfigError : the file cannot be written
+    """
     if path is None:
         return
-    text = json.dumps(report, indent=2, allow_nan=False, default=float)
+    text = json.dumps(_plain(report), indent=2, allow_nan=False, default=float)
     if path == "-":
         sys.stdout.write(text + "\n")
-    else:
+        return
+    try:
         Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--json {path}: cannot be written ({error.strerror}); name a file in a folder that exists"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """The value with NaN as None, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,36 @@
+"""Reports as JSON: where they go, and what JSON cannot say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataflows.report import write_json
+from features.errors import ConfigError
+
+REPORT = {"in": 5, "latency_ms": {"p50": math.nan, "p99": 2.5}, "sizes": [1, np.float64(2.0)]}
+
+
+def test_report_goes_to_a_file_with_null_for_what_is_not_known(tmp_path: Path) -> None:
+    write_json(str(tmp_path / "out.json"), REPORT)
+    got = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert got == {"in": 5, "latency_ms": {"p50": None, "p99": 2.5}, "sizes": [1, 2.0]}
+
+
+def test_dash_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json("-", REPORT)
+    assert json.loads(capsys.readouterr().out)["in"] == 5
+
+
+def test_nothing_is_written_where_nobody_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(None, REPORT)
+    assert capsys.readouterr().out == ""
+
+
+def test_file_that_cannot_be_written_is_a_fault_with_its_cure(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder that exists"):
+        write_json(str(tmp_path / "none" / "out.json"), REPORT)
