@@ -36,7 +36,8 @@ def write_json(path: str | None, report: dict[str, Any]) -> None:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"--json {path}: cannot be written ({error.strerror}); name a file in a folder that exists"
+            f"--json {path}: cannot be written ({error.strerror});"
+            " name a file in a folder that exists"
         ) from None
 
 
