@@ -95,7 +95,8 @@ def defined(module: ast.Module) -> dict[str, ast.stmt]:
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {t.id: node for t in targets if isinstance(t, ast.Name)}
+            names = (n for target in targets for n in ast.walk(target))
+            found |= {n.id: node for n in names if isinstance(n, ast.Name)}
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {(a.asname or a.name): node for a in node.names}
     return found
