@@ -1,0 +1,272 @@
+"""What is usual for an entity: running means, the last 32 values in order, the hour of the day.
+
+A row is always compared with what came before it and only then enters the baseline. The slow mean and
+deviation take in an outlier at no more than three deviations, so that one wild value does not make
+the next one look usual.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.jit import njit
+
+__all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
+
+BASE_FLOATS = 8
+"""Per instance: n, slow mean, slow variance, fast mean, last value, run length, slow and fast step."""
+
+HISTORY = 32
+"""Values kept for quantiles; chosen: 256 bytes, and quartiles of 32 values are good to a third of a
+standard deviation."""
+
+SLOW_EVENTS = 200.0
+FAST_EVENTS = 8.0
+STEP_EVENTS = 4.0
+"""Memory of the means, in events; chosen: a campaign of some ten events moves the fast ones and hardly
+the slow ones."""
+
+CLIP_SIGMA = 3.0
+CLIP_FROM = 16.0
+"""An outlier enters the slow mean at this many deviations, once so many values are known (Huber's
+weight with k = 3)."""
+
+KNOWN_FROM = 3.0
+"""Values needed before anything is called unusual."""
+
+FLOOR_SHARE = 1e-3
+FLOOR = 1e-9
+"""Least deviation: a thousandth of the mean's size, so that a series that never moved has finite z."""
+
+FREEDOM_MAX = 200.0
+"""Degrees of freedom of a deviation are the values it was measured on, at most this: the memory of
+the slow mean."""
+
+SEASON_FLOATS = 24 * 3
+"""Per instance: n, mean, variance of each hour of the day (UTC)."""
+
+SEASON_EVENTS = 128.0
+SEASON_FROM = 8.0
+
+
+@njit
+def _floor(level):  # type: ignore[no-untyped-def]
+    """Least deviation about a level."""
+    return FLOOR_SHARE * abs(level) + FLOOR
+
+
+@njit
+def as_sigma(t, n):  # type: ignore[no-untyped-def]
+    """A deviation measured on n values, as one of a known spread: tails of few values are heavy.
+
+    Wallace (1959), Bounds on normal approximations to Student's distribution: t with f degrees of
+    freedom is about a normal deviate of (8 f + 1) / (8 f + 3) sqrt(f log(1 + t^2 / f)).
+    """
+    f = min(max(n - 1.0, 1.0), FREEDOM_MAX)
+    size = (8.0 * f + 1.0) / (8.0 * f + 3.0) * np.sqrt(f * np.log1p(t * t / f))
+    return np.copysign(size, t)
+
+
+@njit
+def _quantile(values, n, q):  # type: ignore[no-untyped-def]
+    """Quantile of sorted values[:n], linear between neighbours (numpy's default)."""
+    at = q * (n - 1)
+    low = int(at)
+    if low >= n - 1:
+        return values[n - 1]
+    return values[low] + (at - low) * (values[low + 1] - values[low])
+
+
+@njit
+def _position(values, n, x):  # type: ignore[no-untyped-def]
+    """First place in sorted values[:n] that is not below x."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit
+def _remember(row, n, x):  # type: ignore[no-untyped-def]
+    """Put x into the ring row[:32] and its sorted copy row[32:]; n values came before."""
+    ring, ordered = row[:HISTORY], row[HISTORY:]
+    kept = min(n, HISTORY)
+    if n >= HISTORY:
+        at = _position(ordered, kept, ring[n % HISTORY])
+        kept -= 1
+        for k in range(at, kept):
+            ordered[k] = ordered[k + 1]
+    ring[n % HISTORY] = x
+    at = _position(ordered, kept, x)
+    for k in range(kept, at, -1):
+        ordered[k] = ordered[k - 1]
+    ordered[at] = x
+
+
+@njit
+def _update(row, x):  # type: ignore[no-untyped-def]
+    """Take x into the running means of one instance."""
+    n = row[0]
+    if n == 0.0:
+        row[1] = row[3] = x
+    else:
+        d = x - row[1]
+        if n >= CLIP_FROM:
+            limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
+            d = min(max(d, -limit), limit)
+        a = max(1.0 / (n + 1.0), 1.0 / SLOW_EVENTS)
+        row[1] += a * d
+        row[2] = (1.0 - a) * (row[2] + a * d * d)
+        row[3] += max(1.0 / (n + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
+        step = abs(x - row[4])
+        row[6] += max(1.0 / n, 1.0 / SLOW_EVENTS) * (step - row[6])
+        row[7] += max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
+    row[5] = row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
+    row[4] = x
+    row[0] = n + 1.0
+
+
+@njit
+def _running(op, row, x):  # type: ignore[no-untyped-def]
+    """A statistic of the running means; NaN where not enough is known."""
+    n = row[0]
+    if op == 5:
+        return row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
+    if n == 0.0:
+        return np.nan
+    if op == 0:
+        return row[1]
+    if op == 3:
+        return row[3]
+    if op == 8:
+        return row[4]
+    if n < KNOWN_FROM:
+        return np.nan
+    deviation = np.sqrt(row[2])
+    if op == 1:
+        return deviation
+    if op == 2:
+        return as_sigma((x - row[1]) / (deviation + _floor(row[1])), n)
+    if op == 4:
+        fast = row[3] + max(1.0 / (n + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
+        return as_sigma((fast - row[1]) / (deviation + _floor(row[1])), n)
+    step = abs(x - row[4])
+    if op == 6:
+        fast_step = row[7] + max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
+        return fast_step / (row[6] + _floor(row[1]))
+    return (x - row[4]) / (row[6] + _floor(row[1]))
+
+
+@njit
+def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
+    """A statistic of the last values; NaN where not enough is known."""
+    if kept < KNOWN_FROM:
+        return np.nan
+    ordered = row[HISTORY:]
+    median = _quantile(ordered, kept, 0.5)
+    if op == 9:
+        return median
+    if op == 13:
+        below = _position(ordered, kept, x)
+        equal = 0
+        while below + equal < kept and ordered[below + equal] == x:
+            equal += 1
+        return (below + 0.5 * equal) / kept
+    low, high = _quantile(ordered, kept, 0.25), _quantile(ordered, kept, 0.75)
+    if op == 10:
+        return high - low
+    spread = high - low + _floor(median)
+    if op == 11:
+        return as_sigma((x - median) / (spread / 1.349), float(kept))
+    return max(low - x, x - high, 0.0) / spread
+
+
+@njit
+def _input(source, log, i, reals_in, out):  # type: ignore[no-untyped-def]
+    """Row i's value for an instance: column `source` of the rows, or feature -1 - source of `out`."""
+    x = reals_in[i, source] if source >= 0 else out[i, -1 - source]
+    if log:
+        return np.copysign(np.log1p(abs(x)), x)
+    return x
+
+
+@njit
+def run_baselines(slots, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, history, out):  # type: ignore[no-untyped-def]
+    """Baselines of rows in order.
+
+    Parameters
+    ----------
+    feeds : bool (instances, event types)
+    sources : int64 (instances, event types), where an event type's value comes from
+    logs : bool (instances,), whether the logarithm of the value is taken
+    histories : int64 (instances,), place of its history, -1 for none
+    plan : int64 (features, 4): operation, instance, -, where to
+    plan_at : int64 (event types * instances + 1,), by event type, then instance
+    state : float64 (slots, instances * 8)
+    history : float64 (slots, histories * 64)
+    """
+    instances = len(logs)
+    for i in range(len(slots)):
+        code, slot = head[i, 2], slots[i]
+        for b in range(instances):
+            e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
+            if e0 == e1 and not feeds[b, code]:
+                continue
+            x = _input(sources[b, code], logs[b], i, reals_in, out)
+            if x != x:
+                continue
+            row = state[slot, b * BASE_FLOATS : (b + 1) * BASE_FLOATS]
+            h = histories[b]
+            n = int(row[0])
+            for k in range(e0, e1):
+                op, to = plan[k, 0], plan[k, 3]
+                if op < 9:
+                    out[i, to] = _running(op, row, x)
+                else:
+                    kept = history[slot, h * 2 * HISTORY : (h + 1) * 2 * HISTORY]
+                    out[i, to] = _ranked(op, kept, min(n, HISTORY), x)
+            if feeds[b, code]:
+                if h >= 0:
+                    _remember(history[slot, h * 2 * HISTORY : (h + 1) * 2 * HISTORY], n, x)
+                _update(row, x)
+
+
+@njit
+def run_seasons(slots, taken_us, head, reals_in, feeds, sources, logs, plan, plan_at, state, out):  # type: ignore[no-untyped-def]
+    """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 72)."""
+    instances = len(logs)
+    for i in range(len(slots)):
+        code = head[i, 2]
+        hour = (taken_us[i] // 3_600_000_000) % 24
+        for b in range(instances):
+            e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
+            if e0 == e1 and not feeds[b, code]:
+                continue
+            x = _input(sources[b, code], logs[b], i, reals_in, out)
+            if x != x:
+                continue
+            at = b * SEASON_FLOATS + hour * 3
+            row = state[slots[i], at : at + 3]
+            if row[0] >= SEASON_FROM:
+                for k in range(e0, e1):
+                    usual = row[1]
+                    if plan[k, 0] == 1:
+                        usual = (x - row[1]) / (np.sqrt(row[2]) + _floor(row[1]))
+                        usual = as_sigma(usual, row[0])
+                    out[i, plan[k, 3]] = usual
+            if feeds[b, code]:
+                if row[0] == 0.0:
+                    row[1] = x
+                else:
+                    d = x - row[1]
+                    if row[0] >= CLIP_FROM:
+                        limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
+                        d = min(max(d, -limit), limit)
+                    a = max(1.0 / (row[0] + 1.0), 1.0 / SEASON_EVENTS)
+                    row[1] += a * d
+                    row[2] = (1.0 - a) * (row[2] + a * d * d)
+                row[0] += 1.0

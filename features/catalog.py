@@ -1,0 +1,298 @@
+"""The catalogue: all declared features, checked, in a fixed order, with a version.
+
+Gathers every module of `features/definitions/`. The engine, the models, the online store and the
+reference page all take feature names and their order from here; the version, a hash of all
+declarations, stands in bundles and in state so that none is used with another catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import cache, cached_property
+
+import features.definitions
+from features.columns import flag_names, key_names, real_names
+from features.errors import DeclarationError
+from features.events import event_type, event_types
+from features.operations import OPERATIONS, Operation
+from features.spec import Feature
+
+__all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
+
+GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "context")
+
+WINDOW_S_MAX = 86_400 * 31
+"""Longest window; chosen: a month."""
+
+
+def inputs_of(column: str) -> tuple[str, bool]:
+    """`log(NAME)` -> (NAME, True); anything else -> (itself, False)."""
+    if column.startswith("log(") and column.endswith(")"):
+        return column[4:-1], True
+    return column, False
+
+
+class Catalog:
+    """Checked declarations of the features of some event types.
+
+    Parameters
+    ----------
+    features : declarations, in the order of their modules
+
+    Raises
+    ------
+    DeclarationError : any declaration does not hold together; all faults at once
+    """
+
+    def __init__(self, features: Iterable[Feature]) -> None:
+        declared = tuple(features)
+        faults = _faults(declared)
+        if faults:
+            raise DeclarationError(faults)
+        self._features = {name: _ordered(name, declared) for name in event_types()}
+        self._features = {name: found for name, found in self._features.items() if found}
+        everything = [[asdict(f) for f in fs] for fs in self._features.values()]
+        types = [[t.name, dict(t.entities), t.primary] for t in event_types().values()]
+        text = json.dumps([everything, types], sort_keys=True, default=list)
+        self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """Event types that have features, in the fixed order."""
+        return tuple(self._features)
+
+    def features(self, event_type: str) -> tuple[Feature, ...]:
+        """Features of an event type, in catalogue order: by entity, then as declared."""
+        return self._features.get(event_type, ())
+
+    def names(self, event_type: str) -> tuple[str, ...]:
+        """Names of the features of an event type, in catalogue order."""
+        return self._names.get(event_type, ())
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(f.name for f in fs) for name, fs in self._features.items()}
+
+    def feature(self, event_type: str, name: str) -> Feature:
+        """The feature called `name`; DeclarationError with near names where there is none."""
+        for feature in self.features(event_type):
+            if feature.name == name:
+                return feature
+        raise DeclarationError(
+            f"{event_type!r} has no feature {name!r}; `waxwing features list` names them all"
+        )
+
+    def views(self) -> dict[tuple[str, str], tuple[Feature, ...]]:
+        """(event type, entity) -> its features: what the online store keeps of an entity.
+
+        Features of the event alone (entity empty) are in no view: they say nothing of the entity.
+        """
+        found: dict[tuple[str, str], list[Feature]] = {}
+        for name, features in self._features.items():
+            for feature in features:
+                if feature.entity:
+                    found.setdefault((name, feature.entity), []).append(feature)
+        return {key: tuple(features) for key, features in found.items()}
+
+    def differences(self, names: dict[str, Sequence[str]]) -> list[str]:
+        """What a list of names by event type has that this catalogue has not, and the reverse."""
+        lines = []
+        for event in sorted(set(names) | set(self._features)):
+            theirs, ours = list(names.get(event, ())), list(self.names(event))
+            lines += [f"{event}: `{n}` is missing here" for n in theirs if n not in ours]
+            lines += [f"{event}: `{n}` is new here" for n in ours if n not in theirs]
+            if sorted(theirs) == sorted(ours) and theirs != ours:
+                lines.append(f"{event}: the order of the features differs")
+        return lines
+
+
+def _ordered(event: str, declared: tuple[Feature, ...]) -> tuple[Feature, ...]:
+    """Features of an event by entity (in the event's order, none last), state before derived."""
+    entities = [*event_type(event).entities, ""]
+    mine = [f for f in declared if f.event == event]
+    return tuple(
+        sorted(
+            mine,
+            key=lambda f: (entities.index(f.entity), OPERATIONS[f.op].family == "derived"),
+        )
+    )
+
+
+def _faults(declared: tuple[Feature, ...]) -> list[str]:
+    """Everything wrong with the declarations."""
+    faults: list[str] = []
+    known = {(f.event, f.name): f for f in declared}
+    seen: set[tuple[str, str]] = set()
+    for feature in declared:
+        if feature.event not in event_types():
+            faults.append(
+                f"feature {feature.name!r}: unknown event type {feature.event!r}; event types are"
+                f" {', '.join(event_types())}"
+            )
+            continue
+        if (feature.event, feature.name) in seen:
+            faults.append(f"{feature.event}.{feature.name}: declared twice")
+        seen.add((feature.event, feature.name))
+        found = _feature_faults(feature, known)
+        faults += [f"{feature.event}.{feature.name}: {fault}" for fault in found]
+    return faults
+
+
+def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list[str]:
+    """Everything wrong with one declaration whose event type exists."""
+    faults: list[str] = []
+    op = OPERATIONS.get(feature.op)
+    if op is None:
+        faults.append(f"unknown operation {feature.op!r}; operations are {', '.join(OPERATIONS)}")
+    if feature.group not in GROUPS:
+        faults.append(f"unknown group {feature.group!r}; groups are {', '.join(GROUPS)}")
+    if not feature.unit:
+        faults.append("has no unit; `1` is that of a plain number")
+    feeds = feature.feeds or (feature.event,)
+    unknown = [name for name in feeds if name not in event_types()]
+    faults += [f"fed by unknown event type {n!r}; event types are {', '.join(event_types())}"
+               for n in unknown]
+    feeds = tuple(name for name in feeds if name not in unknown)
+    stateful = op is not None and op.family not in ("stateless", "derived")
+    for name in dict.fromkeys((feature.event, *feeds)):
+        entities = event_type(name).entities
+        if (feature.entity or stateful) and feature.entity not in entities:
+            faults.append(
+                f"{name!r} has no entity {feature.entity!r}; entities are {', '.join(entities)}"
+            )
+    faults += _why_faults(feature, known)
+    if op is not None:
+        faults += _operand_faults(feature, op, feeds, known)
+    return faults
+
+
+def _why_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list[str]:
+    """What is wrong with the sentence and its baseline."""
+    faults = []
+    if feature.baseline is not None and (feature.event, feature.baseline) not in known:
+        faults.append(f"baseline {feature.baseline!r} names no feature of {feature.event!r}")
+    try:
+        feature.why.format(value="1", baseline="1")
+    except (KeyError, IndexError, ValueError):
+        faults.append(f"why {feature.why!r} may hold {{value}} and {{baseline}} and no other braces")
+    if "{value}" not in feature.why:
+        faults.append(f"why {feature.why!r} does not name {{value}}")
+    if ("{baseline}" in feature.why) != (feature.baseline is not None):
+        faults.append("why names {baseline} if, and only if, `baseline` is set")
+    return faults
+
+
+def _operand_faults(
+    feature: Feature, op: Operation, feeds: tuple[str, ...], known: dict[tuple[str, str], Feature]
+) -> list[str]:
+    """What is wrong with column, condition, window and other."""
+    faults = []
+    if op.window and feature.window_s is None:
+        faults.append(f"operation {op.name!r} needs `window_s`")
+    elif not op.window and feature.window_s is not None:
+        faults.append(f"operation {op.name!r} takes no `window_s`")
+    if feature.window_s is not None and not 0 < feature.window_s <= WINDOW_S_MAX:
+        faults.append(f"window_s is {feature.window_s}; it must be in 1..{WINDOW_S_MAX}")
+    if feature.where is not None and not op.where:
+        faults.append(f"operation {op.name!r} takes no `where`")
+    if feature.where is None and op.where_needed:
+        faults.append(f"operation {op.name!r} needs `where`")
+    if feature.where is not None:
+        faults += [
+            f"{name!r} has no condition {feature.where!r}; conditions are"
+            f" {', '.join(flag_names(name))}"
+            for name in feeds
+            if feature.where not in flag_names(name)
+        ]
+    if bool(op.column) != (feature.column is not None):
+        faults.append(f"operation {op.name!r} {'needs' if op.column else 'takes no'} `column`")
+    elif feature.column is not None:
+        faults += _column_faults(feature, op, feeds, known)
+    if bool(op.other) != (feature.other is not None):
+        faults.append(f"operation {op.name!r} {'needs' if op.other else 'takes no'} `other`")
+    elif op.other == "feature" and (feature.event, feature.other) not in known:
+        faults.append(f"other {feature.other!r} names no feature of {feature.event!r}")
+    elif op.other == "key":
+        faults += [
+            f"{name!r} has no entity or string column {feature.other!r}; there are"
+            f" {', '.join(key_names(name))}"
+            for name in feeds
+            if feature.other not in key_names(name)
+        ]
+    return faults
+
+
+def _column_faults(
+    feature: Feature, op: Operation, feeds: tuple[str, ...], known: dict[tuple[str, str], Feature]
+) -> list[str]:
+    """What is wrong with the column."""
+    column = feature.column or ""
+    if op.column == "feature":
+        if (feature.event, column) in known:
+            return []
+        return [f"column {column!r} names no feature of {feature.event!r}"]
+    if op.column == "value":
+        names = (*real_names(feature.event), *flag_names(feature.event))
+        return [] if column in names else [_no_column(feature.event, column, names)]
+    if op.column == "input":
+        source = known.get((feature.event, inputs_of(column)[0]))
+        if source is not None and column not in real_names(feature.event):
+            return _source_faults(feature, source, feeds)
+    return [
+        _no_column(name, column, real_names(name)) for name in feeds if column not in real_names(name)
+    ]
+
+
+def _source_faults(feature: Feature, source: Feature, feeds: tuple[str, ...]) -> list[str]:
+    """What is wrong with a baseline over another feature."""
+    faults = []
+    if source.entity != feature.entity:
+        faults.append(f"column {source.name!r} belongs to entity {source.entity!r}, not to"
+                      f" {feature.entity!r}; a baseline reads its own entity")
+    family = OPERATIONS[source.op].family if source.op in OPERATIONS else ""
+    if family not in ("ring", "rate", "geo"):
+        faults.append(f"column {source.name!r} is of operation {source.op!r}; a baseline reads a"
+                      " column of the event or a feature of a window, a rate or a place")
+    if feeds != (feature.event,):
+        faults.append("a baseline over a feature is fed by its own event type alone")
+    return faults
+
+
+def _no_column(event: str, column: str, names: Sequence[str]) -> str:
+    """The sentence for a column that is not there."""
+    return f"{event!r} has no number {column!r}; there are {', '.join(names)}"
+
+
+@cache
+def declared_features() -> tuple[Feature, ...]:
+    """The declarations of all modules of `features/definitions/`, by name of module."""
+    found: list[Feature] = []
+    for module in sorted(m.name for m in pkgutil.iter_modules(features.definitions.__path__)):
+        loaded = importlib.import_module(f"features.definitions.{module}")
+        found.extend(getattr(loaded, "FEATURES", ()))
+    return tuple(found)
+
+
+@cache
+def catalog(event_types: tuple[str, ...] | None = None) -> Catalog:
+    """The catalogue of the shipped definitions, checked once per process.
+
+    Parameters
+    ----------
+    event_types : only the features of these event types; None for all
+
+    Raises
+    ------
+    DeclarationError : any declaration does not hold together; all faults at once
+    """
+    found = declared_features()
+    if event_types is not None:
+        for name in event_types:
+            event_type(name)
+        found = tuple(f for f in found if f.event in event_types)
+    return Catalog(found)

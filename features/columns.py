@@ -1,0 +1,268 @@
+"""Columns that features read: declared fields, numbers and flags made from them, keys of entities.
+
+Everything here is a function of one event alone, computed for a whole batch at the home lane before
+rows are split, so that the kernels of the groups see plain numbers. A new derived column is one row
+in `DERIVED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.batch import EventBatch, Float64
+from features.events import event_type
+from features.keys import UInt64, hash_columns, hash_strings
+
+__all__ = ["DERIVED", "Columns", "Derived", "flag_names", "key_names", "real_names"]
+
+Bool = npt.NDArray[np.bool_]
+
+SMALL_AMOUNT = 3.0
+"""Below this a payment is small in any of the major currencies; chosen: testers of cards stay under
+the sums that need a second factor or catch the holder's eye."""
+
+ROUND_AMOUNT_STEP = 10.0
+ROUND_AMOUNT_MIN = 50.0
+"""Round sums from here on are counted; chosen: below, honest prices are round too often."""
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A column made from the fields of one event.
+
+    Parameters
+    ----------
+    event : event type it belongs to
+    name : how features name it
+    kind : `real` (float64, NaN where unknown) or `flag` (bool)
+    make : frame (n rows) -> array (n,)
+    doc : what it means, one line
+    unit : of a real
+    """
+
+    event: str
+    name: str
+    kind: str
+    make: Callable[[pl.DataFrame], npt.NDArray[np.generic]]
+    doc: str
+    unit: str = "1"
+
+
+def _real(frame: pl.DataFrame, name: str) -> Float64:
+    """A numeric field as float64, NaN where null."""
+    column = frame[name].cast(pl.Float64, strict=True)
+    return column.fill_null(float("nan")).to_numpy()
+
+
+def _is(name: str, *values: str) -> Callable[[pl.DataFrame], Bool]:
+    """Whether a string field is one of `values`."""
+
+    def make(frame: pl.DataFrame) -> Bool:
+        return frame[name].is_in(list(values)).fill_null(False).to_numpy()
+
+    return make
+
+
+def _missing(name: str) -> Callable[[pl.DataFrame], Bool]:
+    """Whether a field is null."""
+
+    def make(frame: pl.DataFrame) -> Bool:
+        return frame[name].is_null().to_numpy()
+
+    return make
+
+
+def _log(name: str) -> Callable[[pl.DataFrame], Float64]:
+    """sign(x) log(1 + |x|): spreads small values, tames large ones, keeps the sign."""
+
+    def make(frame: pl.DataFrame) -> Float64:
+        value = _real(frame, name)
+        return np.asarray(np.copysign(np.log1p(np.abs(value)), value))
+
+    return make
+
+
+def _axis(axis: int) -> Callable[[pl.DataFrame], Float64]:
+    """One component of the place as a unit vector: means of places work across the date line."""
+
+    def make(frame: pl.DataFrame) -> Float64:
+        latitude = np.radians(_real(frame, "latitude"))
+        if axis == 2:
+            return np.asarray(np.sin(latitude))
+        longitude = np.radians(_real(frame, "longitude"))
+        turned = np.cos(longitude) if axis == 0 else np.sin(longitude)
+        return np.asarray(np.cos(latitude) * turned)
+
+    return make
+
+
+def _hour(frame: pl.DataFrame) -> Float64:
+    """Hour of the day, UTC, with its fraction."""
+    return np.asarray((frame["time_us"].to_numpy() % _DAY_US) / 3.6e9)
+
+
+def _weekend(frame: pl.DataFrame) -> Bool:
+    """Saturday or Sunday, UTC; 1970-01-01 was a Thursday."""
+    return np.asarray((frame["time_us"].to_numpy() // _DAY_US + 3) % 7 >= 5)
+
+
+def _small(frame: pl.DataFrame) -> Bool:
+    return np.asarray(_real(frame, "amount") < SMALL_AMOUNT)
+
+
+def _round(frame: pl.DataFrame) -> Bool:
+    amount = _real(frame, "amount")
+    return np.asarray((amount >= ROUND_AMOUNT_MIN) & (amount % ROUND_AMOUNT_STEP == 0.0))
+
+
+def _failed(frame: pl.DataFrame) -> Bool:
+    return np.asarray(~frame["success"].to_numpy())
+
+
+def _server_error(frame: pl.DataFrame) -> Bool:
+    return np.asarray((frame["status"] >= 500).fill_null(False).to_numpy())
+
+
+def _place(event: str) -> tuple[Derived, ...]:
+    """The three components of an event's place."""
+    return tuple(
+        Derived(event, name, "real", _axis(i), f"{name[-1]} component of the place as unit vector")
+        for i, name in enumerate(("place_x", "place_y", "place_z"))
+    )
+
+
+def _clock(event: str) -> tuple[Derived, ...]:
+    """Time of the day and week."""
+    return (
+        Derived(event, "hour", "real", _hour, "hour of the day, UTC", "h"),
+        Derived(event, "weekend", "flag", _weekend, "Saturday or Sunday, UTC"),
+    )
+
+
+DERIVED: tuple[Derived, ...] = (
+    *_clock("payment"),
+    *_place("payment"),
+    Derived("payment", "log_amount", "real", _log("amount"), "log(1 + amount)"),
+    Derived("payment", "small", "flag", _small, f"amount below {SMALL_AMOUNT:g}"),
+    Derived("payment", "round", "flag", _round,
+            f"multiple of {ROUND_AMOUNT_STEP:g}, at least {ROUND_AMOUNT_MIN:g}"),
+    Derived("payment", "online", "flag", _is("channel", "online"), "made online"),
+    Derived("payment", "remote", "flag", _is("channel", "online", "transfer"), "no till involved"),
+    Derived("payment", "cash", "flag", _is("channel", "atm"), "cash from a machine"),
+    Derived("payment", "place_unknown", "flag", _missing("latitude"), "carries no place"),
+    *_clock("login"),
+    *_place("login"),
+    Derived("login", "failed", "flag", _failed, "was not let in"),
+    Derived("login", "password", "flag", _is("method", "password"), "a password was presented"),
+    Derived("login", "token", "flag", _is("method", "token"), "an open session's token was used"),
+    Derived("login", "device_unknown", "flag", _missing("device_id"), "carries no device"),
+    *_clock("metric"),
+    Derived("metric", "log_value", "real", _log("value"), "sign(value) log(1 + |value|)"),
+    *_clock("app_log"),
+    Derived("app_log", "log_duration", "real", _log("duration_ms"), "log(1 + duration in ms)"),
+    Derived("app_log", "error", "flag", _is("level", "error", "fatal"), "level error or fatal"),
+    Derived("app_log", "fatal", "flag", _is("level", "fatal"), "level fatal"),
+    Derived("app_log", "warning", "flag", _is("level", "warning", "error", "fatal"),
+            "level warning or worse"),
+    Derived("app_log", "server_error", "flag", _server_error, "status 500 or above"),
+    Derived("app_log", "untimed", "flag", _missing("duration_ms"), "reports no duration"),
+)
+
+
+@cache
+def _derived(event: str) -> dict[str, Derived]:
+    """Derived columns of an event type by name."""
+    return {d.name: d for d in DERIVED if d.event == event}
+
+
+@cache
+def real_names(event: str) -> tuple[str, ...]:
+    """Columns of an event type that hold numbers."""
+    fields = [f.name for f in event_type(event).fields if f.kind in ("float64", "int64")]
+    return (*fields, *(d.name for d in _derived(event).values() if d.kind == "real"))
+
+
+@cache
+def flag_names(event: str) -> tuple[str, ...]:
+    """Columns of an event type that are true or false."""
+    fields = [f.name for f in event_type(event).fields if f.kind == "bool"]
+    return (*fields, *(d.name for d in _derived(event).values() if d.kind == "flag"))
+
+
+@cache
+def key_names(event: str) -> tuple[str, ...]:
+    """Entities and string fields of an event type: what can be one side of a pair."""
+    declared = event_type(event)
+    fields = [f.name for f in declared.fields if f.kind in ("string", "enum")]
+    return tuple(dict.fromkeys((*declared.entities, *fields)))
+
+
+class Columns:
+    """Columns of one batch, each made once.
+
+    A real may carry a condition, `amount|declined`: NaN where the flag is false, so that it enters
+    no sum.
+    """
+
+    def __init__(self, batch: EventBatch) -> None:
+        self._event = batch.event_type
+        self._frame = batch.frame
+        self._made: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
+
+    def has_real(self, name: str) -> bool:
+        """Whether the event type has the number (and the condition it carries)."""
+        column, _, condition = name.partition("|")
+        known = column in real_names(self._event)
+        return known and (not condition or condition in flag_names(self._event))
+
+    def has_key(self, name: str) -> bool:
+        """Whether the event type has the entity or string field."""
+        return name in key_names(self._event)
+
+    def real(self, name: str) -> Float64:
+        """float64 (n,), NaN where unknown."""
+        at = ("real", name)
+        if at not in self._made:
+            self._made[at] = self._make_real(name)
+        return self._made[at]  # type: ignore[return-value]
+
+    def _make_real(self, name: str) -> Float64:
+        column, _, condition = name.partition("|")
+        if condition:
+            return np.where(self.flag(condition), self.real(column), np.nan)
+        derived = _derived(self._event).get(name)
+        if derived is not None:
+            return derived.make(self._frame)  # type: ignore[return-value]
+        return _real(self._frame, name)
+
+    def flag(self, name: str) -> Bool:
+        """bool (n,), False where unknown."""
+        at = ("flag", name)
+        if at not in self._made:
+            derived = _derived(self._event).get(name)
+            if derived is not None:
+                made = derived.make(self._frame)
+            else:
+                made = self._frame[name].fill_null(False).to_numpy()
+            self._made[at] = made
+        return self._made[at]  # type: ignore[return-value]
+
+    def key(self, name: str) -> UInt64:
+        """uint64 (n,), key of an entity or of a string field; 0 where absent."""
+        entities = event_type(self._event).entities
+        parts = entities.get(name, (name,))
+        at = ("key", "|".join(parts))
+        if at not in self._made:
+            if len(parts) == 1:
+                self._made[at] = hash_strings(self._frame[parts[0]])
+            else:
+                self._made[at] = hash_columns(self._frame, parts)
+        return self._made[at]  # type: ignore[return-value]

@@ -1,0 +1,232 @@
+"""The feature engine: a shard group's state, and the same in one process for training and backfill.
+
+A group owns its shard of every entity type. Each round it gets the rows of all lanes in the one global
+order, lets them pass the kernels, and gives each lane its rows' features. Features are a function of
+the order of events alone: not of how the stream is cut into rounds, nor of the number of groups or
+lanes, nor of where it was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.batch import EventBatch, FeatureMatrix
+from features.catalog import Catalog
+from features.errors import StateError
+from features.events import event_code, event_type, event_types
+from features.plan import plan_of
+from features.rows import GroupFeatures, GroupRows, assemble, merge, split
+from features.state import EntityState
+
+__all__ = [
+    "GroupEngine",
+    "GroupFeatures",
+    "GroupRows",
+    "OfflineEngine",
+    "assemble",
+    "merge",
+    "split",
+    "warm_up",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+STATE_FORMAT = 1
+"""Layout of snapshots; one with another number is refused."""
+
+
+class GroupEngine:
+    """State of one shard group.
+
+    Parameters
+    ----------
+    catalog : what to compute
+    group : number of the group, for messages
+    """
+
+    def __init__(self, catalog: Catalog, group: int) -> None:
+        self.catalog = catalog
+        self.group = group
+        self._plan = plan_of(catalog)
+        self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
+
+    @property
+    def entities(self) -> dict[str, int]:
+        """Live entities by type."""
+        return {name: state.table.used for name, state in self._states.items()}
+
+    @property
+    def late(self) -> int:
+        """Rows that were taken at their entity's newest time because they came after it."""
+        return sum(state.table.late for state in self._states.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of state."""
+        return sum(state.memory_bytes for state in self._states.values())
+
+    def process(self, rows: GroupRows) -> dict[int, GroupFeatures]:
+        """Features of the group's rows of one round.
+
+        Parameters
+        ----------
+        rows : merged parts of all lanes, in the global order
+
+        Returns
+        -------
+        lane -> features of that lane's rows
+        """
+        results: dict[int, GroupFeatures] = {}
+        if rows.lane >= 0:
+            results[rows.lane] = GroupFeatures(rows.lane)
+        for entity, head in rows.heads.items():
+            state = self._states[entity]
+            out, emitted = state.process(head, rows.reals[entity])
+            lanes = (rows.lane,) if rows.lane >= 0 else tuple(np.unique(head[:, 3]).tolist())
+            for lane in lanes:
+                result = results.setdefault(lane, GroupFeatures(lane))
+                mine = head if len(lanes) == 1 else head[head[:, 3] == lane]
+                values = out if len(lanes) == 1 else out[head[:, 3] == lane]
+                self._parts(state, mine, values, result)
+                if emitted is not None:
+                    _sequences(state, head, emitted, lane, len(lanes) == 1, result)
+        return results
+
+    def _parts(
+        self, state: EntityState, head: npt.NDArray[np.int64], values: npt.NDArray[np.float64],
+        result: GroupFeatures,
+    ) -> None:
+        """Cut the rows of one lane by event type."""
+        plan = state.plan
+        for event, features in plan.features.items():
+            if len(plan.events) == 1:
+                result.parts[event, plan.entity] = (head[:, 4], values[:, : len(features)])
+                continue
+            at = np.flatnonzero(head[:, 2] == event_code(event))
+            if len(at):
+                part = values[at][:, : len(features)]
+                result.parts[event, plan.entity] = (head[at, 4], part)
+
+    def delta(self) -> Arrays:
+        """What changed since the last `delta` or `full`, as arrays by name; clears the marks."""
+        return self._dump(everything=False)
+
+    def full(self) -> Arrays:
+        """The whole state as arrays by name; clears the marks."""
+        return self._dump(everything=True)
+
+    def _dump(self, everything: bool) -> Arrays:
+        arrays: Arrays = {"format": np.array([STATE_FORMAT])}
+        for name, state in self._states.items():
+            arrays |= {f"{name}.{k}": v for k, v in state.dump(everything).items()}
+        return arrays
+
+    @classmethod
+    def restore(
+        cls, catalog: Catalog, group: int, base: Arrays | None, deltas: list[Arrays]
+    ) -> GroupEngine:
+        """The engine as it was after the last delta: every later feature is the same bit for bit.
+
+        Raises
+        ------
+        StateError : a snapshot of another layout, or one that does not fit the catalogue
+        """
+        engine = cls(catalog, group)
+        for arrays in ([] if base is None else [base]) + deltas:
+            found = int(arrays["format"][0])
+            if found != STATE_FORMAT:
+                raise StateError(
+                    f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from an"
+                    " empty state_dir or run `waxwing backfill` again"
+                )
+            for name, state in engine._states.items():
+                prefix = f"{name}."
+                mine = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+                try:
+                    state.load(mine)
+                except (KeyError, ValueError, IndexError) as error:
+                    raise StateError(
+                        f"group {group}: state of {name!r} does not fit the catalogue"
+                        f" {catalog.version} ({error}); run `waxwing backfill` again"
+                    ) from error
+        return engine
+
+
+def _sequences(
+    state: EntityState,
+    head: npt.NDArray[np.int64],
+    emitted: npt.NDArray[np.int16],
+    lane: int,
+    alone: bool,
+    result: GroupFeatures,
+) -> None:
+    """Give a lane the vectors of its rows."""
+    sequence = state.plan.sequence
+    if sequence is None or not len(emitted):
+        return
+    own = head if len(emitted) == len(head) else head[head[:, 2] == sequence.own]
+    event = list(event_types())[sequence.own]
+    if not alone:
+        at = np.flatnonzero(own[:, 3] == lane)
+        own, emitted = own[at], emitted[at]
+    result.sequences[event] = (own[:, 4], emitted)
+
+
+class OfflineEngine:
+    """All groups in one process: the very code of the stream, for training, backfill and tests.
+
+    Parameters
+    ----------
+    catalog : what to compute
+    groups : number of shard groups; the features do not depend on it, a snapshot does
+    """
+
+    def __init__(self, catalog: Catalog, groups: int) -> None:
+        self.catalog = catalog
+        self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+
+    def process(self, batches: dict[str, EventBatch]) -> dict[str, FeatureMatrix]:
+        """Features of the events of one stretch of the stream, each type in the batch's order.
+
+        Examples
+        --------
+        >>> from features.catalog import catalog
+        >>> OfflineEngine(catalog(), groups=4).process({})
+        {}
+        """
+        parts = split(self.catalog, batches, len(self.engines))
+        found = [
+            engine.process(part)
+            for engine, part in zip(self.engines, parts, strict=True)
+            if part.heads
+        ]
+        return assemble(self.catalog, batches, [f[0] for f in found])
+
+
+def warm_up(catalog: Catalog) -> None:
+    """Compile (or load from the cache) every kernel, on rows that are thrown away.
+
+    Called before the first round: compiling was the only cause of slow first seconds.
+    """
+    import polars as pl
+
+    batches = {}
+    for name in catalog.event_types:
+        declared = event_type(name)
+        values: dict[str, list[Any]] = {}
+        for column in declared.fields:
+            word = column.values[0] if column.values else "a"
+            one = {"string": "a", "enum": word, "bool": False, "float64": 1.0, "int64": 1}
+            values[column.name] = [one.get(column.kind, 1_000_000)] * 2
+        frame = pl.DataFrame(values, schema=declared.schema)
+        zeros = np.zeros(2, np.int64)
+        batches[name] = EventBatch(name, frame, zeros.astype(np.int32), np.arange(2), zeros)
+    engine = OfflineEngine(catalog, 1)
+    engine.process(batches)
+    group = engine.engines[0]
+    base, parts = group.full(), split(catalog, batches, 1)
+    group.process(merge(parts * 2))
+    GroupEngine.restore(catalog, 0, base, [group.delta()])

@@ -1,0 +1,72 @@
+"""How often an entity usually acts, and how long ago it last did: one decayed count per entity.
+
+The usual count of a window is what the entity's own rate of the last week or so leads one to expect in
+it; the current event is never part of what it is compared with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.jit import njit
+
+__all__ = ["RATE_FLOATS", "RATE_TAU_S", "run_rates"]
+
+RATE_TAU_S = 7 * 86_400.0
+"""Memory of a usual rate; chosen: a week, so that weekends weigh as they should."""
+
+YOUNG_S = 86_400.0
+"""An entity younger than this is taken as this old: its first burst is not yet its usual rate. Chosen:
+one day's rhythm."""
+
+RATE_FLOATS = 4
+"""Per instance: decayed count, time of the last event, of the first, number of events. Microseconds
+stay exact in a double until the year 2255."""
+
+
+@njit
+def run_rates(slots, taken_us, head, feeds, flag_bit, plan, plan_at, state, out):  # type: ignore[no-untyped-def]
+    """Rates of rows in order.
+
+    Parameters
+    ----------
+    feeds : bool (instances, event types)
+    flag_bit : int64 (instances,), condition an event must meet to enter, -1 for none
+    plan : int64 (features, 4): operation, instance, window in us, where to
+    plan_at : int64 (event types + 1,)
+    state : float64 (slots, instances * 4)
+    """
+    tau_us = RATE_TAU_S * 1e6
+    for i in range(len(slots)):
+        code, now = head[i, 2], float(taken_us[i])
+        row = state[slots[i]]
+        for k in range(plan_at[code], plan_at[code + 1]):
+            op, at, to = plan[k, 0], plan[k, 1] * RATE_FLOATS, plan[k, 3]
+            n = row[at + 3]
+            if op == 3:
+                out[i, to] = n
+            elif op == 0:
+                if n == 0.0:
+                    out[i, to] = 0.0
+                else:
+                    age_us = max(now - row[at + 2], YOUNG_S * 1e6)
+                    decayed = row[at] * np.exp((row[at + 1] - now) / tau_us)
+                    seen_us = tau_us * (1.0 - np.exp(-age_us / tau_us))
+                    out[i, to] = decayed / seen_us * plan[k, 2]
+            elif n > 0.0:
+                out[i, to] = (now - row[at + op]) / 1e6
+            elif op == 2:
+                out[i, to] = 0.0
+        for q in range(len(flag_bit)):
+            if not feeds[q, code]:
+                continue
+            if flag_bit[q] >= 0 and not (head[i, 7] >> flag_bit[q]) & 1:
+                continue
+            at = q * RATE_FLOATS
+            if row[at + 3] == 0.0:
+                row[at + 2] = now
+                row[at] = 1.0
+            else:
+                row[at] = row[at] * np.exp((row[at + 1] - now) / tau_us) + 1.0
+            row[at + 1] = now
+            row[at + 3] += 1.0

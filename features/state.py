@@ -1,0 +1,285 @@
+"""State of one entity type in one group: arrays by slot, the rings' arena, the table of pairs.
+
+Owns every array that the kernels write, lets them grow, and turns them into snapshots: `dump` copies
+what some slots hold, `load` puts it back so that every later result is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.geo import GEO_FLOATS, run_geo
+from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.plan import EntityPlan, Ring
+from features.rates import RATE_FLOATS, run_rates
+from features.sequence import STEPS, WIDTH, run_sequence
+from features.slots import SlotTable
+from features.windows import (
+    BOOK,
+    CAPACITY,
+    CAPACITY_MIN,
+    HEAD,
+    PAIRS_FILLED,
+    SHARED,
+    TOP,
+    gather_rings,
+    insert_pairs,
+    place_rings,
+    release_rings,
+    run_ring,
+)
+
+__all__ = ["EntityState", "RingState"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+ARENA_MIN = 1 << 10
+PAIRS_MIN = 1 << 10
+"""Records and pairs a ring starts with room for; chosen: some tens of kilobytes a group."""
+
+PURGE_SLACK_US = 3_600_000_000
+"""A pair is forgotten this much after it has stopped to matter by the group's newest event; chosen: an
+hour is far beyond any lateness that is accepted, so that forgetting never shows in a feature."""
+
+
+class RingState:
+    """One ring of records per slot, in an arena, and the pairs met.
+
+    Parameters
+    ----------
+    ring : what it keeps
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        windows, flags, reals, maxima, pairs = ring.shape
+        self._int_columns, self._float_columns = ring.per_slot
+        self._longest = SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
+        self.ints = np.zeros((0, self._int_columns), np.int64)
+        self.floats = np.zeros((0, self._float_columns))
+        self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
+        self.arena_reals = np.zeros((ARENA_MIN, reals))
+        self._new_pairs(PAIRS_MIN if pairs else 1)
+        self.book = np.full(BOOK, -1, np.int64)
+        self.book[TOP] = self.book[PAIRS_FILLED] = 0
+
+    def _new_pairs(self, size: int) -> None:
+        self.pairs = np.zeros((size, 4), np.int64)
+        self.touched = np.zeros(size, np.uint8)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.ints, self.floats, self.arena_ints, self.arena_reals, self.pairs, self.touched)
+        return sum(a.nbytes for a in arrays)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for so many slots."""
+        self.ints.resize((capacity, self._int_columns), refcheck=False)
+        self.floats.resize((capacity, self._float_columns), refcheck=False)
+
+    def _grow_arena(self, least: int) -> None:
+        """Make room for at least so many more records; amortised by doubling."""
+        size = max(2 * len(self.arena_ints), int(self.book[TOP]) + least)
+        self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
+        self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
+
+    def _reserve_pairs(self, incoming: int, newest_us: Int64, now_us: int) -> None:
+        """Make room for new pairs, forgetting those that can no longer matter."""
+        if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
+            return
+        live = np.flatnonzero(self.pairs[:, 0])
+        entries = self.pairs[live]
+        ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
+        idle = (newest_us[entries[:, 1] >> 4] - entries[:, 3] > ttl_us) | (
+            now_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
+        )
+        live, entries = live[~idle], entries[~idle]
+        touched = self.touched[live]
+        size = PAIRS_MIN
+        while 2 * size < 5 * (len(entries) + incoming):
+            size *= 2
+        self._new_pairs(size)
+        self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
+
+    def run(
+        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, newest_us: Int64, out: Float64
+    ) -> None:
+        """Let the rows pass; fills their columns of `out`."""
+        ring = self.ring
+        if len(ring.others):
+            self._reserve_pairs(len(slots) * len(ring.others), newest_us, int(taken_us.max()))
+        done = 0
+        while True:
+            done = run_ring(
+                done, slots, taken_us, head, reals, ring.feeds, ring.windows_us, ring.flag_bits,
+                ring.columns, ring.max_columns, ring.signs, ring.others, ring.ttl_us, ring.plan,
+                ring.plan_at, self.ints, self.floats, self.arena_ints, self.arena_reals, self.pairs,
+                self.touched, self.book, out,
+            )
+            if done == len(slots):
+                return
+            slot = slots[done]
+            self._grow_arena(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+
+    def dump(self, slots: Int64, everything: bool) -> Arrays:
+        """State of some slots, and pairs touched (or all)."""
+        ints = self.ints[slots]
+        live = int((ints[:, HEAD] - ints[:, self._longest]).sum())
+        live_ints = np.empty((live, 2), np.int64)
+        live_reals = np.empty((live, self.arena_reals.shape[1]))
+        gather_rings(slots, self.ints, self._longest, self.arena_ints, self.arena_reals, live_ints,
+                     live_reals)
+        at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
+        self.touched.fill(0)
+        return {"ints": ints, "floats": self.floats[slots], "live_ints": live_ints,
+                "live_reals": live_reals, "pairs": self.pairs[at]}
+
+    def load(self, slots: Int64, arrays: Arrays) -> None:
+        """Put saved slots back."""
+        release_rings(slots, self.ints, self.book, self.arena_ints)
+        self.ints[slots] = arrays["ints"]
+        self.floats[slots] = arrays["floats"]
+        # Blocks given back may not fit the new ones; room for all of them anew is always enough.
+        self._grow_arena(int(arrays["ints"][:, CAPACITY].sum()))
+        place_rings(slots, arrays["live_ints"], arrays["live_reals"], self.ints,
+                    np.array(self.ring.shape, np.int64), self.ring.max_columns, self.ring.signs,
+                    self.arena_ints, self.arena_reals, self.book)
+        entries = arrays["pairs"]
+        filled = int(self.book[PAIRS_FILLED]) + len(entries)
+        if 5 * filled > 3 * len(self.pairs):
+            live = np.flatnonzero(self.pairs[:, 0])
+            kept, touched = self.pairs[live], self.touched[live]
+            size = PAIRS_MIN
+            while 2 * size < 5 * filled:
+                size *= 2
+            self._new_pairs(size)
+            self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
+        self.book[PAIRS_FILLED] += insert_pairs(
+            entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
+        )
+
+
+class EntityState:
+    """All state of one entity type in one group.
+
+    Parameters
+    ----------
+    plan : what the kernels are told
+    """
+
+    def __init__(self, plan: EntityPlan) -> None:
+        self.plan = plan
+        self.table = SlotTable()
+        self.rings = [RingState(ring) for ring in plan.rings]
+        self._fixed: dict[str, npt.NDArray[Any]] = {}
+        if plan.rates is not None:
+            self._fixed["rates"] = np.zeros((0, len(plan.rates.flag_bits) * RATE_FLOATS))
+        if plan.bases is not None:
+            kept = int(plan.bases.histories.max()) + 1
+            self._fixed["bases"] = np.zeros((0, len(plan.bases.logs) * BASE_FLOATS))
+            self._fixed["history"] = np.zeros((0, kept * 2 * HISTORY))
+        if plan.seasons is not None:
+            self._fixed["seasons"] = np.zeros((0, len(plan.seasons.logs) * SEASON_FLOATS))
+        if plan.geo is not None:
+            self._fixed["geo"] = np.zeros((0, len(plan.geo.feeds) * GEO_FLOATS))
+        if plan.members is not None:
+            many = len(plan.members.others) * MEMBERS_MAX
+            self._fixed["member_names"] = np.zeros((0, many), np.int64)
+            self._fixed["members"] = np.zeros((0, many * MEMBER_FLOATS))
+        if plan.sequence is not None:
+            self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
+            self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Give every array by slot the table's capacity."""
+        for array in self._fixed.values():
+            array.resize((self.table.capacity, array.shape[1]), refcheck=False)
+        for ring in self.rings:
+            ring.grow(self.table.capacity)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
+        fixed = sum(a.nbytes for a in self._fixed.values())
+        return self.table.memory_bytes + fixed + sum(r.memory_bytes for r in self.rings)
+
+    def process(self, head: Int64, reals: Float64) -> tuple[Float64, npt.NDArray[np.int16] | None]:
+        """Features of rows in order.
+
+        Returns
+        -------
+        float64 (n, width) by the plan of each row's event type, int16 (rows of the own type, 16, 12)
+        """
+        plan, fixed = self.plan, self._fixed
+        if self.table.reserve(len(head)):
+            self._grow()
+        slots, taken_us = self.table.intern(head)
+        out = np.full((len(head), plan.width), np.nan)
+        for ring in self.rings:
+            ring.run(slots, taken_us, head, reals, self.table.newest_us, out)
+        if plan.rates is not None:
+            r = plan.rates
+            run_rates(slots, taken_us, head, r.feeds, r.flag_bits, r.plan, r.plan_at, fixed["rates"], out)
+        if plan.geo is not None:
+            g = plan.geo
+            run_geo(slots, taken_us, head, reals, plan.places, g.feeds, g.plan, g.plan_at,
+                    fixed["geo"], out)
+        if plan.members is not None:
+            m = plan.members
+            run_members(slots, taken_us, head, reals, m.feeds, m.others, m.columns, m.plan, m.plan_at,
+                        m.windows_us, fixed["member_names"], fixed["members"], out)
+        if plan.bases is not None:
+            b = plan.bases
+            run_baselines(slots, head, reals, b.feeds, b.sources, b.logs, b.histories, b.plan,
+                          b.plan_at, fixed["bases"], fixed["history"], out)
+        if plan.seasons is not None:
+            b = plan.seasons
+            run_seasons(slots, taken_us, head, reals, b.feeds, b.sources, b.logs, b.plan, b.plan_at,
+                        fixed["seasons"], out)
+        if plan.sequence is None:
+            return out, None
+        s = plan.sequence
+        own = int(np.count_nonzero(head[:, 2] == s.own))
+        emitted = np.empty((own, STEPS, WIDTH), np.int16)
+        run_sequence(slots, taken_us, head, reals, s.kinds, s.sources, s.scales, s.own,
+                     fixed["vectors"], fixed["places"], out, emitted)
+        return out, emitted
+
+    def dump(self, everything: bool) -> Arrays:
+        """State of the slots touched since the last dump (or of all); clears the marks."""
+        slots = self.table.take_dirty()
+        if everything:
+            slots = np.arange(self.table.used, dtype=np.int64)
+        arrays: Arrays = {
+            "slots": slots,
+            "keys": self.table.keys[slots],
+            "newest_us": self.table.newest_us[slots],
+            "late": np.array([self.table.late]),
+        }
+        arrays |= {name: array[slots] for name, array in self._fixed.items()}
+        for i, ring in enumerate(self.rings):
+            arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
+        return arrays
+
+    def load(self, arrays: Arrays) -> None:
+        """Put a dump back, oldest first."""
+        slots = arrays["slots"]
+        before = self.table.capacity
+        self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
+        if self.table.capacity != before:
+            self._grow()
+        for name, array in self._fixed.items():
+            array[slots] = arrays[name]
+        for i, ring in enumerate(self.rings):
+            prefix = f"ring{i}."
+            ring.load(slots, {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)})
+
+

@@ -1,0 +1,448 @@
+"""Exact sliding windows (t - w, t] over one ring of records per entity, and the pairs it was in.
+
+An entity's events stand once in a ring in an arena; each window is a pointer to its oldest event and
+running counts and sums of what lies between. What enters is added, what leaves is taken off, in
+double-double arithmetic (`features.exact`). The largest and the distinct are kept the same way: a
+queue of the records that can still become a maximum, and a mark on records whose value has come again.
+
+A ring's table of pairs holds, for each value of another column met with the entity, when it was last
+met: this makes the distinct count O(1), and gives first times.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.exact import add, square, variance
+from features.jit import njit
+
+__all__ = [
+    "BOOK",
+    "CAPACITY_MIN",
+    "FLAG_BITS",
+    "FREE",
+    "PAIRS_FILLED",
+    "TOP",
+    "find_pair",
+    "gather_rings",
+    "insert_pairs",
+    "place_rings",
+    "release_rings",
+    "run_ring",
+    "slot_layout",
+]
+
+CAPACITY_MIN = 4
+"""Records a ring starts with; chosen: most cards pay a few times an hour at most."""
+
+FLAG_BITS = 31
+"""Conditions a ring can have; the bits above mark what has been superseded, one a column of pairs."""
+
+# Places in `book`, the arena's own numbers.
+TOP, PAIRS_FILLED, FREE = 0, 1, 2
+BOOK = FREE + 48
+"""Length of `book`: top of the arena, filled places of the pair table, free blocks by log2 of size."""
+
+# Places in a slot's row of `ints`.
+START, CAPACITY, HEAD, SHARED = 0, 1, 2, 3
+# After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
+
+
+def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> tuple[int, int]:
+    """Columns of `ints` and `floats` that a ring of this shape needs per slot."""
+    stride = 2 + flags + reals + maxima + pairs
+    return SHARED + pairs + maxima + windows * stride, windows * reals * 4
+
+
+@njit
+def _mix(slot, column, value):  # type: ignore[no-untyped-def]
+    """Key of (slot, pair column, value), never 0."""
+    h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(0xFF51AFD7ED558CCD)
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(0xC4CEB9FE1A85EC53)
+    h ^= h >> np.uint64(33)
+    return np.int64(h) if h != np.uint64(0) else np.int64(1)
+
+
+@njit
+def find_pair(key, pairs):  # type: ignore[no-untyped-def]
+    """Place of the pair's key in the table, or the free place where it would go."""
+    mask = np.uint64(len(pairs) - 1)
+    at = np.uint64(key) & mask
+    while pairs[at, 0] != 0 and pairs[at, 0] != key:
+        at = (at + np.uint64(1)) & mask
+    return np.int64(at)
+
+
+@njit
+def insert_pairs(entries, pairs, touched, mark):  # type: ignore[no-untyped-def]
+    """Put saved entries into a table that has room; returns how many places were filled."""
+    filled = 0
+    for i in range(len(entries)):
+        at = find_pair(entries[i, 0], pairs)
+        if pairs[at, 0] == 0:
+            filled += 1
+        for k in range(4):
+            pairs[at, k] = entries[i, k]
+        touched[at] = mark[i]
+    return filled
+
+
+@njit
+def _allocate(capacity, book, arena_ints):  # type: ignore[no-untyped-def]
+    """Start of a free block of so many records (a power of two), -1 where the arena is full."""
+    size_class = 0
+    while (1 << size_class) < capacity:
+        size_class += 1
+    start = book[FREE + size_class]
+    if start >= 0:
+        book[FREE + size_class] = arena_ints[start, 0]
+        return start
+    if book[TOP] + capacity > len(arena_ints):
+        return np.int64(-1)
+    start = book[TOP]
+    book[TOP] += capacity
+    return start
+
+
+@njit
+def _release(start, capacity, book, arena_ints):  # type: ignore[no-untyped-def]
+    """Give a block back."""
+    size_class = 0
+    while (1 << size_class) < capacity:
+        size_class += 1
+    arena_ints[start, 0] = book[FREE + size_class]
+    book[FREE + size_class] = start
+
+
+@njit
+def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+    """Move a full ring (or none yet) to a block twice as large; False where the arena is full."""
+    capacity = row[CAPACITY]
+    larger = 2 * capacity if capacity > 0 else CAPACITY_MIN
+    start = _allocate(larger, book, arena_ints)
+    if start < 0:
+        return False
+    if capacity > 0:
+        for seq in range(oldest, row[HEAD]):
+            a = row[START] + (seq & (capacity - 1))
+            b = start + (seq & (larger - 1))
+            arena_ints[b, 0] = arena_ints[a, 0]
+            arena_ints[b, 1] = arena_ints[a, 1]
+            for k in range(arena_reals.shape[1]):
+                arena_reals[b, k] = arena_reals[a, k]
+        for m in range(maxima):
+            end = row[SHARED + pairs + m]
+            for at in range(max(end - capacity, 0), end):
+                a = row[START] + (at & (capacity - 1))
+                arena_ints[start + (at & (larger - 1)), 2 + m] = arena_ints[a, 2 + m]
+        _release(row[START], capacity, book, arena_ints)
+    row[START] = start
+    row[CAPACITY] = larger
+    return True
+
+
+@njit
+def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+    """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
+    bits = arena_ints[place, 1]
+    row[w_int] += 1
+    row[w_int + 1] -= 1
+    for f in range(flags):
+        row[w_int + 2 + f] -= (bits >> f) & 1
+    at = w_int + 2 + flags
+    for v in range(reals):
+        x = arena_reals[place, v]
+        if x == x:
+            row[at + v] -= 1
+            s = w_float + 4 * v
+            if row[at + v] == 0:
+                sums[s] = sums[s + 1] = sums[s + 2] = sums[s + 3] = 0.0
+            else:
+                sums[s], sums[s + 1] = add(sums[s], sums[s + 1], -x, 0.0)
+                q, q_low = square(x)
+                sums[s + 2], sums[s + 3] = add(sums[s + 2], sums[s + 3], -q, -q_low)
+    at += reals + maxima
+    for p in range(pairs):
+        if not (bits >> (FLAG_BITS + 2 * p)) & 1 and (bits >> (FLAG_BITS + 2 * p + 1)) & 1:
+            row[at + p] -= 1
+
+
+@njit
+def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+    """Let every window end at `time_us`: drop records of exactly its length ago and older."""
+    stride = 2 + flags + reals + maxima + pairs
+    for w in range(len(windows_us)):
+        w_int = SHARED + pairs + maxima + w * stride
+        since = time_us - windows_us[w]
+        while row[w_int + 1] > 0:
+            place = row[START] + (row[w_int] & (row[CAPACITY] - 1))
+            if arena_ints[place, 0] > since:
+                break
+            _leave(row, sums, w_int, w * reals * 4, place, flags, reals, pairs, maxima,
+                   arena_ints, arena_reals)
+        for m in range(maxima):
+            at = w_int + 2 + flags + reals + m
+            end = row[SHARED + pairs + m]
+            while row[at] < end:
+                place = row[START] + (row[at] & (row[CAPACITY] - 1))
+                if arena_ints[place, 2 + m] >= row[w_int]:
+                    break
+                row[at] += 1
+
+
+@njit
+def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, previous, arena_reals):  # type: ignore[no-untyped-def]
+    """Add the newest record, at `place` of the arena, to every window's counts and sums."""
+    stride = 2 + flags + reals + maxima + pairs
+    for w in range(windows):
+        w_int = SHARED + pairs + maxima + w * stride
+        row[w_int + 1] += 1
+        for f in range(flags):
+            row[w_int + 2 + f] += (bits >> f) & 1
+        at = w_int + 2 + flags
+        for v in range(reals):
+            x = arena_reals[place, v]
+            if x == x:
+                row[at + v] += 1
+                s = w * reals * 4 + 4 * v
+                sums[s], sums[s + 1] = add(sums[s], sums[s + 1], x, 0.0)
+                q, q_low = square(x)
+                sums[s + 2], sums[s + 3] = add(sums[s + 2], sums[s + 3], q, q_low)
+        at += reals + maxima
+        for p in range(pairs):
+            # -2: absent in this row; a value last met within the window was counted already.
+            if previous[p] != -2 and previous[p] < row[w_int]:
+                row[at + p] += 1
+
+
+@njit
+def _queue(row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+    """Put the newest record into the queue of those that can still become a maximum."""
+    stride = 2 + flags + reals + maxima + pairs
+    first = SHARED + pairs + maxima + 2 + flags + reals + m
+    mask = row[CAPACITY] - 1
+    start = row[START]
+    front = row[first + (windows - 1) * stride]
+    end = row[SHARED + pairs + m]
+    while end > front:
+        seq_before = arena_ints[start + ((end - 1) & mask), 2 + m]
+        if sign * arena_reals[start + (seq_before & mask), column] > sign * x:
+            break
+        end -= 1
+    for w in range(windows):
+        row[first + w * stride] = min(row[first + w * stride], end)
+    arena_ints[start + (end & mask), 2 + m] = seq
+    row[SHARED + pairs + m] = end + 1
+
+
+@njit
+def _meet(row, slot, time_us, seq, p, value, ttl_us, pairs_table, touched, book, oldest, arena_ints):  # type: ignore[no-untyped-def]
+    """Note the pair (entity, value); returns (sequence number of its last time or -1, was new)."""
+    at = find_pair(_mix(slot, p, value), pairs_table)
+    before = np.int64(-1)
+    new = True
+    if pairs_table[at, 0] == 0:
+        pairs_table[at, 0] = _mix(slot, p, value)
+        pairs_table[at, 1] = slot * 16 + p
+        book[PAIRS_FILLED] += 1
+    else:
+        new = time_us - pairs_table[at, 3] > ttl_us
+        before = pairs_table[at, 2]
+        if before >= oldest:
+            place = row[START] + (before & (row[CAPACITY] - 1))
+            arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
+    pairs_table[at, 2] = seq
+    pairs_table[at, 3] = time_us
+    touched[at] = 1
+    return before, new
+
+
+@njit
+def _emit(row, sums, i, e0, e1, plan, windows, flags, reals, pairs, maxima, signs, max_columns, met_us,  # type: ignore[no-untyped-def]
+          known, time_us, arena_ints, arena_reals, out):
+    """Write the features that row i's event type reads."""
+    stride = 2 + flags + reals + maxima + pairs
+    for k in range(e0, e1):
+        op, w, c, to = plan[k, 0], plan[k, 1], plan[k, 2], plan[k, 3]
+        w_int = SHARED + pairs + maxima + w * stride
+        count = row[w_int + 1]
+        if op == 0:
+            out[i, to] = count if c < 0 else row[w_int + 2 + c]
+        elif op == 1:
+            out[i, to] = row[w_int + 2 + c] / count if count > 0 else np.nan
+        elif op <= 4:
+            n = row[w_int + 2 + flags + c]
+            s = (w * reals + c) * 4
+            if op == 2:
+                out[i, to] = sums[s]
+            elif op == 3:
+                out[i, to] = sums[s] / n if n > 0 else np.nan
+            elif n > 1:
+                out[i, to] = np.sqrt(
+                    variance(n, sums[s], sums[s + 1], sums[s + 2], sums[s + 3])
+                )
+        elif op <= 6:
+            at = row[w_int + 2 + flags + reals + c]
+            if at < row[SHARED + pairs + c]:
+                mask = row[CAPACITY] - 1
+                seq = arena_ints[row[START] + (at & mask), 2 + c]
+                out[i, to] = arena_reals[row[START] + (seq & mask), max_columns[c]]
+        elif op == 7:
+            out[i, to] = row[w_int + 2 + flags + reals + maxima + c]
+        elif op == 8:
+            distinct = row[w_int + 2 + flags + reals + maxima + c]
+            out[i, to] = distinct / count if count > 0 else np.nan
+        elif op == 9:
+            if known[c] >= 0:
+                out[i, to] = 1.0 - known[c]
+        elif op == 10:
+            if known[c] == 1:
+                out[i, to] = (time_us - met_us[c]) / 1e6
+        else:
+            out[i, to] = row[SHARED + c]
+
+
+@njit
+def run_ring(first, slots, taken_us, head, reals_in, feeds, windows_us, flag_bits, columns, max_columns,  # type: ignore[no-untyped-def]
+             signs, others, ttl_us, plan, plan_at, ints, floats, arena_ints, arena_reals, pairs_table,
+             touched, book, out):
+    """Windows and pairs of rows `first`.. in order; returns the row at which the arena was full, or n.
+
+    Parameters
+    ----------
+    slots, taken_us : int64 (n,)
+    head : int64 (n, 8 + others), see `features.rows`
+    reals_in : float64 (n, columns of the entity)
+    feeds : bool (event types,), whose rows enter
+    windows_us : int64 (W,), ascending
+    flag_bits, columns, max_columns, signs, others, ttl_us : what of a row the ring keeps
+    plan : int64 (features, 4): operation, window, column, where to in `out`
+    plan_at : int64 (event types + 1,), whose rows read which features
+    """
+    windows, flags, reals = len(windows_us), len(flag_bits), len(columns)
+    maxima, pairs = len(max_columns), len(others)
+    stride = 2 + flags + reals + maxima + pairs
+    longest = SHARED + pairs + maxima + (windows - 1) * stride
+    previous = np.empty(pairs, np.int64)
+    known = np.empty(pairs, np.int64)
+    met_us = np.empty(pairs, np.int64)
+    for i in range(first, len(slots)):
+        slot, time_us, code = slots[i], taken_us[i], head[i, 2]
+        row, sums = ints[slot], floats[slot]
+        _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals)
+        if feeds[code] and row[HEAD] - row[longest] >= row[CAPACITY]:
+            if not _double(row, row[longest], maxima, pairs, book, arena_ints, arena_reals):
+                return i
+        fresh = row[HEAD] == 0
+        for p in range(pairs):
+            previous[p] = -2
+            known[p] = -1
+            value = head[i, others[p]]
+            if value == 0:
+                continue
+            at = find_pair(_mix(slot, p, value), pairs_table)
+            there = pairs_table[at, 0] != 0
+            if there:
+                met_us[p] = pairs_table[at, 3]
+                there = time_us - met_us[p] <= ttl_us[p]
+            known[p] = 1 if there else (-1 if fresh else 0)
+        if feeds[code]:
+            seq = row[HEAD]
+            place = row[START] + (seq & (row[CAPACITY] - 1))
+            bits = np.int64(0)
+            for f in range(flags):
+                bits |= ((head[i, 7] >> flag_bits[f]) & 1) << f
+            for p in range(pairs):
+                value = head[i, others[p]]
+                if value != 0:
+                    bits |= np.int64(1) << (FLAG_BITS + 2 * p + 1)
+                    previous[p], new = _meet(row, slot, time_us, seq, p, value, ttl_us[p],
+                                             pairs_table, touched, book, row[longest], arena_ints)
+                    row[SHARED + p] += new
+            arena_ints[place, 0] = time_us
+            arena_ints[place, 1] = bits
+            for v in range(reals):
+                arena_reals[place, v] = reals_in[i, columns[v]]
+            row[HEAD] = seq + 1
+            _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, previous, arena_reals)
+            for m in range(maxima):
+                x = arena_reals[place, max_columns[m]]
+                if x == x:
+                    _queue(row, windows, m, max_columns[m], signs[m], seq, x, flags, reals, pairs,
+                           maxima, arena_ints, arena_reals)
+        _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, windows, flags, reals, pairs, maxima,
+              signs, max_columns, met_us, known, time_us, arena_ints, arena_reals, out)
+    return len(slots)
+
+
+@njit
+def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+    """Find the queue of maxima again from the ring's records; `at` is the longest window's pointer."""
+    mask = row[CAPACITY] - 1
+    place = row[shared + m]
+    best = -np.inf
+    for back in range(n):
+        seq = row[HEAD] - 1 - back
+        x = sign * arena_reals[row[START] + (seq & mask), column]
+        if x > best and place > at:
+            best = x
+            place -= 1
+            arena_ints[row[START] + (place & mask), 2 + m] = seq
+
+
+@njit
+def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_reals):  # type: ignore[no-untyped-def]
+    """Copy the live records of the given slots out, one slot after another."""
+    taken = 0
+    for i in range(len(slots)):
+        row = ints[slots[i]]
+        for seq in range(row[longest], row[HEAD]):
+            place = row[START] + (seq & (row[CAPACITY] - 1))
+            live_ints[taken, 0] = arena_ints[place, 0]
+            live_ints[taken, 1] = arena_ints[place, 1]
+            for v in range(arena_reals.shape[1]):
+                live_reals[taken, v] = arena_reals[place, v]
+            taken += 1
+
+
+@njit
+def place_rings(slots, live_ints, live_reals, ints, shape, max_columns, signs, arena_ints, arena_reals, book):  # type: ignore[no-untyped-def]
+    """Lay saved rings of the given slots into an arena that has room.
+
+    `shape` is (windows, flags, reals, maxima, pairs).
+    """
+    windows, flags, reals, maxima, pairs = shape
+    stride = 2 + flags + reals + maxima + pairs
+    longest = SHARED + pairs + maxima + (windows - 1) * stride
+    taken = 0
+    for i in range(len(slots)):
+        row = ints[slots[i]]
+        capacity = row[CAPACITY]
+        if capacity == 0:
+            continue
+        row[START] = _allocate(capacity, book, arena_ints)
+        n = row[HEAD] - row[longest]
+        for k in range(n):
+            place = row[START] + ((row[longest] + k) & (capacity - 1))
+            arena_ints[place, 0] = live_ints[taken + k, 0]
+            arena_ints[place, 1] = live_ints[taken + k, 1]
+            for v in range(reals):
+                arena_reals[place, v] = live_reals[taken + k, v]
+        for m in range(maxima):
+            _restore_queue(row, n, longest, m, max_columns[m], signs[m],
+                           row[longest + 2 + flags + reals + m], SHARED + pairs,
+                           arena_ints, arena_reals)
+        taken += n
+
+
+@njit
+def release_rings(slots, ints, book, arena_ints):  # type: ignore[no-untyped-def]
+    """Give back the blocks of the given slots, before newer copies of them are laid in."""
+    for i in range(len(slots)):
+        row = ints[slots[i]]
+        if row[CAPACITY] > 0:
+            _release(row[START], row[CAPACITY], book, arena_ints)
+            row[CAPACITY] = 0
