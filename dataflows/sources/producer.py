@@ -17,7 +17,6 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from features.events.avro import avro_schema
 
 from features.batch import EventBatch
 from features.encode import avro_bodies, confluent_header, json_bodies
@@ -32,6 +31,9 @@ PARTITIONS = 32
 WAIT_S = 60.0
 """Longest wait for room in the queue or for the last acknowledgements; chosen: twice the time a
 broker needs to come back after a restart."""
+
+CONNECT_S = 5.0
+"""Longest wait for the brokers to tell their topics; chosen: a person waits for the answer."""
 
 _OPTIONS: dict[str, str | int | bool] = {
     "acks": "all",
@@ -120,6 +122,8 @@ class EventProducer:
         for name, topic in names.items():
             self._topics[name] = _Topic(topic, found[topic])
             if self._encoding == "avro":
+                from features.events.avro import avro_schema
+
                 self.use_schema(name, avro_schema(name))
 
     def use_schema(self, name: str, schema: dict[str, Any]) -> int:
@@ -230,16 +234,16 @@ class EventProducer:
         """Partitions of each topic, created first where it does not exist."""
         admin = AdminClient(self._common)
         try:
-            known = admin.list_topics(timeout=10).topics
+            known = admin.list_topics(timeout=CONNECT_S).topics
             new = [NewTopic(t, PARTITIONS, -1) for t in topics if t not in known]
             if new:
-                for created in admin.create_topics(new).values():
+                for created in admin.create_topics(new, request_timeout=20.0).values():
                     try:
-                        created.result(timeout=30)
+                        created.result()
                     except KafkaException as error:
                         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                             raise
-                known = admin.list_topics(timeout=10).topics
+                known = admin.list_topics(timeout=CONNECT_S).topics
         except KafkaException as error:
             raise SourceError(
                 f"Kafka {self._brokers}: {error.args[0].str()}; check kafka_brokers, or write"
