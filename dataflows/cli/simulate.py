@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "simulate",
-        help="write simulated events with attacks to Parquet, JSONL or Kafka",
+        help="simulated events with attacks to Parquet, JSONL or Kafka",
         description=__doc__,
         epilog="What is not given is taken from the settings (sim_*, kafka_*).",
     )
