@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.jit import njit
+from features.speed import AHEAD, inlined, prefetch
 
 __all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
 
@@ -90,7 +91,7 @@ def _position(values, n, x):  # type: ignore[no-untyped-def]
     return low
 
 
-@njit
+@inlined
 def _remember(row, n, x):  # type: ignore[no-untyped-def]
     """Put x into the ring row[:32] and its sorted copy row[32:]; n values came before."""
     ring, ordered = row[:HISTORY], row[HISTORY:]
@@ -107,7 +108,7 @@ def _remember(row, n, x):  # type: ignore[no-untyped-def]
     ordered[at] = x
 
 
-@njit
+@inlined
 def _update(row, x):  # type: ignore[no-untyped-def]
     """Take x into the running means of one instance."""
     n = row[0]
@@ -130,7 +131,7 @@ def _update(row, x):  # type: ignore[no-untyped-def]
     row[0] = n + 1.0
 
 
-@njit
+@inlined
 def _running(op, row, x):  # type: ignore[no-untyped-def]
     """A statistic of the running means; NaN where not enough is known."""
     n = row[0]
@@ -161,7 +162,7 @@ def _running(op, row, x):  # type: ignore[no-untyped-def]
     return (x - row[4]) / (row[6] + _floor(row[1]))
 
 
-@njit
+@inlined
 def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
     """A statistic of the last values; NaN where not enough is known."""
     if kept < KNOWN_FROM:
@@ -170,6 +171,8 @@ def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
     median = _quantile(ordered, kept, 0.5)
     if op == 9:
         return median
+    if op == 14:
+        return np.copysign(np.expm1(abs(median)), median)
     if op == 13:
         below = _position(ordered, kept, x)
         equal = 0
@@ -185,7 +188,7 @@ def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
     return max(low - x, x - high, 0.0) / spread
 
 
-@njit
+@inlined
 def _input(source, log, i, reals_in, out):  # type: ignore[no-untyped-def]
     """Row i's value for an instance: column `source` of the rows, or feature -1 - source of `out`."""
     x = reals_in[i, source] if source >= 0 else out[i, -1 - source]
@@ -211,6 +214,9 @@ def run_baselines(slots, head, reals_in, feeds, sources, logs, histories, plan, 
     """
     instances = len(logs)
     for i in range(len(slots)):
+        if i + AHEAD < len(slots):
+            prefetch(state, slots[i + AHEAD])
+            prefetch(history, slots[i + AHEAD])
         code, slot = head[i, 2], slots[i]
         for b in range(instances):
             e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]

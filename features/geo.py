@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.jit import njit
+from features.speed import AHEAD, prefetch
 
 __all__ = ["GEO_FLOATS", "run_geo"]
 
@@ -48,6 +49,8 @@ def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state
     state : float64 (slots, instances * 8)
     """
     for i in range(len(slots)):
+        if i + AHEAD < len(slots):
+            prefetch(state, slots[i + AHEAD])
         x, y, z = reals_in[i, places[0]], reals_in[i, places[1]], reals_in[i, places[2]]
         if x != x or y != y or z != z:
             continue

@@ -20,9 +20,9 @@ chosen: 2.5 kB an entity, and the mean of 32 peers is good to a fifth of a devia
 
 SILENT_S = 3_600.0
 
-MEMBER_FLOATS = 8
-"""Per member: n, time of the latest value, value, usual mean, variance, latest z, and mean and variance
-of its gap to the peers."""
+MEMBER_FLOATS = 9
+"""Per member: n, time of the latest value, value, usual mean, variance, latest z, and of its gap to the
+peers mean, variance and n (the first values had none)."""
 
 USUAL_EVENTS = 100.0
 KNOWN_FROM = 8.0
@@ -78,9 +78,8 @@ def _others(row, own, now, window_us, found):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _learn(row, at, x, mean, variance):  # type: ignore[no-untyped-def]
-    """Take x into the mean and variance at places `mean` and `variance` of a member."""
-    n = row[at]
+def _learn(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
+    """Take x into the mean and variance of n values, at places `mean` and `variance` of a member."""
     if n == 0.0:
         row[at + mean] = x
         return
@@ -94,12 +93,12 @@ def _learn(row, at, x, mean, variance):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _z(row, at, x, mean, variance):  # type: ignore[no-untyped-def]
-    """Deviation of x from a member's usual value; NaN while too little is known."""
-    if row[at] < KNOWN_FROM:
+def _z(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
+    """Deviation of x from what is usual by n values; NaN while too little is known."""
+    if n < KNOWN_FROM:
         return np.nan
     floor = FLOOR_SHARE * abs(row[at + mean]) + FLOOR
-    return as_sigma((x - row[at + mean]) / (np.sqrt(row[at + variance]) + floor), row[at])
+    return as_sigma((x - row[at + mean]) / (np.sqrt(row[at + variance]) + floor), n)
 
 
 @njit
@@ -114,7 +113,7 @@ def run_members(slots, taken_us, head, reals_in, feeds, others, columns, plan, p
     plan : int64 (features, 4): operation, instance, -, where to
     plan_at : int64 (event types * instances + 1,), by event type, then instance
     names : int64 (slots, instances * 32)
-    state : float64 (slots, instances * 256)
+    state : float64 (slots, instances * 32 * 9)
     """
     instances = len(others)
     found = np.empty(7)
@@ -130,9 +129,9 @@ def run_members(slots, taken_us, head, reals_in, feeds, others, columns, plan, p
             own = _place(names[slots[i], b * MEMBERS_MAX : (b + 1) * MEMBERS_MAX], row, name, now)
             _others(row, own, now, windows_us[b], found)
             at = own * MEMBER_FLOATS
-            z = _z(row, at, x, 3, 4) if own >= 0 else np.nan
+            z = _z(row, at, row[at], x, 3, 4) if own >= 0 else np.nan
             peers, gap = found[0] > 0.0, x - found[1]
-            gap_z = _z(row, at, gap, 6, 7) if own >= 0 and peers else np.nan
+            gap_z = _z(row, at, row[at + 8], gap, 6, 7) if own >= 0 and peers else np.nan
             for k in range(e0, e1):
                 op, value = plan[k, 0], np.nan
                 if op == 0 and peers:
@@ -153,9 +152,10 @@ def run_members(slots, taken_us, head, reals_in, feeds, others, columns, plan, p
                     value = found[5]
                 out[i, plan[k, 3]] = value
             if own >= 0 and feeds[b, code]:
-                _learn(row, at, x, 3, 4)
+                _learn(row, at, row[at], x, 3, 4)
                 if peers:
-                    _learn(row, at, gap, 6, 7)
+                    _learn(row, at, row[at + 8], gap, 6, 7)
+                    row[at + 8] += 1.0
                 row[at] += 1.0
                 row[at + 1], row[at + 2] = now, x
                 row[at + 5] = 0.0 if z != z else z

@@ -103,6 +103,8 @@ _BASELINE = (
               "input"),
     Operation("quantile", "baseline", 13,
               "share of the last 32 earlier values below this one (equal ones count half)", "input"),
+    Operation("median_size", "baseline", 14,
+              "median of the last 32 earlier values of a logarithm, turned back into a size", "input"),
 )
 
 _SEASON = (

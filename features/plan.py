@@ -69,6 +69,13 @@ class Ring:
                 len(self.max_columns), len(self.others))
 
     @property
+    def config(self) -> Int64:
+        """What `run_ring` needs to know, as one array: calls with few arguments are cheap."""
+        parts = (np.array(self.shape), self.windows_us, self.flag_bits, self.columns,
+                 self.max_columns, self.signs, self.others, self.ttl_us, self.feeds)
+        return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+    @property
     def per_slot(self) -> tuple[int, int]:
         """Columns of integers and floats per slot."""
         return slot_layout(*self.shape)

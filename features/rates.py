@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.jit import njit
+from features.speed import AHEAD, prefetch
 
 __all__ = ["RATE_FLOATS", "RATE_TAU_S", "run_rates"]
 
@@ -38,6 +39,8 @@ def run_rates(slots, taken_us, head, feeds, flag_bit, plan, plan_at, state, out)
     """
     tau_us = RATE_TAU_S * 1e6
     for i in range(len(slots)):
+        if i + AHEAD < len(slots):
+            prefetch(state, slots[i + AHEAD])
         code, now = head[i, 2], float(taken_us[i])
         row = state[slots[i]]
         for k in range(plan_at[code], plan_at[code + 1]):

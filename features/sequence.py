@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.jit import njit
+from features.speed import AHEAD, prefetch
 
 __all__ = ["STEPS", "TOKENS", "WIDTH", "Token", "run_sequence", "widen"]
 
@@ -124,6 +125,9 @@ def run_sequence(slots, taken_us, head, reals_in, kinds, sources, scales, own, s
     """
     done = 0
     for i in range(len(slots)):
+        if i + AHEAD < len(slots):
+            prefetch(state, slots[i + AHEAD])
+            prefetch(places, slots[i + AHEAD])
         code, slot = head[i, 2], slots[i]
         if kinds[code, 0] < 0:
             continue

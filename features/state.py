@@ -58,6 +58,7 @@ class RingState:
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
+        self._config = ring.config
         windows, flags, reals, maxima, pairs = ring.shape
         self._int_columns, self._float_columns = ring.per_slot
         self._longest = SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
@@ -118,10 +119,9 @@ class RingState:
         done = 0
         while True:
             done = run_ring(
-                done, slots, taken_us, head, reals, ring.feeds, ring.windows_us, ring.flag_bits,
-                ring.columns, ring.max_columns, ring.signs, ring.others, ring.ttl_us, ring.plan,
-                ring.plan_at, self.ints, self.floats, self.arena_ints, self.arena_reals, self.pairs,
-                self.touched, self.book, out,
+                done, slots, taken_us, head, reals, self._config, ring.plan, ring.plan_at, self.ints,
+                self.floats, self.arena_ints, self.arena_reals, self.pairs, self.touched, self.book,
+                out,
             )
             if done == len(slots):
                 return

@@ -15,6 +15,7 @@ import numpy as np
 
 from features.exact import add, square, variance
 from features.jit import njit
+from features.speed import AHEAD, inlined, prefetch
 
 __all__ = [
     "BOOK",
@@ -144,7 +145,7 @@ def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):  # type:
     return True
 
 
-@njit
+@inlined
 def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
     """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
     bits = arena_ints[place, 1]
@@ -170,7 +171,7 @@ def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_
             row[at + p] -= 1
 
 
-@njit
+@inlined
 def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
@@ -193,8 +194,8 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
                 row[at] += 1
 
 
-@njit
-def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, previous, arena_reals):  # type: ignore[no-untyped-def]
+@inlined
+def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals):  # type: ignore[no-untyped-def]
     """Add the newest record, at `place` of the arena, to every window's counts and sums."""
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
@@ -213,12 +214,12 @@ def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, previou
                 sums[s + 2], sums[s + 3] = add(sums[s + 2], sums[s + 3], q, q_low)
         at += reals + maxima
         for p in range(pairs):
-            # -2: absent in this row; a value last met within the window was counted already.
-            if previous[p] != -2 and previous[p] < row[w_int]:
+            # A value last met within the window is counted already.
+            if met[p, 2] >= 0 and met[p, 4] < row[w_int]:
                 row[at + p] += 1
 
 
-@njit
+@inlined
 def _queue(row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
     """Put the newest record into the queue of those that can still become a maximum."""
     stride = 2 + flags + reals + maxima + pairs
@@ -238,31 +239,57 @@ def _queue(row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, a
     row[SHARED + pairs + m] = end + 1
 
 
-@njit
-def _meet(row, slot, time_us, seq, p, value, ttl_us, pairs_table, touched, book, oldest, arena_ints):  # type: ignore[no-untyped-def]
-    """Note the pair (entity, value); returns (sequence number of its last time or -1, was new)."""
-    at = find_pair(_mix(slot, p, value), pairs_table)
-    before = np.int64(-1)
-    new = True
-    if pairs_table[at, 0] == 0:
-        pairs_table[at, 0] = _mix(slot, p, value)
-        pairs_table[at, 1] = slot * 16 + p
-        book[PAIRS_FILLED] += 1
-    else:
-        new = time_us - pairs_table[at, 3] > ttl_us
-        before = pairs_table[at, 2]
-        if before >= oldest:
-            place = row[START] + (before & (row[CAPACITY] - 1))
+@inlined
+def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):  # type: ignore[no-untyped-def]
+    """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
+
+    known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
+    """
+    for p in range(len(others)):
+        value = head[i, others[p]]
+        met[p, 2] = -1
+        if value == 0:
+            continue
+        key = _mix(slot, p, value)
+        at = find_pair(key, pairs_table)
+        met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
+        if pairs_table[at, 0] != 0:
+            met[p, 3] = pairs_table[at, 3]
+            met[p, 4] = pairs_table[at, 2]
+            met[p, 2] = time_us - met[p, 3] <= ttl_us[p]
+
+
+@inlined
+def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, book, arena_ints):  # type: ignore[no-untyped-def]
+    """Note the newest record's pairs; returns its marks.
+
+    A record carries for each pair column whether it has a value, and whether the value came again.
+    """
+    marks = np.int64(0)
+    for p in range(pairs):
+        if met[p, 2] < 0:
+            continue
+        marks |= np.int64(1) << (FLAG_BITS + 2 * p + 1)
+        at = met[p, 0]
+        if pairs_table[at, 0] == 0:
+            pairs_table[at, 0] = met[p, 1]
+            pairs_table[at, 1] = slot * 16 + p
+            book[PAIRS_FILLED] += 1
+        elif met[p, 4] >= oldest:
+            place = row[START] + (met[p, 4] & (row[CAPACITY] - 1))
             arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
-    pairs_table[at, 2] = seq
-    pairs_table[at, 3] = time_us
-    touched[at] = 1
-    return before, new
+        pairs_table[at, 2] = seq
+        pairs_table[at, 3] = time_us
+        touched[at] = 1
+        row[SHARED + p] += met[p, 2] == 0
+    return marks
 
 
-@njit
-def _emit(row, sums, i, e0, e1, plan, windows, flags, reals, pairs, maxima, signs, max_columns, met_us,  # type: ignore[no-untyped-def]
-          known, time_us, arena_ints, arena_reals, out):
+@inlined
+def _emit(  # type: ignore[no-untyped-def]
+    row, sums, i, e0, e1, plan, flags, reals, maxima, pairs, max_columns, met, fresh, time_us,
+    arena_ints, arena_reals, out
+):
     """Write the features that row i's event type reads."""
     stride = 2 + flags + reals + maxima + pairs
     for k in range(e0, e1):
@@ -296,19 +323,44 @@ def _emit(row, sums, i, e0, e1, plan, windows, flags, reals, pairs, maxima, sign
             distinct = row[w_int + 2 + flags + reals + maxima + c]
             out[i, to] = distinct / count if count > 0 else np.nan
         elif op == 9:
-            if known[c] >= 0:
-                out[i, to] = 1.0 - known[c]
+            if met[c, 2] == 1 or (met[c, 2] == 0 and not fresh):
+                out[i, to] = 1.0 - met[c, 2]
         elif op == 10:
-            if known[c] == 1:
-                out[i, to] = (time_us - met_us[c]) / 1e6
+            if met[c, 2] == 1:
+                out[i, to] = (time_us - met[c, 3]) / 1e6
         else:
             out[i, to] = row[SHARED + c]
 
 
+@inlined
+def _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, first, stride, windows):  # type: ignore[no-untyped-def]
+    """Ask for the memory of rows to come: far ahead what the slot says where, nearer what is there."""
+    far, near = i + 2 * AHEAD, i + AHEAD
+    if far < len(slots):
+        prefetch(ints, slots[far])
+        prefetch(floats, slots[far])
+        mask = np.uint64(len(pairs_table) - 1)
+        for p in range(len(others)):
+            key = _mix(slots[far], p, head[far, others[p]])
+            prefetch(pairs_table, np.int64(np.uint64(key) & mask))
+    if near < len(slots):
+        row = ints[slots[near]]
+        if row[CAPACITY] > 0:
+            mask = row[CAPACITY] - 1
+            place = row[START] + (row[HEAD] & mask)
+            prefetch(arena_ints, place)
+            prefetch(arena_reals, place)
+            for w in range(windows):
+                place = row[START] + (row[first + w * stride] & mask)
+                prefetch(arena_ints, place)
+                prefetch(arena_reals, place)
+
+
 @njit
-def run_ring(first, slots, taken_us, head, reals_in, feeds, windows_us, flag_bits, columns, max_columns,  # type: ignore[no-untyped-def]
-             signs, others, ttl_us, plan, plan_at, ints, floats, arena_ints, arena_reals, pairs_table,
-             touched, book, out):
+def run_ring(  # type: ignore[no-untyped-def]
+    first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints, arena_reals,
+    pairs_table, touched, book, out
+):
     """Windows and pairs of rows `first`.. in order; returns the row at which the arena was full, or n.
 
     Parameters
@@ -316,20 +368,26 @@ def run_ring(first, slots, taken_us, head, reals_in, feeds, windows_us, flag_bit
     slots, taken_us : int64 (n,)
     head : int64 (n, 8 + others), see `features.rows`
     reals_in : float64 (n, columns of the entity)
-    feeds : bool (event types,), whose rows enter
-    windows_us : int64 (W,), ascending
-    flag_bits, columns, max_columns, signs, others, ttl_us : what of a row the ring keeps
+    config : int64, see `ring_config`
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
     """
-    windows, flags, reals = len(windows_us), len(flag_bits), len(columns)
-    maxima, pairs = len(max_columns), len(others)
+    windows, flags, reals, maxima, pairs = config[0], config[1], config[2], config[3], config[4]
+    at = 5 + windows
+    windows_us, flag_bits = config[5:at], config[at : at + flags]
+    at += flags
+    columns, max_columns = config[at : at + reals], config[at + reals : at + reals + maxima]
+    at += reals + maxima
+    signs, others = config[at : at + maxima], config[at + maxima : at + maxima + pairs]
+    at += maxima + pairs
+    ttl_us, feeds = config[at : at + pairs], config[at + pairs :]
     stride = 2 + flags + reals + maxima + pairs
-    longest = SHARED + pairs + maxima + (windows - 1) * stride
-    previous = np.empty(pairs, np.int64)
-    known = np.empty(pairs, np.int64)
-    met_us = np.empty(pairs, np.int64)
+    newest = SHARED + pairs + maxima
+    longest = newest + (windows - 1) * stride
+    met = np.empty((pairs, 5), np.int64)
     for i in range(first, len(slots)):
+        _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, newest, stride,
+             windows)
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals)
@@ -337,44 +395,27 @@ def run_ring(first, slots, taken_us, head, reals_in, feeds, windows_us, flag_bit
             if not _double(row, row[longest], maxima, pairs, book, arena_ints, arena_reals):
                 return i
         fresh = row[HEAD] == 0
-        for p in range(pairs):
-            previous[p] = -2
-            known[p] = -1
-            value = head[i, others[p]]
-            if value == 0:
-                continue
-            at = find_pair(_mix(slot, p, value), pairs_table)
-            there = pairs_table[at, 0] != 0
-            if there:
-                met_us[p] = pairs_table[at, 3]
-                there = time_us - met_us[p] <= ttl_us[p]
-            known[p] = 1 if there else (-1 if fresh else 0)
+        _look(i, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
             seq = row[HEAD]
             place = row[START] + (seq & (row[CAPACITY] - 1))
-            bits = np.int64(0)
+            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched, book,
+                         arena_ints)
             for f in range(flags):
                 bits |= ((head[i, 7] >> flag_bits[f]) & 1) << f
-            for p in range(pairs):
-                value = head[i, others[p]]
-                if value != 0:
-                    bits |= np.int64(1) << (FLAG_BITS + 2 * p + 1)
-                    previous[p], new = _meet(row, slot, time_us, seq, p, value, ttl_us[p],
-                                             pairs_table, touched, book, row[longest], arena_ints)
-                    row[SHARED + p] += new
             arena_ints[place, 0] = time_us
             arena_ints[place, 1] = bits
             for v in range(reals):
                 arena_reals[place, v] = reals_in[i, columns[v]]
             row[HEAD] = seq + 1
-            _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, previous, arena_reals)
+            _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
             for m in range(maxima):
                 x = arena_reals[place, max_columns[m]]
                 if x == x:
                     _queue(row, windows, m, max_columns[m], signs[m], seq, x, flags, reals, pairs,
                            maxima, arena_ints, arena_reals)
-        _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, windows, flags, reals, pairs, maxima,
-              signs, max_columns, met_us, known, time_us, arena_ints, arena_reals, out)
+        _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
+              max_columns, met, fresh, time_us, arena_ints, arena_reals, out)
     return len(slots)
 
 

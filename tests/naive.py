@@ -1,0 +1,427 @@
+"""Slow and obvious twins of the feature kernels: every feature straight from its definition.
+
+Keeps every event of every entity for ever and looks through all of them for each feature. No running
+sums, no rings, no tables; written from the formulas on the reference page.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from features.batch import EventBatch
+from features.catalog import Catalog
+from features.events import event_type, event_types
+from features.operations import OPERATIONS
+from features.sequence import TOKENS
+from features.spec import Feature
+
+__all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
+
+NAN = math.nan
+DAY_S = 86_400.0
+PAIR_TTL_US = 45 * 86_400 * 1_000_000
+
+Event = dict[str, Any]
+
+
+def in_global_order(batches: dict[str, EventBatch]) -> list[Event]:
+    """All events as dicts, by (time, event type, partition, offset)."""
+    events: list[Event] = []
+    for name, batch in batches.items():
+        for row, values in enumerate(batch.frame.iter_rows(named=True)):
+            order = (values["time_us"], list(event_types()).index(name),
+                     int(batch.partition[row]), int(batch.offset[row]))
+            events.append({**values, "_type": name, "_row": row, "_order": order})
+    return sorted(events, key=lambda e: e["_order"])
+
+
+def entity_key(event: Event, entity: str) -> tuple[str, ...] | None:
+    """The entity of an event, None where it is absent."""
+    parts = event_type(event["_type"]).entities.get(entity, (entity,))
+    found = tuple(event.get(p) for p in parts)
+    return None if any(p is None or p == "" for p in found) else found
+
+
+def derived_column(event: Event, name: str) -> Any:
+    """A column of one event: the field, or what is made from it."""
+    if name in event:
+        return event[name]
+    at = event["time_us"]
+    made = {
+        "log_amount": lambda: math.log1p(event["amount"]),
+        "small": lambda: event["amount"] < 3.0,
+        "round": lambda: event["amount"] >= 50.0 and event["amount"] % 10.0 == 0.0,
+        "online": lambda: event["channel"] == "online",
+        "remote": lambda: event["channel"] in ("online", "transfer"),
+        "cash": lambda: event["channel"] == "atm",
+        "failed": lambda: not event["success"],
+        "password": lambda: event["method"] == "password",
+        "token": lambda: event["method"] == "token",
+        "device_unknown": lambda: event["device_id"] is None,
+        "log_value": lambda: math.copysign(math.log1p(abs(event["value"])), event["value"]),
+        "log_duration": lambda: None if event["duration_ms"] is None
+        else math.log1p(event["duration_ms"]),
+        "error": lambda: event["level"] in ("error", "fatal"),
+        "warning": lambda: event["level"] in ("warning", "error", "fatal"),
+        "server_error": lambda: event["status"] is not None and event["status"] >= 500,
+        "untimed": lambda: event["duration_ms"] is None,
+        "hour": lambda: at % 86_400_000_000 / 3.6e9,
+    }
+    return made[name]()
+
+
+def number(value: Any) -> float:
+    """A value as a float, NaN where there is none."""
+    return NAN if value is None else float(value)
+
+
+def window(records: list[tuple[int, Event]], now_us: int, window_s: int) -> list[Event]:
+    """Events of (now - window, now]."""
+    return [e for t, e in records if now_us - window_s * 1_000_000 < t <= now_us]
+
+
+def as_sigma(t: float, n: float) -> float:
+    """Wallace's normal deviate of Student's t on n values."""
+    f = min(max(n - 1.0, 1.0), 200.0)
+    size = (8 * f + 1) / (8 * f + 3) * math.sqrt(f * math.log1p(t * t / f))
+    return math.copysign(size, t)
+
+
+def clipped_mean(
+    values: list[float], memory: float, clip: float, clip_from: int
+) -> tuple[float, float]:
+    """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations."""
+    mean, var = values[0], 0.0
+    for n, x in enumerate(values[1:], start=1):
+        d = x - mean
+        if n >= clip_from:
+            limit = clip * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
+            d = max(-limit, min(limit, d))
+        a = max(1.0 / (n + 1), 1.0 / memory)
+        mean += a * d
+        var = (1 - a) * (var + a * d * d)
+    return mean, var
+
+
+def plain_mean(values: list[float], memory: float) -> float:
+    """Exponentially weighted mean that starts as the plain mean."""
+    mean = 0.0
+    for n, x in enumerate(values):
+        mean += max(1.0 / (n + 1), 1.0 / memory) * (x - mean)
+    return mean
+
+
+def baseline(op: str, values: list[float], x: float) -> float:
+    """A statistic of x against the earlier values, oldest first."""
+    n = len(values)
+    run = 1
+    while run <= n and values[-run] == x:
+        run += 1
+    if op == "run_length":
+        return float(run)
+    if n == 0:
+        return NAN
+    mean, var = clipped_mean(values, 200, 3.0, 16)
+    if op == "usual":
+        return mean
+    if op == "recent":
+        return plain_mean(values, 8)
+    if op == "last":
+        return values[-1]
+    if n < 3:
+        return NAN
+    spread = math.sqrt(var) + 1e-3 * abs(mean) + 1e-9
+    steps = [abs(b - a) for a, b in zip([*values, x], [*values, x][1:], strict=False)]
+    if op == "usual_std":
+        return math.sqrt(var)
+    if op == "z":
+        return as_sigma((x - mean) / spread, n)
+    if op == "drift":
+        return as_sigma((plain_mean([*values, x], 8) - mean) / spread, n)
+    floor = 1e-3 * abs(mean) + 1e-9
+    if op == "flatness":
+        return plain_mean(steps, 4) / (plain_mean(steps[:-1], 200) + floor)
+    if op == "step":
+        return (x - values[-1]) / (plain_mean(steps[:-1], 200) + floor)
+    return ranked(op, values[-32:], x)
+
+
+def ranked(op: str, kept: list[float], x: float) -> float:
+    """A statistic of x against the last values by rank."""
+    low, median, high = (float(q) for q in np.quantile(kept, [0.25, 0.5, 0.75]))
+    spread = high - low + 1e-3 * abs(median) + 1e-9
+    return {
+        "median": median,
+        "median_size": math.copysign(math.expm1(abs(median)), median),
+        "iqr": high - low,
+        "robust_z": as_sigma((x - median) / (spread / 1.349), len(kept)),
+        "iqr_distance": max(low - x, x - high, 0.0) / spread,
+        "quantile": (sum(v < x for v in kept) + 0.5 * sum(v == x for v in kept)) / len(kept),
+    }[op]
+
+
+def kilometres(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Great circle by the haversine formula; places are (latitude, longitude) in degrees."""
+    (la, oa), (lb, ob) = (tuple(map(math.radians, p)) for p in (a, b))
+    h = math.sin((lb - la) / 2) ** 2 + math.cos(la) * math.cos(lb) * math.sin((ob - oa) / 2) ** 2
+    return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(h)))
+
+
+def vector(place: tuple[float, float]) -> np.ndarray:
+    """Unit vector of a place."""
+    la, lo = map(math.radians, place)
+    return np.array([math.cos(la) * math.cos(lo), math.cos(la) * math.sin(lo), math.sin(la)])
+
+
+def place_of(event: Event) -> tuple[float, float] | None:
+    """Latitude and longitude, None where unknown."""
+    if event["latitude"] is None or event["longitude"] is None:
+        return None
+    return event["latitude"], event["longitude"]
+
+
+class NaiveEngine:
+    """Every event of every entity, and every feature by looking through them."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
+        self.values: dict[tuple[str, Any, str], list[float]] = defaultdict(list)
+        self.touching = {e: self._touching(e) for t in event_types().values() for e in t.entities}
+
+    def _touching(self, entity: str) -> set[str]:
+        """Event types that feed or read any feature of the entity, or are in its sequence."""
+        mine = [
+            f for name in self.catalog.event_types for f in self.catalog.features(name)
+            if f.entity == entity and OPERATIONS[f.op].family not in ("derived", "stateless")
+        ]
+        found = {e for f in mine for e in (f.event, *f.feeds)}
+        return found | (set(TOKENS.get(entity, {})) if found else set())
+
+    def process(self, events: list[Event]) -> list[dict[str, float]]:
+        """Features by name of each event, in the given (global) order."""
+        return [self._one(event) for event in events]
+
+    def _one(self, event: Event) -> dict[str, float]:
+        name = event["_type"]
+        keys: dict[str, tuple[str, ...]] = {}
+        times: dict[str, int] = {}
+        before: dict[str, list[tuple[int, Event]]] = {}
+        for entity in event_type(name).entities:
+            key = entity_key(event, entity)
+            if key is None or name not in self.touching[entity]:
+                continue
+            records = self.records[entity, key]
+            keys[entity] = key
+            times[entity] = max([event["time_us"], *(t for t, _ in records[-1:])])
+            before[entity] = list(records)
+            records.append((times[entity], event))
+        out: dict[str, float] = {}
+        late: list[Feature] = []
+        for feature in self.catalog.features(name):
+            family = OPERATIONS[feature.op].family
+            if family == "stateless":
+                out[feature.name] = number(derived_column(event, str(feature.column)))
+            elif family == "derived" or family in ("baseline", "season"):
+                late.append(feature)
+            elif feature.entity not in keys:
+                out[feature.name] = NAN
+            else:
+                out[feature.name] = getattr(self, f"_{family}")(
+                    feature, event, before[feature.entity], times[feature.entity])
+        for feature in late:
+            out[feature.name] = self._later(feature, event, keys, times, before, out)
+        return out
+
+    def _fed(self, feature: Feature, records: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+        """Records of the event types that feed the feature."""
+        feeds = feature.feeds or (feature.event,)
+        return [(t, e) for t, e in records if e["_type"] in feeds]
+
+    def _ring(self, f: Feature, event: Event, before: list, now: int) -> float:
+        fed = self._fed(f, before)
+        own = event["_type"] in (f.feeds or (f.event,))
+        if f.op in ("first_time", "since_pair", "distinct_ever"):
+            return self._pair(f, event, fed, now, own)
+        inside = window([*fed, (now, event)] if own else fed, now, int(f.window_s or 0))
+        if f.op == "share":
+            hits = sum(bool(derived_column(e, str(f.where))) for e in inside)
+            return hits / len(inside) if inside else NAN
+        if f.op in ("distinct", "distinct_share"):
+            others = {entity_key(e, str(f.other)) for e in inside} - {None}
+            if f.op == "distinct":
+                return float(len(others))
+            return len(others) / len(inside) if inside else NAN
+        if f.where is not None:
+            inside = [e for e in inside if derived_column(e, f.where)]
+        if f.op == "count":
+            return float(len(inside))
+        numbers = [number(derived_column(e, str(f.column))) for e in inside]
+        numbers = [x for x in numbers if x == x]
+        if f.op == "sum":
+            return math.fsum(numbers)
+        if not numbers:
+            return NAN
+        if f.op == "std":
+            return statistics.stdev(numbers) if len(numbers) > 1 else NAN
+        return {"mean": statistics.fmean, "max": max, "min": min}[f.op](numbers)
+
+    def _pair(self, f: Feature, event: Event, fed: list, now: int, own: bool) -> float:
+        met: dict[Any, int] = {}
+        ever = 0
+        for t, e in [*fed, (now, event)] if own and f.op == "distinct_ever" else fed:
+            other = entity_key(e, str(f.other))
+            if other is not None:
+                ever += other not in met or t - met[other] > PAIR_TTL_US
+                met[other] = t
+        if f.op == "distinct_ever":
+            return float(ever)
+        mine = entity_key(event, str(f.other))
+        if mine is None:
+            return NAN
+        known = mine in met and now - met[mine] <= PAIR_TTL_US
+        if f.op == "since_pair":
+            return (now - met[mine]) / 1e6 if known else NAN
+        return 0.0 if known else (1.0 if fed else NAN)
+
+    def _rate(self, f: Feature, event: Event, before: list, now: int) -> float:
+        fed = [t for t, e in self._fed(f, before) if f.where is None or derived_column(e, f.where)]
+        if f.op == "ever":
+            return float(len(fed))
+        if f.op == "age":
+            return (now - fed[0]) / 1e6 if fed else 0.0
+        if f.op == "since":
+            return (now - fed[-1]) / 1e6 if fed else NAN
+        if not fed:
+            return 0.0
+        tau_s = 7 * DAY_S
+        decayed = math.fsum(math.exp(-(now - t) / 1e6 / tau_s) for t in fed)
+        age_s = max((now - fed[0]) / 1e6, DAY_S)
+        return decayed / (tau_s * (1 - math.exp(-age_s / tau_s))) * float(f.window_s or 0)
+
+    def _geo(self, f: Feature, event: Event, before: list, now: int) -> float:
+        here = place_of(event)
+        places = [(t, place_of(e)) for t, e in self._fed(f, before) if place_of(e) is not None]
+        if here is None or not places:
+            return NAN
+        if f.op == "home_km":
+            if len(places) < 3:
+                return NAN
+            home = np.zeros(3)
+            for n, (_, place) in enumerate(places):
+                home += max(1.0 / (n + 1), 1.0 / 64.0) * (vector(place) - home)
+            chord = np.linalg.norm(home / np.linalg.norm(home) - vector(here))
+            return float(2 * 6371.0088 * math.asin(min(1.0, chord / 2)))
+        last_us, last = places[-1]
+        gap_s = (now - last_us) / 1e6
+        if f.op == "since_place":
+            return gap_s
+        km = kilometres(last, here)
+        return km if f.op == "moved_km" else km / max(gap_s, 60.0) * 3600.0
+
+    def _members(self, f: Feature, event: Event, before: list, now: int) -> float:
+        x = number(derived_column(event, str(f.column)))
+        mine = entity_key(event, str(f.other))
+        if x != x or mine is None:
+            return NAN
+        state: dict[Any, Member] = {}
+        for t, e in self._fed(f, before):
+            value, other = number(derived_column(e, str(f.column))), entity_key(e, str(f.other))
+            if value == value and other is not None:
+                peers = fresh(state, other, t, int(f.window_s or 0))
+                state.setdefault(other, Member()).learn(t, value, peers)
+        peers = fresh(state, mine, now, int(f.window_s or 0))
+        own = state.get(mine, Member())
+        values = [p.value for p in peers]
+        zs = [p.z for p in peers if len(p.values) > 8]
+        gap = x - statistics.fmean(values) if values else NAN
+        own_z = own.deviation(own.values, x)
+        return {
+            "peer_mean": lambda: statistics.fmean(values) if values else NAN,
+            "peer_z": lambda: gap / (statistics.pstdev(values)
+                                     + 1e-3 * abs(statistics.fmean(values)) + 1e-9)
+            if len(values) > 1 else NAN,
+            "peer_gap_z": lambda: own.deviation(own.gaps, gap) if values else NAN,
+            "peers_level_z": lambda: statistics.fmean(zs) if zs else NAN,
+            "peers_abs_z": lambda: statistics.fmean(map(abs, zs)) if zs else NAN,
+            "peers_deviating": lambda: sum(abs(z) > 3 for z in zs) / len(zs) if zs else NAN,
+            "member_z": lambda: own_z,
+            "member_rel_z": lambda: own_z - statistics.fmean(zs) if zs else NAN,
+        }[f.op]()
+
+    def _later(
+        self, f: Feature, event: Event, keys: dict, times: dict, before: dict, out: dict[str, float]
+    ) -> float:
+        """Baselines (which may read other features) and features of features."""
+        if OPERATIONS[f.op].family == "derived":
+            a, b = out[str(f.column)], out[str(f.other)]
+            if f.op == "difference":
+                return a - b
+            if f.op == "ratio":
+                return a / b if b != 0.0 else NAN
+            return math.sqrt(a) + math.sqrt(a + 1) - math.sqrt(4 * b + 1) if a == a else NAN
+        if f.entity not in keys:
+            return NAN
+        x = self._input(f, event, out)
+        seen = self.values[f.entity, keys[f.entity], f"{f.name} {event['_type']}"]
+        hour = times[f.entity] // 3_600_000_000 % 24
+        earlier = [v for h, v in seen if h == hour] if OPERATIONS[f.op].family == "season" else [
+            v for _, v in seen]
+        if x != x:
+            return NAN
+        seen.append((hour, x))
+        if OPERATIONS[f.op].family == "baseline":
+            return baseline(f.op, earlier, x)
+        if len(earlier) < 8:
+            return NAN
+        mean, var = clipped_mean(earlier, 128, 3.0, 16)
+        if f.op == "season_usual":
+            return mean
+        return as_sigma((x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9), len(earlier))
+
+    def _input(self, f: Feature, event: Event, out: dict[str, float]) -> float:
+        """What a baseline is of: a column, another feature, or the logarithm of one."""
+        column = str(f.column)
+        log = column.startswith("log(")
+        name = column[4:-1] if log else column
+        try:
+            x = number(derived_column(event, name))
+        except KeyError:
+            x = out[name]
+        return math.copysign(math.log1p(abs(x)), x) if log else x
+
+
+class Member:
+    """One member of an entity: all its values."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.gaps: list[float] = []
+        self.time_us, self.value, self.z = 0, NAN, 0.0
+
+    def deviation(self, values: list[float], x: float) -> float:
+        """x against the earlier values, in sigma; unknown while there are fewer than eight."""
+        if len(values) < 8:
+            return NAN
+        mean, var = clipped_mean(values, 100, 4.0, 8)
+        t = (x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
+        return as_sigma(t, len(values))
+
+    def learn(self, time_us: int, value: float, peers: list[Member]) -> None:
+        """Take a value in."""
+        z = self.deviation(self.values, value)
+        self.z = 0.0 if z != z else z
+        if peers:
+            self.gaps.append(value - statistics.fmean(p.value for p in peers))
+        self.values.append(value)
+        self.time_us, self.value = time_us, value
+
+
+def fresh(state: dict[Any, Member], own: Any, now: int, window_s: int) -> list[Member]:
+    """The other members heard of within the window."""
+    return [m for k, m in state.items() if k != own and now - m.time_us < window_s * 1_000_000]
