@@ -44,7 +44,7 @@ PAIRS_MIN = 1 << 10
 """Records and pairs a ring starts with room for; chosen: some tens of kilobytes a group."""
 
 PURGE_SLACK_US = 3_600_000_000
-"""A pair is forgotten this much after it has stopped to matter by the group's newest event; chosen: an
+"""A pair is forgotten this much after it has stopped to matter to the oldest row of a round; chosen: an
 hour is far beyond any lateness that is accepted, so that forgetting never shows in a feature."""
 
 
@@ -91,16 +91,14 @@ class RingState:
         self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
         self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
 
-    def _reserve_pairs(self, incoming: int, newest_us: Int64, now_us: int) -> None:
-        """Make room for new pairs, forgetting those that can no longer matter."""
+    def _reserve_pairs(self, incoming: int, since_us: int) -> None:
+        """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
         if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
             return
         live = np.flatnonzero(self.pairs[:, 0])
         entries = self.pairs[live]
         ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
-        idle = (newest_us[entries[:, 1] >> 4] - entries[:, 3] > ttl_us) | (
-            now_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
-        )
+        idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
         live, entries = live[~idle], entries[~idle]
         touched = self.touched[live]
         size = PAIRS_MIN
@@ -110,12 +108,12 @@ class RingState:
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
     def run(
-        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, newest_us: Int64, out: Float64
+        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64
     ) -> None:
         """Let the rows pass; fills their columns of `out`."""
         ring = self.ring
         if len(ring.others):
-            self._reserve_pairs(len(slots) * len(ring.others), newest_us, int(taken_us.max()))
+            self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
         done = 0
         while True:
             done = run_ring(
@@ -224,7 +222,7 @@ class EntityState:
         slots, taken_us = self.table.intern(head)
         out = np.full((len(head), plan.width), np.nan)
         for ring in self.rings:
-            ring.run(slots, taken_us, head, reals, self.table.newest_us, out)
+            ring.run(slots, taken_us, head, reals, out)
         if plan.rates is not None:
             r = plan.rates
             run_rates(slots, taken_us, head, r.feeds, r.flag_bits, r.plan, r.plan_at, fixed["rates"], out)

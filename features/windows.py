@@ -271,6 +271,9 @@ def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, boo
             continue
         marks |= np.int64(1) << (FLAG_BITS + 2 * p + 1)
         at = met[p, 0]
+        if pairs_table[at, 0] != 0 and pairs_table[at, 0] != met[p, 1]:
+            # The free place that was found has gone to another pair of this very row.
+            at = find_pair(met[p, 1], pairs_table)
         if pairs_table[at, 0] == 0:
             pairs_table[at, 0] = met[p, 1]
             pairs_table[at, 1] = slot * 16 + p

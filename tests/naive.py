@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,9 @@ def as_sigma(t: float, n: float) -> float:
     return math.copysign(size, t)
 
 
-def clipped_mean(
-    values: list[float], memory: float, clip: float, clip_from: int
+@lru_cache(maxsize=1 << 16)
+def _clipped_mean(
+    values: tuple[float, ...], memory: float, clip: float, clip_from: int
 ) -> tuple[float, float]:
     """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations."""
     mean, var = values[0], 0.0
@@ -106,6 +108,13 @@ def clipped_mean(
         mean += a * d
         var = (1 - a) * (var + a * d * d)
     return mean, var
+
+
+def clipped_mean(
+    values: list[float], memory: float, clip: float, clip_from: int
+) -> tuple[float, float]:
+    """As above; remembered, since several features ask for the same."""
+    return _clipped_mean(tuple(values), memory, clip, clip_from)
 
 
 def plain_mean(values: list[float], memory: float) -> float:
@@ -191,7 +200,8 @@ class NaiveEngine:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
-        self.values: dict[tuple[str, Any, str], list[float]] = defaultdict(list)
+        self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
+        self.members: dict[Any, dict[Any, Member]] = defaultdict(dict)
         self.touching = {e: self._touching(e) for t in event_types().values() for e in t.entities}
 
     def _touching(self, entity: str) -> set[str]:
@@ -329,18 +339,22 @@ class NaiveEngine:
         mine = entity_key(event, str(f.other))
         if x != x or mine is None:
             return NAN
-        state: dict[Any, Member] = {}
-        for t, e in self._fed(f, before):
-            value, other = number(derived_column(e, str(f.column))), entity_key(e, str(f.other))
-            if value == value and other is not None:
-                peers = fresh(state, other, t, int(f.window_s or 0))
-                state.setdefault(other, Member()).learn(t, value, peers)
+        # One feature's members; those of each feature are learnt apart, each in the same way.
+        state = self.members[f.name, event["_type"], entity_key(event, f.entity)]
         peers = fresh(state, mine, now, int(f.window_s or 0))
         own = state.get(mine, Member())
         values = [p.value for p in peers]
         zs = [p.z for p in peers if len(p.values) > 8]
-        gap = x - statistics.fmean(values) if values else NAN
         own_z = own.deviation(own.values, x)
+        found = self._member_value(f, x, own, own_z, values, zs)
+        state.setdefault(mine, own).learn(now, x, own_z, peers)
+        return found
+
+    def _member_value(
+        self, f: Feature, x: float, own: Member, own_z: float, values: list[float], zs: list[float]
+    ) -> float:
+        """What an operation makes of a member and its peers."""
+        gap = x - statistics.fmean(values) if values else NAN
         return {
             "peer_mean": lambda: statistics.fmean(values) if values else NAN,
             "peer_z": lambda: gap / (statistics.pstdev(values)
@@ -412,9 +426,8 @@ class Member:
         t = (x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
         return as_sigma(t, len(values))
 
-    def learn(self, time_us: int, value: float, peers: list[Member]) -> None:
+    def learn(self, time_us: int, value: float, z: float, peers: list[Member]) -> None:
         """Take a value in."""
-        z = self.deviation(self.values, value)
         self.z = 0.0 if z != z else z
         if peers:
             self.gaps.append(value - statistics.fmean(p.value for p in peers))

@@ -10,7 +10,7 @@ import polars as pl
 from features.batch import EventBatch
 from features.events import event_type
 
-__all__ = ["cut", "make_batch", "stream"]
+__all__ = ["START_US", "cut", "make_batch", "stream"]
 
 START_US = 1_700_000_000_000_000 // 3_600_000_000 * 3_600_000_000
 """A full hour, so that steps of 30 s fall on the edges of all windows."""
