@@ -1,9 +1,12 @@
 """What is usual for an entity: running means, the last 32 values in order, the hour of the day.
 
-A row is always compared with what came before it and only then enters the baseline. The slow mean and
-deviation take in an outlier at no more than three deviations, so that one wild value does not make
-the next one look usual.
+A row is always compared with what came before it and only then enters the baseline. The slow mean
+and deviation take in an outlier at no more than three deviations, so that one wild value does not
+make the next one look usual.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from features.speed import AHEAD, inlined, prefetch
 __all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
 
 BASE_FLOATS = 8
-"""Per instance: n, slow mean, slow variance, fast mean, last value, run length, slow and fast step."""
+"""Per instance: n, slow mean, variance, fast mean, last value, run length, slow and fast step."""
 
 HISTORY = 32
 """Values kept for quantiles; chosen: 256 bytes, and quartiles of 32 values are good to a third of a
@@ -24,8 +27,8 @@ standard deviation."""
 SLOW_EVENTS = 200.0
 FAST_EVENTS = 8.0
 STEP_EVENTS = 4.0
-"""Memory of the means, in events; chosen: a campaign of some ten events moves the fast ones and hardly
-the slow ones."""
+"""Memory of the means, in events; chosen: a campaign of some ten events moves the fast ones and
+hardly the slow ones."""
 
 CLIP_SIGMA = 3.0
 CLIP_FROM = 16.0
@@ -37,7 +40,7 @@ KNOWN_FROM = 3.0
 
 FLOOR_SHARE = 1e-3
 FLOOR = 1e-9
-"""Least deviation: a thousandth of the mean's size, so that a series that never moved has finite z."""
+"""Least deviation: a thousandth of the mean's size, so that z of a still series is finite."""
 
 FREEDOM_MAX = 200.0
 """Degrees of freedom of a deviation are the values it was measured on, at most this: the memory of
@@ -51,13 +54,13 @@ SEASON_FROM = 8.0
 
 
 @njit
-def _floor(level):  # type: ignore[no-untyped-def]
+def _floor(level):
     """Least deviation about a level."""
     return FLOOR_SHARE * abs(level) + FLOOR
 
 
 @njit
-def as_sigma(t, n):  # type: ignore[no-untyped-def]
+def as_sigma(t, n):
     """A deviation measured on n values, as one of a known spread: tails of few values are heavy.
 
     Wallace (1959), Bounds on normal approximations to Student's distribution: t with f degrees of
@@ -69,7 +72,7 @@ def as_sigma(t, n):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _quantile(values, n, q):  # type: ignore[no-untyped-def]
+def _quantile(values, n, q):
     """Quantile of sorted values[:n], linear between neighbours (numpy's default)."""
     at = q * (n - 1)
     low = int(at)
@@ -79,7 +82,7 @@ def _quantile(values, n, q):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _position(values, n, x):  # type: ignore[no-untyped-def]
+def _position(values, n, x):
     """First place in sorted values[:n] that is not below x."""
     low, high = 0, n
     while low < high:
@@ -92,7 +95,7 @@ def _position(values, n, x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _remember(row, n, x):  # type: ignore[no-untyped-def]
+def _remember(row, n, x):
     """Put x into the ring row[:32] and its sorted copy row[32:]; n values came before."""
     ring, ordered = row[:HISTORY], row[HISTORY:]
     kept = min(n, HISTORY)
@@ -109,7 +112,7 @@ def _remember(row, n, x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _update(row, x):  # type: ignore[no-untyped-def]
+def _update(row, x):
     """Take x into the running means of one instance."""
     n = row[0]
     if n == 0.0:
@@ -132,7 +135,7 @@ def _update(row, x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _running(op, row, x):  # type: ignore[no-untyped-def]
+def _running(op, row, x):
     """A statistic of the running means; NaN where not enough is known."""
     n = row[0]
     if op == 5:
@@ -163,7 +166,7 @@ def _running(op, row, x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
+def _ranked(op, row, kept, x):
     """A statistic of the last values; NaN where not enough is known."""
     if kept < KNOWN_FROM:
         return np.nan
@@ -189,8 +192,8 @@ def _ranked(op, row, kept, x):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _input(source, log, i, reals_in, out):  # type: ignore[no-untyped-def]
-    """Row i's value for an instance: column `source` of the rows, or feature -1 - source of `out`."""
+def _input(source, log, i, reals_in, out):
+    """Row i's value: column `source` of the rows, or feature -1 - source of `out`."""
     x = reals_in[i, source] if source >= 0 else out[i, -1 - source]
     if log:
         return np.copysign(np.log1p(abs(x)), x)
@@ -198,7 +201,10 @@ def _input(source, log, i, reals_in, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def run_baselines(slots, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, history, out):  # type: ignore[no-untyped-def]
+def run_baselines(
+    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
+    history, out
+):  # fmt: skip
     """Baselines of rows in order.
 
     Parameters
@@ -242,7 +248,9 @@ def run_baselines(slots, head, reals_in, feeds, sources, logs, histories, plan, 
 
 
 @njit
-def run_seasons(slots, taken_us, head, reals_in, feeds, sources, logs, plan, plan_at, state, out):  # type: ignore[no-untyped-def]
+def run_seasons(
+    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, out
+):  # fmt: skip
     """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 72)."""
     instances = len(logs)
     for i in range(len(slots)):

@@ -13,9 +13,10 @@ import json
 import pkgutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import cache, cached_property
 
-import features.definitions
+from features import definitions
 from features.columns import flag_names, key_names, real_names
 from features.errors import DeclarationError
 from features.events import event_type, event_types
@@ -83,8 +84,9 @@ class Catalog:
         for feature in self.features(event_type):
             if feature.name == name:
                 return feature
+        near = get_close_matches(name, self.names(event_type)) or self.names(event_type)
         raise DeclarationError(
-            f"{event_type!r} has no feature {name!r}; `waxwing features list` names them all"
+            f"{event_type!r} has no feature {name!r}; did you mean {', '.join(near)}?"
         )
 
     def views(self) -> dict[tuple[str, str], tuple[Feature, ...]]:
@@ -152,11 +154,15 @@ def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> 
     if feature.group not in GROUPS:
         faults.append(f"unknown group {feature.group!r}; groups are {', '.join(GROUPS)}")
     if not feature.unit:
-        faults.append("has no unit; `1` is that of a plain number")
+        faults.append(
+            "has no unit; `1` is that of a plain number, `flag` that of yes (1) or no (0)"
+        )
     feeds = feature.feeds or (feature.event,)
     unknown = [name for name in feeds if name not in event_types()]
-    faults += [f"fed by unknown event type {n!r}; event types are {', '.join(event_types())}"
-               for n in unknown]
+    faults += [
+        f"fed by unknown event type {n!r}; event types are {', '.join(event_types())}"
+        for n in unknown
+    ]
     feeds = tuple(name for name in feeds if name not in unknown)
     stateful = op is not None and op.family not in ("stateless", "derived")
     for name in dict.fromkeys((feature.event, *feeds)):
@@ -179,8 +185,10 @@ def _why_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list
     try:
         feature.why.format(value="1", baseline="1")
     except (KeyError, IndexError, ValueError):
-        faults.append(f"why {feature.why!r} may hold {{value}} and {{baseline}} and no other braces")
-    if "{value}" not in feature.why:
+        faults.append(
+            f"why {feature.why!r} may hold {{value}} and {{baseline}} and no other braces"
+        )
+    if "{value}" not in feature.why and feature.unit != "flag":
         faults.append(f"why {feature.why!r} does not name {{value}}")
     if ("{baseline}" in feature.why) != (feature.baseline is not None):
         faults.append("why names {baseline} if, and only if, `baseline` is set")
@@ -244,7 +252,9 @@ def _column_faults(
         if source is not None and column not in real_names(feature.event):
             return _source_faults(feature, source, feeds)
     return [
-        _no_column(name, column, real_names(name)) for name in feeds if column not in real_names(name)
+        _no_column(name, column, real_names(name))
+        for name in feeds
+        if column not in real_names(name)
     ]
 
 
@@ -252,12 +262,16 @@ def _source_faults(feature: Feature, source: Feature, feeds: tuple[str, ...]) ->
     """What is wrong with a baseline over another feature."""
     faults = []
     if source.entity != feature.entity:
-        faults.append(f"column {source.name!r} belongs to entity {source.entity!r}, not to"
-                      f" {feature.entity!r}; a baseline reads its own entity")
+        faults.append(
+            f"column {source.name!r} belongs to entity {source.entity!r}, not to"
+            f" {feature.entity!r}; a baseline reads its own entity"
+        )
     family = OPERATIONS[source.op].family if source.op in OPERATIONS else ""
     if family not in ("ring", "rate", "geo"):
-        faults.append(f"column {source.name!r} is of operation {source.op!r}; a baseline reads a"
-                      " column of the event or a feature of a window, a rate or a place")
+        faults.append(
+            f"column {source.name!r} is of operation {source.op!r}; a baseline reads a"
+            " column of the event or a feature of a window, a rate or a place"
+        )
     if feeds != (feature.event,):
         faults.append("a baseline over a feature is fed by its own event type alone")
     return faults
@@ -272,7 +286,7 @@ def _no_column(event: str, column: str, names: Sequence[str]) -> str:
 def declared_features() -> tuple[Feature, ...]:
     """The declarations of all modules of `features/definitions/`, by name of module."""
     found: list[Feature] = []
-    for module in sorted(m.name for m in pkgutil.iter_modules(features.definitions.__path__)):
+    for module in sorted(m.name for m in pkgutil.iter_modules(definitions.__path__)):
         loaded = importlib.import_module(f"features.definitions.{module}")
         found.extend(getattr(loaded, "FEATURES", ()))
     return tuple(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class Derived:
     event : event type it belongs to
     name : how features name it
     kind : `real` (float64, NaN where unknown) or `flag` (bool)
-    make : frame (n rows) -> array (n,)
+    make : the batch's columns (n rows) -> array (n,)
     doc : what it means, one line
     unit : of a real
     """
@@ -51,84 +52,91 @@ class Derived:
     event: str
     name: str
     kind: str
-    make: Callable[[pl.DataFrame], npt.NDArray[np.generic]]
+    make: Callable[[Columns], npt.NDArray[Any]]
     doc: str
     unit: str = "1"
 
 
-def _real(frame: pl.DataFrame, name: str) -> Float64:
-    """A numeric field as float64, NaN where null."""
-    column = frame[name].cast(pl.Float64, strict=True)
-    return column.fill_null(float("nan")).to_numpy()
+@cache
+def _word(value: str) -> np.uint64:
+    """Key of one word."""
+    return np.uint64(hash_strings(pl.Series([value]))[0])
 
 
-def _is(name: str, *values: str) -> Callable[[pl.DataFrame], Bool]:
-    """Whether a string field is one of `values`."""
+def _is(name: str, *values: str) -> Callable[[Columns], Bool]:
+    """Whether a string field is one of `values`: by its key, which is at hand."""
 
-    def make(frame: pl.DataFrame) -> Bool:
-        return frame[name].is_in(list(values)).fill_null(False).to_numpy()
-
-    return make
-
-
-def _missing(name: str) -> Callable[[pl.DataFrame], Bool]:
-    """Whether a field is null."""
-
-    def make(frame: pl.DataFrame) -> Bool:
-        return frame[name].is_null().to_numpy()
+    def make(columns: Columns) -> Bool:
+        keys = columns.key(name)
+        found: Bool = keys == _word(values[0])
+        for value in values[1:]:
+            found |= keys == _word(value)
+        return found
 
     return make
 
 
-def _log(name: str) -> Callable[[pl.DataFrame], Float64]:
+def _log(name: str) -> Callable[[Columns], Float64]:
     """sign(x) log(1 + |x|): spreads small values, tames large ones, keeps the sign."""
 
-    def make(frame: pl.DataFrame) -> Float64:
-        value = _real(frame, name)
+    def make(columns: Columns) -> Float64:
+        value = columns.real(name)
         return np.asarray(np.copysign(np.log1p(np.abs(value)), value))
 
     return make
 
 
-def _axis(axis: int) -> Callable[[pl.DataFrame], Float64]:
+def _axis(axis: int) -> Callable[[Columns], Float64]:
     """One component of the place as a unit vector: means of places work across the date line."""
 
-    def make(frame: pl.DataFrame) -> Float64:
-        latitude = np.radians(_real(frame, "latitude"))
+    def make(columns: Columns) -> Float64:
+        latitude = np.radians(columns.real("latitude"))
         if axis == 2:
             return np.asarray(np.sin(latitude))
-        longitude = np.radians(_real(frame, "longitude"))
+        longitude = np.radians(columns.real("longitude"))
         turned = np.cos(longitude) if axis == 0 else np.sin(longitude)
         return np.asarray(np.cos(latitude) * turned)
 
     return make
 
 
-def _hour(frame: pl.DataFrame) -> Float64:
+def _hour(columns: Columns) -> Float64:
     """Hour of the day, UTC, with its fraction."""
-    return np.asarray((frame["time_us"].to_numpy() % _DAY_US) / 3.6e9)
+    return np.asarray((columns.time_us % _DAY_US) / 3.6e9)
 
 
-def _weekend(frame: pl.DataFrame) -> Bool:
+def _weekend(columns: Columns) -> Bool:
     """Saturday or Sunday, UTC; 1970-01-01 was a Thursday."""
-    return np.asarray((frame["time_us"].to_numpy() // _DAY_US + 3) % 7 >= 5)
+    return np.asarray((columns.time_us // _DAY_US + 3) % 7 >= 5)
 
 
-def _small(frame: pl.DataFrame) -> Bool:
-    return np.asarray(_real(frame, "amount") < SMALL_AMOUNT)
+def _small(columns: Columns) -> Bool:
+    return np.asarray(columns.real("amount") < SMALL_AMOUNT)
 
 
-def _round(frame: pl.DataFrame) -> Bool:
-    amount = _real(frame, "amount")
+def _round(columns: Columns) -> Bool:
+    amount = columns.real("amount")
     return np.asarray((amount >= ROUND_AMOUNT_MIN) & (amount % ROUND_AMOUNT_STEP == 0.0))
 
 
-def _failed(frame: pl.DataFrame) -> Bool:
-    return np.asarray(~frame["success"].to_numpy())
+def _failed(columns: Columns) -> Bool:
+    return np.asarray(~columns.flag("success"))
 
 
-def _server_error(frame: pl.DataFrame) -> Bool:
-    return np.asarray((frame["status"] >= 500).fill_null(False).to_numpy())
+def _server_error(columns: Columns) -> Bool:
+    return np.asarray(columns.real("status") >= 500.0)
+
+
+def _no_place(columns: Columns) -> Bool:
+    return np.isnan(columns.real("latitude"))
+
+
+def _no_device(columns: Columns) -> Bool:
+    return np.asarray(columns.key("device_id") == 0)
+
+
+def _no_duration(columns: Columns) -> Bool:
+    return np.isnan(columns.real("duration_ms"))
 
 
 def _place(event: str) -> tuple[Derived, ...]:
@@ -152,28 +160,38 @@ DERIVED: tuple[Derived, ...] = (
     *_place("payment"),
     Derived("payment", "log_amount", "real", _log("amount"), "log(1 + amount)"),
     Derived("payment", "small", "flag", _small, f"amount below {SMALL_AMOUNT:g}"),
-    Derived("payment", "round", "flag", _round,
-            f"multiple of {ROUND_AMOUNT_STEP:g}, at least {ROUND_AMOUNT_MIN:g}"),
+    Derived(
+        "payment",
+        "round",
+        "flag",
+        _round,
+        f"multiple of {ROUND_AMOUNT_STEP:g}, at least {ROUND_AMOUNT_MIN:g}",
+    ),
     Derived("payment", "online", "flag", _is("channel", "online"), "made online"),
     Derived("payment", "remote", "flag", _is("channel", "online", "transfer"), "no till involved"),
     Derived("payment", "cash", "flag", _is("channel", "atm"), "cash from a machine"),
-    Derived("payment", "place_unknown", "flag", _missing("latitude"), "carries no place"),
+    Derived("payment", "place_unknown", "flag", _no_place, "carries no place"),
     *_clock("login"),
     *_place("login"),
     Derived("login", "failed", "flag", _failed, "was not let in"),
     Derived("login", "password", "flag", _is("method", "password"), "a password was presented"),
     Derived("login", "token", "flag", _is("method", "token"), "an open session's token was used"),
-    Derived("login", "device_unknown", "flag", _missing("device_id"), "carries no device"),
+    Derived("login", "device_unknown", "flag", _no_device, "carries no device"),
     *_clock("metric"),
     Derived("metric", "log_value", "real", _log("value"), "sign(value) log(1 + |value|)"),
     *_clock("app_log"),
     Derived("app_log", "log_duration", "real", _log("duration_ms"), "log(1 + duration in ms)"),
     Derived("app_log", "error", "flag", _is("level", "error", "fatal"), "level error or fatal"),
     Derived("app_log", "fatal", "flag", _is("level", "fatal"), "level fatal"),
-    Derived("app_log", "warning", "flag", _is("level", "warning", "error", "fatal"),
-            "level warning or worse"),
+    Derived(
+        "app_log",
+        "warning",
+        "flag",
+        _is("level", "warning", "error", "fatal"),
+        "level warning or worse",
+    ),
     Derived("app_log", "server_error", "flag", _server_error, "status 500 or above"),
-    Derived("app_log", "untimed", "flag", _missing("duration_ms"), "reports no duration"),
+    Derived("app_log", "untimed", "flag", _no_duration, "reports no duration"),
 )
 
 
@@ -215,7 +233,8 @@ class Columns:
     def __init__(self, batch: EventBatch) -> None:
         self._event = batch.event_type
         self._frame = batch.frame
-        self._made: dict[tuple[str, str], npt.NDArray[np.generic]] = {}
+        self.time_us = batch.time_us
+        self._made: dict[tuple[str, str], npt.NDArray[Any]] = {}
 
     def has_real(self, name: str) -> bool:
         """Whether the event type has the number (and the condition it carries)."""
@@ -232,7 +251,7 @@ class Columns:
         at = ("real", name)
         if at not in self._made:
             self._made[at] = self._make_real(name)
-        return self._made[at]  # type: ignore[return-value]
+        return self._made[at]
 
     def _make_real(self, name: str) -> Float64:
         column, _, condition = name.partition("|")
@@ -240,8 +259,8 @@ class Columns:
             return np.where(self.flag(condition), self.real(column), np.nan)
         derived = _derived(self._event).get(name)
         if derived is not None:
-            return derived.make(self._frame)  # type: ignore[return-value]
-        return _real(self._frame, name)
+            return derived.make(self)
+        return self._frame[name].to_numpy().astype(np.float64)
 
     def flag(self, name: str) -> Bool:
         """bool (n,), False where unknown."""
@@ -249,20 +268,20 @@ class Columns:
         if at not in self._made:
             derived = _derived(self._event).get(name)
             if derived is not None:
-                made = derived.make(self._frame)
+                made = derived.make(self)
             else:
-                made = self._frame[name].fill_null(False).to_numpy()
+                column = self._frame[name]
+                made = (column.fill_null(False) if column.null_count() else column).to_numpy()
             self._made[at] = made
-        return self._made[at]  # type: ignore[return-value]
+        return self._made[at]
 
     def key(self, name: str) -> UInt64:
         """uint64 (n,), key of an entity or of a string field; 0 where absent."""
-        entities = event_type(self._event).entities
-        parts = entities.get(name, (name,))
+        parts = event_type(self._event).entities.get(name, (name,))
         at = ("key", "|".join(parts))
         if at not in self._made:
             if len(parts) == 1:
                 self._made[at] = hash_strings(self._frame[parts[0]])
             else:
                 self._made[at] = hash_columns(self._frame, parts)
-        return self._made[at]  # type: ignore[return-value]
+        return self._made[at]

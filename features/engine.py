@@ -1,9 +1,9 @@
 """The feature engine: a shard group's state, and the same in one process for training and backfill.
 
-A group owns its shard of every entity type. Each round it gets the rows of all lanes in the one global
-order, lets them pass the kernels, and gives each lane its rows' features. Features are a function of
-the order of events alone: not of how the stream is cut into rounds, nor of the number of groups or
-lanes, nor of where it was stopped and resumed.
+A group owns its shard of every entity type. Each round it gets the rows of all lanes in the one
+global order, lets them pass the kernels, and gives each lane its rows' features. Features are a
+function of the order of events alone: not of how the stream is cut into rounds, nor of the number
+of groups or lanes, nor of where it was stopped and resumed.
 """
 
 from __future__ import annotations
@@ -96,18 +96,22 @@ class GroupEngine:
         return results
 
     def _parts(
-        self, state: EntityState, head: npt.NDArray[np.int64], values: npt.NDArray[np.float64],
+        self,
+        state: EntityState,
+        head: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float64],
         result: GroupFeatures,
     ) -> None:
         """Cut the rows of one lane by event type."""
         plan = state.plan
         for event, features in plan.features.items():
             if len(plan.events) == 1:
-                result.parts[event, plan.entity] = (head[:, 4], values[:, : len(features)])
+                rows = np.ascontiguousarray(head[:, 4])
+                result.parts[event, plan.entity] = (rows, values)
                 continue
             at = np.flatnonzero(head[:, 2] == event_code(event))
             if len(at):
-                part = values[at][:, : len(features)]
+                part = np.ascontiguousarray(values[at, : len(features)])
                 result.parts[event, plan.entity] = (head[at, 4], part)
 
     def delta(self) -> Arrays:
@@ -139,12 +143,12 @@ class GroupEngine:
             found = int(arrays["format"][0])
             if found != STATE_FORMAT:
                 raise StateError(
-                    f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from an"
+                    f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"
                 )
             for name, state in engine._states.items():
                 prefix = f"{name}."
-                mine = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+                mine = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
                 try:
                     state.load(mine)
                 except (KeyError, ValueError, IndexError) as error:
@@ -172,7 +176,7 @@ def _sequences(
     if not alone:
         at = np.flatnonzero(own[:, 3] == lane)
         own, emitted = own[at], emitted[at]
-    result.sequences[event] = (own[:, 4], emitted)
+    result.sequences[event] = (np.ascontiguousarray(own[:, 4]), emitted)
 
 
 class OfflineEngine:

@@ -1,12 +1,15 @@
 """Sums that neither drift nor cancel: double-double arithmetic for kernels.
 
-A running sum that adds what enters a window and takes off what leaves it must not remember what has
-left. Two doubles (high, low) carry about 106 bits, so that after any number of steps the error is far
-below the last bit of the result.
+A running sum that adds what enters a window and takes off what leaves it must not remember what
+has left. Two doubles (high, low) carry about 106 bits, so that after any number of steps the error
+is far below the last bit of the result.
 
 Source: Dekker (1971), A floating-point technique for extending the available precision; Hida, Li,
 Bailey (2001), Library for double-double and quad-double arithmetic.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _SPLIT = 134217729.0
 
 
 @njit
-def two_sum(a, b):  # type: ignore[no-untyped-def]
+def two_sum(a, b):
     """a + b as (rounded sum, its error), exact (Knuth)."""
     s = a + b
     t = s - a
@@ -27,7 +30,7 @@ def two_sum(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit
-def two_product(a, b):  # type: ignore[no-untyped-def]
+def two_product(a, b):
     """a * b as (rounded product, its error), exact below 1e300 (Dekker)."""
     p = a * b
     t = _SPLIT * a
@@ -40,7 +43,7 @@ def two_product(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit
-def add(high, low, a, b):  # type: ignore[no-untyped-def]
+def add(high, low, a, b):
     """(high, low) + (a, b)."""
     s, e = two_sum(high, a)
     t, f = two_sum(low, b)
@@ -53,13 +56,13 @@ def add(high, low, a, b):  # type: ignore[no-untyped-def]
 
 
 @njit
-def square(a):  # type: ignore[no-untyped-def]
+def square(a):
     """a squared as (high, low)."""
     return two_product(a, a)
 
 
 @njit
-def variance(n, sum_high, sum_low, square_high, square_low):  # type: ignore[no-untyped-def]
+def variance(n, sum_high, sum_low, square_high, square_low):
     """Sample variance from count, sum and sum of squares: (n Q - S^2) / (n (n - 1)); n >= 2."""
     q, q_low = two_product(float(n), square_high)
     q_low += float(n) * square_low

@@ -4,6 +4,9 @@ Unit vectors make means of places work across the date line and the poles; a dis
 circle's.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
+
 from __future__ import annotations
 
 import numpy as np
@@ -30,14 +33,14 @@ GEO_FLOATS = 8
 
 
 @njit
-def _distance_km(ax, ay, az, bx, by, bz):  # type: ignore[no-untyped-def]
+def _distance_km(ax, ay, az, bx, by, bz):
     """Great circle between two unit vectors, exact for near places too."""
     chord = np.sqrt((ax - bx) ** 2 + (ay - by) ** 2 + (az - bz) ** 2)
     return 2.0 * EARTH_KM * np.arcsin(min(0.5 * chord, 1.0))
 
 
 @njit
-def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state, out):  # type: ignore[no-untyped-def]
+def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state, out):
     """Places of rows in order.
 
     Parameters
@@ -62,8 +65,9 @@ def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state
             if op == 0:
                 length = np.sqrt(row[at] ** 2 + row[at + 1] ** 2 + row[at + 2] ** 2)
                 if n >= HOME_FROM and length > 0.0:
-                    out[i, to] = _distance_km(row[at] / length, row[at + 1] / length,
-                                              row[at + 2] / length, x, y, z)
+                    out[i, to] = _distance_km(
+                        row[at] / length, row[at + 1] / length, row[at + 2] / length, x, y, z
+                    )
             elif n > 0.0:
                 gap_s = (now - row[at + 7]) / 1e6
                 if op == 3:

@@ -5,24 +5,28 @@ compared with its peers, and so that "the others deviate too" is a feature. The 
 never part of what it is compared with.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
+
 from __future__ import annotations
 
 import numpy as np
 
 from features.baselines import as_sigma
 from features.jit import njit
+from features.speed import inlined
 
 __all__ = ["MEMBERS_MAX", "MEMBER_FLOATS", "run_members"]
 
 MEMBERS_MAX = 32
-"""Members remembered per entity, those met first (one silent for an hour gives its place to a new one);
-chosen: 2.5 kB an entity, and the mean of 32 peers is good to a fifth of a deviation."""
+"""Members remembered per entity, those met first (one silent for an hour gives its place to a new
+one); chosen: 2.5 kB an entity, and the mean of 32 peers is good to a fifth of a deviation."""
 
 SILENT_S = 3_600.0
 
 MEMBER_FLOATS = 9
-"""Per member: n, time of the latest value, value, usual mean, variance, latest z, and of its gap to the
-peers mean, variance and n (the first values had none)."""
+"""Per member: n, time of the latest value, value, usual mean, variance, latest z, and of its gap
+to the peers mean, variance and n (the first values had none)."""
 
 USUAL_EVENTS = 100.0
 KNOWN_FROM = 8.0
@@ -34,7 +38,7 @@ FLOOR = 1e-9
 
 
 @njit
-def _place(names, row, name, now):  # type: ignore[no-untyped-def]
+def _place(names, row, name, now):
     """Place of a member, -1 where it has none and can get none; a new one's n is set to 0."""
     free = -1
     for m in range(MEMBERS_MAX):
@@ -50,8 +54,8 @@ def _place(names, row, name, now):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _others(row, own, now, window_us, found):  # type: ignore[no-untyped-def]
-    """Fill `found`: count, mean and deviation of values, count, mean z, mean |z|, share deviating."""
+def _others(row, own, now, window_us, found):
+    """Fill `found`: count, mean, deviation of values; count, mean z, mean |z|, share deviating."""
     found[:] = 0.0
     for m in range(MEMBERS_MAX):
         at = m * MEMBER_FLOATS
@@ -78,14 +82,16 @@ def _others(row, own, now, window_us, found):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _learn(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
-    """Take x into the mean and variance of n values, at places `mean` and `variance` of a member."""
+def _learn(row, at, n, x, mean, variance):
+    """Take x into a member's mean and variance of n values, at places `mean` and `variance`."""
     if n == 0.0:
         row[at + mean] = x
         return
     d = x - row[at + mean]
     if n >= KNOWN_FROM:
-        limit = CLIP_SIGMA * (np.sqrt(row[at + variance]) + FLOOR_SHARE * abs(row[at + mean]) + FLOOR)
+        limit = CLIP_SIGMA * (
+            np.sqrt(row[at + variance]) + FLOOR_SHARE * abs(row[at + mean]) + FLOOR
+        )
         d = min(max(d, -limit), limit)
     a = max(1.0 / (n + 1.0), 1.0 / USUAL_EVENTS)
     row[at + mean] += a * d
@@ -93,7 +99,7 @@ def _learn(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _z(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
+def _z(row, at, n, x, mean, variance):
     """Deviation of x from what is usual by n values; NaN while too little is known."""
     if n < KNOWN_FROM:
         return np.nan
@@ -101,14 +107,39 @@ def _z(row, at, n, x, mean, variance):  # type: ignore[no-untyped-def]
     return as_sigma((x - row[at + mean]) / (np.sqrt(row[at + variance]) + floor), n)
 
 
+@inlined
+def _statistic(op, found, x, z, gap_z):
+    """What an operation makes of a member and what was found of its peers; NaN where unknown."""
+    if op == 5:
+        return z
+    if op == 2:
+        return gap_z
+    if op == 0:
+        return found[1] if found[0] > 0.0 else np.nan
+    if op == 1:
+        spread = found[2] + FLOOR_SHARE * abs(found[1]) + FLOOR
+        return (x - found[1]) / spread if found[0] > 1.0 else np.nan
+    if found[3] == 0.0:
+        return np.nan
+    if op == 3:
+        return found[4]
+    if op == 4:
+        return found[6]
+    return z - found[4] if op == 6 else found[5]
+
+
 @njit
-def run_members(slots, taken_us, head, reals_in, feeds, others, columns, plan, plan_at, windows_us, names, state, out):  # type: ignore[no-untyped-def]
+def run_members(
+    slots, taken_us, head, reals_in, feeds, others, columns, windows_us, plan, plan_at, names,
+    state, out
+):  # fmt: skip
     """Members of rows in order.
 
     Parameters
     ----------
     feeds : bool (instances, event types)
     others, columns : int64 (instances,), where a row's member and value stand
+    windows_us : int64 (instances,), how fresh a peer's latest value must be
     windows_us : int64 (instances,), how fresh a peer's latest value must be
     plan : int64 (features, 4): operation, instance, -, where to
     plan_at : int64 (event types * instances + 1,), by event type, then instance
@@ -133,24 +164,7 @@ def run_members(slots, taken_us, head, reals_in, feeds, others, columns, plan, p
             peers, gap = found[0] > 0.0, x - found[1]
             gap_z = _z(row, at, row[at + 8], gap, 6, 7) if own >= 0 and peers else np.nan
             for k in range(e0, e1):
-                op, value = plan[k, 0], np.nan
-                if op == 0 and peers:
-                    value = found[1]
-                elif op == 1 and found[0] > 1.0:
-                    value = gap / (found[2] + FLOOR_SHARE * abs(found[1]) + FLOOR)
-                elif op == 2:
-                    value = gap_z
-                elif op == 3 and found[3] > 0.0:
-                    value = found[4]
-                elif op == 4 and found[3] > 0.0:
-                    value = found[6]
-                elif op == 5:
-                    value = z
-                elif op == 6 and found[3] > 0.0:
-                    value = z - found[4]
-                elif op == 7 and found[3] > 0.0:
-                    value = found[5]
-                out[i, plan[k, 3]] = value
+                out[i, plan[k, 3]] = _statistic(plan[k, 0], found, x, z, gap_z)
             if own >= 0 and feeds[b, code]:
                 _learn(row, at, row[at], x, 3, 4)
                 if peers:

@@ -1,8 +1,8 @@
 """What the kernels of one entity type are told: the catalogue as tables of numbers.
 
-Built once from a catalogue. For each entity type: which columns of which event types it needs, and for
-each family of operations the instances (one ring, one baseline, ...) that its features share, and for
-each event type which statistic goes to which column of the result.
+Built once from a catalogue. For each entity type: which columns of which event types it needs, and
+for each family of operations the instances (one ring, one baseline, ...) that its features share,
+and for each event type which statistic goes to which column of the result.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,17 @@ from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
 from features.windows import FLAG_BITS, slot_layout
 
-__all__ = ["HEAD", "Bases", "EntityPlan", "Family", "Members", "Plan", "Ring", "Sequence", "plan_of"]
+__all__ = [
+    "HEAD",
+    "Bases",
+    "EntityPlan",
+    "Family",
+    "Members",
+    "Plan",
+    "Ring",
+    "Sequence",
+    "plan_of",
+]
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -46,6 +57,11 @@ class Family:
     plan: Int64
     plan_at: Int64
 
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """What the kernel is given, in the order of its arguments."""
+        return self.feeds, self.plan, self.plan_at
+
 
 @dataclass(slots=True)
 class Ring:
@@ -65,14 +81,28 @@ class Ring:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """Windows, flags, reals, maxima, pairs."""
-        return (len(self.windows_us), len(self.flag_bits), len(self.columns),
-                len(self.max_columns), len(self.others))
+        return (
+            len(self.windows_us),
+            len(self.flag_bits),
+            len(self.columns),
+            len(self.max_columns),
+            len(self.others),
+        )
 
     @property
     def config(self) -> Int64:
         """What `run_ring` needs to know, as one array: calls with few arguments are cheap."""
-        parts = (np.array(self.shape), self.windows_us, self.flag_bits, self.columns,
-                 self.max_columns, self.signs, self.others, self.ttl_us, self.feeds)
+        parts = (
+            np.array(self.shape),
+            self.windows_us,
+            self.flag_bits,
+            self.columns,
+            self.max_columns,
+            self.signs,
+            self.others,
+            self.ttl_us,
+            self.feeds,
+        )
         return np.concatenate([np.asarray(part, np.int64) for part in parts])
 
     @property
@@ -87,6 +117,11 @@ class Rates(Family):
 
     flag_bits: Int64
 
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return self.feeds, self.flag_bits, self.plan, self.plan_at
+
 
 @dataclass(slots=True)
 class Bases(Family):
@@ -95,6 +130,11 @@ class Bases(Family):
     sources: Int64
     logs: Bool
     histories: Int64
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return (self.feeds, self.sources, self.logs, self.histories, self.plan, self.plan_at)
 
 
 @dataclass(slots=True)
@@ -105,6 +145,11 @@ class Members(Family):
     columns: Int64
     windows_us: Int64
 
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return (self.feeds, self.others, self.columns, self.windows_us, self.plan, self.plan_at)
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -114,6 +159,11 @@ class Sequence:
     sources: Int64
     scales: npt.NDArray[np.float64]
     own: int
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return self.kinds, self.sources, self.scales, self.own
 
 
 @dataclass(slots=True)
@@ -190,9 +240,7 @@ Row = tuple[str, int, int, int, int]
 def _table(rows: list[Row], instances: int | None) -> tuple[Int64, Int64]:
     """Rows of a plan by event type (and by instance, where the kernel goes by instance)."""
     per = 1 if instances is None else instances
-    keyed = [
-        (event_code(r[0]) * per + (0 if instances is None else r[2]), r[1:]) for r in rows
-    ]
+    keyed = [(event_code(r[0]) * per + (0 if instances is None else r[2]), r[1:]) for r in rows]
     keyed.sort(key=lambda k: k[0])
     starts = np.zeros(len(event_types()) * per + 1, np.int64)
     for key, _ in keyed:
@@ -211,7 +259,8 @@ def plan_of(catalog: Catalog) -> Plan:
         plan = EntityPlan(entity)
         for event in catalog.event_types:
             mine = tuple(
-                f for f in catalog.features(event)
+                f
+                for f in catalog.features(event)
                 if f.entity == entity and OPERATIONS[f.op].family not in ("derived", "stateless")
             )
             if mine:
@@ -232,8 +281,12 @@ def _build(plan: EntityPlan) -> None:
             by_family.setdefault(OPERATIONS[feature.op].family, []).append((feature, to))
     events = {e for fs in plan.features.values() for f in fs for e in (f.event, *_feeds(f))}
     builders: dict[str, Callable[[EntityPlan, list[tuple[Feature, int]]], None]] = {
-        "ring": _build_rings, "rate": _build_rates, "baseline": _build_bases,
-        "season": _build_seasons, "geo": _build_geo, "members": _build_members,
+        "ring": _build_rings,
+        "rate": _build_rates,
+        "baseline": _build_bases,
+        "season": _build_seasons,
+        "geo": _build_geo,
+        "members": _build_members,
     }
     for family, found in by_family.items():
         builders[family](plan, found)
@@ -289,7 +342,9 @@ def _build_rings(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
             plan_at=at,
         )
         if len(flags) > FLAG_BITS or len(others) > 16:
-            raise ValueError(f"ring of {plan.entity!r}: more than {FLAG_BITS} conditions or 16 pairs")
+            raise ValueError(
+                f"ring of {plan.entity!r}: more than {FLAG_BITS} conditions or 16 pairs"
+            )
         plan.rings.append(ring)
 
 
@@ -297,8 +352,13 @@ def _build_rates(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     """One decayed count for the features with the same feeds and condition."""
     keys = list(dict.fromkeys((_feeds(f), f.where) for f, _ in found))
     rows = [
-        (f.event, OPERATIONS[f.op].code, keys.index((_feeds(f), f.where)),
-         (f.window_s or 0) * 1_000_000, to)
+        (
+            f.event,
+            OPERATIONS[f.op].code,
+            keys.index((_feeds(f), f.where)),
+            (f.window_s or 0) * 1_000_000,
+            to,
+        )
         for f, to in found
     ]
     table, at = _table(rows, None)
@@ -356,6 +416,7 @@ def _build_geo(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
 
 def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     """One set of members for the features with the same feeds, member, column and window."""
+
     def key(f: Feature) -> tuple[tuple[str, ...], str, str, int]:
         return _feeds(f), str(f.other), str(f.column), int(f.window_s or 0)
 
@@ -363,7 +424,9 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     rows = [(f.event, OPERATIONS[f.op].code, keys.index(key(f)), 0, to) for f, to in found]
     table, at = _table(rows, len(keys))
     plan.members = Members(
-        np.stack([_mask(feeds) for feeds, *_ in keys]), table, at,
+        np.stack([_mask(feeds) for feeds, *_ in keys]),
+        table,
+        at,
         np.array([plan.other(other) for _, other, _, _ in keys], np.int64),
         np.array([plan.real(column) for _, _, column, _ in keys], np.int64),
         np.array([window_s for *_, window_s in keys], np.int64) * 1_000_000,

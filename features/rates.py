@@ -1,8 +1,11 @@
 """How often an entity usually acts, and how long ago it last did: one decayed count per entity.
 
-The usual count of a window is what the entity's own rate of the last week or so leads one to expect in
-it; the current event is never part of what it is compared with.
+The usual count of a window is what the entity's own rate of the last week or so leads one to
+expect in it; the current event is never part of what it is compared with.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ RATE_TAU_S = 7 * 86_400.0
 """Memory of a usual rate; chosen: a week, so that weekends weigh as they should."""
 
 YOUNG_S = 86_400.0
-"""An entity younger than this is taken as this old: its first burst is not yet its usual rate. Chosen:
-one day's rhythm."""
+"""An entity younger than this is taken as this old: its first burst is not yet its usual rate.
+Chosen: one day's rhythm."""
 
 RATE_FLOATS = 4
 """Per instance: decayed count, time of the last event, of the first, number of events. Microseconds
@@ -26,11 +29,12 @@ stay exact in a double until the year 2255."""
 
 
 @njit
-def run_rates(slots, taken_us, head, feeds, flag_bit, plan, plan_at, state, out):  # type: ignore[no-untyped-def]
+def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, state, out):
     """Rates of rows in order.
 
     Parameters
     ----------
+    reals_in : not used; all families are called alike
     feeds : bool (instances, event types)
     flag_bit : int64 (instances,), condition an event must meet to enter, -1 for none
     plan : int64 (features, 4): operation, instance, window in us, where to

@@ -1,9 +1,12 @@
 """Rows on their way: from the batches of a lane to the shard groups, and their features back home.
 
 `split` computes the columns features need and sends each row once to the group of each of its
-entities; `merge` puts the parts of several lanes into the one global order; `assemble` puts what the
-groups computed back beside the lane's events.
+entities; `merge` puts the parts of several lanes into the one global order; `assemble` puts what
+the groups computed back beside the lane's events.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
 from features.events import event_code, event_type, event_types
+from features.jit import njit
 from features.keys import group_of
 from features.operations import OPERATIONS
 from features.plan import HEAD, EntityPlan, Plan, plan_of
@@ -91,7 +95,9 @@ def split(
         else:
             head = np.concatenate([h for h, _ in found])
             reals = np.concatenate([r for _, r in found])
-        head, reals = _in_order(head, reals)
+            # Each part is in order and the parts stand by event code: time alone decides the rest.
+            order = np.argsort(head[:, 1], kind="stable")
+            head, reals = head[order], reals[order]
         group = group_of(head[:, 0].view(np.uint64), groups)
         # A stable sort keeps the global order within each group.
         order = np.argsort(group.astype(np.int16), kind="stable")
@@ -131,18 +137,28 @@ def _entity_rows(
     for i, name in enumerate(plan.others):
         head[:, HEAD + i] = columns.key(name).view(np.int64) if columns.has_key(name) else 0
     present = keys != 0
-    if present.all():
-        return head, reals
-    return head[present], reals[present]
+    if not present.all():
+        head, reals = head[present], reals[present]
+    return _in_order(head, reals)
+
+
+@njit
+def _is_ordered(head):
+    """Whether rows already stand in the global order."""
+    for i in range(1, len(head)):
+        for k in (1, 2, 5, 6, 3):
+            if head[i, k] != head[i - 1, k]:
+                if head[i, k] < head[i - 1, k]:
+                    return False
+                break
+    return True
 
 
 def _in_order(head: Int64, reals: Float64) -> tuple[Int64, Float64]:
     """Rows by (time, event code, partition, offset, lane), where they are not already."""
-    time_us = head[:, 1]
-    steps = np.diff(time_us)
-    if bool((steps > 0).all()):
+    if _is_ordered(head):
         return head, reals
-    order = np.lexsort((head[:, 3], head[:, 6], head[:, 5], head[:, 2], time_us))
+    order = np.lexsort((head[:, 3], head[:, 6], head[:, 5], head[:, 2], head[:, 1]))
     return head[order], reals[order]
 
 
@@ -196,11 +212,9 @@ def _assemble_one(
     for (event, entity), first in plan.columns.items():
         if event != name:
             continue
-        found = [r.parts[event, entity] for r in results if (event, entity) in r.parts]
-        if found:
-            rows = np.concatenate([rows for rows, _ in found])
-            part = np.concatenate([part for _, part in found])
-            values[rows, first : first + part.shape[1]] = part
+        for result in results:
+            if (event, entity) in result.parts:
+                _place(*result.parts[event, entity], first, values)
     columns = Columns(batch)
     for i, feature in enumerate(catalog.features(name)):
         family = OPERATIONS[feature.op].family
@@ -214,6 +228,14 @@ def _assemble_one(
             right = values[:, names.index(str(feature.other))]
             values[:, i] = derive(feature.op, left, right)
     return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+@njit
+def _place(rows, part, first, values):
+    """Put row i of `part` into row rows[i] of `values`, from column `first` on."""
+    for i in range(len(rows)):
+        for k in range(part.shape[1]):
+            values[rows[i], first + k] = part[i, k]
 
 
 def derive(op: str, left: Float64, right: Float64) -> Float64:
@@ -237,9 +259,8 @@ def _sequence(
         return None
     if list(event_types()).index(name) != primary.sequence.own:
         return None
-    fixed = np.zeros((n, STEPS, WIDTH), np.int16)
+    sequence = np.zeros((n, STEPS, WIDTH), np.float32)
     for result in results:
         if name in result.sequences:
-            rows, part = result.sequences[name]
-            fixed[rows] = part
-    return widen(fixed)
+            widen(*result.sequences[name], sequence)
+    return sequence

@@ -1,16 +1,18 @@
 """The last 16 events of an entity as short vectors: what the sequence model reads.
 
-Each event becomes 12 numbers in [-1, 1], kept as 16-bit fixed point (a third of the memory, and the
-same bits everywhere); the newest step is the row itself. What the last seven numbers are is declared
-here per event type.
+Each event becomes 12 numbers in [-1, 1], kept as 16-bit fixed point (a third of the memory, and
+the same bits everywhere); the newest step is the row itself. What the last seven numbers are is
+declared here per event type.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from features.jit import njit
 from features.speed import AHEAD, prefetch
@@ -35,8 +37,8 @@ class Token:
 
     Parameters
     ----------
-    kind : `real` (clipped x / scale), `flag` (0 or 1), `feature` (x / scale squashed by u / (1 + |u|));
-        unknown values are 0
+    kind : `real` (clipped x / scale), `flag` (0 or 1), `feature` (x / scale squashed by u / (1 +
+        |u|)); unknown values are 0
     name : of the column, or of a feature of the same entity
     scale : what counts as large
     """
@@ -102,7 +104,7 @@ TOKENS: dict[str, dict[str, tuple[Token, ...]]] = {
 
 
 @njit
-def _fixed(x):  # type: ignore[no-untyped-def]
+def _fixed(x):
     """x in [-1, 1] as int16; NaN is 0."""
     if x != x:
         return np.int16(0)
@@ -110,7 +112,9 @@ def _fixed(x):  # type: ignore[no-untyped-def]
 
 
 @njit
-def run_sequence(slots, taken_us, head, reals_in, kinds, sources, scales, own, state, places, out, emitted):  # type: ignore[no-untyped-def]
+def run_sequence(
+    slots, taken_us, head, reals_in, kinds, sources, scales, own, state, places, out, emitted
+):
     """Vectors of rows in order; returns how many rows of the own event type were emitted.
 
     Parameters
@@ -166,6 +170,10 @@ def run_sequence(slots, taken_us, head, reals_in, kinds, sources, scales, own, s
     return done
 
 
-def widen(fixed: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """int16 (n, 16, 12) fixed point -> float32 (n, 16, 12) in [-1, 1]."""
-    return np.asarray(fixed, np.float32) * np.float32(1.0 / SCALE)
+@njit
+def widen(rows, fixed, out):
+    """Put vectors i of `fixed`, int16 (n, 16, 12), into row rows[i] of `out`, float32, as numbers."""
+    for i in range(len(rows)):
+        for step in range(STEPS):
+            for k in range(WIDTH):
+                out[rows[i], step, k] = np.float32(fixed[i, step, k]) / np.float32(SCALE)

@@ -5,6 +5,9 @@ group's state is a flat array indexed by slot. The same pass turns each row's ti
 which it is taken: never before the newest its entity has seen.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,7 +24,7 @@ _TABLE_MIN = 1 << 10
 
 
 @njit
-def _find(key, table_key, table_slot):  # type: ignore[no-untyped-def]
+def _find(key, table_key, table_slot):
     """Position of `key` in the table, or of the free place where it would go."""
     mask = np.uint64(len(table_key) - 1)
     at = np.uint64(key) & mask
@@ -31,7 +34,7 @@ def _find(key, table_key, table_slot):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, taken_us):  # type: ignore[no-untyped-def]
+def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, taken_us):
     """Slot and taken time of each row; returns (slots in use, rows that came late)."""
     late = 0
     for i in range(len(head)):
@@ -58,7 +61,7 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
 
 
 @njit
-def _fill(keys, used, table_key, table_slot):  # type: ignore[no-untyped-def]
+def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):
         at = _find(keys[slot], table_key, table_slot)
@@ -126,8 +129,15 @@ class SlotTable:
         slots = np.empty(len(head), np.int64)
         taken_us = np.empty(len(head), np.int64)
         self.used, late = _intern(
-            head, self._table_key, self._table_slot, self.keys, self.newest_us, self.dirty,
-            self.used, slots, taken_us,
+            head,
+            self._table_key,
+            self._table_slot,
+            self.keys,
+            self.newest_us,
+            self.dirty,
+            self.used,
+            slots,
+            taken_us,
         )
         self.late += late
         return slots, taken_us

@@ -1,12 +1,17 @@
 """State of one entity type in one group: arrays by slot, the rings' arena, the table of pairs.
 
-Owns every array that the kernels write, lets them grow, and turns them into snapshots: `dump` copies
-what some slots hold, `load` puts it back so that every later result is the same bit for bit.
+Owns every array that the kernels write, lets them grow, and turns them into snapshots: `dump`
+copies what some slots hold, `load` puts it back so that every later result is the same bit for
+bit.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +41,7 @@ from features.windows import (
 __all__ = ["EntityState", "RingState"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+Kernel = Callable[..., None]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
@@ -44,8 +50,9 @@ PAIRS_MIN = 1 << 10
 """Records and pairs a ring starts with room for; chosen: some tens of kilobytes a group."""
 
 PURGE_SLACK_US = 3_600_000_000
-"""A pair is forgotten this much after it has stopped to matter to the oldest row of a round; chosen: an
-hour is far beyond any lateness that is accepted, so that forgetting never shows in a feature."""
+"""A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
+chosen: an hour is far beyond any lateness that is accepted, so that forgetting never shows in a
+feature."""
 
 
 class RingState:
@@ -61,7 +68,9 @@ class RingState:
         self._config = ring.config
         windows, flags, reals, maxima, pairs = ring.shape
         self._int_columns, self._float_columns = ring.per_slot
-        self._longest = SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
+        self._longest = (
+            SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
+        )
         self.ints = np.zeros((0, self._int_columns), np.int64)
         self.floats = np.zeros((0, self._float_columns))
         self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
@@ -77,7 +86,14 @@ class RingState:
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self.ints, self.floats, self.arena_ints, self.arena_reals, self.pairs, self.touched)
+        arrays = (
+            self.ints,
+            self.floats,
+            self.arena_ints,
+            self.arena_reals,
+            self.pairs,
+            self.touched,
+        )
         return sum(a.nbytes for a in arrays)
 
     def grow(self, capacity: int) -> None:
@@ -107,9 +123,7 @@ class RingState:
         self._new_pairs(size)
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
-    def run(
-        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64
-    ) -> None:
+    def run(self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64) -> None:
         """Let the rows pass; fills their columns of `out`."""
         ring = self.ring
         if len(ring.others):
@@ -117,8 +131,21 @@ class RingState:
         done = 0
         while True:
             done = run_ring(
-                done, slots, taken_us, head, reals, self._config, ring.plan, ring.plan_at, self.ints,
-                self.floats, self.arena_ints, self.arena_reals, self.pairs, self.touched, self.book,
+                done,
+                slots,
+                taken_us,
+                head,
+                reals,
+                self._config,
+                ring.plan,
+                ring.plan_at,
+                self.ints,
+                self.floats,
+                self.arena_ints,
+                self.arena_reals,
+                self.pairs,
+                self.touched,
+                self.book,
                 out,
             )
             if done == len(slots):
@@ -132,12 +159,24 @@ class RingState:
         live = int((ints[:, HEAD] - ints[:, self._longest]).sum())
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
-        gather_rings(slots, self.ints, self._longest, self.arena_ints, self.arena_reals, live_ints,
-                     live_reals)
+        gather_rings(
+            slots,
+            self.ints,
+            self._longest,
+            self.arena_ints,
+            self.arena_reals,
+            live_ints,
+            live_reals,
+        )
         at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
         self.touched.fill(0)
-        return {"ints": ints, "floats": self.floats[slots], "live_ints": live_ints,
-                "live_reals": live_reals, "pairs": self.pairs[at]}
+        return {
+            "ints": ints,
+            "floats": self.floats[slots],
+            "live_ints": live_ints,
+            "live_reals": live_reals,
+            "pairs": self.pairs[at],
+        }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
         """Put saved slots back."""
@@ -146,9 +185,18 @@ class RingState:
         self.floats[slots] = arrays["floats"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
         self._grow_arena(int(arrays["ints"][:, CAPACITY].sum()))
-        place_rings(slots, arrays["live_ints"], arrays["live_reals"], self.ints,
-                    np.array(self.ring.shape, np.int64), self.ring.max_columns, self.ring.signs,
-                    self.arena_ints, self.arena_reals, self.book)
+        place_rings(
+            slots,
+            arrays["live_ints"],
+            arrays["live_reals"],
+            self.ints,
+            np.array(self.ring.shape, np.int64),
+            self.ring.max_columns,
+            self.ring.signs,
+            self.arena_ints,
+            self.arena_reals,
+            self.book,
+        )
         entries = arrays["pairs"]
         filled = int(self.book[PAIRS_FILLED]) + len(entries)
         if 5 * filled > 3 * len(self.pairs):
@@ -164,6 +212,41 @@ class RingState:
         )
 
 
+def _kernels(
+    plan: EntityPlan,
+) -> Iterator[tuple[Kernel, tuple[Any, ...], list[tuple[str, int, type]]]]:
+    """Kernel, its tables and its state (name, columns per slot, type), in the order they run."""
+    if plan.rates is not None:
+        width = len(plan.rates.flag_bits) * RATE_FLOATS
+        yield run_rates, plan.rates.tables, [("rates", width, np.float64)]
+    if plan.geo is not None:
+        width = len(plan.geo.feeds) * GEO_FLOATS
+        yield run_geo, (plan.places, *plan.geo.tables), [("geo", width, np.float64)]
+    if plan.members is not None:
+        many = len(plan.members.others) * MEMBERS_MAX
+        yield (
+            run_members,
+            plan.members.tables,
+            [
+                ("member_names", many, np.int64),
+                ("members", many * MEMBER_FLOATS, np.float64),
+            ],
+        )
+    if plan.bases is not None:
+        histories = int(plan.bases.histories.max()) + 1
+        yield (
+            run_baselines,
+            plan.bases.tables,
+            [
+                ("bases", len(plan.bases.logs) * BASE_FLOATS, np.float64),
+                ("history", histories * 2 * HISTORY, np.float64),
+            ],
+        )
+    if plan.seasons is not None:
+        width = len(plan.seasons.logs) * SEASON_FLOATS
+        yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+
+
 class EntityState:
     """All state of one entity type in one group.
 
@@ -177,20 +260,13 @@ class EntityState:
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
         self._fixed: dict[str, npt.NDArray[Any]] = {}
-        if plan.rates is not None:
-            self._fixed["rates"] = np.zeros((0, len(plan.rates.flag_bits) * RATE_FLOATS))
-        if plan.bases is not None:
-            kept = int(plan.bases.histories.max()) + 1
-            self._fixed["bases"] = np.zeros((0, len(plan.bases.logs) * BASE_FLOATS))
-            self._fixed["history"] = np.zeros((0, kept * 2 * HISTORY))
-        if plan.seasons is not None:
-            self._fixed["seasons"] = np.zeros((0, len(plan.seasons.logs) * SEASON_FLOATS))
-        if plan.geo is not None:
-            self._fixed["geo"] = np.zeros((0, len(plan.geo.feeds) * GEO_FLOATS))
-        if plan.members is not None:
-            many = len(plan.members.others) * MEMBERS_MAX
-            self._fixed["member_names"] = np.zeros((0, many), np.int64)
-            self._fixed["members"] = np.zeros((0, many * MEMBER_FLOATS))
+        self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
+        for kernel, tables, columns in _kernels(plan):
+            made: dict[str, npt.NDArray[Any]] = {
+                name: np.zeros((0, width), dtype) for name, width, dtype in columns
+            }
+            self._fixed |= made
+            self._kernels.append((kernel, tables, list(made.values())))
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
@@ -214,41 +290,24 @@ class EntityState:
 
         Returns
         -------
-        float64 (n, width) by the plan of each row's event type, int16 (rows of the own type, 16, 12)
+        float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12)
         """
-        plan, fixed = self.plan, self._fixed
         if self.table.reserve(len(head)):
             self._grow()
         slots, taken_us = self.table.intern(head)
-        out = np.full((len(head), plan.width), np.nan)
+        out = np.full((len(head), self.plan.width), np.nan)
         for ring in self.rings:
             ring.run(slots, taken_us, head, reals, out)
-        if plan.rates is not None:
-            r = plan.rates
-            run_rates(slots, taken_us, head, r.feeds, r.flag_bits, r.plan, r.plan_at, fixed["rates"], out)
-        if plan.geo is not None:
-            g = plan.geo
-            run_geo(slots, taken_us, head, reals, plan.places, g.feeds, g.plan, g.plan_at,
-                    fixed["geo"], out)
-        if plan.members is not None:
-            m = plan.members
-            run_members(slots, taken_us, head, reals, m.feeds, m.others, m.columns, m.plan, m.plan_at,
-                        m.windows_us, fixed["member_names"], fixed["members"], out)
-        if plan.bases is not None:
-            b = plan.bases
-            run_baselines(slots, head, reals, b.feeds, b.sources, b.logs, b.histories, b.plan,
-                          b.plan_at, fixed["bases"], fixed["history"], out)
-        if plan.seasons is not None:
-            b = plan.seasons
-            run_seasons(slots, taken_us, head, reals, b.feeds, b.sources, b.logs, b.plan, b.plan_at,
-                        fixed["seasons"], out)
-        if plan.sequence is None:
+        for kernel, tables, arrays in self._kernels:
+            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
+        sequence = self.plan.sequence
+        if sequence is None:
             return out, None
-        s = plan.sequence
-        own = int(np.count_nonzero(head[:, 2] == s.own))
+        own = int(np.count_nonzero(head[:, 2] == sequence.own))
         emitted = np.empty((own, STEPS, WIDTH), np.int16)
-        run_sequence(slots, taken_us, head, reals, s.kinds, s.sources, s.scales, s.own,
-                     fixed["vectors"], fixed["places"], out, emitted)
+        vectors, places = self._fixed["vectors"], self._fixed["places"]
+        kernel = cast(Kernel, run_sequence)
+        kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
     def dump(self, everything: bool) -> Arrays:
@@ -278,6 +337,6 @@ class EntityState:
             array[slots] = arrays[name]
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
-            ring.load(slots, {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)})
-
-
+            ring.load(
+                slots, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            )

@@ -1,13 +1,17 @@
 """Exact sliding windows (t - w, t] over one ring of records per entity, and the pairs it was in.
 
-An entity's events stand once in a ring in an arena; each window is a pointer to its oldest event and
-running counts and sums of what lies between. What enters is added, what leaves is taken off, in
-double-double arithmetic (`features.exact`). The largest and the distinct are kept the same way: a
-queue of the records that can still become a maximum, and a mark on records whose value has come again.
+An entity's events stand once in a ring in an arena; each window is a pointer to its oldest event
+and running counts and sums of what lies between. What enters is added, what leaves is taken off,
+in double-double arithmetic (`features.exact`). The largest and the distinct are kept the same way:
+a queue of the records that can still become a maximum, and a mark on records whose value has come
+again.
 
-A ring's table of pairs holds, for each value of another column met with the entity, when it was last
-met: this makes the distinct count O(1), and gives first times.
+A ring's table of pairs holds, for each value of another column met with the entity, when it was
+last met: this makes the distinct count O(1), and gives first times.
 """
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
 
 from __future__ import annotations
 
@@ -37,12 +41,12 @@ CAPACITY_MIN = 4
 """Records a ring starts with; chosen: most cards pay a few times an hour at most."""
 
 FLAG_BITS = 31
-"""Conditions a ring can have; the bits above mark what has been superseded, one a column of pairs."""
+"""Conditions a ring can have; two bits a column of pairs stand above them."""
 
 # Places in `book`, the arena's own numbers.
 TOP, PAIRS_FILLED, FREE = 0, 1, 2
 BOOK = FREE + 48
-"""Length of `book`: top of the arena, filled places of the pair table, free blocks by log2 of size."""
+"""Length of `book`: top of the arena, filled places of the pairs, free blocks by log2 of size."""
 
 # Places in a slot's row of `ints`.
 START, CAPACITY, HEAD, SHARED = 0, 1, 2, 3
@@ -56,7 +60,7 @@ def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -
 
 
 @njit
-def _mix(slot, column, value):  # type: ignore[no-untyped-def]
+def _mix(slot, column, value):
     """Key of (slot, pair column, value), never 0."""
     h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
     h ^= h >> np.uint64(33)
@@ -68,7 +72,7 @@ def _mix(slot, column, value):  # type: ignore[no-untyped-def]
 
 
 @njit
-def find_pair(key, pairs):  # type: ignore[no-untyped-def]
+def find_pair(key, pairs):
     """Place of the pair's key in the table, or the free place where it would go."""
     mask = np.uint64(len(pairs) - 1)
     at = np.uint64(key) & mask
@@ -78,7 +82,7 @@ def find_pair(key, pairs):  # type: ignore[no-untyped-def]
 
 
 @njit
-def insert_pairs(entries, pairs, touched, mark):  # type: ignore[no-untyped-def]
+def insert_pairs(entries, pairs, touched, mark):
     """Put saved entries into a table that has room; returns how many places were filled."""
     filled = 0
     for i in range(len(entries)):
@@ -92,7 +96,7 @@ def insert_pairs(entries, pairs, touched, mark):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _allocate(capacity, book, arena_ints):  # type: ignore[no-untyped-def]
+def _allocate(capacity, book, arena_ints):
     """Start of a free block of so many records (a power of two), -1 where the arena is full."""
     size_class = 0
     while (1 << size_class) < capacity:
@@ -109,7 +113,7 @@ def _allocate(capacity, book, arena_ints):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _release(start, capacity, book, arena_ints):  # type: ignore[no-untyped-def]
+def _release(start, capacity, book, arena_ints):
     """Give a block back."""
     size_class = 0
     while (1 << size_class) < capacity:
@@ -119,7 +123,7 @@ def _release(start, capacity, book, arena_ints):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):
     """Move a full ring (or none yet) to a block twice as large; False where the arena is full."""
     capacity = row[CAPACITY]
     larger = 2 * capacity if capacity > 0 else CAPACITY_MIN
@@ -146,7 +150,7 @@ def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):  # type:
 
 
 @inlined
-def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):
     """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
     bits = arena_ints[place, 1]
     row[w_int] += 1
@@ -172,7 +176,7 @@ def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
     for w in range(len(windows_us)):
@@ -182,8 +186,19 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
             place = row[START] + (row[w_int] & (row[CAPACITY] - 1))
             if arena_ints[place, 0] > since:
                 break
-            _leave(row, sums, w_int, w * reals * 4, place, flags, reals, pairs, maxima,
-                   arena_ints, arena_reals)
+            _leave(
+                row,
+                sums,
+                w_int,
+                w * reals * 4,
+                place,
+                flags,
+                reals,
+                pairs,
+                maxima,
+                arena_ints,
+                arena_reals,
+            )
         for m in range(maxima):
             at = w_int + 2 + flags + reals + m
             end = row[SHARED + pairs + m]
@@ -195,7 +210,7 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals):  # type: ignore[no-untyped-def]
+def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals):
     """Add the newest record, at `place` of the arena, to every window's counts and sums."""
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
@@ -220,7 +235,9 @@ def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, ar
 
 
 @inlined
-def _queue(row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
+def _queue(
+    row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals
+):
     """Put the newest record into the queue of those that can still become a maximum."""
     stride = 2 + flags + reals + maxima + pairs
     first = SHARED + pairs + maxima + 2 + flags + reals + m
@@ -240,7 +257,7 @@ def _queue(row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, a
 
 
 @inlined
-def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):  # type: ignore[no-untyped-def]
+def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):
     """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
 
     known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
@@ -260,7 +277,7 @@ def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):  # type: ig
 
 
 @inlined
-def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, book, arena_ints):  # type: ignore[no-untyped-def]
+def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, book, arena_ints):
     """Note the newest record's pairs; returns its marks.
 
     A record carries for each pair column whether it has a value, and whether the value came again.
@@ -289,9 +306,24 @@ def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, boo
 
 
 @inlined
-def _emit(  # type: ignore[no-untyped-def]
-    row, sums, i, e0, e1, plan, flags, reals, maxima, pairs, max_columns, met, fresh, time_us,
-    arena_ints, arena_reals, out
+def _emit(
+    row,
+    sums,
+    i,
+    e0,
+    e1,
+    plan,
+    flags,
+    reals,
+    maxima,
+    pairs,
+    max_columns,
+    met,
+    fresh,
+    time_us,
+    arena_ints,
+    arena_reals,
+    out,
 ):
     """Write the features that row i's event type reads."""
     stride = 2 + flags + reals + maxima + pairs
@@ -311,9 +343,7 @@ def _emit(  # type: ignore[no-untyped-def]
             elif op == 3:
                 out[i, to] = sums[s] / n if n > 0 else np.nan
             elif n > 1:
-                out[i, to] = np.sqrt(
-                    variance(n, sums[s], sums[s + 1], sums[s + 2], sums[s + 3])
-                )
+                out[i, to] = np.sqrt(variance(n, sums[s], sums[s + 1], sums[s + 2], sums[s + 3]))
         elif op <= 6:
             at = row[w_int + 2 + flags + reals + c]
             if at < row[SHARED + pairs + c]:
@@ -336,8 +366,21 @@ def _emit(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, first, stride, windows):  # type: ignore[no-untyped-def]
-    """Ask for the memory of rows to come: far ahead what the slot says where, nearer what is there."""
+def _ask(
+    i,
+    slots,
+    head,
+    others,
+    ints,
+    floats,
+    arena_ints,
+    arena_reals,
+    pairs_table,
+    first,
+    stride,
+    windows,
+):
+    """Ask for memory of rows to come: far ahead what says where, nearer what is there."""
     far, near = i + 2 * AHEAD, i + AHEAD
     if far < len(slots):
         prefetch(ints, slots[far])
@@ -359,72 +402,104 @@ def _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_ta
                 prefetch(arena_reals, place)
 
 
+@inlined
+def _shape(config):
+    """Windows, flags, reals, maxima, pairs; width of a window's columns; place of the first."""
+    windows, flags, reals, maxima, pairs = config[0], config[1], config[2], config[3], config[4]
+    stride = 2 + flags + reals + maxima + pairs
+    return windows, flags, reals, maxima, pairs, stride, SHARED + pairs + maxima
+
+
+@inlined
+def _parts(config, windows, flags, reals, maxima, pairs):
+    """The lists in a ring's config, in the order in which `Ring.config` puts them."""
+    a = 5 + windows
+    b = a + flags
+    c = b + reals
+    d = c + 2 * maxima
+    e = d + pairs
+    return (
+        config[5:a],  # windows in us
+        config[a:b],  # bits of the conditions
+        config[b:c],  # columns of the reals
+        config[c : c + maxima],  # columns of the maxima
+        config[c + maxima : d],  # their signs
+        config[d:e],  # columns of the other keys
+        config[e : e + pairs],  # how long a pair is known
+        config[e + pairs :],  # event types that enter
+    )
+
+
+@inlined
+def _record(row, i, time_us, bits, flag_bits, columns, head, reals_in, arena_ints, arena_reals):
+    """Write row i as the ring's newest record; returns its place and its bits."""
+    place = row[START] + (row[HEAD] & (row[CAPACITY] - 1))
+    for f in range(len(flag_bits)):
+        bits |= ((head[i, 7] >> flag_bits[f]) & 1) << f
+    arena_ints[place, 0] = time_us
+    arena_ints[place, 1] = bits
+    for v in range(len(columns)):
+        arena_reals[place, v] = reals_in[i, columns[v]]
+    row[HEAD] += 1
+    return place, bits
+
+
 @njit
-def run_ring(  # type: ignore[no-untyped-def]
-    first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints, arena_reals,
-    pairs_table, touched, book, out
-):
-    """Windows and pairs of rows `first`.. in order; returns the row at which the arena was full, or n.
+def run_ring(
+    first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
+    arena_reals, pairs_table, touched, book, out
+):  # fmt: skip
+    """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
     Parameters
     ----------
     slots, taken_us : int64 (n,)
     head : int64 (n, 8 + others), see `features.rows`
     reals_in : float64 (n, columns of the entity)
-    config : int64, see `ring_config`
+    config : int64, see `features.plan.Ring.config`
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
     """
-    windows, flags, reals, maxima, pairs = config[0], config[1], config[2], config[3], config[4]
-    at = 5 + windows
-    windows_us, flag_bits = config[5:at], config[at : at + flags]
-    at += flags
-    columns, max_columns = config[at : at + reals], config[at + reals : at + reals + maxima]
-    at += reals + maxima
-    signs, others = config[at : at + maxima], config[at + maxima : at + maxima + pairs]
-    at += maxima + pairs
-    ttl_us, feeds = config[at : at + pairs], config[at + pairs :]
-    stride = 2 + flags + reals + maxima + pairs
-    newest = SHARED + pairs + maxima
+    windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
+    windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
+        config, windows, flags, reals, maxima, pairs
+    )
     longest = newest + (windows - 1) * stride
     met = np.empty((pairs, 5), np.int64)
     for i in range(first, len(slots)):
-        _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, newest, stride,
-             windows)
+        _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, newest,
+             stride, windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
-        _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals)
-        if feeds[code] and row[HEAD] - row[longest] >= row[CAPACITY]:
-            if not _double(row, row[longest], maxima, pairs, book, arena_ints, arena_reals):
-                return i
-        fresh = row[HEAD] == 0
+        _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
+                 arena_reals)  # fmt: skip
+        if row[CAPACITY] > CAPACITY_MIN and row[longest + 1] == 0:
+            _release(row[START], row[CAPACITY], book, arena_ints)
+            row[CAPACITY] = 0
+        full = feeds[code] and row[HEAD] - row[longest] >= row[CAPACITY]
+        if full and not _double(row, row[longest], maxima, pairs, book, arena_ints, arena_reals):
+            return i
+        seq = row[HEAD]
         _look(i, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
-            seq = row[HEAD]
-            place = row[START] + (seq & (row[CAPACITY] - 1))
-            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched, book,
-                         arena_ints)
-            for f in range(flags):
-                bits |= ((head[i, 7] >> flag_bits[f]) & 1) << f
-            arena_ints[place, 0] = time_us
-            arena_ints[place, 1] = bits
-            for v in range(reals):
-                arena_reals[place, v] = reals_in[i, columns[v]]
-            row[HEAD] = seq + 1
+            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
+                         book, arena_ints)  # fmt: skip
+            place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,
+                                  arena_ints, arena_reals)  # fmt: skip
             _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
             for m in range(maxima):
                 x = arena_reals[place, max_columns[m]]
                 if x == x:
                     _queue(row, windows, m, max_columns[m], signs[m], seq, x, flags, reals, pairs,
-                           maxima, arena_ints, arena_reals)
+                           maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, fresh, time_us, arena_ints, arena_reals, out)
+              max_columns, met, seq == 0, time_us, arena_ints, arena_reals, out)  # fmt: skip
     return len(slots)
 
 
 @njit
-def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, arena_reals):  # type: ignore[no-untyped-def]
-    """Find the queue of maxima again from the ring's records; `at` is the longest window's pointer."""
+def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, arena_reals):
+    """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
     mask = row[CAPACITY] - 1
     place = row[shared + m]
     best = -np.inf
@@ -438,7 +513,7 @@ def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, are
 
 
 @njit
-def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_reals):  # type: ignore[no-untyped-def]
+def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_reals):
     """Copy the live records of the given slots out, one slot after another."""
     taken = 0
     for i in range(len(slots)):
@@ -453,7 +528,9 @@ def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_
 
 
 @njit
-def place_rings(slots, live_ints, live_reals, ints, shape, max_columns, signs, arena_ints, arena_reals, book):  # type: ignore[no-untyped-def]
+def place_rings(
+    slots, live_ints, live_reals, ints, shape, max_columns, signs, arena_ints, arena_reals, book
+):
     """Lay saved rings of the given slots into an arena that has room.
 
     `shape` is (windows, flags, reals, maxima, pairs).
@@ -476,14 +553,23 @@ def place_rings(slots, live_ints, live_reals, ints, shape, max_columns, signs, a
             for v in range(reals):
                 arena_reals[place, v] = live_reals[taken + k, v]
         for m in range(maxima):
-            _restore_queue(row, n, longest, m, max_columns[m], signs[m],
-                           row[longest + 2 + flags + reals + m], SHARED + pairs,
-                           arena_ints, arena_reals)
+            _restore_queue(
+                row,
+                n,
+                longest,
+                m,
+                max_columns[m],
+                signs[m],
+                row[longest + 2 + flags + reals + m],
+                SHARED + pairs,
+                arena_ints,
+                arena_reals,
+            )
         taken += n
 
 
 @njit
-def release_rings(slots, ints, book, arena_ints):  # type: ignore[no-untyped-def]
+def release_rings(slots, ints, book, arena_ints):
     """Give back the blocks of the given slots, before newer copies of them are laid in."""
     for i in range(len(slots)):
         row = ints[slots[i]]

@@ -1,7 +1,7 @@
 """Slow and obvious twins of the feature kernels: every feature straight from its definition.
 
-Keeps every event of every entity for ever and looks through all of them for each feature. No running
-sums, no rings, no tables; written from the formulas on the reference page.
+Keeps every event of every entity for ever and looks through all of them for each feature. No
+running sums, no rings, no tables; written from the formulas on the reference page.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ def in_global_order(batches: dict[str, EventBatch]) -> list[Event]:
     events: list[Event] = []
     for name, batch in batches.items():
         for row, values in enumerate(batch.frame.iter_rows(named=True)):
-            order = (values["time_us"], list(event_types()).index(name),
-                     int(batch.partition[row]), int(batch.offset[row]))
+            order = (
+                values["time_us"],
+                list(event_types()).index(name),
+                int(batch.partition[row]),
+                int(batch.offset[row]),
+            )
             events.append({**values, "_type": name, "_row": row, "_order": order})
     return sorted(events, key=lambda e: e["_order"])
 
@@ -65,8 +69,9 @@ def derived_column(event: Event, name: str) -> Any:
         "token": lambda: event["method"] == "token",
         "device_unknown": lambda: event["device_id"] is None,
         "log_value": lambda: math.copysign(math.log1p(abs(event["value"])), event["value"]),
-        "log_duration": lambda: None if event["duration_ms"] is None
-        else math.log1p(event["duration_ms"]),
+        "log_duration": lambda: (
+            None if event["duration_ms"] is None else math.log1p(event["duration_ms"])
+        ),
         "error": lambda: event["level"] in ("error", "fatal"),
         "warning": lambda: event["level"] in ("warning", "error", "fatal"),
         "server_error": lambda: event["status"] is not None and event["status"] >= 500,
@@ -207,7 +212,9 @@ class NaiveEngine:
     def _touching(self, entity: str) -> set[str]:
         """Event types that feed or read any feature of the entity, or are in its sequence."""
         mine = [
-            f for name in self.catalog.event_types for f in self.catalog.features(name)
+            f
+            for name in self.catalog.event_types
+            for f in self.catalog.features(name)
             if f.entity == entity and OPERATIONS[f.op].family not in ("derived", "stateless")
         ]
         found = {e for f in mine for e in (f.event, *f.feeds)}
@@ -243,7 +250,8 @@ class NaiveEngine:
                 out[feature.name] = NAN
             else:
                 out[feature.name] = getattr(self, f"_{family}")(
-                    feature, event, before[feature.entity], times[feature.entity])
+                    feature, event, before[feature.entity], times[feature.entity]
+                )
         for feature in late:
             out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
@@ -357,9 +365,11 @@ class NaiveEngine:
         gap = x - statistics.fmean(values) if values else NAN
         return {
             "peer_mean": lambda: statistics.fmean(values) if values else NAN,
-            "peer_z": lambda: gap / (statistics.pstdev(values)
-                                     + 1e-3 * abs(statistics.fmean(values)) + 1e-9)
-            if len(values) > 1 else NAN,
+            "peer_z": lambda: (
+                gap / (statistics.pstdev(values) + 1e-3 * abs(statistics.fmean(values)) + 1e-9)
+                if len(values) > 1
+                else NAN
+            ),
             "peer_gap_z": lambda: own.deviation(own.gaps, gap) if values else NAN,
             "peers_level_z": lambda: statistics.fmean(zs) if zs else NAN,
             "peers_abs_z": lambda: statistics.fmean(map(abs, zs)) if zs else NAN,
@@ -384,8 +394,11 @@ class NaiveEngine:
         x = self._input(f, event, out)
         seen = self.values[f.entity, keys[f.entity], f"{f.name} {event['_type']}"]
         hour = times[f.entity] // 3_600_000_000 % 24
-        earlier = [v for h, v in seen if h == hour] if OPERATIONS[f.op].family == "season" else [
-            v for _, v in seen]
+        earlier = (
+            [v for h, v in seen if h == hour]
+            if OPERATIONS[f.op].family == "season"
+            else [v for _, v in seen]
+        )
         if x != x:
             return NAN
         seen.append((hour, x))

@@ -1,7 +1,8 @@
-"""Small dense streams for tests: few entities, times that collide and fall on windows' edges, nulls."""
+"""Small dense streams for tests: few entities, nulls, times that collide and fall on edges."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,23 @@ def make_batch(name: str, rows: list[dict[str, Any]], partitions: int = 3) -> Ev
     declared = event_type(name)
     columns = {}
     for f in declared.fields:
-        empty = {"string": "x", "enum": f.default, "bool": False, "float64": 0.0, "int64": 0,
-                 "time_us": START_US}[f.kind]
+        empty = {
+            "string": "x",
+            "enum": f.default,
+            "bool": False,
+            "float64": 0.0,
+            "int64": 0,
+            "time_us": START_US,
+        }[f.kind]
         columns[f.name] = [r.get(f.name, None if f.nullable else empty) for r in rows]
     frame = pl.DataFrame(columns, schema=declared.schema)
     n = len(rows)
     return EventBatch(
-        name, frame, (np.arange(n) % partitions).astype(np.int32), np.arange(n), np.zeros(n, np.int64)
+        name,
+        frame,
+        (np.arange(n) % partitions).astype(np.int32),
+        np.arange(n),
+        np.zeros(n, np.int64),
     ).in_order()
 
 
@@ -38,41 +49,56 @@ def _pick(rng: np.random.Generator, values: list[Any]) -> Any:
 def _payment(rng: np.random.Generator) -> dict[str, Any]:
     at = int(rng.integers(4))
     return {
-        "card_id": f"c{at}", "user_id": f"u{at // 2}", "merchant_id": f"m{rng.integers(3)}",
-        "device_id": _pick(rng, ["d0", "d1", "", None]), "ip": _pick(rng, ["i0", "i1", None]),
+        "card_id": f"c{at}",
+        "user_id": f"u{at // 2}",
+        "merchant_id": f"m{rng.integers(3)}",
+        "device_id": _pick(rng, ["d0", "d1", "", None]),
+        "ip": _pick(rng, ["i0", "i1", None]),
         "amount": float(_pick(rng, [0.0, 0.5, 2.99, 3.0, 50.0, 1e6 + 0.1, rng.gamma(2.0, 20.0)])),
         "channel": _pick(rng, ["online", "pos", "atm", "transfer"]),
-        "country": _pick(rng, ["DE", "FR", None]), "declined": bool(rng.random() < 0.3),
+        "country": _pick(rng, ["DE", "FR", None]),
+        "declined": bool(rng.random() < 0.3),
         **_place(rng),
     }
 
 
 def _place(rng: np.random.Generator) -> dict[str, Any]:
-    return _pick(rng, [
-        {"latitude": 52.5, "longitude": 13.4}, {"latitude": 48.8, "longitude": 2.3},
-        {"latitude": -36.8, "longitude": 179.9}, {"latitude": None, "longitude": None},
-    ])
+    return _pick(
+        rng,
+        [
+            {"latitude": 52.5, "longitude": 13.4},
+            {"latitude": 48.8, "longitude": 2.3},
+            {"latitude": -36.8, "longitude": 179.9},
+            {"latitude": None, "longitude": None},
+        ],
+    )
 
 
 def _login(rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "user_id": f"u{rng.integers(2)}", "device_id": _pick(rng, ["d0", "d1", None]),
-        "ip": f"i{rng.integers(3)}", "country": _pick(rng, ["DE", "FR", None]),
-        "method": _pick(rng, ["password", "mfa", "token"]), "success": bool(rng.random() < 0.6),
+        "user_id": f"u{rng.integers(2)}",
+        "device_id": _pick(rng, ["d0", "d1", None]),
+        "ip": f"i{rng.integers(3)}",
+        "country": _pick(rng, ["DE", "FR", None]),
+        "method": _pick(rng, ["password", "mfa", "token"]),
+        "success": bool(rng.random() < 0.6),
         **_place(rng),
     }
 
 
 def _metric(rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "host": f"h{rng.integers(3)}", "metric": _pick(rng, ["cpu", "memory"]), "service": "web",
+        "host": f"h{rng.integers(3)}",
+        "metric": _pick(rng, ["cpu", "memory"]),
+        "service": "web",
         "value": float(_pick(rng, [5.0, 5.0, -3.0, rng.normal(50.0, 9.0), rng.normal(50.0, 9.0)])),
     }
 
 
 def _app_log(rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "service": _pick(rng, ["web", "api"]), "host": f"h{rng.integers(2)}",
+        "service": _pick(rng, ["web", "api"]),
+        "host": f"h{rng.integers(2)}",
         "level": _pick(rng, ["debug", "info", "warning", "error", "fatal"]),
         "template": f"t{rng.integers(4)}",
         "duration_ms": _pick(rng, [None, 0.0, float(rng.gamma(2.0, 30.0))]),
@@ -83,9 +109,9 @@ def _app_log(rng: np.random.Generator) -> dict[str, Any]:
 _MAKERS = {"payment": _payment, "login": _login, "metric": _metric, "app_log": _app_log}
 
 
-def stream(seed: int, n: int, hours: float = 3.0, types: tuple[str, ...] = tuple(_MAKERS)) -> dict[
-    str, EventBatch
-]:
+def stream(
+    seed: int, n: int, hours: float = 3.0, types: tuple[str, ...] = tuple(_MAKERS)
+) -> dict[str, EventBatch]:
     """About n events of each type within some hours, many in bursts, all on half minutes."""
     rng = np.random.default_rng(seed)
     found = {}
@@ -104,7 +130,7 @@ def cut(batches: dict[str, EventBatch], edges_us: list[int]) -> list[dict[str, E
     """The same events in several stretches of event time; an edge belongs to the later one."""
     edges = [-(1 << 62), *sorted(edges_us), 1 << 62]
     parts = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = {}
         for name, batch in batches.items():
             rows = np.flatnonzero((batch.time_us >= low) & (batch.time_us < high))

@@ -11,8 +11,14 @@ _SPOKEN = {"1m": "1 min", "5m": "5 min", "1h": "1 h"}
 
 
 def _counts(
-    event: str, entity: str, noun: str, labels: tuple[str, ...], *, rate: bool = True,
-    where: str | None = None, adjective: str = "",
+    event: str,
+    entity: str,
+    noun: str,
+    labels: tuple[str, ...],
+    *,
+    rate: bool = True,
+    where: str | None = None,
+    adjective: str = "",
 ) -> tuple[Feature, ...]:
     """Count in each window; with `rate`, the usual count and how surprising the count is."""
     found: list[Feature] = []
@@ -21,22 +27,51 @@ def _counts(
         window, spoken = WINDOWS[label], _SPOKEN[label]
         count, usual = f"{stem}_count_{label}", f"{stem}_usual_{label}"
         what = f"{{value}} {adjective}{noun} of this {entity.replace('_', ' ')} in {spoken}"
-        found.append(Feature(
-            count, event, entity, "count", what + ("; usual {baseline}" if rate else ""), "1",
-            "velocity", where=where, window_s=window, baseline=usual if rate else None,
-        ))
+        found.append(
+            Feature(
+                count,
+                event,
+                entity,
+                "count",
+                what + ("; usual {baseline}" if rate else ""),
+                "1",
+                "velocity",
+                where=where,
+                window_s=window,
+                baseline=usual if rate else None,
+            )
+        )
         if rate:
-            found.append(Feature(
-                usual, event, entity, "usual_count",
-                f"{{value}} {adjective}{noun} in {spoken} would be usual", "1", "velocity",
-                where=where, window_s=window, high_is_odd=None,
-            ))
-            found.append(Feature(
-                f"{stem}_surprise_{label}", event, entity, "surprise",
-                f"{adjective}{noun} of this {entity.replace('_', ' ')} in {spoken} are {{value}}"
-                " above the usual {baseline}", "sigma", "velocity",
-                column=count, other=usual, baseline=usual,
-            ))
+            found.append(
+                Feature(
+                    usual,
+                    event,
+                    entity,
+                    "usual_count",
+                    f"{{value}} {adjective}{noun} in {spoken} would be usual",
+                    "1",
+                    "velocity",
+                    where=where,
+                    window_s=window,
+                    high_is_odd=None,
+                )
+            )
+            found.append(
+                Feature(
+                    f"{stem}_surprise_{label}",
+                    event,
+                    entity,
+                    "surprise",
+                    f"{adjective}{noun} of this {entity.replace('_', ' ')} in {spoken} are"
+                    " {value}"
+                    " above the usual {baseline}",
+                    "sigma",
+                    "velocity",
+                    column=count,
+                    other=usual,
+                    baseline=usual,
+                )
+            )
     return tuple(found)
 
 
@@ -44,47 +79,103 @@ def _since(event: str, entity: str, noun: str) -> tuple[Feature, ...]:
     """Gap to the previous event, against the usual gap."""
     spoken = entity.replace("_", " ")
     return (
-        Feature(f"{entity}_since_s", event, entity, "since",
-                f"{{value}} since the previous {noun} of this {spoken}", "s", "velocity",
-                high_is_odd=None),
-        Feature(f"{entity}_gap_z", event, entity, "z",
-                f"the gap to the previous {noun} of this {spoken} is {{value}} from its usual one",
-                "sigma", "velocity", column=f"log({entity}_since_s)", high_is_odd=False),
+        Feature(
+            f"{entity}_since_s",
+            event,
+            entity,
+            "since",
+            f"{{value}} since the previous {noun} of this {spoken}",
+            "s",
+            "velocity",
+            high_is_odd=None,
+        ),
+        Feature(
+            f"{entity}_gap_z",
+            event,
+            entity,
+            "z",
+            f"the gap to the previous {noun} of this {spoken} is {{value}} from its usual one",
+            "sigma",
+            "velocity",
+            column=f"log({entity}_since_s)",
+            high_is_odd=False,
+        ),
     )
 
 
 FEATURES: tuple[Feature, ...] = (
     *_counts("payment", "card", "payments", ("1m", "5m", "1h")),
     *_since("payment", "card", "payment"),
-    *_counts("payment", "card", "payments", ("1h",), where="declined", adjective="declined ",
-             rate=False),
-    Feature("card_ever", "payment", "card", "ever",
-            "{value} payments of this card before this one", "1", "velocity", high_is_odd=False),
+    *_counts(
+        "payment", "card", "payments", ("1h",), where="declined", adjective="declined ", rate=False
+    ),
+    Feature(
+        "card_ever",
+        "payment",
+        "card",
+        "ever",
+        "{value} payments of this card before this one",
+        "1",
+        "velocity",
+        high_is_odd=False,
+    ),
     *_counts("payment", "merchant", "payments", ("5m", "1h")),
     *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
     *_counts("login", "user", "logins", ("1m", "5m", "1h")),
     *_since("login", "user", "login"),
-    *_counts("login", "user", "logins", ("5m", "1h"), where="failed", adjective="failed ",
-             rate=False),
+    *_counts(
+        "login", "user", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
+    ),
     *_counts("login", "ip", "logins", ("1m", "5m", "1h")),
-    *_counts("login", "ip", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False),
+    *_counts(
+        "login", "ip", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
+    ),
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h")),
-    *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error",
-             adjective="error "),
+    *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),
     *_counts("app_log", "host", "lines", ("1m", "5m")),
     *_counts("app_log", "host", "lines", ("5m",), where="error", adjective="error "),
     *_counts("app_log", "log_stream", "lines", ("5m", "1h")),
-    Feature("log_stream_ever", "app_log", "log_stream", "ever",
-            "this message was seen {value} times before in this service", "1", "velocity",
-            high_is_odd=False),
-    Feature("log_stream_age_s", "app_log", "log_stream", "age",
-            "this message was first seen {value} ago in this service", "s", "velocity",
-            high_is_odd=False),
-    Feature("series_since_s", "metric", "series", "since",
-            "{value} since the previous sample of this series", "s", "velocity", high_is_odd=None),
-    Feature("series_gap_z", "metric", "series", "z",
-            "the gap to the previous sample is {value} from its usual one", "sigma", "velocity",
-            column="log(series_since_s)", high_is_odd=None),
+    Feature(
+        "log_stream_ever",
+        "app_log",
+        "log_stream",
+        "ever",
+        "this message was seen {value} times before in this service",
+        "1",
+        "velocity",
+        high_is_odd=False,
+    ),
+    Feature(
+        "log_stream_age_s",
+        "app_log",
+        "log_stream",
+        "age",
+        "this message was first seen {value} ago in this service",
+        "s",
+        "velocity",
+        high_is_odd=False,
+    ),
+    Feature(
+        "series_since_s",
+        "metric",
+        "series",
+        "since",
+        "{value} since the previous sample of this series",
+        "s",
+        "velocity",
+        high_is_odd=None,
+    ),
+    Feature(
+        "series_gap_z",
+        "metric",
+        "series",
+        "z",
+        "the gap to the previous sample is {value} from its usual one",
+        "sigma",
+        "velocity",
+        column="log(series_since_s)",
+        high_is_odd=None,
+    ),
 )

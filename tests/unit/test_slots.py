@@ -1,0 +1,49 @@
+"""Slots of entities against a dict."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.slots import SlotTable
+
+
+def rows(keys: list[int], times: list[int]) -> np.ndarray:
+    return np.array([keys, times], np.int64).T.copy()
+
+
+def test_slots_are_given_in_the_order_of_first_meeting(rng: np.random.Generator) -> None:
+    """More keys than any first size, negative ones and many that share their low bits."""
+    keys = rng.integers(-(1 << 62), 1 << 62, 30_000) << rng.integers(0, 40, 30_000)
+    keys[keys == 0] = 1
+    stream = keys[rng.integers(0, len(keys), 90_000)]
+    expected: dict[int, int] = {}
+    table = SlotTable()
+    for part in np.array_split(stream, 37):
+        table.reserve(len(part))
+        slots, _ = table.intern(rows(part.tolist(), [0] * len(part)))
+        wanted = [expected.setdefault(k, len(expected)) for k in part.tolist()]
+        assert slots.tolist() == wanted
+    assert table.used == len(expected)
+    assert table.keys[: table.used].tolist() == list(expected)
+
+
+def test_a_row_is_never_taken_before_its_entity_s_newest_time() -> None:
+    table = SlotTable()
+    table.reserve(6)
+    _, taken = table.intern(rows([7, 7, 8, 7, 8, 7], [10, 5, 3, 10, 4, 11]))
+    assert taken.tolist() == [10, 10, 3, 10, 4, 11]
+    assert table.late == 1
+
+
+def test_slots_continue_after_a_load() -> None:
+    table = SlotTable()
+    table.reserve(3)
+    table.intern(rows([5, 6, 5], [1, 2, 3]))
+    slots = table.take_dirty()
+    assert slots.tolist() == [0, 1] and table.take_dirty().tolist() == []
+    loaded = SlotTable()
+    loaded.load(slots, table.keys[slots], table.newest_us[slots], 4)
+    loaded.reserve(3)
+    found, taken = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
+    assert found.tolist() == [1, 2, 0] and taken.tolist() == [2, 1, 9]
+    assert loaded.late == 5

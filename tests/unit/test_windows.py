@@ -1,0 +1,178 @@
+"""The ring of records: edges of windows, hot entities, maxima, pairs; against plain lists."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.catalog import Catalog
+from features.engine import OfflineEngine
+from features.plan import plan_of
+from features.spec import Feature
+from features.state import EntityState
+from features.windows import CAPACITY_MIN, TOP
+from tests.streams import START_US, make_batch
+
+WINDOWS_S = (60, 300, 3600)
+
+
+def feature(name: str, op: str, **more: Any) -> Feature:
+    return Feature(name, "payment", "card", op, "{value}", "1", "velocity", **more)
+
+
+CATALOG = Catalog(
+    f
+    for w in WINDOWS_S
+    for f in (
+        feature(f"count_{w}", "count", window_s=w),
+        feature(f"declined_{w}", "count", where="declined", window_s=w),
+        feature(f"share_{w}", "share", where="declined", window_s=w),
+        feature(f"sum_{w}", "sum", column="amount", window_s=w),
+        feature(f"sum_declined_{w}", "sum", column="amount", where="declined", window_s=w),
+        feature(f"mean_declined_{w}", "mean", column="amount", where="declined", window_s=w),
+        feature(f"mean_{w}", "mean", column="amount", window_s=w),
+        feature(f"std_{w}", "std", column="amount", window_s=w),
+        feature(f"max_{w}", "max", column="amount", window_s=w),
+        feature(f"min_{w}", "min", column="amount", window_s=w),
+        feature(f"max_place_{w}", "max", column="latitude", window_s=w),
+        feature(f"distinct_{w}", "distinct", other="merchant", window_s=w),
+        feature(f"distinct_share_{w}", "distinct_share", other="device", window_s=w),
+    )
+)
+
+
+def pay(i: int, time_us: int, **more: Any) -> dict[str, Any]:
+    return {
+        "event_id": str(i),
+        "card_id": "c",
+        "user_id": "u",
+        "merchant_id": "m",
+        "time_us": START_US + time_us,
+        **more,
+    }
+
+
+def run(rows: list[dict[str, Any]]) -> Any:
+    batch = make_batch("payment", rows, partitions=1)
+    return OfflineEngine(CATALOG, 1).process({"payment": batch})["payment"]
+
+
+@pytest.mark.parametrize("window_s", WINDOWS_S)
+@pytest.mark.parametrize(("off_us", "counted"), [(-1, 2), (0, 1), (1, 1)])
+def test_an_event_exactly_a_window_old_is_out(window_s: int, off_us: int, counted: int) -> None:
+    """(t - w, t]: a kernel with >= for > fails here."""
+    rows = [
+        pay(0, 0, amount=5.0, declined=True, latitude=1.0, merchant_id="a"),
+        pay(1, window_s * 1_000_000 + off_us, amount=3.0, merchant_id="b"),
+    ]
+    found = run(rows)
+
+    def last(name: str) -> float:
+        return float(found.column(f"{name}_{window_s}")[1])
+
+    inside = counted == 2
+    assert last("count") == counted
+    assert last("declined") == (1.0 if inside else 0.0)
+    assert last("share") == (0.5 if inside else 0.0)
+    assert last("sum") == (8.0 if inside else 3.0)
+    assert last("sum_declined") == (5.0 if inside else 0.0)
+    assert last("max") == (5.0 if inside else 3.0)
+    assert last("distinct") == counted
+    assert math.isnan(last("std")) != inside
+    assert math.isnan(last("mean_declined")) != inside
+    assert math.isnan(last("max_place")) != inside
+
+
+def test_the_row_itself_and_rows_of_the_same_time_before_it_are_in() -> None:
+    found = run([pay(i, 0, amount=1.0 + i) for i in range(3)])
+    assert found.column("count_60").tolist() == [1.0, 2.0, 3.0]
+    assert found.column("sum_60").tolist() == [1.0, 3.0, 6.0]
+
+
+def test_a_hot_entity_equals_plain_lists_at_every_row(rng: np.random.Generator) -> None:
+    """Thousands of events an hour, amounts that cancel, ties in maxima, values that come again."""
+    n = 6_000
+    times = np.cumsum(rng.choice([0, 50_000, 900_000, 45_000_000], n, p=[0.3, 0.5, 0.18, 0.02]))
+    amounts = rng.choice([0.01, 1e7, 3.0, 7.77, 7.77, 1e-3], n) + rng.integers(0, 3, n)
+    rows = [
+        pay(
+            i,
+            int(times[i]),
+            amount=float(min(amounts[i], 1e7)),
+            declined=bool(rng.random() < 0.3),
+            merchant_id=f"m{rng.integers(40)}",
+            device_id=f"d{rng.integers(5)}",
+            latitude=None if rng.random() < 0.5 else float(rng.integers(-9, 9)),
+        )
+        for i in range(n)
+    ]
+    found = run(rows)
+    for window_s in WINDOWS_S:
+        inside: deque[dict[str, Any]] = deque()
+        for i, row in enumerate(rows):
+            inside.append(row)
+            while inside[0]["time_us"] <= row["time_us"] - window_s * 1_000_000:
+                inside.popleft()
+            if i % 7 == 0:
+                check(found, i, window_s, list(inside))
+
+
+def check(found: Any, i: int, window_s: int, inside: list[dict[str, Any]]) -> None:
+    """Every statistic of one window at one row."""
+
+    def got(name: str) -> float:
+        return float(found.values[i, found.names.index(f"{name}_{window_s}")])
+
+    amounts = [r["amount"] for r in inside]
+    declined = [r["amount"] for r in inside if r["declined"]]
+    places = [r["latitude"] for r in inside if r["latitude"] is not None]
+    assert got("count") == len(inside)
+    assert got("declined") == len(declined)
+    assert got("share") == len(declined) / len(inside)
+    assert got("sum") == math.fsum(amounts)
+    assert got("sum_declined") == math.fsum(declined)
+    assert got("mean") == pytest.approx(math.fsum(amounts) / len(amounts), rel=1e-15)
+    assert got("max") == max(amounts) and got("min") == min(amounts)
+    assert got("distinct") == len({r["merchant_id"] for r in inside})
+    assert got("distinct_share") == len({r["device_id"] for r in inside}) / len(inside)
+    if places:
+        assert got("max_place") == max(places)
+    if len(amounts) > 1 and i % 49 == 0:
+        assert got("std") == pytest.approx(statistics.stdev(amounts), rel=1e-12, abs=1e-12)
+
+
+def test_blocks_of_rings_that_empty_are_used_again() -> None:
+    """Bursts of many entities, each coming back once: the arena holds what lives at once."""
+    state = EntityState(plan_of(CATALOG).entities["card"])
+    for turn in range(60):
+        start_us = turn * 7_200_000_000
+        feed(state, [pay(i, start_us + i, card_id=f"c{turn}") for i in range(200)])
+        feed(state, [pay(0, start_us + 3_700_000_000, card_id=f"c{turn}")])
+    assert state.table.used == 60
+    assert state.rings[0].book[TOP] <= 2 * 256 + 60 * CAPACITY_MIN
+
+
+def feed(state: EntityState, rows: list[dict[str, Any]]) -> None:
+    """Let rows pass one entity's state."""
+    from features.rows import split
+
+    part = split(CATALOG, {"payment": make_batch("payment", rows)}, 1)[0]
+    state.process(part.heads["card"], part.reals["card"])
+
+
+def test_pairs_are_forgotten_once_they_cannot_matter() -> None:
+    state = EntityState(plan_of(CATALOG).entities["card"])
+    sizes = []
+    for hour in range(40):
+        rows = [
+            pay(i, hour * 3_600_000_000 + i * 1_000_000, merchant_id=f"m{hour}-{i}")
+            for i in range(1_500)
+        ]
+        feed(state, rows)
+        sizes.append(len(state.rings[0].pairs))
+    assert sizes[-1] == sizes[12] < 40 * 1_500
