@@ -172,7 +172,7 @@ def run_sequence(
 
 @njit
 def widen(rows, fixed, out):
-    """Put vectors i of `fixed`, int16 (n, 16, 12), into row rows[i] of `out`, float32, as numbers."""
+    """Put vectors i of `fixed`, int16 (n, 16, 12), into rows rows[i] of `out`, float32."""
     for i in range(len(rows)):
         for step in range(STEPS):
             for k in range(WIDTH):

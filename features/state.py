@@ -101,11 +101,13 @@ class RingState:
         self.ints.resize((capacity, self._int_columns), refcheck=False)
         self.floats.resize((capacity, self._float_columns), refcheck=False)
 
-    def _grow_arena(self, least: int) -> None:
-        """Make room for at least so many more records; amortised by doubling."""
-        size = max(2 * len(self.arena_ints), int(self.book[TOP]) + least)
-        self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
-        self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
+    def _reserve_records(self, incoming: int) -> None:
+        """Make room for so many more records at the top of the arena; amortised by doubling."""
+        need = int(self.book[TOP]) + incoming
+        if need > len(self.arena_ints):
+            size = max(2 * len(self.arena_ints), need)
+            self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
+            self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
 
     def _reserve_pairs(self, incoming: int, since_us: int) -> None:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
@@ -151,7 +153,7 @@ class RingState:
             if done == len(slots):
                 return
             slot = slots[done]
-            self._grow_arena(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+            self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
 
     def dump(self, slots: Int64, everything: bool) -> Arrays:
         """State of some slots, and pairs touched (or all)."""
@@ -184,7 +186,7 @@ class RingState:
         self.ints[slots] = arrays["ints"]
         self.floats[slots] = arrays["floats"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
-        self._grow_arena(int(arrays["ints"][:, CAPACITY].sum()))
+        self._reserve_records(int(arrays["ints"][:, CAPACITY].sum()))
         place_rings(
             slots,
             arrays["live_ints"],

@@ -239,6 +239,20 @@ def test_a_restored_group_dumps_what_it_was_restored_from(cat: Catalog, seed: in
         np.testing.assert_array_equal(array, after[name])
 
 
+def test_a_long_chain_of_deltas_takes_no_more_memory_than_the_group_it_came_from(
+    cat: Catalog, seed: int
+) -> None:
+    engine = GroupEngine(cat, 0)
+    base, deltas = engine.full(), []
+    edges = [START_US + 60_000_000 * 6 * k for k in range(30)]
+    for part in cut(stream(seed, 400), edges):
+        engine.process(split(cat, part, 1)[0])
+        deltas.append(engine.delta())
+    restored = GroupEngine.restore(cat, 0, base, deltas)
+    assert restored.memory_bytes <= 2 * engine.memory_bytes
+    assert restored.entities == engine.entities
+
+
 def test_a_delta_holds_only_what_was_touched(cat: Catalog, seed: int) -> None:
     engine = GroupEngine(cat, 0)
     batches = stream(seed, 80, types=("payment",))

@@ -12,7 +12,7 @@ import pytest
 
 from features.catalog import Catalog
 from features.engine import OfflineEngine
-from features.plan import plan_of
+from features.plan import PAIR_TTL_S, plan_of
 from features.spec import Feature
 from features.state import EntityState
 from features.windows import CAPACITY_MIN, TOP
@@ -43,6 +43,14 @@ CATALOG = Catalog(
         feature(f"distinct_{w}", "distinct", other="merchant", window_s=w),
         feature(f"distinct_share_{w}", "distinct_share", other="device", window_s=w),
     )
+)
+
+PAIRS = Catalog(
+    [
+        feature("first", "first_time", other="merchant"),
+        feature("ever", "distinct_ever", other="merchant"),
+        feature("since", "since_pair", other="merchant"),
+    ]
 )
 
 
@@ -176,3 +184,22 @@ def test_pairs_are_forgotten_once_they_cannot_matter() -> None:
         feed(state, rows)
         sizes.append(len(state.rings[0].pairs))
     assert sizes[-1] == sizes[12] < 40 * 1_500
+
+
+@pytest.mark.parametrize(("off_us", "first"), [(0, 0.0), (1, 1.0)])
+def test_a_pair_not_met_for_longer_than_45_days_counts_as_new(off_us: int, first: float) -> None:
+    again = PAIR_TTL_S * 1_000_000 + off_us
+    rows = [pay(0, 0, merchant_id="a"), pay(1, 1, merchant_id="b"), pay(2, again, merchant_id="a")]
+    found = OfflineEngine(PAIRS, 1).process({"payment": make_batch("payment", rows)})["payment"]
+    assert found.column("first")[1:].tolist() == [1.0, first]
+    assert found.column("ever").tolist() == [1.0, 2.0, 2.0 + first]
+    known = found.column("since")[2]
+    assert np.isnan(known) if first else known == PAIR_TTL_S
+
+
+def test_a_pair_lives_on_in_the_distinct_count_of_its_window_alone() -> None:
+    """The marks of one entity's values do not touch another entity with the same values."""
+    rows = [pay(i, i * 20_000_000, card_id=f"c{i % 2}", merchant_id="m") for i in range(8)]
+    found = run(rows)
+    assert found.column("distinct_60").tolist() == [1.0] * 8
+    assert found.column("count_60").tolist() == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
