@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.jit import njit
-from features.speed import AHEAD, inlined, prefetch
+from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
 
@@ -53,13 +52,13 @@ SEASON_EVENTS = 128.0
 SEASON_FROM = 8.0
 
 
-@njit
+@kernel
 def _floor(level):
     """Least deviation about a level."""
     return FLOOR_SHARE * abs(level) + FLOOR
 
 
-@njit
+@kernel
 def as_sigma(t, n):
     """A deviation measured on n values, as one of a known spread: tails of few values are heavy.
 
@@ -71,7 +70,7 @@ def as_sigma(t, n):
     return np.copysign(size, t)
 
 
-@njit
+@kernel
 def _quantile(values, n, q):
     """Quantile of sorted values[:n], linear between neighbours (numpy's default)."""
     at = q * (n - 1)
@@ -81,7 +80,7 @@ def _quantile(values, n, q):
     return values[low] + (at - low) * (values[low + 1] - values[low])
 
 
-@njit
+@kernel
 def _position(values, n, x):
     """First place in sorted values[:n] that is not below x."""
     low, high = 0, n
@@ -200,7 +199,7 @@ def _input(source, log, i, reals_in, out):
     return x
 
 
-@njit
+@kernel
 def run_baselines(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
     history, out
@@ -247,7 +246,7 @@ def run_baselines(
                 _update(row, x)
 
 
-@njit
+@kernel
 def run_seasons(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, out
 ):  # fmt: skip

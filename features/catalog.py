@@ -20,7 +20,8 @@ from features import definitions
 from features.columns import flag_names, key_names, real_names
 from features.errors import DeclarationError
 from features.events import event_type, event_types
-from features.operations import OPERATIONS, Operation
+from features.operations import OPERATIONS, SEMANTICS, Operation
+from features.sequence import TOKENS
 from features.spec import Feature
 
 __all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
@@ -59,7 +60,12 @@ class Catalog:
         self._features = {name: found for name, found in self._features.items() if found}
         everything = [[asdict(f) for f in fs] for fs in self._features.values()]
         types = [[t.name, dict(t.entities), t.primary] for t in event_types().values()]
-        text = json.dumps([everything, types], sort_keys=True, default=list)
+        tokens = [
+            [entity, event, [asdict(t) for t in numbers]]
+            for entity, events in TOKENS.items()
+            for event, numbers in events.items()
+        ]
+        text = json.dumps([SEMANTICS, everything, types, tokens], sort_keys=True, default=list)
         self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

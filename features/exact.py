@@ -13,7 +13,7 @@ Bailey (2001), Library for double-double and quad-double arithmetic.
 
 from __future__ import annotations
 
-from features.jit import njit
+from features.speed import kernel
 
 __all__ = ["add", "square", "two_product", "two_sum", "variance"]
 
@@ -21,7 +21,7 @@ _SPLIT = 134217729.0
 """2^27 + 1, Dekker's constant for halves of a 53-bit significand."""
 
 
-@njit
+@kernel
 def two_sum(a, b):
     """a + b as (rounded sum, its error), exact (Knuth)."""
     s = a + b
@@ -29,7 +29,7 @@ def two_sum(a, b):
     return s, (a - (s - t)) + (b - t)
 
 
-@njit
+@kernel
 def two_product(a, b):
     """a * b as (rounded product, its error), exact below 1e300 (Dekker)."""
     p = a * b
@@ -42,7 +42,7 @@ def two_product(a, b):
     return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-@njit
+@kernel
 def add(high, low, a, b):
     """(high, low) + (a, b)."""
     s, e = two_sum(high, a)
@@ -55,13 +55,13 @@ def add(high, low, a, b):
     return s, e - (s - h)
 
 
-@njit
+@kernel
 def square(a):
     """a squared as (high, low)."""
     return two_product(a, a)
 
 
-@njit
+@kernel
 def variance(n, sum_high, sum_low, square_high, square_low):
     """Sample variance from count, sum and sum of squares: (n Q - S^2) / (n (n - 1)); n >= 2."""
     q, q_low = two_product(float(n), square_high)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.jit import njit
-from features.speed import AHEAD, prefetch
+from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["GEO_FLOATS", "run_geo"]
 
@@ -32,14 +31,14 @@ GEO_FLOATS = 8
 """Per instance: home x, y, z, places so far, last x, y, z, time of the last place."""
 
 
-@njit
+@kernel
 def _distance_km(ax, ay, az, bx, by, bz):
     """Great circle between two unit vectors, exact for near places too."""
     chord = np.sqrt((ax - bx) ** 2 + (ay - by) ** 2 + (az - bz) ** 2)
     return 2.0 * EARTH_KM * np.arcsin(min(0.5 * chord, 1.0))
 
 
-@njit
+@kernel
 def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state, out):
     """Places of rows in order.
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.baselines import as_sigma
-from features.jit import njit
-from features.speed import inlined
+from features.speed import inlined, kernel
 
 __all__ = ["MEMBERS_MAX", "MEMBER_FLOATS", "run_members"]
 
@@ -37,7 +36,7 @@ FLOOR = 1e-9
 """As in `features.baselines`."""
 
 
-@njit
+@kernel
 def _place(names, row, name, now):
     """Place of a member, -1 where it has none and can get none; a new one's n is set to 0."""
     free = -1
@@ -53,7 +52,7 @@ def _place(names, row, name, now):
     return free
 
 
-@njit
+@kernel
 def _others(row, own, now, window_us, found):
     """Fill `found`: count, mean, deviation of values; count, mean z, mean |z|, share deviating."""
     found[:] = 0.0
@@ -81,7 +80,7 @@ def _others(row, own, now, window_us, found):
             found[k] /= found[3]
 
 
-@njit
+@kernel
 def _learn(row, at, n, x, mean, variance):
     """Take x into a member's mean and variance of n values, at places `mean` and `variance`."""
     if n == 0.0:
@@ -98,7 +97,7 @@ def _learn(row, at, n, x, mean, variance):
     row[at + variance] = (1.0 - a) * (row[at + variance] + a * d * d)
 
 
-@njit
+@kernel
 def _z(row, at, n, x, mean, variance):
     """Deviation of x from what is usual by n values; NaN while too little is known."""
     if n < KNOWN_FROM:
@@ -128,7 +127,7 @@ def _statistic(op, found, x, z, gap_z):
     return z - found[4] if op == 6 else found[5]
 
 
-@njit
+@kernel
 def run_members(
     slots, taken_us, head, reals_in, feeds, others, columns, windows_us, plan, plan_at, names,
     state, out

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["OPERATIONS", "Operation"]
+__all__ = ["HISTORY_FROM", "OPERATIONS", "SEMANTICS", "Operation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +343,10 @@ OPERATIONS: dict[str, Operation] = {
     op.name: op for op in (*_RING, *_RATE, *_BASELINE, *_SEASON, *_GEO, *_MEMBERS, *_HOME)
 }
 """Operation by name."""
+
+SEMANTICS = 1
+"""Part of the catalogue's version; raised when an operation, a derived column or a constant of a
+kernel comes to mean something else, so that old bundles and state are not taken for new ones."""
 
 HISTORY_FROM = 9
 """Codes of baseline operations from here on need the last 32 values, not only running means."""

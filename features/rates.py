@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.jit import njit
-from features.speed import AHEAD, prefetch
+from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["RATE_FLOATS", "RATE_TAU_S", "run_rates"]
 
@@ -28,7 +27,7 @@ RATE_FLOATS = 4
 stay exact in a double until the year 2255."""
 
 
-@njit
+@kernel
 def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, state, out):
     """Rates of rows in order.
 

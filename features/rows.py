@@ -19,11 +19,11 @@ from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
 from features.events import event_code, event_type, event_types
-from features.jit import njit
 from features.keys import group_of
 from features.operations import OPERATIONS
 from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
+from features.speed import kernel
 
 __all__ = ["GroupFeatures", "GroupRows", "assemble", "merge", "split"]
 
@@ -142,7 +142,7 @@ def _entity_rows(
     return _in_order(head, reals)
 
 
-@njit
+@kernel
 def _is_ordered(head):
     """Whether rows already stand in the global order."""
     for i in range(1, len(head)):
@@ -230,7 +230,7 @@ def _assemble_one(
     return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
 
 
-@njit
+@kernel
 def _place(rows, part, first, values):
     """Put row i of `part` into row rows[i] of `values`, from column `first` on."""
     for i in range(len(rows)):

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.jit import njit
-from features.speed import AHEAD, prefetch
+from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["STEPS", "TOKENS", "WIDTH", "Token", "run_sequence", "widen"]
 
@@ -103,7 +102,7 @@ TOKENS: dict[str, dict[str, tuple[Token, ...]]] = {
 """Entity type -> event type -> the numbers of its vector after the common ones; at most seven."""
 
 
-@njit
+@kernel
 def _fixed(x):
     """x in [-1, 1] as int16; NaN is 0."""
     if x != x:
@@ -111,7 +110,7 @@ def _fixed(x):
     return np.int16(np.rint(min(max(x, -1.0), 1.0) * SCALE))
 
 
-@njit
+@kernel
 def run_sequence(
     slots, taken_us, head, reals_in, kinds, sources, scales, own, state, places, out, emitted
 ):
@@ -170,7 +169,7 @@ def run_sequence(
     return done
 
 
-@njit
+@kernel
 def widen(rows, fixed, out):
     """Put vectors i of `fixed`, int16 (n, 16, 12), into rows rows[i] of `out`, float32."""
     for i in range(len(rows)):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.jit import njit
+from features.speed import kernel
 
 __all__ = ["SlotTable"]
 
@@ -23,7 +23,7 @@ _TABLE_MIN = 1 << 10
 """Smallest table; chosen: 16 kB, so that small groups stay small."""
 
 
-@njit
+@kernel
 def _find(key, table_key, table_slot):
     """Position of `key` in the table, or of the free place where it would go."""
     mask = np.uint64(len(table_key) - 1)
@@ -33,7 +33,7 @@ def _find(key, table_key, table_slot):
     return at
 
 
-@njit
+@kernel
 def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, taken_us):
     """Slot and taken time of each row; returns (slots in use, rows that came late)."""
     late = 0
@@ -60,7 +60,7 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
     return used, late
 
 
-@njit
+@kernel
 def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):

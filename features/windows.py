@@ -18,8 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.exact import add, square, variance
-from features.jit import njit
-from features.speed import AHEAD, inlined, prefetch
+from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
     "BOOK",
@@ -59,7 +58,7 @@ def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -
     return SHARED + pairs + maxima + windows * stride, windows * reals * 4
 
 
-@njit
+@kernel
 def _mix(slot, column, value):
     """Key of (slot, pair column, value), never 0."""
     h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
@@ -71,7 +70,7 @@ def _mix(slot, column, value):
     return np.int64(h) if h != np.uint64(0) else np.int64(1)
 
 
-@njit
+@kernel
 def find_pair(key, pairs):
     """Place of the pair's key in the table, or the free place where it would go."""
     mask = np.uint64(len(pairs) - 1)
@@ -81,7 +80,7 @@ def find_pair(key, pairs):
     return np.int64(at)
 
 
-@njit
+@kernel
 def insert_pairs(entries, pairs, touched, mark):
     """Put saved entries into a table that has room; returns how many places were filled."""
     filled = 0
@@ -95,7 +94,7 @@ def insert_pairs(entries, pairs, touched, mark):
     return filled
 
 
-@njit
+@kernel
 def _allocate(capacity, book, arena_ints):
     """Start of a free block of so many records (a power of two), -1 where the arena is full."""
     size_class = 0
@@ -112,7 +111,7 @@ def _allocate(capacity, book, arena_ints):
     return start
 
 
-@njit
+@kernel
 def _release(start, capacity, book, arena_ints):
     """Give a block back."""
     size_class = 0
@@ -122,7 +121,7 @@ def _release(start, capacity, book, arena_ints):
     book[FREE + size_class] = start
 
 
-@njit
+@kernel
 def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):
     """Move a full ring (or none yet) to a block twice as large; False where the arena is full."""
     capacity = row[CAPACITY]
@@ -444,7 +443,7 @@ def _record(row, i, time_us, bits, flag_bits, columns, head, reals_in, arena_int
     return place, bits
 
 
-@njit
+@kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
     arena_reals, pairs_table, touched, book, out
@@ -497,7 +496,7 @@ def run_ring(
     return len(slots)
 
 
-@njit
+@kernel
 def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, arena_reals):
     """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
     mask = row[CAPACITY] - 1
@@ -512,7 +511,7 @@ def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, are
             arena_ints[row[START] + (place & mask), 2 + m] = seq
 
 
-@njit
+@kernel
 def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_reals):
     """Copy the live records of the given slots out, one slot after another."""
     taken = 0
@@ -527,7 +526,7 @@ def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_
             taken += 1
 
 
-@njit
+@kernel
 def place_rings(
     slots, live_ints, live_reals, ints, shape, max_columns, signs, arena_ints, arena_reals, book
 ):
@@ -568,7 +567,7 @@ def place_rings(
         taken += n
 
 
-@njit
+@kernel
 def release_rings(slots, ints, book, arena_ints):
     """Give back the blocks of the given slots, before newer copies of them are laid in."""
     for i in range(len(slots)):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from features import definitions
 from features.catalog import Catalog, catalog, declared_features
 from features.columns import DERIVED, Columns, flag_names
+from features.engine import OfflineEngine
 from features.errors import ConfigError, DeclarationError
 from features.events import event_type, event_types
 from features.operations import OPERATIONS
@@ -99,6 +102,23 @@ def test_the_version_follows_every_part_of_a_declaration() -> None:
     }
     assert len(versions) == 5
     assert Catalog([GOOD]).version == Catalog([GOOD]).version
+
+
+def test_a_new_module_of_definitions_is_all_that_a_new_feature_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loyalty.py").write_text(
+        "from features.spec import Feature\n"
+        "FEATURES = (Feature('card_mean_5m', 'payment', 'card', 'mean', '{value} on average',\n"
+        "                    'currency', 'amount', column='amount', window_s=300),)\n"
+    )
+    monkeypatch.setattr(definitions, "__path__", [*definitions.__path__, str(tmp_path)])
+    found = Catalog(declared_features.__wrapped__())
+    assert set(found.names("payment")) - set(catalog().names("payment")) == {"card_mean_5m"}
+    assert found.version != catalog().version
+    batch = stream(1, 50, types=("payment",))
+    matrix = OfflineEngine(found, 2).process(batch)["payment"]
+    assert np.isfinite(matrix.column("card_mean_5m")).all()
 
 
 def test_differences_between_catalogues_are_named() -> None:

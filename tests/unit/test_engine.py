@@ -35,9 +35,9 @@ def cat() -> Catalog:
 
 
 @cache
-def whole() -> tuple[dict[str, EventBatch], Matrices]:
+def whole(number: int = 5) -> tuple[dict[str, EventBatch], Matrices]:
     """A stream and its features; no fixture, since hypothesis prints those when a test fails."""
-    batches = stream(5, 220)
+    batches = stream(number, 220)
     return batches, OfflineEngine(catalog(), 4).process(batches)
 
 
@@ -140,9 +140,11 @@ def test_long_histories_equal_their_naive_twin(cat: Catalog, rng: np.random.Gene
 
 
 @settings(max_examples=15)
-@given(edges=EDGES)
-def test_a_stream_cut_anywhere_gives_the_same_features(cat: Catalog, edges: list[int]) -> None:
-    batches, expected = whole()
+@given(edges=EDGES, number=st.integers(0, 3))
+def test_a_stream_cut_anywhere_gives_the_same_features(
+    cat: Catalog, edges: list[int], number: int
+) -> None:
+    batches, expected = whole(number)
     engine = OfflineEngine(cat, 4)
     assert_same([engine.process(part) for part in cut(batches, edges)], expected)
 
