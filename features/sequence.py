@@ -1,6 +1,6 @@
 """The last 16 events of an entity as short vectors: what the sequence model reads.
 
-Each event becomes 12 numbers in [-1, 1], kept as 16-bit fixed point (a third of the memory, and
+Each event becomes 12 numbers in [-1, 1], kept as 16-bit fixed point (half the memory, and
 the same bits everywhere); the newest step is the row itself. What the last seven numbers are is
 declared here per event type.
 """
