@@ -1,0 +1,144 @@
+"""`waxwing run`: the detect flow with the settings of a file, until its source ends or it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataflows.settings import Settings
+
+__all__ = ["add_parser", "overrides_of", "run", "settings_arguments"]
+
+
+def settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which every command that runs a flow takes settings."""
+    parser.add_argument("--config", metavar="F", help="settings file (TOML); see `waxwing check`")
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="one setting; may be repeated"
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings given on the command line.
+
+    Raises
+    ------
+    ConfigError : a `--set` that is not NAME=VALUE
+    """
+    from dataflows.settings import Settings, parse_text
+    from features.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    faults = []
+    for item in args.set:
+        name, equals, text = item.partition("=")
+        if not equals:
+            faults.append(f"--set {item!r}: expected NAME=VALUE")
+        elif name in Settings.model_fields:
+            found[name] = parse_text(name, text)
+        else:
+            found[name] = text
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser("run", help="run the detect flow", description=__doc__)
+    settings_arguments(parser)
+    parser.add_argument("--data", metavar="F", action="append", default=[],
+                        help="[EVENT_TYPE=]file to read in place of the settings' source")
+    parser.add_argument("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
+    parser.add_argument("--json", metavar="P", help="write counts and latency at the end; - is stdout")
+
+
+def file_paths(items: list[str], mapping: str | None) -> dict[str, str]:
+    """Event type -> file, of `--data` options; a bare file is of the mapping's event type.
+
+    Raises
+    ------
+    ConfigError : a folder without files, or a bare file whose event type nobody names
+    """
+    from pathlib import Path
+
+    from dataflows.sources.files import mapping_event_type
+    from features.errors import ConfigError
+    from features.events import event_types
+
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if equals and name in event_types():
+            found[name] = path
+            continue
+        folder = Path(item)
+        if folder.is_dir():
+            inside = {
+                n: str(p)
+                for n in event_types()
+                for p in (folder / f"{n}.parquet", folder / f"{n}.jsonl", folder / f"{n}.csv")
+                if p.exists()
+            }
+            if not inside:
+                raise ConfigError(
+                    f"--data {item}: no file named after an event type ({', '.join(event_types())});"
+                    " write them with `waxwing simulate --to parquet` or give EVENT_TYPE=FILE"
+                )
+            found |= inside
+        elif mapping is not None:
+            found[mapping_event_type(mapping)] = item
+        else:
+            raise ConfigError(f"--data {item}: say which event type it holds: EVENT_TYPE={item}")
+    return found
+
+
+def with_data(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that `--data` and `--mapping` stand for."""
+    found: dict[str, Any] = {}
+    if args.mapping is not None:
+        found["file_mapping"] = args.mapping
+    if args.data:
+        found["source"] = "file"
+        found["file_paths"] = file_paths(args.data, args.mapping)
+        found["event_types"] = list(found["file_paths"])
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    from dataflows.observe.telemetry import Telemetry
+    from dataflows.runner import run_flow, usage, write_json
+    from dataflows.settings import load
+
+    settings = load(args.config, **(with_data(args) | overrides_of(args)))
+    telemetry = Telemetry()
+    notify = _start_notify(args, settings)
+    try:
+        run_flow(settings, telemetry)
+    finally:
+        if notify is not None:
+            notify.terminate()
+            notify.wait(timeout=30)
+    report = telemetry.report() | usage()
+    telemetry.say(
+        f"{report['in']} events in, {report['scored']} scored, {report['dead_lettered']} dead-lettered,"
+        f" {report['duplicates']} duplicates, {report['alerts']} alerts"
+    )
+    write_json(args.json, report)
+    return 0
+
+
+def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Popen[bytes] | None:
+    """The notify flow in a process of its own: detection never waits for a pager."""
+    if not settings.notify:
+        return None
+    command = [sys.executable, "-m", "dataflows.cli.main", "notify"]
+    if args.config:
+        command += ["--config", args.config]
+    for item in args.set:
+        command += ["--set", item]
+    return subprocess.Popen(command)

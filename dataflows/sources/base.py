@@ -1,0 +1,98 @@
+"""What every source gives: events as columns, the ones it had to refuse, and where it stands.
+
+A lane reader takes what has arrived and says how to find it again. It decides no order and keeps no
+journal: `dataflows.sources.rounds` does both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from features.batch import EventBatch
+
+__all__ = ["DeadLetter", "LaneReader", "Taken"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that did not decode or broke the contract of its event type.
+
+    Parameters
+    ----------
+    reason : one word: `not_avro`, `unknown_schema`, `out_of_range`, `time_future`, ...
+    detail : a sentence: field, expected, got
+    event_type : what its topic or file should hold
+    schema_id : of Confluent's framing, None where there is none
+    topic : Kafka topic, path of a file
+    partition, offset : place in it; a file has partition 0 and counts rows
+    raw : the bytes as they came
+    round : the round it was read in; set by the lane
+    """
+
+    reason: str
+    detail: str
+    event_type: str
+    schema_id: int | None
+    topic: str
+    partition: int
+    offset: int
+    raw: bytes
+    round: int = 0
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a reader took in one go.
+
+    Parameters
+    ----------
+    batches : event type -> events whose contract holds; their order is not yet fixed
+    rejects : records that are no events
+    positions : where the reader stands now, JSON-able; `seek` and `retake` understand it
+    received : records read: events and rejects together
+    eof : nothing will ever come after it
+    schemas : schema id -> Avro schema (JSON text) met for the first time: the world's answer, so it
+        is journaled before it is used again
+    cut_time_us : event clock of the reader: how far the stream has come (event time of a simulator
+        or a file, the wall clock of Kafka), int64 microseconds UTC
+    """
+
+    batches: dict[str, EventBatch]
+    rejects: list[DeadLetter]
+    positions: dict[str, Any]
+    received: int
+    eof: bool = False
+    schemas: Mapping[str, str] = field(default_factory=dict)
+    cut_time_us: int = 0
+
+
+class LaneReader(Protocol):
+    """One lane of a source: a fixed set of partitions, a file, the simulator."""
+
+    unpaced: bool
+    """Whether the next round may be cut at once: a file is read as fast as the flow takes it."""
+
+    def seek(self, positions: dict[str, Any]) -> None:
+        """Stand at journaled positions; empty ones leave the start where the settings put it."""
+        ...
+
+    def take(self, rows_max: int) -> Taken:
+        """What has arrived since the last call, at most about `rows_max` records; does not wait long."""
+        ...
+
+    def retake(
+        self, before: dict[str, Any], after: dict[str, Any], cut_time_us: int, schemas: dict[str, str]
+    ) -> Taken:
+        """Exactly what was taken between two journaled positions, and stand after it.
+
+        Raises
+        ------
+        SourceError : the source no longer has it
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
