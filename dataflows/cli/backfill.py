@@ -16,13 +16,25 @@ def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     from dataflows.cli.run import settings_arguments
 
-    parser = subparsers.add_parser("backfill", help="run history, leave warm state", description=__doc__)
+    parser = subparsers.add_parser(
+        "backfill", help="run history, leave warm state", description=__doc__
+    )
     settings_arguments(parser)
-    parser.add_argument("--data", metavar="HISTORY", action="append", default=[], required=True,
-                        help="folder of files named after event types, or [EVENT_TYPE=]file")
-    parser.add_argument("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
+    parser.add_argument(
+        "--data",
+        metavar="HISTORY",
+        action="append",
+        default=[],
+        required=True,
+        help="folder of files named after event types, or [EVENT_TYPE=]file",
+    )
+    parser.add_argument(
+        "--mapping", metavar="M", help="mapping of foreign columns: shipped name or file"
+    )
     parser.add_argument("--until", metavar="T", help="stop before this event time, ISO 8601")
-    parser.add_argument("--out", metavar="DIR", help="state folder to write (default: warm, beside the bundle)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="state folder to write (default: warm, beside the bundle)"
+    )
     parser.add_argument("--json", metavar="P", help="write counts at the end; - is stdout")
 
 
@@ -52,13 +64,23 @@ def run(args: argparse.Namespace) -> int:
         done = replace(done, until_us=time_us_of(args.until))
     out = Path(args.out) if args.out else settings.bundle.parent / "warm"
     save_warm(out, settings, cat, done)
-    print(f"waxwing: {done.events} events of history, {done.rejected} rejected, {done.duplicates} repeats;"
-          f" warm state in {out}: run with `--set warm_state={out}`")
-    write_json(args.json, {
-        "in": done.events + done.rejected + done.duplicates, "events": done.events,
-        "rejected": done.rejected, "duplicates": done.duplicates, "until_us": done.until_us,
-        "entities": _entities(done.engine.engines),
-    } | usage())
+    print(
+        f"waxwing: {done.events:,} events of history, {done.rejected:,} rejected,"
+        f" {done.duplicates:,} repeats;"
+        f" warm state in {out}: run with `--set warm_state={out}`"
+    )
+    write_json(
+        args.json,
+        {
+            "in": done.events + done.rejected + done.duplicates,
+            "events": done.events,
+            "rejected": done.rejected,
+            "duplicates": done.duplicates,
+            "until_us": done.until_us,
+            "entities": _entities(done.engine.engines),
+        }
+        | usage(),
+    )
     return 0
 
 

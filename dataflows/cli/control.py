@@ -1,4 +1,4 @@
-"""`waxwing control`: write a control record; it is in force on all workers from the same round on."""
+"""`waxwing control`: write a control record; it is in force everywhere from the same round on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     from dataflows.cli.run import settings_arguments
 
-    parser = subparsers.add_parser("control", help="change thresholds, stages, mutes while it runs",
-                                   description=__doc__)
+    parser = subparsers.add_parser(
+        "control", help="change thresholds, stages, mutes while it runs", description=__doc__
+    )
     settings_arguments(parser)
     kinds = parser.add_subparsers(dest="kind", required=True)
     threshold = kinds.add_parser("threshold", help="score at which a detector votes")
@@ -48,12 +49,19 @@ def run(args: argparse.Namespace) -> int:
     record: dict[str, Any] = {"kind": args.kind, "id": uuid.uuid4().hex, "why": args.why}
     faults = []
     if args.kind == "threshold":
-        record |= {"anomaly_type": args.anomaly_type, "detector": args.detector, "value": args.value}
+        record |= {
+            "anomaly_type": args.anomaly_type,
+            "detector": args.detector,
+            "value": args.value,
+        }
     elif args.kind == "stage":
         record |= {"detector": args.detector, "stage": args.stage}
     else:
-        record |= {"entity_type": args.entity_type, "entity": args.entity,
-                   "until_us": time_us_of(args.until)}
+        record |= {
+            "entity_type": args.entity_type,
+            "entity": args.entity,
+            "until_us": time_us_of(args.until),
+        }
         known = sorted({e for t in event_types().values() for e in t.entities})
         if args.entity_type not in known:
             faults.append(f"unknown entity type {args.entity_type!r}; they are {', '.join(known)}")

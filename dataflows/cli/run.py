@@ -1,4 +1,4 @@
-"""`waxwing run`: the detect flow with the settings of a file, until its source ends or it is stopped."""
+"""`waxwing run`: the detect flow with the settings of a file, until its source ends or a stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def settings_arguments(parser: argparse.ArgumentParser) -> None:
     """The options by which every command that runs a flow takes settings."""
     parser.add_argument("--config", metavar="F", help="settings file (TOML); see `waxwing check`")
     parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="one setting; may be repeated"
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="one setting; may be repeated",
     )
 
 
@@ -50,10 +54,19 @@ def add_parser(subparsers: Any) -> None:
     """Declare the command."""
     parser = subparsers.add_parser("run", help="run the detect flow", description=__doc__)
     settings_arguments(parser)
-    parser.add_argument("--data", metavar="F", action="append", default=[],
-                        help="[EVENT_TYPE=]file to read in place of the settings' source")
-    parser.add_argument("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
-    parser.add_argument("--json", metavar="P", help="write counts and latency at the end; - is stdout")
+    parser.add_argument(
+        "--data",
+        metavar="F",
+        action="append",
+        default=[],
+        help="[EVENT_TYPE=]file to read in place of the settings' source",
+    )
+    parser.add_argument(
+        "--mapping", metavar="M", help="mapping of foreign columns: shipped name or file"
+    )
+    parser.add_argument(
+        "--json", metavar="P", help="write counts and latency at the end; - is stdout"
+    )
 
 
 def file_paths(items: list[str], mapping: str | None) -> dict[str, str]:
@@ -85,7 +98,8 @@ def file_paths(items: list[str], mapping: str | None) -> dict[str, str]:
             }
             if not inside:
                 raise ConfigError(
-                    f"--data {item}: no file named after an event type ({', '.join(event_types())});"
+                    f"--data {item}: no file named after an event type"
+                    f" ({', '.join(event_types())});"
                     " write them with `waxwing simulate --to parquet` or give EVENT_TYPE=FILE"
                 )
             found |= inside
@@ -125,8 +139,9 @@ def run(args: argparse.Namespace) -> int:
             notify.wait(timeout=30)
     report = telemetry.report() | usage()
     telemetry.say(
-        f"{report['in']} events in, {report['scored']} scored, {report['dead_lettered']} dead-lettered,"
-        f" {report['duplicates']} duplicates, {report['alerts']} alerts"
+        f"{report['in']:,} events in, {report['scored']:,} scored,"
+        f" {report['dead_lettered']:,} dead-lettered,"
+        f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
     )
     write_json(args.json, report)
     return 0
