@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.bundle import Bundle
+from models.scoring import Scorer
+from models.voting import Voting
+
 from dataflows.control.records import ControlFile
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, journal_folder
@@ -22,9 +26,6 @@ from features.catalog import Catalog, catalog
 from features.engine import warm_up
 from features.errors import ConfigError
 from features.events import event_types
-from models.bundle import Bundle
-from models.scoring import Scorer
-from models.voting import Voting
 
 if TYPE_CHECKING:
     from dataflows.observe.telemetry import Telemetry
@@ -85,7 +86,7 @@ class Context:
 
     @property
     def store_columns(self) -> dict[tuple[str, str], list[int]]:
-        """(event type, entity) -> columns of the event type's feature matrix that its view holds."""
+        """(event type, entity) -> columns of the feature matrix that its view holds."""
         found: dict[tuple[str, str], list[int]] = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
@@ -103,14 +104,14 @@ def lanes_of(settings: Settings) -> int:
 
 
 def _first_manifest(settings: Settings, lanes: int, version: str) -> Manifest:
-    """The manifest of an empty state folder, with the warm state of a backfill where there is one."""
+    """The manifest of an empty state folder, with a backfill's warm state where there is one."""
     if settings.warm_state is None:
         return Manifest(0, settings.groups, lanes, version)
     warm = read_manifest(settings.warm_state)
     if warm is None:
         raise ConfigError(
-            f"warm_state {str(settings.warm_state)!r} holds no state; run `waxwing backfill` first, or"
-            " leave the setting out to start cold"
+            f"warm_state {str(settings.warm_state)!r} holds no state; run `waxwing backfill`"
+            " first, or leave the setting out to start cold"
         )
     source = settings.warm_state / "deltas"
     for folder in sorted(source.iterdir()):
@@ -131,15 +132,18 @@ def _load_manifest(settings: Settings, version: str) -> Manifest:
         found = _first_manifest(settings, lanes, version)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
     faults = [
-        f"{settings.state_dir}: state was written with {name} = {was}, settings say {now}; keep {was}"
-        " or start with an empty state_dir"
-        for name, was, now in (("groups", found.groups, settings.groups), ("lanes", found.lanes, lanes))
+        f"{settings.state_dir}: state was written with {name} = {was}, settings say {now};"
+        f" keep {was} or start with an empty state_dir"
+        for name, was, now in (
+            ("groups", found.groups, settings.groups),
+            ("lanes", found.lanes, lanes),
+        )
         if was != now
     ]
     if found.catalog_version != version:
         faults.append(
-            f"{settings.state_dir}: state was written with feature catalogue {found.catalog_version},"
-            f" this is {version}; start with an empty state_dir (or run `waxwing backfill` again)"
+            f"{settings.state_dir}: state was written with feature catalogue"
+            f" {found.catalog_version}, this is {version}; start with an empty state_dir (or run `waxwing backfill` again)"
         )
     if faults:
         raise ConfigError(faults)

@@ -17,7 +17,7 @@ from dataflows.commit import COMMIT_KEY, CommitSink, Store
 from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows, score_round
-from dataflows.settings import Settings, load
+from dataflows.settings import load
 from dataflows.sources.rounds import Part, RoundSource, lane_name
 from dataflows.steps import Admit, Durable, Group, Home, ToGroup, ToHome
 

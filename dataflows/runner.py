@@ -1,4 +1,4 @@
-"""Running a flow in this process: the same flow as `python -m bytewax.run`, with someone watching."""
+"""Running a flow in this process: the one of `python -m bytewax.run`, with someone watching."""
 
 from __future__ import annotations
 
@@ -62,4 +62,7 @@ def run_flow(
 def usage() -> dict[str, float]:
     """CPU seconds and peak memory of this process."""
     own = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_s": round(own.ru_utime + own.ru_stime, 3), "rss_mb_max": round(own.ru_maxrss / 1024, 1)}
+    return {
+        "cpu_s": round(own.ru_utime + own.ru_stime, 3),
+        "rss_mb_max": round(own.ru_maxrss / 1024, 1),
+    }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from models.decisions.reasons import reasons
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
@@ -19,20 +20,21 @@ from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.events import event_type
 from features.keys import group_of, hash_columns
 from models.base import Decisions, ScoreMatrix
-from models.decisions.reasons import reasons
 
 __all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
 
 STORE_SHARDS = 4
-"""Ordered writers of the store; chosen: as many processes as one Redis keeps busy (57-140k rows/s a core)."""
+"""Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
+57-140k rows/s a core)."""
 
 ALERTS_ROUND_MAX = 2_000
-"""Most alerts a lane writes in one round; a flood beyond it is counted, not paged. Chosen: a tenth of a round."""
+"""Most alerts a lane writes in one round; a flood beyond it is counted, not paged. Chosen: a
+tenth of a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores and votes of one event type in a round, kept where the truth is known (simulator, labels)."""
+    """Scores and votes of one event type in a round, kept where the truth is known."""
 
     event_type: str
     truth: npt.NDArray[np.int16]
@@ -42,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class RoundOut:
-    """What one lane's round leaves behind; written by the commit step once all lanes have theirs."""
+    """What one lane's round leaves behind; the commit step writes it once all lanes have theirs."""
 
     lane: int
     round: int
@@ -72,9 +74,7 @@ class StoreRows:
     lane: int
     round: int
     shard: int
-    views: dict[
-        tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]
-    ]
+    views: dict[tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]]
     final: bool
 
 
@@ -110,11 +110,21 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     context.telemetry.stage("score", time.perf_counter() - begun)
     due = [batch.due_ns for batch in item.batches.values()]
     yield RoundOut(
-        item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
+        item.lane,
+        item.round,
+        item.cut_time_us,
+        item.received,
+        item.duplicates,
+        item.rejects,
         {name: len(batch) for name, batch in item.batches.items()},
-        tuple(alerts), muted, suppressed,
+        tuple(alerts),
+        muted,
+        suppressed,
         np.concatenate(due) if due else np.zeros(0, np.int64),
-        tuple(known), item.control, item.final, item.replayed,
+        tuple(known),
+        item.control,
+        item.final,
+        item.replayed,
     )
     if context.store is not None:
         begun = time.perf_counter()
@@ -148,7 +158,9 @@ def _alerts(
             continue
         anomaly = decisions.anomaly_types[kind]
         rule = context.scorer.voting.anomaly_types[anomaly]
-        why = tuple(Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row))
+        why = tuple(
+            Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
+        )
         entity = "|".join(str(values[c]) for c in primary)
         made.append(
             Alert(
@@ -220,7 +232,10 @@ def _store_rows(
             rows = np.flatnonzero(shard == s)
             if len(rows):
                 shards[s][name, entity] = (
-                    names.gather(rows), values[rows], batch.time_us[rows], flagged[name][rows]
+                    names.gather(rows),
+                    values[rows],
+                    batch.time_us[rows],
+                    flagged[name][rows],
                 )
     for s, views in enumerate(shards):
         yield StoreRows(item.lane, item.round, s, views, item.final)

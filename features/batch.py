@@ -1,7 +1,7 @@
 """The two tables that flow: events in, features out. Columns, never one object per event.
 
-`EventBatch` is what every source gives and `FeatureMatrix` is what every model reads. Both are frozen:
-a step makes a new one, none changes what it was given.
+`EventBatch` is what every source gives and `FeatureMatrix` is what every model reads. Both are
+frozen: a step makes a new one, none changes what it was given.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class EventBatch:
     frame : (n,) the declared fields, in declared order and type, contract already checked
     partition : int32 (n,), partition of the topic; 0 for a file or the simulator
     offset : int64 (n,), offset in the partition, row of the file, running number of the simulator
-    due_ns : int64 (n,), wall clock at which the event was due (sent); measures latency, decides nothing
-    truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no feature
-        or model ever reads it
+    due_ns : int64 (n,), wall clock at which the event was due (sent); measures latency, decides
+        nothing
+    truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no
+        feature or model ever reads it
 
     Raises
     ------
@@ -54,8 +55,8 @@ class EventBatch:
         expected = event_type(self.event_type).schema
         if dict(self.frame.schema) != expected:
             raise ShapeError(
-                f"batch of {self.event_type!r}: expected columns {expected}, got {dict(self.frame.schema)};"
-                " build it with features.decode"
+                f"batch of {self.event_type!r}: expected columns {expected}, got"
+                f" {dict(self.frame.schema)}; build it with features.decode"
             )
         n = self.frame.height
         for name in ("partition", "offset", "due_ns", "truth"):
@@ -119,9 +120,7 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
         )
     if len(batches) == 1:
         return batches[0].in_order()
-    truths = [
-        np.zeros(len(b), np.int16) if b.truth is None else b.truth for b in batches
-    ]
+    truths = [np.zeros(len(b), np.int16) if b.truth is None else b.truth for b in batches]
     known = any(b.truth is not None for b in batches)
     return EventBatch(
         batches[0].event_type,

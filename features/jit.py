@@ -1,4 +1,4 @@
-"""The one way kernels are compiled: no fast-math (results must be bit-equal), cached, without the GIL."""
+"""The one way kernels are compiled: cached, without the GIL, no fast-math (results are bit-equal)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def njit(function: F) -> F:
-    """Compile `function` with numba's nopython mode, keeping its Python signature for the type checker."""
+    """Compile `function` in nopython mode, keeping its Python signature for the type checker."""
     compiled: F = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")(function)
     return compiled

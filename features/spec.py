@@ -1,7 +1,8 @@
 """What a feature is: one declaration from which everything else follows.
 
 The stream computation, the training set, the online view, the reference page and the sentence in an
-alert all come from the same `Feature`. Declarations live in `features/definitions/`, one file a topic.
+alert all come from the same `Feature`. Declarations live in `features/definitions/`, one file a
+topic.
 """
 
 from __future__ import annotations

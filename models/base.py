@@ -46,7 +46,9 @@ class TrainingSet:
         n = len(self.features)
         for name in ("time_us", "label", "entity", "attack"):
             if len(getattr(self, name)) != n:
-                raise ShapeError(f"training set: `{name}` has {len(getattr(self, name))} rows, features {n}")
+                raise ShapeError(
+                    f"training set: `{name}` has {len(getattr(self, name))} rows, features {n}"
+                )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -56,9 +58,9 @@ class TrainingSet:
 class Detector(Protocol):
     """One way to tell the strange from the usual, for one event type.
 
-    The file name is the name: `models/detectors/zscore.py` holds a class `Model` with this protocol.
-    Raw scores: float64, finite or NaN (could not score), higher is stranger, row i depends on row i
-    of the input alone (a batch of one equals a batch of many, bit by bit).
+    The file name is the name: `models/detectors/zscore.py` holds a class `Model` with this
+    protocol. Raw scores: float64, finite or NaN (could not score), higher is stranger, row i
+    depends on row i of the input alone (a batch of one equals a batch of many, bit by bit).
     """
 
     name: ClassVar[str]
@@ -92,9 +94,10 @@ class ScoreMatrix:
     ----------
     event_type : name of the event type
     detectors : (D,), detector names
-    scores : float64 (n, D), calibrated, in [0, 1], higher is stranger: 0.999 means one genuine event
-        in a thousand looks this strange; NaN where the detector did not score the row
-    surprise : float64 (n, D), -log10 of the tail probability (the same scale, not squeezed against 1)
+    scores : float64 (n, D), calibrated, in [0, 1], higher is stranger: 0.999 means one genuine
+        event in a thousand looks this strange; NaN where the detector did not score the row
+    surprise : float64 (n, D), -log10 of the tail probability (the same scale, not squeezed against
+        1)
     """
 
     event_type: str
@@ -103,7 +106,9 @@ class ScoreMatrix:
     surprise: Float64
 
     def __post_init__(self) -> None:
-        if self.scores.shape != self.surprise.shape or self.scores.shape[1:] != (len(self.detectors),):
+        if self.scores.shape != self.surprise.shape or self.scores.shape[1:] != (
+            len(self.detectors),
+        ):
             raise ShapeError(
                 f"scores of {self.event_type!r}: {len(self.detectors)} detectors,"
                 f" scores {self.scores.shape}, surprise {self.surprise.shape}"

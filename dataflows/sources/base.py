@@ -79,11 +79,15 @@ class LaneReader(Protocol):
         ...
 
     def take(self, rows_max: int) -> Taken:
-        """What has arrived since the last call, at most about `rows_max` records; does not wait long."""
+        """What has arrived since the last call, about `rows_max` records at most; never waits long."""
         ...
 
     def retake(
-        self, before: dict[str, Any], after: dict[str, Any], cut_time_us: int, schemas: dict[str, str]
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        cut_time_us: int,
+        schemas: dict[str, str],
     ) -> Taken:
         """Exactly what was taken between two journaled positions, and stand after it.
 

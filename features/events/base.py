@@ -19,7 +19,8 @@ __all__ = ["EventType", "Field", "FieldKind"]
 FieldKind = Literal["string", "float64", "int64", "bool", "time_us", "enum"]
 
 STRING_LENGTH_MAX = 256
-"""Longest string accepted where a field names no length of its own; chosen: ids and names are far shorter."""
+"""Longest string accepted where a field names no length of its own; chosen: ids and names are far
+shorter."""
 
 _POLARS: dict[str, pl.DataType] = {
     "string": pl.String(),

@@ -15,9 +15,16 @@ EVENT = EventType(
         Field("time_us", "time_us", "when it was sampled", unit="us"),
         Field("host", "string", "machine, pod or sensor", length_max=128),
         Field("metric", "string", "name of the metric", length_max=128),
-        Field("service", "string", "what the host runs; hosts of one service are peers",
-              length_max=128, default="default"),
-        Field("value", "float64", "the sample", unit="as the metric's", minimum=-1e15, maximum=1e15),
+        Field(
+            "service",
+            "string",
+            "what the host runs; hosts of one service are peers",
+            length_max=128,
+            default="default",
+        ),
+        Field(
+            "value", "float64", "the sample", unit="as the metric's", minimum=-1e15, maximum=1e15
+        ),
     ),
     entities={
         "series": ("host", "metric"),
