@@ -143,7 +143,8 @@ def _load_manifest(settings: Settings, version: str) -> Manifest:
     if found.catalog_version != version:
         faults.append(
             f"{settings.state_dir}: state was written with feature catalogue"
-            f" {found.catalog_version}, this is {version}; start with an empty state_dir (or run `waxwing backfill` again)"
+            f" {found.catalog_version}, this is {version}; start with an empty state_dir"
+            " (or run `waxwing backfill` again)"
         )
     if faults:
         raise ConfigError(faults)

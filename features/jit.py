@@ -1,4 +1,4 @@
-"""The one way kernels are compiled: cached, without the GIL, no fast-math (results are bit-equal)."""
+"""The one way kernels are compiled: cached, without the GIL, no fast-math (bit-equal results)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class LaneReader(Protocol):
         ...
 
     def take(self, rows_max: int) -> Taken:
-        """What has arrived since the last call, about `rows_max` records at most; never waits long."""
+        """What has arrived since the last call, at most about `rows_max` records; no long wait."""
         ...
 
     def retake(
