@@ -1,0 +1,125 @@
+"""Runs waxwing as a user does, as a process of its own, and reads what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Bench", "Run", "alerts_of", "call", "start", "without_clock"]
+
+TIMEOUT_S = 240.0
+"""Longest run of a command. Chosen: ten times what the slowest takes on two busy cores."""
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """This process's environment without settings, with `extra`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+    return kept | {"PYTHONUNBUFFERED": "1"} | extra
+
+
+def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `waxwing ...` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        cwd=cwd,
+        env=_environment(extra),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+    """Start `waxwing ...` and come back at once."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        cwd=cwd,
+        env=_environment(extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def alerts_of(state_dir: Path) -> list[dict[str, Any]]:
+    """The alert log, line by line."""
+    path = state_dir / "alerts.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def without_clock(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Alerts by id, without what says when and in which round they were found."""
+    told = ("cut_time_us", "round")
+    kept = [{k: v for k, v in alert.items() if k not in told} for alert in alerts]
+    return sorted(kept, key=lambda alert: str(alert["id"]))
+
+
+def wait_for(condition: Any, what: str, process: subprocess.Popen[str], limit_s: float) -> None:
+    """Wait until `condition()`; AssertionError where the process ends or the time is over."""
+    give_up = time.monotonic() + limit_s
+    while not condition():
+        if process.poll() is not None:
+            out = process.stdout.read() if process.stdout else ""
+            raise AssertionError(f"ended with {process.returncode} before {what}: {out}")
+        if time.monotonic() > give_up:
+            process.kill()
+            raise AssertionError(f"{limit_s:.0f} s passed before {what}")
+        time.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Bench:
+    """Models and warm state trained once for all flow tests, and the settings they go with."""
+
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def sets(self, **more: Any) -> list[str]:
+        """`--set` options of the shared settings and `more`."""
+        merged = self.settings | {k: str(v) for k, v in more.items()}
+        return [part for name, value in merged.items() for part in ("--set", f"{name}={value}")]
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of `waxwing run` in a state folder of its own."""
+
+    bench: Bench
+    state_dir: Path
+    more: dict[str, Any] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+
+    def options(self) -> list[str]:
+        """What stands behind `waxwing run`."""
+        return [*self.bench.sets(state_dir=self.state_dir, **self.more), *self.arguments]
+
+    def to_end(self, **extra: str) -> dict[str, Any]:
+        """Run until the source ends; the report."""
+        done = call("run", *self.options(), "--json", "-", cwd=self.bench.folder, **extra)
+        assert done.returncode == 0, done.stderr + done.stdout
+        report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        return report
+
+    def until(self, condition: Any, how: int = signal.SIGKILL, limit_s: float = 120.0) -> int:
+        """Start, wait for `condition()`, end it by a signal; the exit status."""
+        process = start("run", *self.options(), cwd=self.bench.folder)
+        wait_for(condition, "the moment to stop it", process, limit_s)
+        process.send_signal(how)
+        out, _ = process.communicate(timeout=60)
+        assert how == signal.SIGKILL or process.returncode == 0, out
+        return int(process.returncode)
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Its alert log."""
+        return alerts_of(self.state_dir)

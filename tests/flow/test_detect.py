@@ -1,0 +1,185 @@
+"""The detect flow from outside: started, killed, stopped, started again, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflows.state.journal import read_cuts
+from dataflows.state.manifest import read_manifest
+from tests.flow.harness import Bench, Run, alerts_of, call, start, wait_for, without_clock
+
+DAY = {"sim_seconds": 6, "sim_speed": 7200.0}
+"""Half a day of event time; 86,400 events."""
+
+
+def in_balance(report: dict[str, Any]) -> bool:
+    """Whether every event is accounted for."""
+    parts = ("scored", "dead_lettered", "duplicates", "pending")
+    return bool(report["in"] == sum(report[name] for name in parts) and report["pending"] == 0)
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An undisturbed run of the day."""
+    run = Run(bench, tmp_path_factory.mktemp("whole") / "state", DAY)
+    report = run.to_end()
+    assert in_balance(report), report
+    return run
+
+
+def test_every_event_is_accounted_for_and_every_type_has_alerts(whole: Run) -> None:
+    alerts = whole.alerts()
+    assert {a["event_type"] for a in alerts} == {"payment", "login", "metric", "app_log"}
+    assert len({a["id"] for a in alerts}) == len(alerts), "an alert id names one alert"
+    for alert in alerts:
+        assert alert["reasons"] and alert["summary"] and len(alert["votes"]) == 5
+        assert any(vote["vote"] for vote in alert["votes"]) or alert["score"] > 0.99
+
+
+def test_other_cuts_groups_and_snapshots_give_the_same_alerts(
+    bench: Bench, whole: Run, tmp_path: Path
+) -> None:
+    other = Run(bench, tmp_path / "state", DAY | {"round_rows_max": 777, "snapshot_rounds": 7})
+    other.to_end()
+    assert without_clock(other.alerts()) == without_clock(whole.alerts())
+
+
+def test_kill_9_changes_nothing(bench: Bench, whole: Run, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    run = Run(bench, state, DAY | {"round_rows_max": 2000, "snapshot_rounds": 5})
+
+    def late_enough() -> bool:
+        manifest = _manifest_round(state)
+        return manifest >= 5 and _journal_round(state) > manifest + 2
+
+    assert run.until(late_enough) == -signal.SIGKILL
+    resumed_at = _manifest_round(state)
+    assert 0 < resumed_at < 43, "killed in the middle"
+    report = run.to_end()
+    assert in_balance(report), report
+    assert without_clock(run.alerts()) == without_clock(whole.alerts())
+    assert report["in"] == 86_400 or report["in"] > 80_000
+
+
+def test_resumed_state_equals_the_replay_of_the_same_journal(bench: Bench, tmp_path: Path) -> None:
+    killed = Run(bench, tmp_path / "killed", DAY | {"round_rows_max": 2000, "snapshot_rounds": 5})
+    killed.until(lambda: _manifest_round(tmp_path / "killed") >= 10)
+    killed.to_end()
+    replayed = tmp_path / "replayed"
+    shutil.copytree(tmp_path / "killed" / "journal", replayed / "journal")
+    again = Run(bench, replayed, killed.more)
+    again.to_end()
+    assert again.alerts() == killed.alerts(), "the same rounds, clocks and alerts, line by line"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_and_the_next_start_goes_on(
+    bench: Bench, whole: Run, tmp_path: Path, how: int
+) -> None:
+    state = tmp_path / "state"
+    run = Run(bench, state, DAY | {"round_rows_max": 2000, "snapshot_rounds": 1000})
+    status = run.until(lambda: _journal_round(state) >= 12, how)
+    assert status == 0
+    assert _manifest_round(state) == _journal_round(state), "nothing is left to replay"
+    assert in_balance(run.to_end())
+    assert without_clock(run.alerts()) == without_clock(whole.alerts())
+
+
+def test_bytewax_runs_the_flow_of_a_settings_file(bench: Bench, whole: Run, tmp_path: Path) -> None:
+    table = bench.settings | {k: str(v) for k, v in DAY.items()}
+    table["state_dir"] = str(tmp_path / "s")
+    plain = {"sim_cards", "sim_events_per_s", "sim_anomaly_share", "sim_paced", *DAY}
+    lines = [f"{k} = {v if k in plain else json.dumps(v)}" for k, v in table.items()]
+    lines = [line.replace('"jsonl"', '["jsonl"]') for line in lines]
+    (tmp_path / "waxwing.toml").write_text("\n".join(lines), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "bytewax.run", "-s", "0", "dataflows.detect:build('waxwing.toml')"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_clock(alerts_of(tmp_path / "s")) == without_clock(whole.alerts())
+
+
+def test_history_and_live_flow_equal_one_run_without_the_break(
+    bench: Bench, tmp_path: Path
+) -> None:
+    world = bench.sets()
+    for name, first, hours in (("whole", "2026-03-05T00:00:00Z", 12), ("past", None, 6)):
+        out = tmp_path / name
+        begin = first or "2026-03-05T00:00:00Z"
+        done = call(
+            "simulate", "--out", str(out), "--start", begin, "--hours", str(hours), *world,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    cold = {k: v for k, v in bench.settings.items() if k != "warm_state"}
+    one = Run(Bench(bench.folder, cold), tmp_path / "one", {}, ("--data", str(tmp_path / "whole")))
+    one.to_end()
+    done = call(
+        "backfill", "--data", str(tmp_path / "past"), "--until", "2026-03-05T06:00:00Z",
+        "--out", str(tmp_path / "warm"), *Bench(bench.folder, cold).sets(), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two = Run(
+        Bench(bench.folder, cold | {"warm_state": str(tmp_path / "warm")}),
+        tmp_path / "two",
+        {},
+        ("--data", str(tmp_path / "whole")),
+    )
+    two.to_end()
+    border_us = 1_772_690_400_000_000
+    after = [a for a in one.alerts() if a["time_us"] >= border_us]
+    assert len(after) > 10
+    assert without_clock(two.alerts()) == without_clock(after)
+
+
+def test_control_records_are_in_force_from_their_round_on_and_replayed(
+    bench: Bench, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    run = Run(bench, state, DAY | {"sim_paced": "true", "sim_seconds": 12, "sim_speed": 3600.0})
+    process = start("run", *run.options(), cwd=bench.folder)
+    wait_for(lambda: len(alerts_of(state)) >= 5, "five alerts", process, 120)
+    for detector in ("zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"):
+        done = call(
+            "control", *bench.sets(state_dir=state), "stage", detector, "off", cwd=bench.folder
+        )
+        assert done.returncode == 0, done.stderr
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    manifest = read_manifest(state)
+    assert manifest is not None and len(manifest.control) == 5
+    rounds = [c.round for c in read_cuts(state / "journal" / "lane-00") if c.control]
+    last = max(a["round"] for a in alerts_of(state))
+    assert rounds and last <= max(rounds), "no detector, no alert"
+    again = tmp_path / "again"
+    shutil.copytree(state / "journal", again / "journal")
+    Run(bench, again, run.more | {"control_file": tmp_path / "none.jsonl"}).to_end()
+    assert alerts_of(again) == alerts_of(state), "a replay knows the records from the journal"
+
+
+def _manifest_round(state: Path) -> int:
+    """Round of the manifest, 0 before the first."""
+    found = read_manifest(state) if state.exists() else None
+    return 0 if found is None else found.round
+
+
+def _journal_round(state: Path) -> int:
+    """Newest round of the journal, 0 before the first."""
+    folder = state / "journal" / "lane-00"
+    return max((cut.round for cut in read_cuts(folder)), default=0) if folder.exists() else 0
