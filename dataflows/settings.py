@@ -235,7 +235,7 @@ class Settings(BaseSettings):
     @field_validator("event_types", "file_paths")
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
-        valid = _modules("features.events")
+        valid = _modules("features.events", ("avro", "base"))
         _known(value, valid, "event type")
         return value
 

@@ -1,4 +1,4 @@
-"""The event types: every module beside this one that has an `EVENT`, in a fixed order.
+"""The event types: every module beside this one that declares an `EVENT`, in a fixed order.
 
 The order is part of the global order of events (ties in time are broken by it) and of state, so the
 shipped types come first, in the order below, and others after them by name.
@@ -17,11 +17,14 @@ __all__ = ["EventType", "Field", "event_code", "event_type", "event_types"]
 
 _FIRST = ("payment", "login", "metric", "app_log")
 
+_NO_EVENTS = ("avro", "base")
+"""Modules beside this one that declare no event."""
+
 
 @cache
 def event_types() -> dict[str, EventType]:
     """All event types by name, in their fixed order."""
-    names = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"]
+    names = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NO_EVENTS]
     ordered = [n for n in _FIRST if n in names] + sorted(set(names) - set(_FIRST))
     return {n: importlib.import_module(f"{__name__}.{n}").EVENT for n in ordered}
 
