@@ -7,7 +7,8 @@
     ├── ShapeError          columns or matrices that do not fit each other
     ├── BundleError         a model bundle that is missing, damaged or made for another catalogue
     ├── StateError          a journal, delta or manifest that cannot be used
-    └── SourceError         a broker, file or registry that cannot be reached or read
+    ├── SourceError         a broker, file or registry that cannot be reached or read
+    └── SinkError           alerts that could not be delivered to where they should go
 
 Each message says where, what was expected, what was got, and the cure. Bad data never raises in the
 flow (it goes to the dead-letter stream); bad configuration stops the program before the first event.
@@ -23,6 +24,7 @@ __all__ = [
     "ContractError",
     "DeclarationError",
     "ShapeError",
+    "SinkError",
     "SourceError",
     "StateError",
     "WaxwingError",
@@ -63,3 +65,7 @@ class StateError(WaxwingError):
 
 class SourceError(WaxwingError):
     """A source that cannot be reached or read."""
+
+
+class SinkError(WaxwingError):
+    """Alerts that a sink could not deliver."""

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
-__all__ = ["Alert", "AlertSink", "Reason", "Vote", "alert_id"]
+from features.errors import ContractError
+
+__all__ = ["Alert", "AlertSink", "Reason", "Vote", "alert_id", "printable"]
+
+
+_TEXTS = (
+    "id",
+    "anomaly_type",
+    "severity",
+    "summary",
+    "event_type",
+    "event_id",
+    "entity_type",
+    "entity",
+    "bundle_id",
+)
+"""Fields of an alert that hold text, in the order in which they are written."""
+
+_INTEGERS = ("time_us", "cut_time_us", "round")
+"""Fields of an alert that hold whole numbers."""
 
 
 def alert_id(event_id: str, anomaly_type: str, bundle_id: str) -> str:
@@ -68,9 +89,55 @@ class Alert:
 
     def payload(self) -> dict[str, object]:
         """The alert as JSON-able plain data."""
-        data = asdict(self)
-        data.pop("latency_due_ns")
-        return data
+        data = {name: getattr(self, name) for name in (*_TEXTS, *_INTEGERS, "score")}
+        return data | {
+            "votes": [{n: getattr(v, n) for n in Vote.__slots__} for v in self.votes],
+            "reasons": [{n: getattr(r, n) for n in Reason.__slots__} for r in self.reasons],
+        }
+
+    def to_json(self) -> str:
+        """The payload as a line of ASCII, safe to print; a number that is not finite is null."""
+        try:
+            return json.dumps(self.payload(), allow_nan=False)
+        except ValueError:
+            return json.dumps(_finite(self.payload()), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """The alert that `to_json` wrote.
+
+        Raises
+        ------
+        ContractError : not JSON, or not an alert
+        """
+        try:
+            data = json.loads(line)
+            fields: dict[str, Any] = {name: str(data[name]) for name in _TEXTS}
+            fields |= {name: int(data[name]) for name in _INTEGERS}
+            fields["score"] = _or_nan(data["score"])
+            fields["votes"] = tuple(
+                Vote(
+                    str(v["detector"]), _number(v["score"]), float(v["threshold"]), bool(v["vote"])
+                )
+                for v in data["votes"]
+            )
+            fields["reasons"] = tuple(
+                Reason(
+                    str(r["feature"]),
+                    str(r["text"]),
+                    _or_nan(r["value"]),
+                    _number(r["baseline"]),
+                    str(r["unit"]),
+                )
+                for r in data["reasons"]
+            )
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            shown = printable(line.decode(errors="replace") if isinstance(line, bytes) else line)
+            raise ContractError(
+                f"expected an alert as one line of JSON, got {shown[:80]!r}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
 
 
 class AlertSink(Protocol):
@@ -85,3 +152,35 @@ class AlertSink(Protocol):
     def close(self) -> None:
         """Flush and let go of what is held."""
         ...
+
+
+def printable(text: str) -> str:
+    """The text with everything a terminal could obey, or not show, written out as its escape.
+
+    >>> printable("card \\x1b[2J\\u202e4")
+    'card \\\\x1b[2J\\\\u202e4'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _number(value: Any) -> float | None:
+    """A number that may be absent."""
+    return None if value is None else float(value)
+
+
+def _or_nan(value: Any) -> float:
+    """A number, NaN where it is absent."""
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with None in place of NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
