@@ -74,7 +74,7 @@ def _field(event: EventType, field: Field) -> dict[str, Any]:
 
 
 def incompatibilities(reader: Mapping[str, Any], writer: Mapping[str, Any]) -> list[str]:
-    """Why records of `writer` cannot be read with `reader`; empty where they can (backward compatible).
+    """Why records of `writer` cannot be read with `reader`; empty where the change is compatible.
 
     Parameters
     ----------
