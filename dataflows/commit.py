@@ -1,7 +1,8 @@
-"""The end of the flow: what a round decided is delivered, then, when all is durable, the manifest says so.
+"""The end of the flow: what a round decided is delivered; when all is durable, the manifest says so.
 
-Rounds come here in order, whole. Alerts and dead letters are written and acknowledged round by round;
-at a snapshot round the manifest follows once every shard's state is on disk and the store has caught up.
+Rounds come here in order, whole. Alerts and dead letters are written and acknowledged round by
+round; at a snapshot round the manifest follows once every shard's state is on disk and the store has
+caught up.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ __all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
 COMMIT_KEY = "commit"
 
 STORE_FLUSH_S_MAX = 30.0
-"""Longest wait for the store at the end of a run; chosen: a Redis restart. After it the manifest stays
-at the last round the store has, and the next start writes the rest again."""
+"""Longest wait for the store at the end of a run; chosen: a Redis restart. After it the manifest
+stays at the last round the store has, and the next start writes the rest again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class StoreAck:
 
 
 class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
-    """Per shard of the store: hand the newest rows to the writer in order, say what it has flushed."""
+    """Per shard of the store: hand the rows to the writer in order, say what it has flushed."""
 
     def __init__(self, context: Context, lanes: int) -> None:
         self._context = context
@@ -100,10 +101,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         manifest = context.manifest
         self._round = manifest.round
         self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
-        self._totals = {
-            name: manifest.totals.get(name, 0)
-            for name in ("in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed")
-        }
+        names = "in scored dead_lettered duplicates alerts muted suppressed".split()
+        self._totals = {name: manifest.totals.get(name, 0) for name in names}
         settings = context.settings
         self._letters: DeadLetterWriter = open_dead_letters(settings)
         self._letters.truncate(manifest.logs.get("dead_letters", 0))
@@ -156,7 +155,9 @@ class Commit(StatefulSinkPartition[Any, int]):
         telemetry.stage("deliver", time.perf_counter() - begun)
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
         if last or round_ % self._context.settings.snapshot_rounds == 0:
-            logs = {"dead_letters": self._letters.position()}
+            # A sink that is switched off for a while keeps its place: its log is not to be lost.
+            logs = dict(self._context.manifest.logs)
+            logs["dead_letters"] = self._letters.position()
             for sink in self._sinks:
                 position: Callable[[], int] | None = getattr(sink, "position", None)
                 if position is not None:
@@ -171,7 +172,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         wanted = {f"g{g:03d}" for g in range(context.settings.groups)}
         wanted |= {f"in{lane:02d}" for lane in range(self._lanes)}
         for round_ in sorted(self._snapshots):
-            if self._durable.get(round_, set()) | self._ended_shards < wanted:
+            if not wanted <= self._durable.get(round_, set()) | self._ended_shards:
                 return
             if context.store is not None and min(self._store_round.values()) < round_:
                 return

@@ -5,6 +5,7 @@ Made once, at start, where every fault of the configuration is found before the 
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -21,7 +22,8 @@ from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
-from dataflows.state.manifest import Manifest, read_manifest, write_manifest
+from dataflows.state.lock import lock_state
+from dataflows.state.manifest import Manifest, oldest_round, read_manifest, write_manifest
 from features.catalog import Catalog, catalog
 from features.engine import warm_up
 from features.errors import ConfigError
@@ -50,24 +52,31 @@ class StopSwitch:
 
 
 def stop_on_signals(stop: StopSwitch) -> None:
-    """Turn SIGTERM and SIGINT into a clean stop.
+    """Turn SIGTERM and SIGINT into a clean stop; a second one ends the process at once.
 
     Bytewax's own handling ends without closing anything, and Python's handlers do not run while its
-    engine holds the main thread; so the signals are blocked and a thread of ours waits for them. A
-    second one ends the process at once.
+    engine holds the main thread. Blocking the signals for a thread that waits for them is no way
+    either: the threads that numpy, polars and torch have started before do not block them, and one
+    of them would take the signal and die of it. So the interpreter's C handler, which runs in
+    whichever thread the signal meets, writes its number into a pipe, and a thread of ours reads.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    wanted = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def wait() -> None:
-        signal.sigwait(wanted)
-        stop.set()
-        number = signal.sigwait(wanted)
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
-        signal.raise_signal(number)
+        asked = False
+        while number := os.read(reading, 1):
+            if number[0] not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if asked:
+                os._exit(128 + number[0])
+            asked = True
+            stop.set()
 
     threading.Thread(target=wait, name="waxwing-signals", daemon=True).start()
 
@@ -175,6 +184,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         faults += error.faults
     if faults or scorer is None:
         raise ConfigError(faults)
+    lock_state(settings.state_dir)
     manifest = _load_manifest(settings, cat.version)
     store: StoreWriter | None = None
     if settings.store != "off":
@@ -207,7 +217,10 @@ def open_lane(context: Context, lane: int) -> Lane:
         lane=lane,
         reader=reader,
         journal=LaneJournal(
-            journal_folder(settings.state_dir, lane), settings.journal_segment_bytes
+            journal_folder(settings.state_dir, lane),
+            settings.journal_segment_bytes,
+            settings.journal_bytes_max,
+            lambda: oldest_round(settings.state_dir),
         ),
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,

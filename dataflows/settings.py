@@ -106,6 +106,12 @@ class Settings(BaseSettings):
     journal_segment_bytes: int = Field(
         64_000_000, ge=4096, description="size at which the journal starts a new file"
     )
+    journal_bytes_max: int = Field(
+        16_000_000_000,
+        ge=0,
+        description="size of a lane's journal above which its oldest files are removed, once no"
+        " restart needs them; a replay reaches back as far as the journal; 0 keeps all",
+    )
     time_future_s_max: int = Field(
         60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
     )
@@ -118,7 +124,7 @@ class Settings(BaseSettings):
         3_600,
         ge=0,
         le=86_400,
-        description="event time within which a repeated event id is a duplicate",
+        description="time (cut_time) within which a repeated event id is a duplicate",
     )
 
     # -- models -----------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The steps of the detect flow: thin Bytewax operators over the pure layers.
 
-A step is a barrier on the round where it needs the parts of others, and a function of them after that.
-What a step remembers is in a shard's deltas; Bytewax's own snapshot of it is only a pointer (a round).
+A step is a barrier on the round where it needs the parts of others, and a function of them after
+that. What a step remembers is in a shard's deltas; Bytewax's own snapshot of it is only a pointer
+(a round).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
 from dataflows.sources.rounds import Part
-from dataflows.state.manifest import read_manifest
+from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
 from features.repeats import RepeatFilter, event_keys
@@ -52,7 +53,7 @@ class Barrier(Generic[X]):
             self._ended[lane] = round_
 
     def ready(self) -> Iterator[tuple[int, dict[int, X], bool]]:
-        """(round, lane -> item in lane order, whether it is the last of all), as rounds become whole."""
+        """(round, lane -> item in lane order, whether it is the last), as rounds become whole."""
         while True:
             items = self._items.get(self._next, {})
             ended = {lane for lane, last in self._ended.items() if last < self._next}
@@ -80,7 +81,7 @@ class ToGroup:
 
 @dataclass(frozen=True, slots=True)
 class ToHome:
-    """What a lane keeps of its own round while the groups compute, or what a group sends back to it.
+    """What a lane keeps of its own round while the groups compute, or what a group sends back.
 
     `batches` is set by the lane itself, `features` by a group.
     """
@@ -148,13 +149,15 @@ class _Shard:
         delta: Callable[[], dict[str, npt.NDArray[Any]]],
         meta: dict[str, Any],
     ) -> Durable:
-        """Write a base or a delta and drop what an earlier manifest has made useless."""
+        """Write a base or a delta and drop what no restart can need any more."""
         begun = time.perf_counter()
-        base = self.store.wants_base()
-        size = self.store.write(round_, "base" if base else "delta", full() if base else delta(), meta)
+        folder = self.context.settings.state_dir
+        manifest = read_manifest(folder)
+        base = self.store.wants_base(0 if manifest is None else manifest.round)
+        arrays = full() if base else delta()
+        size = self.store.write(round_, "base" if base else "delta", arrays, {**meta, "last": last})
         if base:
-            manifest = read_manifest(self.context.settings.state_dir)
-            self.store.forget_before(0 if manifest is None else manifest.round)
+            self.store.forget_before(oldest_round(folder))
         return Durable(self.name, round_, last, size, (time.perf_counter() - begun) * 1e3)
 
 

@@ -1,22 +1,27 @@
 """Control records: what a person changes while the flow runs, and what is in force.
 
 They come from one JSONL file (or topic), are read by lane 0 alone, stand in the journal beside the
-events of their round, and are in force for every lane from that round on: `in_force.apply(record)` is
-the whole of it, so a replay sees what the live run saw.
+events of their round, and are in force for every lane from that round on: `in_force.apply(record)`
+is the whole of it, so a replay sees what the live run saw.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.errors import ConfigError
+from features.errors import ConfigError, StateError
 
 __all__ = ["STAGES", "Control", "ControlFile", "parse_record"]
 
 STAGES = ("off", "shadow", "canary", "live")
+
+READ_BYTES_MAX = 1_000_000
+"""Most of the file read in one round; chosen: thousands of records, a millisecond."""
+
 LINE_BYTES_MAX = 65_536
 """A longer line is no control record; chosen: a record has a handful of short fields."""
 
@@ -30,7 +35,7 @@ def parse_record(line: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"control record: not JSON ({error}): {line[:120]!r}") from None
     if not isinstance(record, dict):
         raise ConfigError(f"control record: expected an object, got {line[:120]!r}")
@@ -41,7 +46,8 @@ def parse_record(line: str) -> dict[str, Any]:
         "stage": {"detector": (str,), "stage": (str,)},
     }
     if kind not in wanted:
-        raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {', '.join(wanted)}")
+        valid = ", ".join(wanted)
+        raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {valid}")
     faults = [
         f"control record {kind}: expected `{name}` as {types[-1].__name__}, got {record.get(name)!r}"
         for name, types in wanted[kind].items()
@@ -50,10 +56,13 @@ def parse_record(line: str) -> dict[str, Any]:
     extra = set(record) - set(wanted[kind]) - {"kind", "id", "by", "why", "percent"}
     faults += [f"control record {kind}: unknown field {name!r}" for name in sorted(extra)]
     if not faults and kind == "threshold" and not 0 <= record["value"] <= 1:
-        faults.append(f"control record threshold: expected a value in [0, 1], got {record['value']}")
+        faults.append(
+            f"control record threshold: expected a value in [0, 1], got {record['value']}"
+        )
     if not faults and kind == "stage" and record["stage"] not in STAGES:
         faults.append(
-            f"control record stage: unknown stage {record['stage']!r}; stages are {', '.join(STAGES)}"
+            f"control record stage: unknown stage {record['stage']!r};"
+            f" stages are {', '.join(STAGES)}"
         )
     percent = record.get("percent", 100)
     if kind == "stage" and not (isinstance(percent, int | float) and 0 <= percent <= 100):
@@ -135,27 +144,40 @@ class ControlFile:
         self.position = 0
 
     def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, bytes, str]]]:
-        """New records, and (byte offset, raw line, fault) of lines that are none."""
+        """New records, and (byte offset, raw line, fault) of lines that are none.
+
+        A file that has become shorter is another file, and is read from its beginning.
+        """
         try:
-            size = self.path.stat().st_size
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self.position:
+                    self.position = 0
+                file.seek(self.position)
+                data = file.read(READ_BYTES_MAX)
         except FileNotFoundError:
             return [], []
-        if size <= self.position:
-            return [], []
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            data = file.read(size - self.position)
+        except OSError as error:
+            raise StateError(
+                f"control file {self.path} cannot be read: {error.strerror}; make it readable, or"
+                " set control_file to another"
+            ) from error
         whole = data[: data.rfind(b"\n") + 1]
-        records, faults = [], []
+        if not whole and len(data) == READ_BYTES_MAX:
+            whole = data
+        records: list[dict[str, Any]] = []
+        faults: list[tuple[int, bytes, str]] = []
         at = self.position
-        for line in whole.splitlines(keepends=True):
-            if line.strip():
-                try:
-                    if len(line) > LINE_BYTES_MAX:
-                        raise ConfigError(f"control record of {len(line)} bytes")
+        for line in whole.split(b"\n"):
+            try:
+                if len(line) > LINE_BYTES_MAX:
+                    raise ConfigError(
+                        f"control record: expected at most {LINE_BYTES_MAX} bytes, got {len(line)}"
+                    )
+                if line.strip():
                     records.append(parse_record(line.decode("utf-8", "replace")))
-                except ConfigError as error:
-                    faults.append((at, line[:LINE_BYTES_MAX], "; ".join(error.faults)))
-            at += len(line)
+            except ConfigError as error:
+                faults.append((at, line[:LINE_BYTES_MAX], "; ".join(error.faults)))
+            at += len(line) + 1
         self.position += len(whole)
         return records, faults

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from dataflows.control.records import ControlFile
 from dataflows.sources.base import DeadLetter, LaneReader, Taken
-from dataflows.state.journal import Cut, LaneJournal, read_cuts
+from dataflows.state.journal import Cut, LaneJournal, last_cut, read_cuts
 from features.batch import EventBatch
 from features.errors import StateError
 from features.events import event_code
 from features.keys import UInt64, hash_strings
 
-__all__ = ["Part", "RoundSource", "lane_name"]
+__all__ = ["Lane", "Part", "RoundSource", "checksum", "journal_folder", "lane_name"]
 
 
 def lane_name(lane: int) -> str:
@@ -78,15 +78,28 @@ class Lane:
     positions: dict[str, Any] = field(default_factory=dict)
     replay: Iterator[Cut] = field(default_factory=lambda: iter(()))
     pending: Cut | None = None
+    ended: bool = False
 
     def start(self, manifest_round: int) -> None:
-        """Stand after round `manifest_round`, with the rounds after it waiting to be cut again."""
-        before: Cut | None = None
-        for cut in read_cuts(self.journal.folder):
-            if cut.round > manifest_round:
-                break
-            before = cut
+        """Stand after round `manifest_round`, with the rounds after it waiting to be cut again.
+
+        Raises
+        ------
+        StateError : the journal does not reach the manifest's round
+        """
+        before = last_cut(self.journal.folder, manifest_round)
+        if (
+            manifest_round
+            and (before is None or before.round < manifest_round)
+            and not (before is not None and before.final)
+        ):
+            raise StateError(
+                f"{lane_name(self.lane)}: round {manifest_round} is said to be durable, but the"
+                f" journal ends at {0 if before is None else before.round}; restore"
+                f" {self.journal.folder} from a copy, or start with an empty state_dir"
+            )
         self.round = manifest_round
+        self.ended = before is not None and before.final
         if before is not None:
             self.cut_time_us = before.cut_time_us
             self.positions = before.positions
@@ -106,19 +119,30 @@ class Lane:
     def _cut_again(self, cut: Cut) -> Part:
         """Read exactly what the journal says the round held."""
         if cut.round > self.round:
-            # The lane had ended or not begun in this round while others went on.
-            return Part(self.lane, self.round, self.cut_time_us, {}, {}, replayed=True)
+            if not self.ended:
+                raise StateError(
+                    f"{lane_name(self.lane)}: the journal has no round {self.round}, its next one"
+                    f" is {cut.round}; restore {self.journal.folder} from a copy, or start with an"
+                    " empty state_dir"
+                )
+            # The lane had ended before this round while others went on, and was started again
+            # later. It had no say in the round's clock then, so it has none now: 0.
+            return Part(self.lane, self.round, 0, {}, {}, replayed=True)
         before = {k: v for k, v in self.positions.items() if k != "control"}
         after = {k: v for k, v in cut.positions.items() if k != "control"}
-        taken = self.reader.retake(before, after, cut.cut_time_us, cut.schemas)
+        clock_us = cut.cut_time_us if cut.source_time_us is None else cut.source_time_us
+        taken = self.reader.retake(before, after, clock_us, cut.schemas)
+        received = taken.received
+        taken.rejects.extend(self._bad_lines(cut.faults))
         part = self._part(taken, cut.cut_time_us, tuple(cut.control), replayed=True)
-        if checksum(part) != cut.checksum:
+        if checksum(part) != cut.checksum or received != cut.received:
             raise StateError(
                 f"{lane_name(self.lane)}: round {cut.round} of the journal had {cut.received} events,"
-                f" the source now gives {taken.received} others for the same positions; start with the"
-                " settings and the data it was written with, or with an empty state_dir"
+                f" the source now gives {received} that are not the same for the same positions;"
+                " start with the settings and the data it was written with, or with an empty"
+                " state_dir"
             )
-        self.cut_time_us, self.positions = cut.cut_time_us, cut.positions
+        self.cut_time_us, self.positions, self.ended = cut.cut_time_us, cut.positions, cut.final
         if self.control is not None:
             self.control.position = cut.positions.get("control", 0)
         self.pending = next(self.replay, None)
@@ -132,23 +156,43 @@ class Lane:
         else:
             taken = self.reader.take(self.rows_max)
         records: list[dict[str, Any]] = []
+        faults: list[tuple[int, str, str]] = []
         if self.control is not None and not final:
-            records, faults = self.control.take()
-            taken.rejects.extend(
-                DeadLetter("bad_control_record", fault, "control", None, str(self.control.path), 0, at, raw)
-                for at, raw, fault in faults
-            )
+            records, bad = self.control.take()
+            faults = [(at, raw.decode("latin-1"), fault) for at, raw, fault in bad]
+            taken.rejects.extend(self._bad_lines(faults))
         cut_time_us = max(self.cut_time_us, taken.cut_time_us)
-        part = self._part(taken, cut_time_us, tuple(records), final=final or taken.eof)
+        final = final or taken.eof
+        part = self._part(taken, cut_time_us, tuple(records), final=final)
         positions = {k: v for k, v in taken.positions.items() if k != "control"}
         if self.control is not None:
             positions["control"] = self.control.position
         self.journal.append(
-            Cut(self.round, cut_time_us, positions, taken.received, checksum(part), records,
-                dict(taken.schemas))
+            Cut(
+                self.round,
+                cut_time_us,
+                positions,
+                taken.received,
+                checksum(part),
+                records,
+                dict(taken.schemas),
+                faults,
+                None if taken.cut_time_us == cut_time_us else taken.cut_time_us,
+                final,
+            )
         )
-        self.cut_time_us, self.positions = cut_time_us, positions
+        self.cut_time_us, self.positions, self.ended = cut_time_us, positions, final
         return part
+
+    def _bad_lines(self, faults: list[tuple[int, str, str]]) -> list[DeadLetter]:
+        """Dead letters of lines of the control file that are no record."""
+        path = "" if self.control is None else str(self.control.path)
+        return [
+            DeadLetter(
+                "bad_control_record", fault, "control", None, path, 0, at, line.encode("latin-1")
+            )
+            for at, line, fault in faults
+        ]
 
     def _part(
         self,
@@ -162,21 +206,36 @@ class Lane:
         batches = {name: batch.in_order() for name, batch in taken.batches.items() if len(batch)}
         batches = {name: batches[name] for name in sorted(batches, key=event_code)}
         ids = {name: hash_strings(batch.frame["event_id"]) for name, batch in batches.items()}
-        rejects = tuple(
-            DeadLetter(d.reason, d.detail, d.event_type, d.schema_id, d.topic, d.partition, d.offset,
-                       d.raw, self.round)
-            for d in taken.rejects
+        rejects = tuple(replace(letter, round=self.round) for letter in taken.rejects)
+        return Part(
+            self.lane,
+            self.round,
+            cut_time_us,
+            batches,
+            ids,
+            control,
+            taken.received,
+            rejects,
+            final,
+            replayed,
         )
-        return Part(self.lane, self.round, cut_time_us, batches, ids, control, taken.received, rejects,
-                    final, replayed)
 
 
 def checksum(part: Part) -> int:
-    """crc32 of the ids and times of a part's events, in order."""
+    """crc32 of a part's events (type, id, time, place, in order) and of where its rejects stood.
+
+    It finds another file, a moved offset, another limit of a contract. That the other columns of an
+    event have stayed what they were is the source's word: a log and a file are not written over.
+    """
     crc = 0
     for name, ids in part.ids.items():
-        crc = zlib.crc32(ids.tobytes(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(part.batches[name].time_us).tobytes(), crc)
+        batch = part.batches[name]
+        crc = zlib.crc32(name.encode(), crc)
+        for column in (ids, batch.time_us, batch.partition, batch.offset):
+            crc = zlib.crc32(np.ascontiguousarray(column).data.cast("B"), crc)
+    for letter in part.rejects:
+        place = f"{letter.reason} {letter.topic} {letter.partition} {letter.offset}\n"
+        crc = zlib.crc32(place.encode(), crc)
     return crc
 
 

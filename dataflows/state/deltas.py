@@ -1,12 +1,14 @@
 """State of a group on disk: a base and the deltas since, each a checksummed file of plain arrays.
 
-A file is `magic, length and crc32 of the header, header (JSON: name, dtype, shape, crc32), the arrays`.
-It is written beside its place, flushed, renamed: a reader meets a whole file or none. Which files count
-is said by the manifest alone; files newer than it are left-overs of a crash and are removed.
+A file is `magic, length and crc32 of the header, header (JSON: name, dtype, shape, crc32), the
+arrays`. It is written beside its place, flushed, renamed: a reader meets a whole file or none.
+Which files count is said by the manifest alone; files newer than it are left-overs of a crash and
+are removed. Each file names the one before it, so that a hole in the chain is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -26,6 +28,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 _MAGIC = b"WXA1"
 _HEAD = struct.Struct("<II")
+_AFTER = "_after"
+"""Key of the meta that names the round of the file before."""
 
 
 def write_arrays(path: Path, arrays: Arrays, meta: dict[str, Any]) -> int:
@@ -58,13 +62,14 @@ def write_arrays(path: Path, arrays: Arrays, meta: dict[str, Any]) -> int:
                 size += file.write(a.data.cast("B") if a.size else b"")
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
+        temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StateError(
-            f"state file {path} could not be written: {error.strerror}; free space or mend the disk and"
-            " start again, the journal fills the rest"
+            f"state file {path} could not be written: {error.strerror}; free space or mend the disk"
+            " and start again, the journal fills the rest"
         ) from error
     return size
 
@@ -80,7 +85,10 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         data = path.read_bytes()
     except FileNotFoundError:
         raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
-    fault = StateError(f"state file {path} is damaged (checksum); remove it, the journal fills the rest")
+    fault = StateError(
+        f"state file {path} is damaged (checksum); restore it from a copy, or start from an empty"
+        " state_dir"
+    )
     if data[:4] != _MAGIC or len(data) < 4 + _HEAD.size:
         raise fault
     length, crc = _HEAD.unpack_from(data, 4)
@@ -120,46 +128,88 @@ class ShardStore:
         found = [
             (int(p.stem), p.suffix[1:], p)
             for p in self.folder.iterdir()
-            if p.suffix in (".base", ".delta")
+            if p.suffix in (".base", ".delta") and p.stem.isdecimal()
         ]
         return sorted(found)
 
-    def wants_base(self) -> bool:
-        """Whether the next snapshot should be whole."""
+    def wants_base(self, durable: int) -> bool:
+        """Whether the next snapshot should be whole.
+
+        Parameters
+        ----------
+        durable : round of the manifest; while it has not come as far as the newest base, another
+            base would free nothing, and a store that is down for hours would fill the disk
+        """
         files = self._files()
         bases = [r for r, kind, _ in files if kind == "base"]
-        return not bases or sum(r > bases[-1] for r, k, _ in files if k == "delta") >= self.deltas_max
+        if not bases:
+            return True
+        since = sum(r > bases[-1] for r, kind, _ in files if kind == "delta")
+        return since >= self.deltas_max and bases[-1] <= durable
 
     def write(self, round_: int, kind: str, arrays: Arrays, meta: dict[str, Any]) -> int:
         """Write a `base` or `delta` of the state after `round_`; returns bytes written."""
-        return write_arrays(self.folder / f"{round_:012d}.{kind}", arrays, meta)
+        before = max((r for r, _, _ in self._files() if r < round_), default=-1)
+        path = self.folder / f"{round_:012d}.{kind}"
+        return write_arrays(path, arrays, {**meta, _AFTER: before})
 
     def load(self, round_: int) -> tuple[Arrays | None, list[Arrays], list[dict[str, Any]]]:
-        """The newest base up to `round_`, the deltas after it up to `round_`, and the meta of each."""
+        """The newest base up to `round_`, the deltas after it up to `round_`, and the meta of each.
+
+        Raises
+        ------
+        StateError : a file is damaged, or one that the state of `round_` is made of is missing
+        """
         files = [f for f in self._files() if f[0] <= round_]
         bases = [f for f in files if f[1] == "base"]
         if not bases:
-            if files:
-                raise StateError(f"state {self.folder}: deltas without a base; start from an empty state_dir")
+            if files or round_ > 0:
+                raise StateError(
+                    f"state {self.folder}: round {round_} is said to be durable, but there is no"
+                    " base up to it; restore the folder from a copy, or start from an empty"
+                    " state_dir"
+                )
             return None, [], []
-        base_round, _, base_path = bases[-1]
+        newest, _, base_path = bases[-1]
         base, meta = read_arrays(base_path)
         deltas, metas = [], [meta]
         for r, kind, path in files:
-            if kind == "delta" and r > base_round:
+            if kind == "delta" and r > bases[-1][0]:
                 arrays, meta = read_arrays(path)
+                if meta.get(_AFTER) != newest:
+                    raise StateError(
+                        f"state {self.folder}: {path.name} follows round {meta.get(_AFTER)}, but"
+                        f" the file before it is of round {newest}; restore the missing one from a"
+                        " copy, or start from an empty state_dir"
+                    )
                 deltas.append(arrays)
                 metas.append(meta)
+                newest = r
+        if newest != round_ and not metas[-1].get("last"):
+            raise StateError(
+                f"state {self.folder}: round {round_} is said to be durable, but the newest state"
+                f" is of round {newest}; restore the folder from a copy, or start from an empty"
+                " state_dir"
+            )
         return base, deltas, metas
 
     def forget_after(self, round_: int) -> None:
-        """Remove what a crash left behind: files newer than the manifest."""
-        for r, _, path in self._files():
+        """Remove what a crash left behind: files newer than the manifest, and half-written ones."""
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        # Newest first: wherever this is cut short, what is left has no hole.
+        for r, _, path in reversed(self._files()):
             if r > round_:
                 path.unlink()
+        fsync_folder(self.folder)
 
     def forget_before(self, round_: int) -> None:
-        """Remove what the newest base up to `round_` (which the manifest names) has made useless."""
+        """Remove what the newest base up to `round_` has made useless.
+
+        Parameters
+        ----------
+        round_ : no restart begins before it (`dataflows.state.manifest.oldest_round`)
+        """
         bases = [r for r, kind, _ in self._files() if kind == "base" and r <= round_]
         if bases:
             for r, _, path in self._files():

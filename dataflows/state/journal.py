@@ -1,33 +1,42 @@
 """The journal of a lane: which events made up which round, durable before anything else sees them.
 
-One record a round: round number, `cut_time_us`, the source's positions after the cut, how many events
-came, a checksum of them, control records and schema bodies met for the first time. After a crash the
-rounds are cut again exactly as they were; a replay a month later reads the same.
+One record a round: round number, `cut_time_us`, the source's positions after the cut, how many
+events came, a checksum of them, control records and schema bodies met for the first time. After a
+crash the rounds are cut again exactly as they were; a replay a month later reads the same.
 
-A segment is a file of records `length (u32), crc32 (u32), JSON`, named by its first round. A torn tail
-(the machine died while writing) is cut off on opening; damage anywhere else is an error.
+A segment is a file of records `marker, length (u32), crc32 (u32) of length and payload, JSON`,
+named by its first round. Only the last record can be torn (each is on the disk before the next is
+begun): a bad record with nothing whole behind it, at the end of the newest segment, is cut off on
+opening. Damage anywhere else is an error. Segments are removed from the oldest on, once the journal
+is longer than `bytes_max` and a restart can no longer need them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from features.errors import StateError
 
-__all__ = ["Cut", "LaneJournal", "read_cuts"]
+__all__ = ["Cut", "LaneJournal", "fsync_folder", "last_cut", "read_cuts"]
 
 _MAGIC = b"WXJ1"
-_FRAME = struct.Struct("<II")
+_MARKER = b"\xf7WXR"
+"""Begins each record; its first byte is in no JSON text, so that records are found again behind
+damage."""
+_FRAME = struct.Struct("<4sII")
+_LENGTH = struct.Struct("<I")
 
 RECORD_BYTES_MAX = 64_000_000
-"""A longer record can only be damage: a round is capped in rows, and holds no event bodies. Chosen."""
+"""A longer record can only be damage: a round is capped in rows, and holds no event bodies.
+Chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,13 @@ class Cut:
     cut_time_us : the clock of everything after the source, microseconds UTC
     positions : where the source stood after the cut, as the source itself writes it
     received : events taken from the source, repeats and rejects included
-    checksum : crc32 of the events' ids and times, in order; a replay must meet the same
+    checksum : crc32 of what the round held, in order; a replay must meet the same
     control : control records read with this round
     schemas : schema id -> body, of schemas first met in this round
+    faults : lines of the control file that are no record: (byte offset, the line, what is wrong)
+    source_time_us : the reader's own clock where `cut_time_us` was held back from running
+        backwards; None where they are the same
+    final : the lane ended with this round
     """
 
     round: int
@@ -52,6 +65,9 @@ class Cut:
     checksum: int = 0
     control: list[dict[str, Any]] = field(default_factory=list)
     schemas: dict[str, str] = field(default_factory=dict)
+    faults: list[tuple[int, str, str]] = field(default_factory=list)
+    source_time_us: int | None = None
+    final: bool = False
 
     def to_bytes(self) -> bytes:
         """The record's payload."""
@@ -64,6 +80,9 @@ class Cut:
                 "c": self.checksum,
                 **({"k": self.control} if self.control else {}),
                 **({"s": self.schemas} if self.schemas else {}),
+                **({"f": self.faults} if self.faults else {}),
+                **({} if self.source_time_us is None else {"q": self.source_time_us}),
+                **({"e": 1} if self.final else {}),
             },
             separators=(",", ":"),
         ).encode()
@@ -72,55 +91,119 @@ class Cut:
     def from_bytes(cls, payload: bytes) -> Cut:
         """The cut that `to_bytes` wrote."""
         d = json.loads(payload)
-        return cls(d["r"], d["t"], d["p"], d["n"], d["c"], d.get("k", []), d.get("s", {}))
+        faults = [(at, line, fault) for at, line, fault in d.get("f", [])]
+        return cls(
+            d["r"],
+            d["t"],
+            d["p"],
+            d["n"],
+            d["c"],
+            d.get("k", []),
+            d.get("s", {}),
+            faults,
+            d.get("q"),
+            "e" in d,
+        )
 
 
-def _segment_cuts(path: Path) -> Iterator[tuple[Cut, int]]:
-    """Each whole record of a segment and the byte at which it ends; stops at a torn tail."""
+def _record(payload: bytes) -> bytes:
+    """A payload as it stands in a segment."""
+    crc = zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
+    return _FRAME.pack(_MARKER, len(payload), crc) + payload
+
+
+def _payload_at(data: bytes, at: int) -> bytes | None:
+    """The payload of the record at a byte, None where there is no whole one."""
+    if at + _FRAME.size > len(data):
+        return None
+    marker, length, crc = _FRAME.unpack_from(data, at)
+    begin = at + _FRAME.size
+    if marker != _MARKER or length > RECORD_BYTES_MAX or begin + length > len(data):
+        return None
+    payload = data[begin : begin + length]
+    return payload if zlib.crc32(payload, zlib.crc32(_LENGTH.pack(length))) == crc else None
+
+
+def _whole_behind(data: bytes, at: int) -> bool:
+    """Whether any whole record stands behind a bad one."""
+    found = data.find(_MARKER, at + 1)
+    while found >= 0:
+        if _payload_at(data, found) is not None:
+            return True
+        found = data.find(_MARKER, found + 1)
+    return False
+
+
+def _segment_cuts(path: Path, newest: bool) -> Iterator[tuple[Cut, int]]:
+    """Each whole record of a segment and the byte at which it ends.
+
+    A torn tail ends it where the segment is the newest; else, or before whole records, it is an
+    error.
+    """
     data = path.read_bytes()
-    if not data:
-        return
     if data[:4] != _MAGIC:
-        if data[:3] == _MAGIC[:3]:
+        if newest and (_MAGIC.startswith(data) or not data.strip(b"\0")):
+            return
+        if len(data) >= len(_MAGIC) and data[:3] == _MAGIC[:3]:
             raise StateError(
                 f"journal segment {path}: written in format {data[:4]!r}, this version reads"
                 f" {_MAGIC!r}; run the version that wrote it, or start with an empty state_dir"
             )
-        if _MAGIC.startswith(data):
-            return
         raise StateError(f"journal segment {path}: not a journal; move it away and start again")
-    at = 4
-    while at + _FRAME.size <= len(data):
-        length, crc = _FRAME.unpack_from(data, at)
-        end = at + _FRAME.size + length
-        if length > RECORD_BYTES_MAX or end > len(data):
-            return
-        payload = data[at + _FRAME.size : end]
-        if zlib.crc32(payload) != crc:
-            if end == len(data):
+    at = len(_MAGIC)
+    while at < len(data):
+        payload = _payload_at(data, at)
+        if payload is None:
+            if newest and not _whole_behind(data, at):
                 return
             raise StateError(
-                f"journal segment {path}: record at byte {at} is damaged in the middle of the file;"
-                " restore the file, or start from the newest base with an empty journal"
+                f"journal segment {path}: record at byte {at} is damaged, and it is not the last;"
+                " restore the file from a copy, or start with an empty state_dir"
             )
-        yield Cut.from_bytes(payload), end
-        at = end
+        at += _FRAME.size + len(payload)
+        yield Cut.from_bytes(payload), at
 
 
 def _segments(folder: Path) -> list[Path]:
     """Segment files, oldest first."""
-    return sorted(folder.glob("*.jnl"))
+    return sorted(p for p in folder.glob("*.jnl") if p.stem.isdecimal())
 
 
 def read_cuts(folder: Path, after_round: int = 0) -> Iterator[Cut]:
-    """Cuts of a lane with `round > after_round`, in order, without opening the journal for writing."""
+    """Cuts of a lane with `round > after_round`, in order, without opening the journal for writing.
+
+    Raises
+    ------
+    StateError : a record is damaged that is not the torn last one
+    """
     segments = _segments(folder)
     for i, path in enumerate(segments):
         if i + 1 < len(segments) and int(segments[i + 1].stem) <= after_round + 1:
             continue
-        for cut, _ in _segment_cuts(path):
+        for cut, _ in _segment_cuts(path, newest=i + 1 == len(segments)):
             if cut.round > after_round:
                 yield cut
+
+
+def last_cut(folder: Path, round_: int) -> Cut | None:
+    """The newest cut of a lane with `round <= round_`; reads one segment, not all of them."""
+    segments = _segments(folder)
+    for i in reversed(range(len(segments))):
+        if int(segments[i].stem) > round_:
+            continue
+        found: Cut | None = None
+        for cut, _ in _segment_cuts(segments[i], newest=i + 1 == len(segments)):
+            if cut.round > round_:
+                break
+            found = cut
+        if found is not None:
+            return found
+    return None
+
+
+def _nothing_durable() -> int:
+    """No round is known to be durable: nothing is ever removed."""
+    return 0
 
 
 class LaneJournal:
@@ -130,15 +213,25 @@ class LaneJournal:
     ----------
     folder : the lane's own folder; made where it is missing
     segment_bytes : size at which a new segment is begun
+    bytes_max : size of all segments above which the oldest are removed; 0 keeps all
+    durable : says the round before which no restart can begin; asked when a segment is begun
 
     Raises
     ------
     StateError : the folder holds something that is no journal, or one damaged before its tail
     """
 
-    def __init__(self, folder: Path, segment_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        segment_bytes: int,
+        bytes_max: int = 0,
+        durable: Callable[[], int] = _nothing_durable,
+    ) -> None:
         self.folder = folder
         self.segment_bytes = segment_bytes
+        self.bytes_max = bytes_max
+        self._durable = durable
         folder.mkdir(parents=True, exist_ok=True)
         self.last: Cut | None = None
         self._file: Any = None
@@ -147,17 +240,16 @@ class LaneJournal:
 
     def _recover(self) -> None:
         """Cut a torn tail off and stand at the end of the newest segment."""
-        segments = _segments(self.folder)
-        for path in reversed(segments):
+        for path in reversed(_segments(self.folder)):
             end = 0
-            for cut, stop in _segment_cuts(path):
+            for cut, stop in _segment_cuts(path, newest=True):
                 self.last, end = cut, stop
             if end:
-                if self._file is None:
-                    self._file = path.open("r+b", buffering=0)
-                    self._file.truncate(end)
-                    self._file.seek(end)
-                    self._size = end
+                self._file = path.open("r+b", buffering=0)
+                self._file.truncate(end)
+                self._file.seek(end)
+                os.fsync(self._file.fileno())
+                self._size = end
                 return
             path.unlink()
 
@@ -168,17 +260,14 @@ class LaneJournal:
         ------
         StateError : the disk refused it (full, gone); the record is taken back
         """
-        payload = cut.to_bytes()
-        record = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+        record = _record(cut.to_bytes())
         try:
             if self._file is None or self._size >= self.segment_bytes:
                 self._begin(cut.round)
-            self._file.write(record)
+            _write_all(self._file, record)
             os.fdatasync(self._file.fileno())
         except OSError as error:
-            if self._file is not None:
-                self._file.truncate(self._size)
-                self._file.seek(self._size)
+            self._take_back()
             raise StateError(
                 f"journal {self.folder}: round {cut.round} could not be written: {error.strerror};"
                 " free space or mend the disk and start again, nothing is lost"
@@ -186,21 +275,55 @@ class LaneJournal:
         self._size += len(record)
         self.last = cut
 
+    def _take_back(self) -> None:
+        """Remove what a failed write has left; where even that fails, opening cuts it off."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+
     def _begin(self, first_round: int) -> None:
-        """Close the segment and begin the next one."""
+        """Begin the next segment, then let go of the one before and of those no longer wanted."""
+        path = self.folder / f"{first_round:020d}.jnl"
+        file = path.open("wb", buffering=0)
+        try:
+            _write_all(file, _MAGIC)
+            fsync_folder(self.folder)
+        except OSError:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
         if self._file is not None:
             self._file.close()
-        path = self.folder / f"{first_round:020d}.jnl"
-        self._file = path.open("wb", buffering=0)
-        self._file.write(_MAGIC)
-        self._size = len(_MAGIC)
-        fsync_folder(self.folder)
+        self._file, self._size = file, len(_MAGIC)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove the oldest segments beyond `bytes_max` whose rounds no restart can need."""
+        if not self.bytes_max:
+            return
+        segments = _segments(self.folder)
+        sizes = [path.stat().st_size for path in segments]
+        kept, durable = sum(sizes), self._durable()
+        for path, size, following in zip(segments, sizes, segments[1:], strict=False):
+            # The cut of the durable round itself is needed: a restart begins at its positions.
+            if kept <= self.bytes_max or int(following.stem) > durable:
+                return
+            path.unlink()
+            kept -= size
 
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """Write everything: an unbuffered write on a full disk may take a part and raise nothing."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def fsync_folder(folder: Path) -> None:

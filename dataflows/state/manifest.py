@@ -1,11 +1,12 @@
 """The manifest: the one small file that says up to which round everything is durable.
 
-It is written last: all shards have their deltas on disk, all alerts and dead letters of the round are
-acknowledged, all rows are in the store. A restart begins at its round + 1, from the journal.
+It is written last: all shards have their deltas on disk, all alerts and dead letters of the round
+are acknowledged, all rows are in the store. A restart begins at its round + 1, from the journal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -16,9 +17,13 @@ from typing import Any
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
-__all__ = ["Manifest", "read_manifest", "write_manifest"]
+__all__ = ["Manifest", "oldest_round", "read_manifest", "write_manifest"]
 
 FORMAT = 1
+"""Layout of the file; one with another number is refused."""
+
+_NAMES = ("manifest.json", "manifest.previous.json")
+"""The manifest in force, and the one before, which is used where the first is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +53,36 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest, atomically and durably."""
+    """Replace the manifest, atomically and durably; the one before stays beside it.
+
+    Raises
+    ------
+    StateError : the disk refused it; the manifest there was is still in force
+    """
     body = json.dumps(asdict(manifest), indent=1, sort_keys=True)
     text = f"{body}\ncrc32 {zlib.crc32(body.encode()):08x}\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "manifest.json.tmp"
+    temporary, current = folder / "manifest.json.tmp", folder / _NAMES[0]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        current = folder / "manifest.json"
-        if current.exists():
-            # The one before stays beside it: a reader falls back to it where the newest is damaged.
-            os.replace(current, folder / "manifest.previous.json")
-        os.replace(temporary, current)
+        if _parse(current) is not None:
+            # A second name for the same file, put in place in one step: at no moment is there no
+            # whole manifest, and a damaged one never takes the place of a whole one.
+            second = folder / "manifest.previous.tmp"
+            second.unlink(missing_ok=True)
+            os.link(current, second)
+            second.replace(folder / _NAMES[1])
+        temporary.replace(current)
         fsync_folder(folder)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StateError(
-            f"manifest in {folder} could not be written: {error.strerror}; free space or mend the disk"
-            " and start again"
+            f"manifest in {folder} could not be written: {error.strerror}; free space or mend the"
+            " disk and start again"
         ) from error
 
 
@@ -81,8 +96,8 @@ def _parse(path: Path) -> Manifest | None:
     data = json.loads(body)
     if data.get("format") != FORMAT:
         raise StateError(
-            f"{path}: format {data.get('format')}, this version reads {FORMAT}; run the version that"
-            " wrote it, or start with an empty state_dir"
+            f"{path}: format {data.get('format')}, this version reads {FORMAT}; run the version"
+            " that wrote it, or start with an empty state_dir"
         )
     return Manifest(**data)
 
@@ -94,13 +109,23 @@ def read_manifest(folder: Path) -> Manifest | None:
     ------
     StateError : there are manifests, but none is whole
     """
-    for name in ("manifest.json", "manifest.previous.json"):
+    for name in _NAMES:
         found = _parse(folder / name)
         if found is not None:
             return found
-    if (folder / "manifest.json").exists():
+    damaged = [str(folder / name) for name in _NAMES if (folder / name).exists()]
+    if damaged:
         raise StateError(
-            f"{folder / 'manifest.json'} is damaged and there is no earlier one; start with an empty"
-            " state_dir, the journal replays everything"
+            f"{' and '.join(damaged)}: damaged, and there is no other manifest; restore one from a"
+            " copy, or start with an empty state_dir"
         )
     return None
+
+
+def oldest_round(folder: Path) -> int:
+    """The round before which no restart begins: that of the older of the manifests kept.
+
+    What is needed to go on from there (deltas, journal) must stay; 0 before the first manifest.
+    """
+    found = [_parse(folder / name) for name in _NAMES]
+    return min((manifest.round for manifest in found if manifest is not None), default=0)
