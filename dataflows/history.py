@@ -148,6 +148,7 @@ def run_history(
     reader: LaneReader,
     collector: Collector | None = None,
     progress: Callable[[int, int], None] | None = None,
+    begin: Pass | None = None,
 ) -> Pass:
     """Run everything a reader has through the engine.
 
@@ -156,10 +157,16 @@ def run_history(
     reader : gives events in time order and ends
     collector : keeps training rows
     progress : called after each chunk with (events so far, event time in us)
+    begin : an earlier pass to go on from; its engine is used up
     """
-    engine = OfflineEngine(catalog, settings.groups)
-    repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
     until_us = events = rejected = duplicates = 0
+    if begin is None:
+        engine = OfflineEngine(catalog, settings.groups)
+        repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
+    else:
+        engine, repeats = begin.engine, begin.repeats
+        until_us, events = begin.until_us, begin.events
+        rejected, duplicates = begin.rejected, begin.duplicates
     while True:
         taken = reader.take(CHUNK_ROWS)
         until_us = max(until_us, taken.cut_time_us)

@@ -1,0 +1,326 @@
+"""The model bundle: a folder with everything that scoring needs, in formats that run no code.
+
+    bundle.json                     format, id, catalogue, feature names, training data, checksums
+    metrics.json                    what training found on rows it had held out
+    voting.toml                     thresholds and rules; a person may edit it
+    EVENT_TYPE/DETECTOR.npz, .json  what each detector saved
+    EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual values
+
+It is written beside its place and renamed, and read only where every checksum holds. Its id is the
+hash of its content without `voting.toml` and the metrics, so that alerts of the same models have the
+same ids whatever their thresholds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.batch import Float64
+from features.catalog import Catalog
+from features.errors import BundleError, DeclarationError
+from models.base import Arrays, Detector
+from models.calibration import Calibration
+from models.detectors import detector, detector_names
+from models.voting import Ensemble, Voting
+
+__all__ = ["Bundle", "EventModels"]
+
+FORMAT = 1
+"""Layout of a bundle; one with another number is refused."""
+
+_UNSEALED = ("voting.toml", "metrics.json")
+"""Not part of the id: thresholds are a person's to edit, metrics are words about the models."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventModels:
+    """Everything fitted for one event type.
+
+    Parameters
+    ----------
+    event_type, names : what they score, and the features they read, in order
+    detectors : name -> fitted detector, in the order they were asked for
+    calibrations : name -> tail probabilities of its raw scores
+    ensemble : of all of them
+    gate : surprise that any cheap detector must reach for the expensive ones to look at a row
+    usual : float64 (F, Q), quantiles of each feature on genuine rows, NaN where it never has a value
+    """
+
+    event_type: str
+    names: tuple[str, ...]
+    detectors: Mapping[str, Detector]
+    calibrations: Mapping[str, Calibration]
+    ensemble: Ensemble
+    gate: float
+    usual: Float64
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """See the module.
+
+    Parameters
+    ----------
+    id : 16 hex digits, hash of the content
+    catalog_version : of the features it was trained on
+    models : event type -> its models
+    voting : the rules beside the models
+    training : what it was trained on: rows, spans, fingerprint
+    metrics : what training found on held-out rows
+    """
+
+    id: str
+    catalog_version: str
+    models: Mapping[str, EventModels]
+    voting: Voting
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Names of all detectors in it."""
+        return tuple(dict.fromkeys(d for m in self.models.values() for d in m.detectors))
+
+    def write(self, path: Path) -> Bundle:
+        """Write it as the folder `path`, in place of what stood there; returns it with its id.
+
+        Raises
+        ------
+        BundleError : the disk refused it
+        """
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            id_ = _write(self, temporary)
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise BundleError(
+                f"bundle {path} could not be written ({error.strerror}); free space, or name another"
+                " folder with the setting `bundle`"
+            ) from error
+        return Bundle(
+            id_, self.catalog_version, self.models, self.voting, self.training, self.metrics
+        )
+
+    @classmethod
+    def load(cls, path: Path, catalog: Catalog) -> Bundle:
+        """The bundle in a folder.
+
+        Raises
+        ------
+        BundleError : missing, damaged, of another catalogue, or with a detector nobody knows
+        ConfigError : its voting.toml was edited into something that does not hold together
+        """
+        head = _head(path)
+        _check_files(path, head)
+        _check_fit(path, head, catalog)
+        models = {
+            event: _load_event(path / event, event, tuple(names), head["detectors"][event])
+            for event, names in head["names"].items()
+        }
+        voting = Voting.load(path / "voting.toml")
+        metrics = _json(path / "metrics.json")
+        return cls(
+            head["id"], head["catalog_version"], models, voting, head["training"], metrics
+        )
+
+
+def _save_arrays(path: Path, arrays: Arrays) -> None:
+    """Arrays as .npz that holds no pickle; the same arrays give the same bytes."""
+    with path.open("wb") as file:
+        np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+
+
+def _load_arrays(path: Path) -> Arrays:
+    """The arrays of an .npz; one with a pickle in it is refused by numpy."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _save_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _json(path: Path) -> Any:
+    """The content of a JSON file of the bundle."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"bundle file {path} cannot be read ({error}); train again with `waxwing train`"
+        ) from None
+
+
+def _write(bundle: Bundle, folder: Path) -> str:
+    """All files of a bundle into an empty folder; returns its id."""
+    for event, models in bundle.models.items():
+        (folder / event).mkdir()
+        for name, model in models.detectors.items():
+            arrays, header = model.save()
+            _save_arrays(folder / event / f"{name}.npz", arrays)
+            _save_json(folder / event / f"{name}.json", header)
+        scales: Arrays = {"usual": models.usual, "weights": models.ensemble.weights}
+        calibrations = {**models.calibrations, "ensemble": models.ensemble.calibration}
+        for name, calibration in calibrations.items():
+            scales |= {f"{name}.{k}": v for k, v in calibration.save().items()}
+        _save_arrays(folder / event / "scales.npz", scales)
+        _save_json(folder / event / "scales.json", {"gate": models.gate})
+    (folder / "voting.toml").write_text(bundle.voting.text(), encoding="utf-8")
+    _save_json(folder / "metrics.json", bundle.metrics)
+    sums = {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "catalog_version": bundle.catalog_version,
+        "names": {event: list(m.names) for event, m in bundle.models.items()},
+        "detectors": {event: list(m.detectors) for event, m in bundle.models.items()},
+        "training": dict(bundle.training),
+        "files": sums,
+    }
+    head["id"] = _id_of(head)
+    _save_json(folder / "bundle.json", head)
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+    return str(head["id"])
+
+
+def _id_of(head: Mapping[str, Any]) -> str:
+    """The id that follows from what bundle.json says."""
+    sealed = {name: value for name, value in head["files"].items() if name not in _UNSEALED}
+    about = [head[k] for k in ("format", "catalog_version", "names", "detectors", "training")]
+    text = json.dumps([sealed, *about], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """bundle.json, refused where it is missing or of another format."""
+    if not (path / "bundle.json").is_file():
+        raise BundleError(
+            f"there is no model bundle at {str(path)!r}; train one with `waxwing train`, or name the"
+            " folder of one with the setting `bundle`"
+        )
+    head = _json(path / "bundle.json")
+    found = head.get("format") if isinstance(head, dict) else None
+    if found != FORMAT:
+        raise BundleError(
+            f"bundle {path}: format {found}, expected {FORMAT}; train again with `waxwing train`"
+        )
+    wanted = {"id": str, "catalog_version": str, "names": dict, "detectors": dict, "files": dict,
+              "training": dict}  # fmt: skip
+    wrong = [key for key, kind in wanted.items() if not isinstance(head.get(key), kind)]
+    if wrong:
+        raise BundleError(
+            f"bundle {path}: bundle.json lacks {', '.join(wrong)}; train again with `waxwing train`"
+        )
+    return dict(head)
+
+
+def _check_files(path: Path, head: dict[str, Any]) -> None:
+    """BundleError that names every file that is missing or not as it was written."""
+    faults = [] if _id_of(head) == head["id"] else ["bundle.json is not as it was written (id)"]
+    for name, expected in head["files"].items():
+        file = path / name
+        if not file.is_file():
+            faults.append(f"{name} is missing")
+        elif name != "voting.toml" and hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            faults.append(f"{name} is not as it was written (checksum)")
+    if faults:
+        raise BundleError(
+            f"bundle {path} is damaged: {'; '.join(faults)}; copy it again or train again with"
+            " `waxwing train`"
+        )
+
+
+DIFFERENCES_SHOWN_MAX = 10
+"""Most differing features named in one message. Chosen: a message a person still reads."""
+
+
+def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
+    """BundleError where the bundle was made for other features or names an unknown detector."""
+    if head["catalog_version"] != catalog.version:
+        lines = catalog.differences(
+            {event: names for event, names in head["names"].items()}
+            | {event: catalog.names(event) for event in set(catalog.event_types) - set(head["names"])}
+        )
+        shown = lines[:DIFFERENCES_SHOWN_MAX]
+        if len(lines) > len(shown):
+            shown.append(f"and {len(lines) - len(shown)} more")
+        what = "; ".join(shown) or "the same names, but computed in another way"
+        raise BundleError(
+            f"bundle {path} was trained on feature catalogue {head['catalog_version']}, this is"
+            f" {catalog.version}: {what}; train again with `waxwing train`"
+        )
+    asked = {name for names in head["detectors"].values() for name in names}
+    unknown = sorted(asked - set(detector_names()))
+    if unknown:
+        raise BundleError(
+            f"bundle {path} has unknown detector {', '.join(unknown)} (there are"
+            f" {', '.join(detector_names())}); put its file into models/detectors or train again"
+            " with `waxwing train`"
+        )
+
+
+def _load_event(
+    folder: Path, event: str, names: tuple[str, ...], detectors: list[str]
+) -> EventModels:
+    """The models of one event type, from files whose checksums hold."""
+    try:
+        models = {
+            name: detector(name).load(
+                _load_arrays(folder / f"{name}.npz"), _json(folder / f"{name}.json")
+            )
+            for name in detectors
+        }
+        scales = _load_arrays(folder / "scales.npz")
+
+        def calibration(name: str) -> Calibration:
+            prefix = f"{name}."
+            return Calibration.load(
+                {k[len(prefix) :]: v for k, v in scales.items() if k.startswith(prefix)}
+            )
+
+        ensemble = Ensemble(
+            tuple(detectors), np.asarray(scales["weights"], np.float64), calibration("ensemble")
+        )
+        return EventModels(
+            event,
+            names,
+            models,
+            {name: calibration(name) for name in detectors},
+            ensemble,
+            float(_json(folder / "scales.json")["gate"]),
+            np.asarray(scales["usual"], np.float64),
+        )
+    except (OSError, KeyError, ValueError, TypeError, IndexError, DeclarationError) as error:
+        raise BundleError(
+            f"bundle {folder}: cannot be read by this version ({type(error).__name__}: {error});"
+            " train again with `waxwing train`"
+        ) from error

@@ -1,0 +1,142 @@
+"""How well detectors and their vote do where the truth is known: recall, precision, false positives.
+
+`Tally` adds up batch by batch, so that the live view, the closing table of the demo and `waxwing
+evaluate` are readings of the same counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.batch import Float64
+from features.simulate import ATTACKS
+from models.base import Decisions, ScoreMatrix
+from models.voting import ENSEMBLE
+
+__all__ = ["Tally", "threshold_at"]
+
+
+def threshold_at(genuine: Float64, share: float) -> float:
+    """Lowest threshold that at most a share of genuine scores reaches; inf where none does.
+
+    Parameters
+    ----------
+    genuine : float64 (n,), scores of genuine rows; NaN reaches nothing
+    share : of all n rows, in [0, 1]
+
+    Examples
+    --------
+    >>> threshold_at(np.arange(10.0), 0.2)
+    8.0
+    """
+    allowed = int(share * len(genuine))
+    values = np.sort(np.where(np.isnan(genuine), -np.inf, genuine))[::-1]
+    if allowed >= len(values):
+        return float(values[-1]) if len(values) else float("inf")
+    # The value that is one too many, and all equal to it, stay below the threshold.
+    above = values[:allowed][values[:allowed] > values[allowed]]
+    return float(above[-1]) if len(above) else float(np.nextafter(values[allowed], np.inf))
+
+
+class Tally:
+    """Counts of votes over events whose truth is known.
+
+    Parameters
+    ----------
+    names : code in the truth -> name of the attack; the simulator's by default
+    """
+
+    def __init__(self, names: Mapping[int, str] | None = None) -> None:
+        self._names = {v: k for k, v in ATTACKS.items()} if names is None else dict(names)
+        self._order: tuple[str, ...] = ()
+        self._genuine: dict[str, int] = {}
+        self._found: dict[int, dict[str, int]] = {}
+        self._sent: dict[int, int] = {}
+        self._rows = 0
+        self._rows_genuine = 0
+        self._scored: dict[str, int] = {}
+        self._types: dict[str, list[int]] = {}
+
+    def add(
+        self,
+        event_type: str,
+        truth: npt.NDArray[np.int16],
+        scores: ScoreMatrix,
+        decisions: Decisions,
+    ) -> None:
+        """Take in one batch.
+
+        Parameters
+        ----------
+        truth : int16 (n,), code of the attack, 0 genuine
+        """
+        votes = decisions.votes.any(axis=1)
+        columns = {name: votes[:, i] for i, name in enumerate(scores.detectors)}
+        columns[ENSEMBLE] = decisions.flagged.any(axis=1)
+        self._order = tuple(dict.fromkeys((*self._order, *scores.detectors)))
+        odd = truth > 0
+        n, n_odd = len(truth), int(np.count_nonzero(odd))
+        self._rows += n
+        self._rows_genuine += n - n_odd
+        flagged = columns[ENSEMBLE]
+        found = int(np.count_nonzero(flagged & odd))
+        counts = self._types.setdefault(event_type, [0, 0, 0, 0])
+        for at, count in enumerate((n_odd, found, n - n_odd, int(flagged.sum()) - found)):
+            counts[at] += count
+        for i, name in enumerate(scores.detectors):
+            seen = int(np.count_nonzero(~np.isnan(scores.scores[:, i])))
+            self._scored[name] = self._scored.get(name, 0) + seen
+        for name, column in columns.items():
+            wrong = int(np.count_nonzero(column & ~odd))
+            self._genuine[name] = self._genuine.get(name, 0) + wrong
+        for code in np.unique(truth[odd]).tolist():
+            here = truth == code
+            self._sent[code] = self._sent.get(code, 0) + int(here.sum())
+            hits = self._found.setdefault(code, {})
+            for name, column in columns.items():
+                hits[name] = hits.get(name, 0) + int(np.count_nonzero(column & here))
+
+    def report(self) -> dict[str, Any]:
+        """`detectors` and `by_attack` as every `--json` has them; both empty before any event."""
+        if not self._rows:
+            return {}
+        sent = sum(self._sent.values())
+        detectors: dict[str, Any] = {}
+        for name in (*self._order, ENSEMBLE):
+            found = sum(hits.get(name, 0) for hits in self._found.values())
+            wrong = self._genuine.get(name, 0)
+            detectors[name] = {
+                "recall": _share(found, sent),
+                "precision": _share(found, found + wrong),
+                "fpr": _share(wrong, self._rows_genuine),
+            }
+            if name != ENSEMBLE:
+                detectors[name]["scored"] = _share(self._scored.get(name, 0), self._rows)
+        return {
+            "detectors": detectors,
+            "by_attack": {
+                self._names.get(code, f"attack {code}"): {
+                    "events": self._sent[code],
+                    **{n: {"recall": _share(h, self._sent[code])} for n, h in hits.items()},
+                }
+                for code, hits in sorted(self._found.items())
+            },
+            "by_event_type": {
+                name: {
+                    "attack_events": odd,
+                    "recall": _share(found, odd),
+                    "genuine_events": genuine,
+                    "fpr": _share(wrong, genuine),
+                }
+                for name, (odd, found, genuine, wrong) in self._types.items()
+            },
+        }
+
+
+def _share(part: int, whole: int) -> float:
+    """A share, NaN of nothing."""
+    return part / whole if whole else float("nan")

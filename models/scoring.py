@@ -1,0 +1,259 @@
+"""From features to votes: every detector of an event type, calibrated, then the rules.
+
+A row's scores depend on the row alone, never on the batch it came in: each detector promises it, the
+gate in front of the expensive ones is a function of the row, and sums go column by column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from features.batch import FeatureMatrix, Float64
+from features.errors import ConfigError, ShapeError
+from features.keys import UInt64
+from models.base import Decisions, ScoreMatrix
+from models.bundle import Bundle, EventModels
+from models.calibration import score_of
+from models.voting import ENSEMBLE, AnomalyType, Ensemble, Voting, weighted_sum
+
+__all__ = ["Scorer", "Stages", "take_rows"]
+
+Stages = Mapping[str, tuple[str, float]]
+"""Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
+
+WARM_ROWS = 64
+"""Rows of the dummy batch; chosen: more than one, so that kernels for batches are made too."""
+
+_LIVE = ("live", 100.0)
+
+
+def take_rows(features: FeatureMatrix, rows: npt.NDArray[np.intp]) -> FeatureMatrix:
+    """The given rows of a feature matrix."""
+    sequence = features.sequence
+    return FeatureMatrix(
+        features.event_type,
+        features.names,
+        features.values[rows],
+        None if sequence is None else sequence[rows],
+        features.catalog_version,
+    )
+
+
+def cheap_and_expensive(
+    models: EventModels, names: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Places in `names` of the detectors that see every row, and of those behind the gate."""
+    costly = [i for i, name in enumerate(names) if models.detectors[name].expensive]
+    return [i for i in range(len(names)) if i not in costly], costly
+
+
+def gate_opens(surprise: Float64, cheap: Sequence[int], gate: float) -> npt.NDArray[np.bool_]:
+    """Rows that the expensive detectors look at: some cheap one is surprised enough.
+
+    Parameters
+    ----------
+    surprise : float64 (n, D)
+    cheap : places of the cheap detectors; where there are none every row passes
+    gate : surprise that one of them must reach
+
+    Returns
+    -------
+    bool (n,)
+    """
+    if not cheap:
+        return np.ones(len(surprise), np.bool_)
+    opened = np.zeros(len(surprise), np.bool_)
+    for i in cheap:
+        opened |= surprise[:, i] >= gate  # NaN reaches nothing
+    return opened
+
+
+@dataclass(slots=True)
+class GateCount:
+    """How many rows came to the gate of the expensive detectors, and how many they looked at."""
+
+    rows: int = 0
+    opened: int = 0
+
+
+class Scorer:
+    """Scores and decides; one for a process, used by one thread at a time.
+
+    Parameters
+    ----------
+    bundle : the models
+    detectors : names of those to run, all in the bundle
+    voting : rules in place of the bundle's own
+
+    Raises
+    ------
+    ConfigError : detectors that the bundle does not have, rules that name unknown ones
+    """
+
+    def __init__(
+        self, bundle: Bundle, detectors: Sequence[str], voting: Voting | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.voting = bundle.voting if voting is None else voting
+        self.detectors = tuple(dict.fromkeys(detectors))
+        self.gates = {event: GateCount() for event in bundle.models}
+        faults = [
+            f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)}); train"
+            " with it (`waxwing train`) or take it out"
+            for name in self.detectors
+            if name not in bundle.detectors
+        ]
+        faults += self.voting.unknown_detectors(bundle.detectors)
+        if faults:
+            raise ConfigError(faults)
+
+    def warm_up(self) -> None:
+        """Score a dummy batch of each event type, so that the first round does not pay for it."""
+        for event, models in self.bundle.models.items():
+            values = np.zeros((WARM_ROWS, len(models.names)))
+            from features.sequence import STEPS, WIDTH
+
+            features = FeatureMatrix(
+                event,
+                models.names,
+                values,
+                np.zeros((WARM_ROWS, STEPS, WIDTH), np.float32),
+                self.bundle.catalog_version,
+            )
+            for name in self._names(models):
+                models.detectors[name].raw(features)
+
+    def _names(self, models: EventModels) -> tuple[str, ...]:
+        """Detectors that this scorer runs on an event type, in its own order."""
+        return tuple(name for name in self.detectors if name in models.detectors)
+
+    def score(self, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
+        """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
+
+        An event type without models is not scored: NaN throughout.
+
+        Raises
+        ------
+        ShapeError : features in another order than the models were trained on
+        """
+        n = len(features)
+        models = self.bundle.models.get(features.event_type)
+        surprise = np.full((n, len(self.detectors)), np.nan)
+        if models is None or not n:
+            return ScoreMatrix(features.event_type, self.detectors, surprise, surprise)
+        if features.names != models.names:
+            raise ShapeError(
+                f"step 'score': {features.event_type}: expected the {len(models.names)} features of"
+                f" bundle {self.bundle.id}, got {len(features.names)} others; train again with"
+                " `waxwing train`"
+            )
+        names = [
+            name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"
+        ]
+        places = [self.detectors.index(name) for name in names]
+        cheap, costly = cheap_and_expensive(models, names)
+        for i in cheap:
+            raw = models.detectors[names[i]].raw(features)
+            surprise[:, places[i]] = models.calibrations[names[i]].surprise(raw)
+        if costly:
+            opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
+            rows = np.flatnonzero(opened)
+            count = self.gates[features.event_type]
+            count.rows += n
+            count.opened += len(rows)
+            if len(rows):
+                seen = take_rows(features, rows)
+                for i in costly:
+                    raw = models.detectors[names[i]].raw(seen)
+                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(raw)
+        return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
+
+    def decide(
+        self,
+        scores: ScoreMatrix,
+        thresholds: Mapping[tuple[str, str], float],
+        stages: Stages | None = None,
+        entity: UInt64 | None = None,
+    ) -> Decisions:
+        """What the rules make of scores.
+
+        Parameters
+        ----------
+        scores : of one batch
+        thresholds : (anomaly type, detector or `ensemble`) -> score, in place of the rules' own
+        stages : off and shadow detectors have no part in the vote, a canary only for its entities
+        entity : uint64 (n,), keys of the primary entities; needed where a detector is a canary
+
+        Raises
+        ------
+        ShapeError : a canary without entities
+        """
+        n, d = scores.surprise.shape
+        rules = self.voting.of(scores.event_type)
+        models = self.bundle.models.get(scores.event_type)
+        if models is None:
+            rules = ()
+        speaks = _speaks(scores, stages or {}, entity)
+        score = np.zeros((n, len(rules)))
+        flagged = np.zeros((n, len(rules)), np.bool_)
+        votes = np.zeros((n, len(rules), d), np.bool_)
+        limits = np.ones((len(rules), d))
+        for a, rule in enumerate(rules):
+            heard = speaks.copy()
+            for i, name in enumerate(scores.detectors):
+                heard[:, i] &= name in rule.thresholds
+                limits[a, i] = thresholds.get((rule.name, name), rule.thresholds.get(name, 1.0))
+            votes[:, a] = heard & (scores.scores >= limits[a])
+            if models is not None:
+                score[:, a] = score_of(_ensemble(models.ensemble, scores, heard))
+            limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
+            enough = np.count_nonzero(votes[:, a], axis=1) >= max(rule.votes_needed, 1)
+            flagged[:, a] = enough & (score[:, a] >= limit)
+        names = tuple(rule.name for rule in rules)
+        return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
+
+
+def _speaks(
+    scores: ScoreMatrix, stages: Stages, entity: UInt64 | None
+) -> npt.NDArray[np.bool_]:
+    """bool (n, D), which detectors have a say on which rows."""
+    speaks = ~np.isnan(scores.scores)
+    for i, name in enumerate(scores.detectors):
+        stage, percent = stages.get(name, _LIVE)
+        if stage in ("off", "shadow"):
+            speaks[:, i] = False
+        elif stage == "canary":
+            if entity is None:
+                raise ShapeError(f"step 'decide': canary {name!r} needs the keys of the entities")
+            speaks[:, i] &= _in_canary(entity, percent)
+    return speaks
+
+
+def _in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
+    """Entities of the canary: the same ones whatever else happens, and a larger percent keeps them.
+
+    Taken from the low bits of the key (shard groups take higher ones), to a thousandth of a percent.
+    """
+    chosen: npt.NDArray[np.bool_] = (entity % np.uint64(100_000)) < np.uint64(round(1000 * percent))
+    return chosen
+
+
+def _ensemble(
+    ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]
+) -> Float64:
+    """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
+    weights = np.zeros(len(scores.detectors))
+    for i, name in enumerate(scores.detectors):
+        if name in ensemble.detectors:
+            weights[i] = ensemble.weights[ensemble.detectors.index(name)]
+    surprise = np.where(heard, scores.surprise, np.nan)
+    return ensemble.calibration.surprise(weighted_sum(surprise, weights))
+
+
+def rules_without_models(voting: Voting, bundle: Bundle) -> list[AnomalyType]:
+    """Anomaly types whose event type the bundle has no models for: they can never be found."""
+    return [a for a in voting.anomaly_types.values() if a.event_type not in bundle.models]

@@ -1,0 +1,319 @@
+"""The vote: which detectors speak on an anomaly type, from what score on, and what follows.
+
+The rules stand in a `voting.toml` that a person can read and edit: in the bundle, as training fitted
+it, or the file that the setting `voting` names. **The one rule**: an event is flagged as an anomaly
+type when the ensemble's score reaches `ensemble` and at least `votes_needed` of its detectors reach
+their own thresholds. The ensemble weighs all detectors together, the votes make sure that someone
+in particular can be named; without a detector in the vote nothing is flagged.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from features.batch import Float64
+from features.errors import ConfigError
+from features.events import event_types
+from models.calibration import Calibration, surprise_of
+
+__all__ = [
+    "ENSEMBLE",
+    "RULES",
+    "SEVERITIES",
+    "AnomalyType",
+    "Ensemble",
+    "Voting",
+    "default_rule",
+    "weighted_sum",
+]
+
+ENSEMBLE = "ensemble"
+"""The name under which the vote as a whole has its threshold."""
+
+SEVERITIES = ("info", "warning", "error", "critical")
+"""PagerDuty's words, from the least on."""
+
+FILE_BYTES_MAX = 1_000_000
+"""A larger file holds no voting rules. Chosen: a rule has a few hundred bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnomalyType:
+    """One kind of anomaly and the vote on it.
+
+    Parameters
+    ----------
+    name : what alerts call it
+    event_type : whose events it is looked for in
+    severity : of its alerts, one of SEVERITIES
+    votes_needed : detectors that must reach their thresholds
+    ensemble : score in [0, 1] that the ensemble must reach
+    thresholds : detector -> score in [0, 1] from which it votes; those not named have no vote
+    action : what the receiver is asked to do
+    """
+
+    name: str
+    event_type: str
+    severity: str = "warning"
+    votes_needed: int = 1
+    ensemble: float = 0.999
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    action: str = ""
+
+
+RULES: dict[str, AnomalyType] = {
+    "payment": AnomalyType(
+        "payment_fraud", "payment", "critical", action="hold the payment and call the holder"
+    ),
+    "login": AnomalyType(
+        "account_attack", "login", "error", action="ask for a second factor, end other sessions"
+    ),
+    "metric": AnomalyType("metric_anomaly", "metric", "warning", action="look at the host"),
+    "app_log": AnomalyType("log_anomaly", "app_log", "warning", action="look at the service"),
+}
+"""Event type -> the rule that training starts from; thresholds are fitted. Chosen: money first."""
+
+
+def default_rule(event_type: str) -> AnomalyType:
+    """The rule of an event type that training starts from, also of one that is not ours."""
+    return RULES.get(event_type, AnomalyType(f"{event_type}_anomaly", event_type))
+
+
+@dataclass(frozen=True, slots=True)
+class Voting:
+    """The rules of all anomaly types.
+
+    Parameters
+    ----------
+    anomaly_types : name -> rule, in the order of the file
+    """
+
+    anomaly_types: Mapping[str, AnomalyType]
+
+    def of(self, event_type: str) -> tuple[AnomalyType, ...]:
+        """The anomaly types that are looked for in events of one type."""
+        return tuple(a for a in self.anomaly_types.values() if a.event_type == event_type)
+
+    @classmethod
+    def load(cls, path: Path) -> Voting:
+        """The rules in a file.
+
+        Raises
+        ------
+        ConfigError : missing, no TOML, or rules that do not hold together; all faults at once
+        """
+        try:
+            if path.stat().st_size > FILE_BYTES_MAX:
+                raise ConfigError(f"voting rules {str(path)!r}: larger than {FILE_BYTES_MAX} bytes")
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"voting rules {str(path)!r} cannot be read ({error.strerror}); copy the bundle's"
+                " voting.toml there and edit it, or leave the setting `voting` out"
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"voting rules {str(path)!r}: not TOML: {error}") from None
+        faults: list[str] = []
+        found: dict[str, AnomalyType] = {}
+        for name, rule in table.items():
+            wrong = _faults(rule)
+            faults += [f"{path}: [{name}]: {fault}" for fault in wrong]
+            if not wrong:
+                found[name] = _rule(name, rule)
+        if not table:
+            faults.append(f"{path}: holds no anomaly type; expected tables such as [payment_fraud]")
+        if faults:
+            raise ConfigError(faults)
+        return cls(found)
+
+    def unknown_detectors(self, known: Iterable[str]) -> list[str]:
+        """One fault for each detector that has a threshold here and is not among `known`."""
+        names = tuple(known)
+        return [
+            f"voting rules: [{a.name}] names detector {d!r}, which the bundle does not have (it has"
+            f" {', '.join(names)}); take the line out or train with it"
+            for a in self.anomaly_types.values()
+            for d in a.thresholds
+            if d not in names
+        ]
+
+    def text(self) -> str:
+        """The rules as TOML with what a person who edits it needs to know."""
+        parts = [_HEAD]
+        for a in self.anomaly_types.values():
+            parts.append(
+                f"[{a.name}]\n"
+                f"event_type = {_quoted(a.event_type)}\n"
+                f"severity = {_quoted(a.severity)}  # {', '.join(SEVERITIES)}\n"
+                f"action = {_quoted(a.action)}\n"
+                f"votes_needed = {a.votes_needed}  # of the {len(a.thresholds)} below\n"
+                f"ensemble = {_number(a.ensemble)}\n\n"
+                f"[{a.name}.thresholds]\n"
+                + "".join(f"{name} = {_number(t)}\n" for name, t in a.thresholds.items())
+            )
+        return "\n".join(parts)
+
+
+ATTACKS_MIN = 30
+"""Fewest labelled anomalies to weigh detectors by; with fewer all weigh the same. Chosen: five
+weights want several rows each."""
+
+PENALTY = 1e-4
+"""Ridge on the weights; chosen: keeps them finite where the classes can be parted, hardly more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """One number for what all detectors of an event type say together, calibrated again as a whole.
+
+    The detectors see the same rows and depend on each other, so their tail probabilities cannot be
+    multiplied. The number is a weighted sum of their surprises; what it is worth is what share of
+    genuine rows has more of it.
+
+    Parameters
+    ----------
+    detectors : (D,), whose surprises it reads
+    weights : float64 (D,), none negative: more surprise never makes a row less strange
+    calibration : of the sum, on genuine rows
+    """
+
+    detectors: tuple[str, ...]
+    weights: Float64
+    calibration: Calibration
+
+    @classmethod
+    def fit(
+        cls,
+        detectors: tuple[str, ...],
+        surprise: Float64,
+        label: npt.NDArray[np.int8],
+    ) -> Self:
+        """Weights from labelled rows by logistic regression, equal ones where labels are too few.
+
+        Parameters
+        ----------
+        surprise : float64 (n, D), of rows that no detector was fitted on; NaN where not scored
+        label : int8 (n,), 1 anomalous, 0 genuine, -1 unknown (taken for genuine)
+        """
+        odd = label == 1
+        weights = np.ones(len(detectors))
+        if np.count_nonzero(odd) >= ATTACKS_MIN:
+            weights = _weights(np.nan_to_num(surprise), odd)
+        summed = weighted_sum(surprise, weights)
+        return cls(detectors, weights, Calibration.fit(summed[~odd]))
+
+    def surprise(self, surprise: Float64) -> Float64:
+        """float64 (n,), surprise of the vote as a whole; a detector that did not score adds nothing.
+
+        Parameters
+        ----------
+        surprise : float64 (n, D), in the order of `detectors`
+        """
+        return self.calibration.surprise(weighted_sum(surprise, self.weights))
+
+
+def weighted_sum(surprise: Float64, weights: Float64) -> Float64:
+    """float64 (n,): sum over the detectors, column by column so that no row depends on another."""
+    total = np.zeros(len(surprise))
+    for i, weight in enumerate(weights):
+        column = surprise[:, i]
+        total += weight * np.where(np.isnan(column), 0.0, column)
+    return total
+
+
+def _weights(surprise: Float64, odd: npt.NDArray[np.bool_]) -> Float64:
+    """Non-negative logistic weights, both classes weighing the same, scaled to sum to D."""
+    share = np.where(odd, 0.5 / odd.sum(), 0.5 / (~odd).sum())
+    sign = np.where(odd, 1.0, -1.0)
+
+    def loss(theta: Float64) -> tuple[float, Float64]:
+        margin = sign * (surprise @ theta[1:] + theta[0])
+        pull = -share * sign * expit(-margin)
+        gradient = np.concatenate(([pull.sum()], surprise.T @ pull + 2 * PENALTY * theta[1:]))
+        value = float((share * np.logaddexp(0.0, -margin)).sum()) + PENALTY * theta[1:] @ theta[1:]
+        return value, gradient
+
+    n = surprise.shape[1]
+    start = np.concatenate(([-3.0], np.ones(n)))
+    bounds = [(None, None)] + [(0.0, None)] * n
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[1:]
+    if found.sum() <= 0.0:
+        return np.ones(n)
+    weights: Float64 = found * (n / found.sum())
+    return weights
+
+
+_HEAD = """\
+# Who votes on what, and from when on. Training fitted the thresholds; edit them as you like.
+#
+# A score of 0.999 means that one genuine event in a thousand looks this strange. An event is flagged
+# when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds. A detector
+# without a line has no vote. A control record `threshold` overrules a line while the flow runs.
+"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _number(value: float) -> str:
+    """A score with as many nines as it has, and three digits after them."""
+    digits = max(4, round(surprise_of(value)) + 3)
+    return f"{value:.{min(digits, 15)}f}"
+
+
+def _rule(name: str, rule: Mapping[str, Any]) -> AnomalyType:
+    """The rule of a table that has no faults."""
+    return AnomalyType(
+        name,
+        rule["event_type"],
+        rule.get("severity", "warning"),
+        rule.get("votes_needed", 1),
+        float(rule["ensemble"]),
+        {d: float(t) for d, t in rule["thresholds"].items()},
+        rule.get("action", ""),
+    )
+
+
+def _faults(rule: Any) -> list[str]:
+    """Everything wrong with one anomaly type's table."""
+    if not isinstance(rule, dict):
+        return [f"expected a table, got {rule!r}"]
+    known = ("event_type", "severity", "votes_needed", "ensemble", "thresholds", "action")
+    faults = [f"unknown key {k!r}; keys are {', '.join(known)}" for k in rule if k not in known]
+    if rule.get("event_type") not in event_types():
+        faults.append(
+            f"event_type: expected one of {', '.join(event_types())}, got {rule.get('event_type')!r}"
+        )
+    if rule.get("severity", "warning") not in SEVERITIES:
+        faults.append(
+            f"severity: expected one of {', '.join(SEVERITIES)}, got {rule['severity']!r}"
+        )
+    if not isinstance(rule.get("action", ""), str):
+        faults.append(f"action: expected text, got {rule['action']!r}")
+    thresholds = rule.get("thresholds")
+    if not isinstance(thresholds, dict) or not thresholds:
+        faults.append("thresholds: expected a table of at least one detector and its score")
+        thresholds = {}
+    scores = {"ensemble": rule.get("ensemble"), **thresholds}
+    faults += [
+        f"{name}: expected a score in [0, 1], got {score!r}"
+        for name, score in scores.items()
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1
+    ]
+    votes = rule.get("votes_needed", 1)
+    if isinstance(votes, bool) or not isinstance(votes, int) or votes < 1:
+        faults.append(f"votes_needed: expected a whole number from 1 on, got {votes!r}")
+    elif thresholds and votes > len(thresholds):
+        faults.append(f"votes_needed: {votes} of {len(thresholds)} detectors can never be reached")
+    return faults
