@@ -1,7 +1,7 @@
 """Where alerts go: each sink a file of this folder, found by its name.
 
-`alerts = ["jsonl", "tsv"]` opens `dataflows.alerts.jsonl.Sink` and `dataflows.alerts.tsv.Sink`; what
-a sink promises stands in `dataflows.alerts.base`.
+`alerts = ["jsonl", "tsv"]` opens `dataflows.alerts.jsonl.Sink` and `dataflows.alerts.tsv.Sink`;
+what a sink promises stands in `dataflows.alerts.base`.
 """
 
 from __future__ import annotations

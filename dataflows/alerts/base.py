@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from features.errors import ContractError
 
-__all__ = ["Alert", "AlertSink", "Reason", "Vote", "alert_id", "printable"]
+__all__ = ["Alert", "AlertSink", "PatientSink", "Reason", "Vote", "alert_id", "printable"]
 
 
 _TEXTS = (
@@ -151,6 +151,30 @@ class AlertSink(Protocol):
 
     def close(self) -> None:
         """Flush and let go of what is held."""
+        ...
+
+
+@runtime_checkable
+class PatientSink(AlertSink, Protocol):
+    """A sink whose receiver may be slow or away: it also takes alerts without waiting.
+
+    The notify flow uses it so, and moves its place in the alert log on as alerts are done with.
+    """
+
+    def room(self) -> bool:
+        """Whether more alerts may be offered."""
+        ...
+
+    def offer(self, alerts: list[Alert]) -> None:
+        """Take alerts into the queue."""
+        ...
+
+    def pump(self) -> list[str]:
+        """Send what can be sent now; the ids of alerts that are done with since the last call."""
+        ...
+
+    def wait_s(self) -> float:
+        """Seconds until `pump` can do more."""
         ...
 
 
