@@ -1,0 +1,95 @@
+"""A connection on which many commands are sent before their answers are read, and how it fails.
+
+redis-py opens it (TLS, ACL user, database, socket: whatever a URL can say) and reads the answers;
+the commands come ready made as bytes, which is what redis-py's own pipeline is slow at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dataflows.settings import shown
+from features.errors import ConfigError
+
+__all__ = ["Wire", "masked"]
+
+CONNECT_S_MAX = 2.0
+"""Longest wait for a connection; chosen: a wrong address is to be told soon at the start."""
+
+ANSWER_S_MAX = 5.0
+"""Longest wait for an answer; chosen: longer than a Redis forks, loads or fails over without losing
+its clients, short enough to say aloud that it hangs."""
+
+
+def masked(url: str) -> str:
+    """The URL without its passwords.
+
+    >>> masked("rediss://me:hunter2@cache:6379/0?ssl_password=x")
+    'rediss://me:********@cache:6379/0?ssl_password=********'
+    """
+    return re.sub(r"(password=)[^&]*", r"\1********", shown("redis_url", url))
+
+
+class Wire:
+    """An open connection.
+
+    Raises
+    ------
+    redis.RedisError, OSError : it could not be opened
+    ConfigError : the URL is none
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            pool: Any = redis.ConnectionPool.from_url(
+                url,
+                socket_connect_timeout=CONNECT_S_MAX,
+                socket_timeout=ANSWER_S_MAX,
+                # Whoever holds the wire decides what is sent again and when.
+                retry=Retry(NoBackoff(), 0),
+                health_check_interval=0,
+            )
+            self._connection = pool.make_connection()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"redis_url: {masked(url)!r} is no address of a Redis ({error}); expected"
+                " redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix://PATH"
+            ) from None
+        self._connection.connect()
+
+    def send(self, data: Any) -> None:
+        """Send commands; their answers must be asked for in order, with `answers`."""
+        self._connection.send_packed_command([data], check_health=False)
+
+    def answers(self, count: int) -> list[Any]:
+        """The next answers; an error of Redis stands in the list as an exception."""
+        read = self._connection.read_response
+        found: list[Any] = []
+        for _ in range(count):
+            try:
+                found.append(read(disable_decoding=True))
+            except redis.ResponseError as error:
+                found.append(error)
+        return found
+
+    def ask(self, *words: Any) -> Any:
+        """Send one command and return its answer, which may be an exception."""
+        return self.ask_all([words])[0]
+
+    def ask_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands and return their answers."""
+        if not commands:
+            return []
+        for part in self._connection.pack_commands(commands):
+            self.send(part)
+        return self.answers(len(commands))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
