@@ -6,6 +6,8 @@ or is not consumed to its last byte is marked, and its neighbours are never touc
 are gathered and checked column by column afterwards. `features.decode` is the one to call.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -106,7 +108,7 @@ def program_of(schema: dict[str, Any], wanted: dict[str, int]) -> Program | None
 
 
 @njit
-def _long(data, at, end):  # type: ignore[no-untyped-def]
+def _long(data, at, end):
     """A zigzag varint: its value, the place after it, and the fault (0: fine)."""
     value = np.uint64(0)
     shift = np.uint64(0)
@@ -126,7 +128,7 @@ def _long(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _fixed(data, at, width):  # type: ignore[no-untyped-def]
+def _fixed(data, at, width):
     """`width` bytes, least first, as the bits of an integer."""
     bits = np.uint64(0)
     for j in range(width):
@@ -135,7 +137,7 @@ def _fixed(data, at, width):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _value(data, at, end, kind, size):  # type: ignore[no-untyped-def]
+def _value(data, at, end, kind, size):
     """One value: its bits (a string's place), its length, the place after it, the fault."""
     if kind == 1:
         if at >= end:
@@ -167,7 +169,7 @@ def _value(data, at, end, kind, size):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _walk(  # type: ignore[no-untyped-def]
+def _walk(
     data, starts, ends, kind, size, branch, null, slot, cells, lengths, valid, status, culprit
 ):
     """Follow the schema through each body; see `walk`."""
@@ -226,7 +228,7 @@ def walk(
 
 
 @njit
-def _gather(data, places, lengths, offsets, out):  # type: ignore[no-untyped-def]
+def _gather(data, places, lengths, offsets, out):
     """Copy the strings one behind the other."""
     for i in range(len(places)):
         to, place = offsets[i], places[i]
