@@ -1,8 +1,8 @@
-"""The end of the flow: what a round decided is delivered; when all is durable, the manifest says so.
+"""The end of the flow: what a round decided is delivered; the manifest says when all is durable.
 
 Rounds come here in order, whole. Alerts and dead letters are written and acknowledged round by
-round; at a snapshot round the manifest follows once every shard's state is on disk and the store has
-caught up.
+round; at a snapshot round the manifest follows once every shard's state is on disk and the store
+has caught up.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from features.errors import StateError
 __all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
 
 COMMIT_KEY = "commit"
+
+_COUNTED = ("in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed")
 
 STORE_FLUSH_S_MAX = 30.0
 """Longest wait for the store at the end of a run; chosen: a Redis restart. After it the manifest
@@ -101,8 +103,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         manifest = context.manifest
         self._round = manifest.round
         self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
-        names = "in scored dead_lettered duplicates alerts muted suppressed".split()
-        self._totals = {name: manifest.totals.get(name, 0) for name in names}
+        self._totals = {name: manifest.totals.get(name, 0) for name in _COUNTED}
         settings = context.settings
         self._letters: DeadLetterWriter = open_dead_letters(settings)
         self._letters.truncate(manifest.logs.get("dead_letters", 0))

@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import Bundle
-from models.scoring import Scorer
-from models.voting import Voting
-
 from dataflows.control.records import ControlFile
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, journal_folder
@@ -28,6 +24,9 @@ from features.catalog import Catalog, catalog
 from features.engine import warm_up
 from features.errors import ConfigError
 from features.events import event_types
+from models.bundle import Bundle
+from models.scoring import Scorer
+from models.voting import Voting
 
 if TYPE_CHECKING:
     from dataflows.observe.telemetry import Telemetry
@@ -190,7 +189,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
 
-        store = StoreWriter(settings, cat)
+        store = StoreWriter(settings, cat, telemetry.say)
     warm_up(cat)
     scorer.warm_up()
     return Context(settings, cat, scorer, manifest, telemetry, store)

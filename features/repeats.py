@@ -25,7 +25,7 @@ _SLOTS_MIN = 1 << 14
 
 
 def event_keys(event_type: str, ids: UInt64) -> UInt64:
-    """Keys of events from the keys of their ids: two types may use the same id for different things.
+    """Keys of events from keys of ids: two types may use one id for different things.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def event_keys(event_type: str, ids: UInt64) -> UInt64:
 
 @njit
 def _admit(ids, seen_us, table_id, table_us, horizon_us, fresh):  # type: ignore[no-untyped-def]
-    """Mark rows whose id is not in the table (or too long ago); returns how many slots were filled."""
+    """Mark rows whose id is not in the table (or too long ago); returns slots filled."""
     mask = np.uint64(len(table_id) - 1)
     filled = 0
     for i in range(len(ids)):
@@ -82,7 +82,8 @@ class RepeatFilter:
 
     Parameters
     ----------
-    horizon_us : an id seen again within this many microseconds of cut time is a repeat; 0 turns it off
+    horizon_us : an id seen again within this many microseconds of cut time is a repeat; 0 turns
+        it off
     """
 
     def __init__(self, horizon_us: int) -> None:

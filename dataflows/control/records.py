@@ -49,7 +49,8 @@ def parse_record(line: str) -> dict[str, Any]:
         valid = ", ".join(wanted)
         raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {valid}")
     faults = [
-        f"control record {kind}: expected `{name}` as {types[-1].__name__}, got {record.get(name)!r}"
+        f"control record {kind}: expected `{name}` as {types[-1].__name__},"
+        f" got {record.get(name)!r}"
         for name, types in wanted[kind].items()
         if not isinstance(record.get(name), types) or isinstance(record.get(name), bool)
     ]

@@ -1,7 +1,7 @@
 """Rounds: each lane of a source cuts what has arrived every `round_ms` and journals the cut first.
 
-This is the only place where order is decided and the only place where a clock is read. A lane that is
-started again first cuts the rounds of its journal exactly as they were, then new ones.
+This is the only place where order is decided and the only place where a clock is read. A lane that
+is started again first cuts the rounds of its journal exactly as they were, then new ones.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(slots=True)
 class Lane:
-    """Everything a lane needs to cut rounds: its reader, journal, control file and place to start."""
+    """All that a lane needs to cut rounds: its reader, journal, control file and place to start."""
 
     lane: int
     reader: LaneReader
@@ -137,8 +137,8 @@ class Lane:
         part = self._part(taken, cut.cut_time_us, tuple(cut.control), replayed=True)
         if checksum(part) != cut.checksum or received != cut.received:
             raise StateError(
-                f"{lane_name(self.lane)}: round {cut.round} of the journal had {cut.received} events,"
-                f" the source now gives {received} that are not the same for the same positions;"
+                f"{lane_name(self.lane)}: round {cut.round} of the journal had {cut.received}"
+                f" events, the source now gives {received} others for the same positions;"
                 " start with the settings and the data it was written with, or with an empty"
                 " state_dir"
             )

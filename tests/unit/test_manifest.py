@@ -1,0 +1,177 @@
+"""The manifest: at every moment there is a whole one, and a damaged one is never believed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataflows.state.lock import lock_state, process_id
+from dataflows.state.manifest import Manifest, oldest_round, read_manifest, write_manifest
+from features.errors import StateError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_manifest(round_: int) -> Manifest:
+    control = [{"kind": "mute", "entity_type": "card", "entity": "c1", "until_us": 9}]
+    return Manifest(round_, 16, 2, "abc", {"in": round_ * 5}, control, {"jsonl": 77}, 12)
+
+
+def test_the_newest_manifest_comes_back_whole(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) is None
+    assert read_manifest(tmp_path / "nowhere") is None
+    for round_ in (0, 100, 200):
+        write_manifest(tmp_path, make_manifest(round_))
+        assert read_manifest(tmp_path) == make_manifest(round_)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "manifest.json",
+        "manifest.previous.json",
+    ]
+
+
+def test_a_manifest_cut_short_at_any_byte_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+    write_manifest(tmp_path, make_manifest(200))
+    path = tmp_path / "manifest.json"
+    data = path.read_bytes()
+    for size in range(len(data) - 1):
+        path.write_bytes(data[:size])
+        assert read_manifest(tmp_path) == make_manifest(100), size
+    for at in range(len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
+        assert read_manifest(tmp_path) == make_manifest(100), at
+
+
+def test_a_death_between_any_two_steps_leaves_a_whole_manifest(tmp_path: Path) -> None:
+    """Every system call that changes the folder is the last one once."""
+    steps = ("os.rename", "os.link", "os.remove", "open")
+    for last in range(12):
+        folder = tmp_path / str(last)
+        write_manifest(folder, make_manifest(100))
+        write_manifest(folder, make_manifest(200))
+        code = (
+            "import sys, os, pathlib\n"
+            "from dataflows.state.manifest import Manifest, write_manifest\n"
+            f"left, folder = {last}, {str(folder)!r}\n"
+            "def hook(event, args):\n"
+            "    global left\n"
+            f"    if event in {steps!r} and folder in str(args[0]):\n"
+            "        left -= 1\n"
+            "        if left < 0:\n"
+            "            os._exit(9)\n"
+            "sys.addaudithook(hook)\n"
+            "write_manifest(pathlib.Path(folder), Manifest(300, 16, 2, 'abc'))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+        found = read_manifest(folder)
+        assert found is not None
+        if done.returncode == 0:
+            assert found.round == 300
+            assert last > 4, "fewer steps than the write has"
+            return
+        assert found.round in (200, 300)
+        assert oldest_round(folder) in (100, 200)
+        write_manifest(folder, make_manifest(400))
+        assert read_manifest(folder) == make_manifest(400)
+    pytest.fail("the write never came to its end")
+
+
+def test_a_damaged_manifest_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+    write_manifest(tmp_path, make_manifest(200))
+    (tmp_path / "manifest.json").write_bytes(b"rubbish")
+    write_manifest(tmp_path, make_manifest(100))
+    (tmp_path / "manifest.json").unlink()
+    assert read_manifest(tmp_path) == make_manifest(100)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.previous.json"])
+def test_a_folder_whose_only_manifest_is_damaged_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(StateError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+def test_restarts_may_begin_at_either_manifest(tmp_path: Path) -> None:
+    assert oldest_round(tmp_path) == 0
+    seen = []
+    for round_ in (0, 100, 200):
+        write_manifest(tmp_path, make_manifest(round_))
+        seen.append(oldest_round(tmp_path))
+    assert seen == [0, 0, 100]
+
+
+def test_a_disk_that_refuses_the_manifest_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"):
+        write_manifest(tmp_path, make_manifest(200))
+    assert read_manifest(tmp_path) == make_manifest(100)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_manifest_of_another_format_says_so(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(1, 16, 2, "abc", format=9))
+    with pytest.raises(StateError, match="format 9"):
+        read_manifest(tmp_path)
+
+
+def test_a_second_process_on_the_same_state_is_refused(tmp_path: Path) -> None:
+    lock_state(tmp_path)
+    lock_state(tmp_path)
+    code = (
+        "import pathlib\nfrom dataflows.state.lock import lock_state\n"
+        f"lock_state(pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"is in use by another process (id {os.getpid()})" in second.stderr
+    third = [sys.executable, "-c", code, "-i", "1"]
+    assert subprocess.run(third, cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "lock-0").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+
+
+def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal\nfrom dataflows.state.lock import lock_state\n"
+        f"lock_state(pathlib.Path({str(tmp_path)!r}))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == -9
+    lock_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "number"),
+    [
+        ([], {}, "0"),
+        (["flow:build()", "-i", "3"], {}, "3"),
+        (["-i3"], {}, "3"),
+        (["--process-id=4"], {}, "4"),
+        (["--process-id", "5"], {"BYTEWAX_PROCESS_ID": "1"}, "5"),
+        ([], {"BYTEWAX_PROCESS_ID": "1"}, "1"),
+        ([], {"BYTEWAX_POD_NAME": "wax-2", "BYTEWAX_STATEFULSET_NAME": "wax"}, "2"),
+    ],
+)
+def test_each_process_of_a_cluster_has_its_own_lock(
+    argv: list[str], environ: dict[str, str], number: str
+) -> None:
+    assert process_id(argv, environ) == number
