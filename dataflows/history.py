@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from features.keys import UInt64, hash_columns, hash_strings
 from features.repeats import RepeatFilter, event_keys
 from models.base import TrainingSet
 
-__all__ = ["Collector", "Pass", "run_history", "save_warm"]
+__all__ = ["Collector", "Pass", "Taker", "run_history", "save_warm"]
 
 CHUNK_ROWS = 50_000
 """Events computed at once; chosen: large enough that overhead is nothing, small enough for 200 MB."""
@@ -122,6 +123,14 @@ class Collector:
         return found
 
 
+class Taker(Protocol):
+    """Takes in what a pass over history computes."""
+
+    def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
+        """Take in one batch and its features, in the order of the stream."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """What one pass over history leaves.
@@ -146,7 +155,7 @@ def run_history(
     settings: Settings,
     catalog: Catalog,
     reader: LaneReader,
-    collector: Collector | None = None,
+    collector: Taker | None = None,
     progress: Callable[[int, int], None] | None = None,
     begin: Pass | None = None,
 ) -> Pass:
@@ -155,7 +164,7 @@ def run_history(
     Parameters
     ----------
     reader : gives events in time order and ends
-    collector : keeps training rows
+    collector : takes in events with their features, such as a `Collector` of training rows
     progress : called after each chunk with (events so far, event time in us)
     begin : an earlier pass to go on from; its engine is used up
     """

@@ -91,7 +91,8 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     A function of the round alone: no clock is read but for measuring how long it took.
     """
     begun = time.perf_counter()
-    stages = {name: stage for name, (stage, _) in item.control.stages.items()}
+    stages = item.control.stages
+    canary = any(stage == "canary" for stage, _ in stages.values())
     alerts: list[Alert] = []
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
@@ -99,7 +100,10 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     for name, features in item.features.items():
         batch = item.batches[name]
         scores = context.scorer.score(features, stages)
-        decisions = context.scorer.decide(scores, item.control.thresholds)
+        declared = event_type(name)
+        primary = declared.entities[declared.primary]
+        entity = hash_columns(batch.frame, primary) if canary else None
+        decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = decisions.flagged.any(axis=1)
         if batch.truth is not None:
             known.append(Scored(name, batch.truth, scores, decisions))

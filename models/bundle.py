@@ -4,11 +4,12 @@
     metrics.json                    what training found on rows it had held out
     voting.toml                     thresholds and rules; a person may edit it
     EVENT_TYPE/DETECTOR.npz, .json  what each detector saved
-    EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual values
+    EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual
+    values
 
 It is written beside its place and renamed, and read only where every checksum holds. Its id is the
-hash of its content without `voting.toml` and the metrics, so that alerts of the same models have the
-same ids whatever their thresholds.
+hash of its content without `voting.toml` and the metrics, so that alerts of the same models have
+the same ids whatever their thresholds.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class EventModels:
     calibrations : name -> tail probabilities of its raw scores
     ensemble : of all of them
     gate : surprise that any cheap detector must reach for the expensive ones to look at a row
-    usual : float64 (F, Q), quantiles of each feature on genuine rows, NaN where it never has a value
+    usual : float64 (F, Q), quantiles of each feature on genuine rows, NaN where it never has a
+        value
     """
 
     event_type: str
@@ -111,8 +113,8 @@ class Bundle:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise BundleError(
-                f"bundle {path} could not be written ({error.strerror}); free space, or name another"
-                " folder with the setting `bundle`"
+                f"bundle {path} could not be written ({error.strerror}); free space, or name"
+                " another folder with the setting `bundle`"
             ) from error
         return Bundle(
             id_, self.catalog_version, self.models, self.voting, self.training, self.metrics
@@ -136,9 +138,7 @@ class Bundle:
         }
         voting = Voting.load(path / "voting.toml")
         metrics = _json(path / "metrics.json")
-        return cls(
-            head["id"], head["catalog_version"], models, voting, head["training"], metrics
-        )
+        return cls(head["id"], head["catalog_version"], models, voting, head["training"], metrics)
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:
@@ -224,8 +224,8 @@ def _head(path: Path) -> dict[str, Any]:
     """bundle.json, refused where it is missing or of another format."""
     if not (path / "bundle.json").is_file():
         raise BundleError(
-            f"there is no model bundle at {str(path)!r}; train one with `waxwing train`, or name the"
-            " folder of one with the setting `bundle`"
+            f"there is no model bundle at {str(path)!r}; train one with `waxwing train`, or name"
+            " the folder of one with the setting `bundle`"
         )
     head = _json(path / "bundle.json")
     found = head.get("format") if isinstance(head, dict) else None
@@ -267,8 +267,8 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
     """BundleError where the bundle was made for other features or names an unknown detector."""
     if head["catalog_version"] != catalog.version:
         lines = catalog.differences(
-            {event: names for event, names in head["names"].items()}
-            | {event: catalog.names(event) for event in set(catalog.event_types) - set(head["names"])}
+            # An event type that was not trained on is no difference.
+            {event: catalog.names(event) for event in catalog.event_types} | head["names"]
         )
         shown = lines[:DIFFERENCES_SHOWN_MAX]
         if len(lines) > len(shown):

@@ -67,8 +67,8 @@ class Calibration:
     knots : float64 (k,), ascending distinct values among the genuine rows
     surprise_at : float64 (k,), -log10 of the conformal probability (1 + rows >= knot) / (rows + 1)
     rows : genuine rows it was made from
-    tail_from, tail_share, tail_scale, tail_shape : Pareto tail of the values above `tail_from`, which
-        a share `tail_share` of the genuine rows has; a scale of 0 says that there is none
+    tail_from, tail_share, tail_scale, tail_shape : Pareto tail of the values above `tail_from`,
+        which a share `tail_share` of the genuine rows has; a scale of 0 says that there is none
     """
 
     knots: Float64
@@ -94,8 +94,8 @@ class Calibration:
             raise ShapeError("calibration: expected genuine rows with a value, got none")
         distinct, first = np.unique(values, return_index=True)
         at_least = len(values) - first
-        # All of the top, and of the body evenly many by rank: a knot left out makes the rows between
-        # look a little more usual than they are, never stranger.
+        # All of the top, and of the body evenly many by rank: a knot left out makes the rows
+        # between # look a little more usual than they are, never stranger.
         body = np.searchsorted(first, np.linspace(0, len(values) - 1, KNOTS_BODY).astype(np.int64))
         top = np.flatnonzero(at_least <= KNOTS_TOP)
         kept = np.unique(np.concatenate((body[body < len(distinct)], top, [0])))
@@ -150,7 +150,7 @@ class Calibration:
     @classmethod
     def load(cls, arrays: Arrays) -> Self:
         """The calibration that `save` wrote."""
-        tail = [float(x) for x in arrays["tail"]]  # type: ignore[arg-type]
+        tail = [float(x) for x in arrays["tail"]]
         knots = np.asarray(arrays["knots"], np.float64)
         return cls(
             knots, np.asarray(arrays["surprise_at"], np.float64), int(arrays["rows"][0]), *tail
@@ -160,9 +160,9 @@ class Calibration:
 def _tail(values: Float64, rows: int) -> tuple[float, float, float, float]:
     """Generalised Pareto tail of ascending values: from, share of all rows, scale, shape.
 
-    Source: probability-weighted moments, Hosking and Wallis, Technometrics 29 (1987), eq. 6; their k
-    is minus our shape. Deviates by holding the shape in [0, SHAPE_MAX]: a negative one has an end,
-    beyond which a probability would be zero. A shape held keeps the mean or the median.
+    Source: probability-weighted moments, Hosking and Wallis, Technometrics 29 (1987), eq. 6; their
+    k is minus our shape. Deviates by holding the shape in [0, SHAPE_MAX]: a negative one has an
+    end, beyond which a probability would be zero. A shape held keeps the mean or the median.
     """
     n = max(TAIL_ROWS_MIN, round(TAIL_SHARE * rows))
     if len(values) <= n:

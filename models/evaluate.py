@@ -1,4 +1,5 @@
-"""How well detectors and their vote do where the truth is known: recall, precision, false positives.
+"""How well detectors and their vote do where the truth is known: recall, precision, false
+positives.
 
 `Tally` adds up batch by batch, so that the live view, the closing table of the demo and `waxwing
 evaluate` are readings of the same counts.
@@ -78,7 +79,7 @@ class Tally:
         columns = {name: votes[:, i] for i, name in enumerate(scores.detectors)}
         columns[ENSEMBLE] = decisions.flagged.any(axis=1)
         self._order = tuple(dict.fromkeys((*self._order, *scores.detectors)))
-        odd = truth > 0
+        odd: npt.NDArray[np.bool_] = truth > 0
         n, n_odd = len(truth), int(np.count_nonzero(odd))
         self._rows += n
         self._rows_genuine += n - n_odd
@@ -93,7 +94,7 @@ class Tally:
         for name, column in columns.items():
             wrong = int(np.count_nonzero(column & ~odd))
             self._genuine[name] = self._genuine.get(name, 0) + wrong
-        for code in np.unique(truth[odd]).tolist():
+        for code in np.unique(truth[truth > 0]).tolist():
             here = truth == code
             self._sent[code] = self._sent.get(code, 0) + int(here.sum())
             hits = self._found.setdefault(code, {})

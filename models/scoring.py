@@ -1,7 +1,7 @@
 """From features to votes: every detector of an event type, calibrated, then the rules.
 
-A row's scores depend on the row alone, never on the batch it came in: each detector promises it, the
-gate in front of the expensive ones is a function of the row, and sums go column by column.
+A row's scores depend on the row alone, never on the batch it came in: each detector promises it,
+the gate in front of the expensive ones is a function of the row, and sums go column by column.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def take_rows(features: FeatureMatrix, rows: npt.NDArray[np.intp]) -> FeatureMat
     )
 
 
-def cheap_and_expensive(
-    models: EventModels, names: Sequence[str]
-) -> tuple[list[int], list[int]]:
+def cheap_and_expensive(models: EventModels, names: Sequence[str]) -> tuple[list[int], list[int]]:
     """Places in `names` of the detectors that see every row, and of those behind the gate."""
     costly = [i for i, name in enumerate(names) if models.detectors[name].expensive]
     return [i for i in range(len(names)) if i not in costly], costly
@@ -102,8 +100,8 @@ class Scorer:
         self.detectors = tuple(dict.fromkeys(detectors))
         self.gates = {event: GateCount() for event in bundle.models}
         faults = [
-            f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)}); train"
-            " with it (`waxwing train`) or take it out"
+            f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)});"
+            " train with it (`waxwing train`) or take it out"
             for name in self.detectors
             if name not in bundle.detectors
         ]
@@ -151,9 +149,7 @@ class Scorer:
                 f" bundle {self.bundle.id}, got {len(features.names)} others; train again with"
                 " `waxwing train`"
             )
-        names = [
-            name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"
-        ]
+        names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [self.detectors.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
         for i in cheap:
@@ -217,9 +213,7 @@ class Scorer:
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
 
 
-def _speaks(
-    scores: ScoreMatrix, stages: Stages, entity: UInt64 | None
-) -> npt.NDArray[np.bool_]:
+def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.NDArray[np.bool_]:
     """bool (n, D), which detectors have a say on which rows."""
     speaks = ~np.isnan(scores.scores)
     for i, name in enumerate(scores.detectors):
@@ -236,15 +230,14 @@ def _speaks(
 def _in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
     """Entities of the canary: the same ones whatever else happens, and a larger percent keeps them.
 
-    Taken from the low bits of the key (shard groups take higher ones), to a thousandth of a percent.
+    Taken from the low bits of the key (shard groups take higher ones), to a thousandth of a
+    percent.
     """
     chosen: npt.NDArray[np.bool_] = (entity % np.uint64(100_000)) < np.uint64(round(1000 * percent))
     return chosen
 
 
-def _ensemble(
-    ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]
-) -> Float64:
+def _ensemble(ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
     weights = np.zeros(len(scores.detectors))
     for i, name in enumerate(scores.detectors):

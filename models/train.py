@@ -1,8 +1,9 @@
-"""Training: from rows with features to a bundle with detectors, scales, the vote and its thresholds.
+"""Training: from rows with features to a bundle with detectors, scales, the vote and its
+thresholds.
 
-Rows are split in three and no entity stands in two parts: detectors are fitted on the first, brought
-to the common scale and weighed against each other on the second, and the thresholds are set on the
-third, for every detector and for the vote alike at the same share of false positives.
+Rows are split in three and no entity stands in two parts: detectors are fitted on the first,
+brought to the common scale and weighed against each other on the second, and the thresholds are set
+on the third, for every detector and for the vote alike at the same share of false positives.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from models.voting import AnomalyType, Ensemble, Voting, default_rule
 __all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
 
 FALSE_POSITIVES = 0.002
-"""Share of genuine events that each detector and the vote may flag. Chosen: the goal is 0.3 %; a third
-is left for what another seed, another month, does differently."""
+"""Share of genuine events that each detector and the vote may flag. Chosen: the goal is 0.3 %; a
+third is left for what another seed, another month, does differently."""
 
 GATE_SHARE = 0.1
 """Share of genuine rows that the expensive detectors look at. Measured (DESIGN.md): the transformer
 costs 5.8 us on every row, 0.6 at a tenth."""
 
 PARTS = (0.5, 0.25, 0.25)
-"""Shares of rows to fit, to scale and to judge on. Chosen: detectors need most, and 0.2 % of a quarter
-of 100,000 rows are still fifty."""
+"""Shares of rows to fit, to scale and to judge on. Chosen: detectors need most, and 0.2 % of a
+quarter of 100,000 rows are still fifty."""
 
 ENTITIES_MIN = 200
 """Fewest entities to split by. Chosen: with fewer (three services, ninety series) a part would not
@@ -110,7 +111,7 @@ def train(
     def one(event: str) -> _Fitted:
         fitted = _train_event(sets[event], kinds, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
-        say(f"{event}: {len(kinds)} detectors on {len(sets[event]):,} rows, {odd:,} of them attacks")
+        say(f"{event}: {len(kinds)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -194,9 +195,7 @@ def _train_event(
     """Everything for one event type."""
     parts = parts_of(rows)
     fit, scale, judge = (select_rows(rows, np.flatnonzero(parts == p)) for p in range(3))
-    detectors = {
-        name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()
-    }
+    detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
         rows.features.event_type,
@@ -215,8 +214,8 @@ def _scale(
 ) -> tuple[dict[str, Calibration], float, Float64]:
     """Calibrations, the gate, and surprises (n, D) of the rows they were made from.
 
-    An expensive detector is calibrated on the rows it will see: one that the gate keeps from it counts
-    as less strange than any.
+    An expensive detector is calibrated on the rows it will see: one that the gate keeps from it
+    counts as less strange than any.
     """
     genuine = rows.label <= 0
     names = list(detectors)
@@ -247,10 +246,11 @@ def _judge_scorer(models: EventModels, rule: AnomalyType) -> Scorer:
 
 
 def _fit_rule(models: EventModels, rows: TrainingSet, share: float) -> AnomalyType:
-    """The rule with thresholds that a share of the genuine rows reaches: detectors first, then the vote.
+    """The rule with thresholds that a share of the genuine rows reaches: detectors first, then the
+    vote.
 
-    The detectors' own thresholds may be reached by as many rows as the vote; the vote is flagged only
-    where one of them is too, so its threshold is set among those rows.
+    The detectors' own thresholds may be reached by as many rows as the vote; the vote is flagged
+    only where one of them is too, so its threshold is set among those rows.
     """
     genuine = rows.label <= 0
     rule = default_rule(models.event_type)

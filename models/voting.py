@@ -1,10 +1,10 @@
 """The vote: which detectors speak on an anomaly type, from what score on, and what follows.
 
-The rules stand in a `voting.toml` that a person can read and edit: in the bundle, as training fitted
-it, or the file that the setting `voting` names. **The one rule**: an event is flagged as an anomaly
-type when the ensemble's score reaches `ensemble` and at least `votes_needed` of its detectors reach
-their own thresholds. The ensemble weighs all detectors together, the votes make sure that someone
-in particular can be named; without a detector in the vote nothing is flagged.
+The rules stand in a `voting.toml` that a person can read and edit: in the bundle, as training
+fitted it, or the file that the setting `voting` names. **The one rule**: an event is flagged as an
+anomaly type when the ensemble's score reaches `ensemble` and at least `votes_needed` of its
+detectors reach their own thresholds. The ensemble weighs all detectors together, the votes make
+sure that someone in particular can be named; without a detector in the vote nothing is flagged.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ class Ensemble:
         return cls(detectors, weights, Calibration.fit(summed[~odd]))
 
     def surprise(self, surprise: Float64) -> Float64:
-        """float64 (n,), surprise of the vote as a whole; a detector that did not score adds nothing.
+        """float64 (n,), surprise of the vote as a whole; a detector that did not score adds
+        nothing.
 
         Parameters
         ----------
@@ -239,8 +240,8 @@ def _weights(surprise: Float64, odd: npt.NDArray[np.bool_]) -> Float64:
         margin = sign * (surprise @ theta[1:] + theta[0])
         pull = -share * sign * expit(-margin)
         gradient = np.concatenate(([pull.sum()], surprise.T @ pull + 2 * PENALTY * theta[1:]))
-        value = float((share * np.logaddexp(0.0, -margin)).sum()) + PENALTY * theta[1:] @ theta[1:]
-        return value, gradient
+        value = (share * np.logaddexp(0.0, -margin)).sum() + PENALTY * (theta[1:] ** 2).sum()
+        return float(value), np.asarray(gradient, np.float64)
 
     n = surprise.shape[1]
     start = np.concatenate(([-3.0], np.ones(n)))
@@ -255,9 +256,10 @@ def _weights(surprise: Float64, odd: npt.NDArray[np.bool_]) -> Float64:
 _HEAD = """\
 # Who votes on what, and from when on. Training fitted the thresholds; edit them as you like.
 #
-# A score of 0.999 means that one genuine event in a thousand looks this strange. An event is flagged
-# when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds. A detector
-# without a line has no vote. A control record `threshold` overrules a line while the flow runs.
+# A score of 0.999 means that one genuine event in a thousand looks this strange. An event is
+# flagged # when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds.
+# A detector # without a line has no vote. A control record `threshold` overrules a line while the
+# flow runs.
 """
 
 
@@ -293,7 +295,8 @@ def _faults(rule: Any) -> list[str]:
     faults = [f"unknown key {k!r}; keys are {', '.join(known)}" for k in rule if k not in known]
     if rule.get("event_type") not in event_types():
         faults.append(
-            f"event_type: expected one of {', '.join(event_types())}, got {rule.get('event_type')!r}"
+            f"event_type: expected one of {', '.join(event_types())},"
+            f" got {rule.get('event_type')!r}"
         )
     if rule.get("severity", "warning") not in SEVERITIES:
         faults.append(

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from dataflows.alerts.base import Alert
 
-__all__ = ["LiveView", "Stats", "final_table", "stats_of"]
+__all__ = ["LiveView", "Stats", "final_table", "judgement_table", "stats_of"]
 
 REFRESH_S_MIN = 0.2
 """Shortest time between two frames; chosen: smooth to the eye. A frame costs about 10 ms."""
@@ -415,13 +415,7 @@ def final_table(
     console.print()
     console.print(_counts_text(report))
     console.print(_latency_text(report))
-    names = _detector_order(report)
-    if names:
-        console.print()
-        console.print(_detectors_table(report["detectors"], names))
-    if report.get("by_attack"):
-        console.print()
-        console.print(_attacks_table(report["by_attack"], names, console.width < NARROW_COLUMNS))
+    _print_judgement(console, report)
     if next_steps:
         steps = Table.grid(padding=(0, 2))
         for command, what in next_steps:
@@ -429,6 +423,31 @@ def final_table(
         console.print()
         console.print("[bold]What to try next[/bold]")
         console.print(steps)
+
+
+def judgement_table(report: Mapping[str, Any], out: IO[str] | None = None) -> None:
+    """Print how well each detector and the ensemble did, and what they found of each attack.
+
+    Parameters
+    ----------
+    report : `detectors` and `by_attack` of `waxwing evaluate --json`
+    """
+    stream = sys.stdout if out is None else out
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=stream, highlight=False, width=PLAIN_COLUMNS)
+    _print_judgement(console, report)
+
+
+def _print_judgement(console: Console, report: Mapping[str, Any]) -> None:
+    """The two tables of a report where the truth is known."""
+    names = _detector_order(report)
+    if names:
+        console.print()
+        console.print(_detectors_table(report["detectors"], names))
+    if report.get("by_attack"):
+        console.print()
+        console.print(_attacks_table(report["by_attack"], names, console.width < NARROW_COLUMNS))
 
 
 def _detector_order(report: Mapping[str, Any]) -> list[str]:

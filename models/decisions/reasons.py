@@ -10,6 +10,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from features.batch import FeatureMatrix, Float64
 from features.catalog import Catalog
@@ -24,7 +25,8 @@ REASONS_MAX = 3
 _BODY = np.linspace(0.05, 0.95, 19)
 _EDGE = np.array([1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02])
 PROBABILITIES = np.concatenate(([0.0], _EDGE, _BODY, 1.0 - _EDGE[::-1], [1.0]))
-"""Quantiles kept of each feature. Chosen: close at both ends, where what is told as a reason lies."""
+"""Quantiles kept of each feature. Chosen: close at both ends, where what is told as a reason
+lies."""
 
 _MEDIAN = int(np.searchsorted(PROBABILITIES, 0.5))
 
@@ -32,8 +34,8 @@ ODD_SHARE_MAX = 0.1
 """A value that more than a tenth of genuine rows share is no reason. Chosen."""
 
 BEYOND_DECADES = 1.0
-"""What a value beyond all genuine ones gains for each e-fold of distance. Chosen: it orders them and
-lets a moderately rare value of one feature never pass a far one of another."""
+"""What a value beyond all genuine ones gains for each e-fold of distance. Chosen: it orders them
+and lets a moderately rare value of one feature never pass a far one of another."""
 
 Told = tuple[str, str, float, float | None, str]
 """Feature, sentence, value, usual value, unit."""
@@ -130,8 +132,9 @@ def _family(feature: Feature) -> str:
     return f"{feature.group} {feature.entity} {about}"
 
 
-def _oddness(value: Float64, usual: Float64, side: np.ndarray) -> Float64:  # type: ignore[type-arg]
-    """float64 (F,), -log10 of the share of genuine rows at least as odd, more beyond all of them."""
+def _oddness(value: Float64, usual: Float64, side: npt.NDArray[np.int64]) -> Float64:
+    """float64 (F,), -log10 of the share of genuine rows at least as odd, more beyond all of
+    them."""
     q = usual.shape[1]
     at_most = (usual <= value[:, None]).sum(axis=1)
     below = (usual < value[:, None]).sum(axis=1)

@@ -1,0 +1,101 @@
+"""`waxwing train`: models from simulated or recorded history, with or without labels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dataflows.training import Trained
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    from dataflows.cli.run import settings_arguments
+
+    parser = subparsers.add_parser(
+        "train",
+        help="models from history",
+        description=__doc__,
+        epilog="Without --data it learns from simulated history. The bundle goes to the setting"
+        " `bundle`, warm state for the live flow into `warm` beside it.",
+    )
+    settings_arguments(parser)
+    add = parser.add_argument
+    add("--data", metavar="HISTORY", action="append", default=[],
+        help="folder of files named after event types, or [EVENT_TYPE=]file")  # fmt: skip
+    add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
+    add("--labels", metavar="F", help="file with the event_id of known anomalies")
+    add("--from", dest="learn_from", metavar="T",
+        help="learn from this event time on, ISO 8601; what is before only warms up")  # fmt: skip
+    add("--days", type=int, default=14, metavar="N", help="days of simulated history (default 14)")
+    add("--json", metavar="P", help="write the figures on held-out rows; - is stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.report import write_json
+    from dataflows.settings import load
+    from dataflows.training import train_files, train_simulated
+    from features.errors import ConfigError
+
+    settings = load(args.config, **(with_data(args) | overrides_of(args)))
+    out = sys.stderr if args.json == "-" else sys.stdout
+
+    def say(text: str) -> None:
+        print(f"waxwing: {text}", file=out, flush=True)
+
+    if settings.source == "file":
+        trained = train_files(settings, say, _labels(args), args.learn_from)
+    else:
+        if args.labels or args.learn_from:
+            raise ConfigError("--labels and --from go with --data; simulated history has its own")
+        if args.days < 1:
+            raise ConfigError(f"--days {args.days}: expected at least 1")
+        trained = train_simulated(settings, say, days=args.days)
+    _show(trained, out)
+    write_json(args.json, _report(trained))
+    return 0
+
+
+def _labels(args: argparse.Namespace) -> pl.Series | None:
+    """Event ids of known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
+    from pathlib import Path
+
+    from dataflows.training import read_labels
+
+    if args.labels:
+        return read_labels(Path(args.labels))
+    for item in args.data:
+        for suffix in ("parquet", "csv", "jsonl"):
+            path = Path(item) / f"labels.{suffix}"
+            if path.is_file():
+                return read_labels(path)
+    return None
+
+
+def _show(trained: Trained, out: Any) -> None:
+    """The figures on held-out rows, as a table."""
+    from dataflows.observe.live import judgement_table
+
+    if trained.bundle.metrics.get("detectors"):
+        print("\nOn rows held out of training:", file=out)
+        judgement_table(trained.bundle.metrics, out)
+
+
+def _report(trained: Trained) -> dict[str, Any]:
+    """What `--json` writes."""
+    return {
+        "in": trained.events,
+        "bundle": trained.bundle.id,
+        "history_s": round(trained.history_s, 3),
+        "training_s": round(trained.training_s, 3),
+        "rows": {name: about["rows"] for name, about in trained.bundle.training["sets"].items()},
+        **trained.bundle.metrics,
+    }
