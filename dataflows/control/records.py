@@ -45,7 +45,7 @@ def parse_record(line: str) -> dict[str, Any]:
         "mute": {"entity_type": (str,), "entity": (str,), "until_us": (int,)},
         "stage": {"detector": (str,), "stage": (str,)},
     }
-    if kind not in wanted:
+    if not isinstance(kind, str) or kind not in wanted:
         valid = ", ".join(wanted)
         raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {valid}")
     faults = [
