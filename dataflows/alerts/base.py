@@ -38,7 +38,7 @@ def alert_id(event_id: str, anomaly_type: str, bundle_id: str) -> str:
     32 hex digits (BLAKE2b, 128 bits)
     """
     text = "\x1f".join((event_id, anomaly_type, bundle_id))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
