@@ -234,7 +234,8 @@ def checksum(part: Part) -> int:
         for column in (ids, batch.time_us, batch.partition, batch.offset):
             crc = zlib.crc32(np.ascontiguousarray(column).data.cast("B"), crc)
     for letter in part.rejects:
-        place = f"{letter.reason} {letter.topic} {letter.partition} {letter.offset}\n"
+        # Not the topic, which may be the path of a file: a state folder may be moved.
+        place = f"{letter.reason} {letter.event_type} {letter.partition} {letter.offset}\n"
         crc = zlib.crc32(place.encode(), crc)
     return crc
 
