@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from dataflows.alerts.base import Alert
+from dataflows.alerts.base import Alert, moment_of
 
 __all__ = ["SEVERITIES", "dedup_key", "severity_of", "trigger"]
 
@@ -88,9 +87,9 @@ def trigger(
         "class": _text(alert.anomaly_type, TEXT_CHARACTERS_MAX),
         "custom_details": _details(alert, count, other_event_ids),
     }
-    when = _iso(alert.time_us)
+    when = moment_of(alert.time_us)
     if when is not None:
-        payload["timestamp"] = when
+        payload["timestamp"] = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {
         "routing_key": routing_key,
         "event_action": "trigger",
@@ -152,13 +151,3 @@ def _text(text: str, characters_max: int) -> str:
 def _finite(value: float | None) -> float | None:
     """The number, None where JSON has no word for it."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _iso(time_us: int) -> str | None:
-    """ISO 8601 of a time, None where the calendar does not reach it."""
-    try:
-        seconds, us = divmod(time_us, 1_000_000)
-        moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=us)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -6,11 +6,21 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol, Self, runtime_checkable
 
 from features.errors import ContractError
 
-__all__ = ["Alert", "AlertSink", "PatientSink", "Reason", "Vote", "alert_id", "printable"]
+__all__ = [
+    "Alert",
+    "AlertSink",
+    "PatientSink",
+    "Reason",
+    "Vote",
+    "alert_id",
+    "moment_of",
+    "printable",
+]
 
 
 _TEXTS = (
@@ -117,7 +127,10 @@ class Alert:
             fields["score"] = _or_nan(data["score"])
             fields["votes"] = tuple(
                 Vote(
-                    str(v["detector"]), _number(v["score"]), float(v["threshold"]), bool(v["vote"])
+                    str(v["detector"]),
+                    _number(v["score"]),
+                    _or_nan(v["threshold"]),
+                    bool(v["vote"]),
                 )
                 for v in data["votes"]
             )
@@ -176,6 +189,15 @@ class PatientSink(AlertSink, Protocol):
     def wait_s(self) -> float:
         """Seconds until `pump` can do more."""
         ...
+
+
+def moment_of(time_us: int) -> datetime | None:
+    """The moment of a time in microseconds UTC, None where the calendar does not reach it."""
+    try:
+        seconds, us = divmod(time_us, 1_000_000)
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=us)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def printable(text: str) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import IO, ClassVar
 
 from rich.console import Console
 from rich.text import Text
 
-from dataflows.alerts.base import Alert, printable
+from dataflows.alerts.base import Alert, moment_of, printable
 from dataflows.settings import Settings
 
 __all__ = ["LINES_S_MAX", "Sink"]
@@ -90,14 +89,14 @@ class Sink:
 
 def line_of(alert: Alert) -> Text:
     """One alert as one line: event time, severity, votes, what and why."""
-    when = datetime.fromtimestamp(alert.time_us / 1e6, UTC)
+    when = moment_of(alert.time_us)
     votes = sum(vote.vote for vote in alert.votes)
     said = printable(alert.summary)
     if len(said) > LINE_CHARACTERS_MAX:
         said = said[: LINE_CHARACTERS_MAX - 3] + "..."
     severity = printable(alert.severity)
     return Text.assemble(
-        f"{when:%Y-%m-%d %H:%M:%S} ",
+        f"{when:%Y-%m-%d %H:%M:%S} " if when else f"{alert.time_us} us ",
         (f"{severity:<8}", _STYLES.get(alert.severity, "")),
         f" {votes}/{len(alert.votes)} {said}",
     )
