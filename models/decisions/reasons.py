@@ -37,6 +37,9 @@ BEYOND_DECADES = 1.0
 """What a value beyond all genuine ones gains for each e-fold of distance. Chosen: it orders them
 and lets a moderately rare value of one feature never pass a far one of another."""
 
+NEVER = 2
+"""Side of a feature that is never a reason; the others are 1 high, -1 low, 0 either."""
+
 Told = tuple[str, str, float, float | None, str]
 """Feature, sentence, value, usual value, unit."""
 
@@ -81,6 +84,8 @@ def reasons(catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int)
     plan = _plan(catalog, features.event_type)
     value = features.values[row]
     oddness = _oddness(value, models.usual, plan.side)
+    # The event itself is one; that alone is not many.
+    oddness[plan.counts & (value[plan.told] <= 1.0)] = 0.0
     told: list[Told] = []
     families: set[str] = set()
     for i in np.argsort(-oddness, kind="stable").tolist():
@@ -89,7 +94,7 @@ def reasons(catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int)
         if plan.family[i] in families:
             continue
         families.add(plan.family[i])
-        told.append(_tell(plan, i, value, models.usual))
+        told.append(_tell(plan, plan.told[i], value, models.usual))
     return told
 
 
@@ -103,12 +108,20 @@ class _Plan:
             [0 if f.high_is_odd is None else 1 if f.high_is_odd else -1 for f in self.features]
         )
         self.baseline = [names.index(f.baseline) if f.baseline else -1 for f in self.features]
-        # What is itself somebody's baseline, or the clock, is context and no reason.
+        # What is itself somebody's baseline, the clock, and logarithms explain nothing to a person.
         context = {b for b in self.baseline if b >= 0} | {
-            i for i, f in enumerate(self.features) if f.unit == "h"
+            i
+            for i, f in enumerate(self.features)
+            if f.unit == "h" or (f.op == "value" and (f.column or "").startswith("log_"))
         }
-        self.side[sorted(context)] = 2
-        self.family = [_family(f) for f in self.features]
+        self.side[sorted(context)] = NEVER
+        # How surprising a count is, is told as the count beside the usual one.
+        self.told = [
+            names.index(f.column) if f.op == "surprise" and f.column in names else i
+            for i, f in enumerate(self.features)
+        ]
+        self.family = [_family(self.features[i]) for i in self.told]
+        self.counts = np.array([self.features[i].op in ("count", "distinct") for i in self.told])
 
 
 @lru_cache(maxsize=32)
@@ -117,19 +130,29 @@ def _plan(catalog: Catalog, event_type: str) -> _Plan:
     return _Plan(catalog, event_type)
 
 
+_SOURCES = ("device", "ip")
+_MACHINES = ("service", "host", "log_stream")
+
+
 def _family(feature: Feature) -> str:
     """Features of one family say the same thing: other windows, other yardsticks, other holders."""
+    entity, op, other = feature.entity, feature.op, feature.other or ""
+    if "duration" in feature.name:
+        return "duration"
     if feature.group == "geo":
         # A card and its holder are at the same place.
-        return "geo " + ("country" if feature.other else "place")
-    if feature.group in ("amount", "baseline"):
-        return f"{feature.group} {feature.entity} {feature.where or 'level'}"
-    about = feature.where or feature.other or feature.column or ""
-    if feature.op in ("count", "usual_count", "surprise", "since", "z"):
-        about = feature.where or ("rate" if feature.group == "velocity" else about)
-        if feature.op == "surprise":
-            about = (feature.column or "").rpartition("_count")[0].rpartition("_")[2] or about
-    return f"{feature.group} {feature.entity} {about}"
+        return "country" if other else "place"
+    if other == "template" or (entity == "log_stream" and op in ("ever", "age")):
+        return "template"
+    if entity in _SOURCES or other in _SOURCES:
+        # A device and its address are one source: new, or used by or for many.
+        new = op in ("first_time", "age", "ever", "since")
+        return "new source" if new else f"source {feature.where or 'busy'}"
+    if feature.where and entity in _MACHINES:
+        return "errors"
+    if entity in ("pool", "host") and feature.group == "cross_entity":
+        return f"peers of {entity}"
+    return f"{feature.group} {entity} {feature.where or other or ''}"
 
 
 def _oddness(value: Float64, usual: Float64, side: npt.NDArray[np.int64]) -> Float64:
@@ -163,18 +186,37 @@ def _beyond(distance: Float64, spread: Float64) -> Float64:
 def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> Told:
     """One reason in words."""
     feature = plan.features[i]
+    number, unit = float(value[i]), feature.unit
+    why = feature.why
+    if why.startswith("a share of {value}"):
+        why, unit = why.removeprefix("a share of "), "%"
+    if unit == "sigma":
+        why = _with_direction(why, number < 0)
+        number = abs(number)
+    words = {"value": number_text(number, unit)}
     baseline: float | None = None
-    words = {"value": number_text(float(value[i]), feature.unit)}
     if plan.baseline[i] >= 0:
         baseline = float(value[plan.baseline[i]])
-        unit = plan.features[plan.baseline[i]].unit
-        words["baseline"] = "unknown" if math.isnan(baseline) else number_text(baseline, unit)
-    text = feature.why.format(**words)
-    if baseline is None and feature.unit != "flag":
+        known_as = plan.features[plan.baseline[i]].unit
+        words["baseline"] = "unknown" if math.isnan(baseline) else number_text(baseline, known_as)
+    text = why.format(**words)
+    if baseline is None and unit not in ("flag", "sigma"):
         baseline = float(usual[i, _MEDIAN])
-        text += f"; usual {number_text(baseline, feature.unit)}"
+        text += f"; usual {number_text(baseline, unit)}"
     known = None if baseline is None or math.isnan(baseline) else baseline
     return feature.name, text, float(value[i]), known, feature.unit
+
+
+def _with_direction(why: str, below: bool) -> str:
+    """A sentence on a deviation that says its direction in words, for a number without sign."""
+    head, mark, tail = why.partition("{value}")
+    if below:
+        tail = tail.replace(" more than ", " less than ", 1)
+    for word in (" from ", " above "):
+        if word in tail:
+            tail = tail.replace(word, " below " if below else " above ", 1)
+            break
+    return head + mark + tail
 
 
 _SPANS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"))
@@ -188,6 +230,8 @@ def number_text(value: float, unit: str) -> str:
     """
     if unit == "flag":
         return "yes" if value else "no"
+    if unit == "%":
+        return f"{_plain(100.0 * value)} %"
     if unit == "s":
         for length, name in _SPANS:
             if abs(value) >= 2 * length:
