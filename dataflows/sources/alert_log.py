@@ -118,7 +118,7 @@ class FileTail:
     until: int | None = None
     _offset: int = 0
     _last: Place | None = None
-    _since_place: int = 0
+    _since_place: int = PLACE_EVERY - 1
 
     def __post_init__(self) -> None:
         if self.until is not None:
@@ -229,7 +229,8 @@ class FileTail:
     def _forget(self) -> None:
         """Stand at the beginning of an unknown log."""
         self.places.clear()
-        self.head, self._last, self._offset, self._since_place = "", None, 0, 0
+        self.head, self._last, self._offset = "", None, 0
+        self._since_place = PLACE_EVERY - 1
 
 
 class TopicTail:
