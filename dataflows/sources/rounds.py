@@ -19,7 +19,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from dataflows.control.records import ControlFile
 from dataflows.sources.base import DeadLetter, LaneReader, Taken
-from dataflows.state.journal import Cut, LaneJournal, last_cut, read_cuts
+from dataflows.state.journal import Cut, LaneJournal, read_cuts, standing
 from features.batch import EventBatch
 from features.errors import StateError
 from features.events import event_code
@@ -87,7 +87,7 @@ class Lane:
         ------
         StateError : the journal does not reach the manifest's round
         """
-        before = last_cut(self.journal.folder, manifest_round)
+        before, schemas = standing(self.journal.folder, manifest_round)
         if (
             manifest_round
             and (before is None or before.round < manifest_round)
@@ -105,6 +105,10 @@ class Lane:
             self.positions = before.positions
             if self.control is not None:
                 self.control.position = before.positions.get("control", 0)
+        # A reader that asks the world (a registry) is told what the journal knows of its answers.
+        recall: Callable[[dict[str, str], int], None] | None = getattr(self.reader, "recall", None)
+        if recall is not None:
+            recall(schemas, self.cut_time_us)
         self.reader.seek({k: v for k, v in self.positions.items() if k != "control"})
         self.replay = read_cuts(self.journal.folder, manifest_round)
         self.pending = next(self.replay, None)

@@ -8,7 +8,8 @@ A segment is a file of records `marker, length (u32), crc32 (u32) of length and 
 named by its first round. Only the last record can be torn (each is on the disk before the next is
 begun): a bad record with nothing whole behind it, at the end of the newest segment, is cut off on
 opening. Damage anywhere else is an error. Segments are removed from the oldest on, once the journal
-is longer than `bytes_max` and a restart can no longer need them.
+is longer than `bytes_max` and a restart can no longer need them; so the first record of a segment
+repeats all schema bodies known before it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from features.errors import StateError
 
-__all__ = ["Cut", "LaneJournal", "fsync_folder", "last_cut", "read_cuts"]
+__all__ = ["Cut", "LaneJournal", "fsync_folder", "last_cut", "read_cuts", "standing"]
 
 _MAGIC = b"WXJ1"
 _MARKER = b"\xf7WXR"
@@ -51,7 +52,8 @@ class Cut:
     received : events taken from the source, repeats and rejects included
     checksum : crc32 of what the round held, in order; a replay must meet the same
     control : control records read with this round
-    schemas : schema id -> body, of schemas first met in this round
+    schemas : schema id -> body, of schemas first met in this round (in the first record of a
+        segment: of all)
     faults : lines of the control file that are no record: (byte offset, the line, what is wrong)
     source_time_us : the reader's own clock where `cut_time_us` was held back from running
         backwards; None where they are the same
@@ -186,19 +188,29 @@ def read_cuts(folder: Path, after_round: int = 0) -> Iterator[Cut]:
 
 
 def last_cut(folder: Path, round_: int) -> Cut | None:
-    """The newest cut of a lane with `round <= round_`; reads one segment, not all of them."""
+    """The newest cut of a lane with `round <= round_`."""
+    return standing(folder, round_)[0]
+
+
+def standing(folder: Path, round_: int) -> tuple[Cut | None, dict[str, str]]:
+    """The newest cut of a lane with `round <= round_`, and all schema bodies known by then.
+
+    Reads one segment, not all of them.
+    """
     segments = _segments(folder)
     for i in reversed(range(len(segments))):
         if int(segments[i].stem) > round_:
             continue
         found: Cut | None = None
+        schemas: dict[str, str] = {}
         for cut, _ in _segment_cuts(segments[i], newest=i + 1 == len(segments)):
             if cut.round > round_:
                 break
             found = cut
+            schemas |= cut.schemas
         if found is not None:
-            return found
-    return None
+            return found, schemas
+    return None, {}
 
 
 def _nothing_durable() -> int:
@@ -236,6 +248,7 @@ class LaneJournal:
         self.last: Cut | None = None
         self._file: Any = None
         self._size = 0
+        self._schemas: dict[str, str] = {}
         self._recover()
 
     def _recover(self) -> None:
@@ -244,6 +257,7 @@ class LaneJournal:
             end = 0
             for cut, stop in _segment_cuts(path, newest=True):
                 self.last, end = cut, stop
+                self._schemas |= cut.schemas
             if end:
                 self._file = path.open("r+b", buffering=0)
                 self._file.truncate(end)
@@ -260,9 +274,11 @@ class LaneJournal:
         ------
         StateError : the disk refused it (full, gone); the record is taken back
         """
-        record = _record(cut.to_bytes())
+        begins = self._file is None or self._size >= self.segment_bytes
+        schemas = self._schemas | cut.schemas
+        record = _record((replace(cut, schemas=schemas) if begins else cut).to_bytes())
         try:
-            if self._file is None or self._size >= self.segment_bytes:
+            if begins:
                 self._begin(cut.round)
             _write_all(self._file, record)
             os.fdatasync(self._file.fileno())
@@ -273,6 +289,7 @@ class LaneJournal:
                 " free space or mend the disk and start again, nothing is lost"
             ) from error
         self._size += len(record)
+        self._schemas = schemas
         self.last = cut
 
     def _take_back(self) -> None:

@@ -1,4 +1,4 @@
-"""Lanes: a cut is on the disk before anyone sees it, and is cut again exactly so after any death."""
+"""Lanes: a cut is on the disk before anyone sees it, and is cut again so after any death."""
 
 from __future__ import annotations
 
@@ -97,11 +97,12 @@ def open_lane(
     after: int = 0,
     stop: Callable[[], bool] = lambda: False,
     rows_max: int = 1_000,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> Lane:
     lane = Lane(
         lane=0,
         reader=reader,
-        journal=LaneJournal(folder / "journal", SEGMENT_BYTES),
+        journal=LaneJournal(folder / "journal", segment_bytes),
         round_ms=100,
         rows_max=rows_max,
         stop=stop,
@@ -167,7 +168,7 @@ def test_a_cut_is_in_the_journal_before_it_is_given_away(tmp_path: Path, batch: 
 
 
 @pytest.mark.parametrize("died", range(1, 8))
-@pytest.mark.parametrize("manifest", range(0, 7))
+@pytest.mark.parametrize("manifest", range(7))
 def test_a_lane_killed_anywhere_cuts_the_same_rounds_again(
     tmp_path: Path, batch: EventBatch, died: int, manifest: int
 ) -> None:
@@ -286,6 +287,56 @@ def test_a_replay_with_other_rejects_is_found_out(tmp_path: Path, batch: EventBa
     part = run(lane, 3)[2]
     assert part.rejects
     assert checksum(part) != checksum(replace(part, rejects=part.rejects[1:]))
+
+
+class Registered(Arrivals):
+    """Meets a new schema with each call that brings events, as a registry would tell them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.known: dict[str, str] = {}
+        self.recalled_us = -1
+
+    def recall(self, schemas: dict[str, str], cut_time_us: int) -> None:
+        self.known, self.recalled_us = dict(schemas), cut_time_us
+
+    def take(self, rows_max: int) -> Taken:
+        taken = super().take(rows_max)
+        taken.schemas = {str(self.calls): f"body {self.calls}"} if taken.received else {}
+        return taken
+
+    def retake(
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        cut_time_us: int,
+        schemas: dict[str, str],
+    ) -> Taken:
+        self.known |= schemas
+        return super().retake(before, after, cut_time_us, schemas)
+
+
+@pytest.mark.parametrize("segment_bytes", [1, 300, SEGMENT_BYTES])
+def test_a_replay_knows_every_schema_and_asks_nobody(
+    tmp_path: Path, batch: EventBatch, segment_bytes: int
+) -> None:
+    """Also where the segment in which a schema was met is gone."""
+    lane = open_lane(tmp_path, Registered(batch, SIZES, clocks()), segment_bytes=segment_bytes)
+    parts = run(lane)
+    met = [str(i) for i, size in enumerate(SIZES, 1) if size]
+    for manifest in range(1, len(SIZES)):
+        for path in sorted((tmp_path / "journal").glob("*.jnl"))[:-1]:
+            if int(path.stem) < manifest:
+                newer = [p for p in path.parent.glob("*.jnl") if int(p.stem) > int(path.stem)]
+                if min(int(p.stem) for p in newer) <= manifest:
+                    path.unlink()
+        reader = Registered(batch, SIZES, clocks())
+        lane = open_lane(tmp_path, reader, manifest, segment_bytes=segment_bytes)
+        assert sorted(reader.known) == [i for i in met if int(i) <= manifest]
+        assert reader.recalled_us == parts[manifest - 1].cut_time_us
+        again = run(lane, len(SIZES) - manifest)
+        assert [seen(p) for p in again] == [seen(p) for p in parts[manifest:]]
+        assert reader.known == {i: f"body {i}" for i in met}
 
 
 def test_a_reader_that_fails_leaves_a_journal_one_can_go_on_from(
