@@ -1,0 +1,409 @@
+"""Files as a source: Parquet, CSV and JSONL of all event types, merged in the order of event time.
+
+A file is looked through once for its times; one whose rows stand in order is then read stretch by
+stretch, any other is held in memory and sorted. The stream's clock is event time: what was recorded
+years ago is not late, but a row whose time lies far from that of its neighbours is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from dataflows.settings import Settings
+from dataflows.sources.base import DeadLetter, Taken
+from dataflows.sources.mapping import TableMapping, load_mapping, own_mapping, time_us
+from dataflows.sources.simulator import time_us_of
+from dataflows.sources.tables import Stretch, Table, columns_of_lines, open_table
+from features.batch import EventBatch, Int64, concat_batches
+from features.decode import check_contract, decode
+from features.errors import ConfigError, SourceError
+from features.events import event_code, event_type
+
+__all__ = ["FileReader", "mapping_event_type", "truth_names"]
+
+NEIGHBOURS = 5
+"""Rows on either side whose median a time is held against; chosen: five wrong ones of eleven are
+outvoted, and a file that pauses for weeks is not a fault."""
+
+OFF_SHARE_MAX = 0.2
+"""Share of rows far from their neighbours above which the file is simply not in order. Chosen."""
+
+_WINDOW_ROWS = 200_000
+"""Rows whose neighbours are looked at in one go; chosen: 20 MB."""
+
+_ANY_US = 2**62
+"""Time bounds that hold for every time: the file has its own."""
+
+
+def mapping_event_type(name_or_path: str) -> str:
+    """Event type of a mapping's rows; ConfigError where there is no such mapping."""
+    return load_mapping(name_or_path).event
+
+
+def truth_names(name_or_path: str) -> dict[int, str]:
+    """What the codes of a mapping's labels mean."""
+    return dict(load_mapping(name_or_path).truth_names)
+
+
+class FileReader:
+    """All files of the settings as one stream.
+
+    Parameters
+    ----------
+    settings : `file_*`, `event_types`, `time_past_s_max`
+    from_us : rows before it are skipped (a backfill has them)
+
+    Raises
+    ------
+    ConfigError : files or columns that are missing or cannot be read, all at once
+    """
+
+    unpaced = True
+
+    def __init__(self, settings: Settings, from_us: int | None = None) -> None:
+        bounds = [b for b in (settings.file_from and time_us_of(settings.file_from), from_us) if b]
+        until = settings.file_until
+        self._files = _open_files(
+            settings, max(bounds, default=None), None if until is None else time_us_of(until)
+        )
+        self._round_us = round(settings.file_round_s * 1e6)
+
+    def seek(self, positions: dict[str, Any]) -> None:
+        """Stand at journaled positions; empty ones leave the start where the settings put it."""
+        for file in self._files:
+            if file.name in positions:
+                file.at = int(positions[file.name])
+
+    def take(self, rows_max: int) -> Taken:
+        """The next rows of all files in the order of time, `rows_max` or a round's time of them."""
+        waiting = [file.keys[file.at : min(file.at + rows_max, file.end)] for file in self._files]
+        keys = np.concatenate(waiting)
+        which = np.repeat(np.arange(len(waiting)), [len(w) for w in waiting])
+        order = np.lexsort((which, keys))[:rows_max]  # stable: a file's own order stays
+        if self._round_us and len(order):
+            border = (int(keys[order[0]]) // self._round_us + 1) * self._round_us
+            order = order[keys[order] < border]
+        counts = np.bincount(which[order], minlength=len(self._files))
+        return self._read([f.at + int(n) for f, n in zip(self._files, counts, strict=True)])
+
+    def retake(
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        cut_time_us: int,
+        schemas: dict[str, str],
+    ) -> Taken:
+        """The rows between two journaled positions.
+
+        Raises
+        ------
+        SourceError : a file is now shorter than it was
+        """
+        self.seek(before)
+        ends = [int(after.get(file.name, file.at)) for file in self._files]
+        for file, end in zip(self._files, ends, strict=True):
+            if end > len(file.keys):
+                raise SourceError(
+                    f"{file.path}: the journal speaks of {end} rows, the file has"
+                    f" {len(file.keys)}; put the file back, or start with an empty state_dir"
+                )
+        return self._read(ends)
+
+    def _read(self, ends: list[int]) -> Taken:
+        """Rows up to the given place of each file, and stand there."""
+        due_ns = time.time_ns()
+        batches: dict[str, EventBatch] = {}
+        rejects: list[DeadLetter] = []
+        received, cut_time_us = 0, 0
+        for file, end in zip(self._files, ends, strict=True):
+            received += end - file.at
+            batch, refused = file.read(end, due_ns)
+            if batch is not None:
+                batches[file.name] = batch
+            rejects += refused
+            if end > file.start:
+                cut_time_us = max(cut_time_us, int(file.keys[end - 1]))
+        positions = {file.name: file.at for file in self._files}
+        eof = all(file.at >= file.end for file in self._files)
+        return Taken(batches, rejects, positions, received, eof, {}, cut_time_us)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files:
+            file.close()
+
+
+def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -> list[_File]:
+    """Every file of the settings, or every fault."""
+    faults: list[str] = []
+    mapping: TableMapping | None = None
+    if settings.file_mapping is not None:
+        try:
+            mapping = load_mapping(settings.file_mapping)
+        except ConfigError as error:
+            faults += error.faults
+    paths = {n: p for n, p in settings.file_paths.items() if n in settings.event_types}
+    if not paths:
+        faults.append(
+            f"file_paths: none of event_types ({', '.join(settings.event_types)}) has a file"
+        )
+    if mapping is not None and mapping.event not in paths:
+        faults.append(
+            f"file_mapping {settings.file_mapping!r} is for {mapping.event} events, and file_paths"
+            f" has none; it has {', '.join(paths) or 'nothing'}"
+        )
+    opened = []
+    for name in sorted(paths, key=event_code):
+        mine = mapping if mapping is not None and mapping.event == name else None
+        try:
+            table = open_table(paths[name])
+        except SourceError as error:
+            faults.append(f"file_paths.{name}: {error}")
+            continue
+        if table.columns:
+            where = f"file_paths.{name}: {paths[name]}"
+            used = mine or own_mapping(name, table.columns)
+            missing = used.missing(table.columns, where)
+            if missing and mine is None:
+                missing[-1] += "; a file with other names needs file_mapping"
+            faults += missing
+            mine = used
+        opened.append((name, paths[name], table, mine))
+    if faults:
+        raise ConfigError(faults)
+    past_us = settings.time_past_s_max * 1_000_000
+    files = [_File(*parts, past_us) for parts in opened]
+    for file in files:
+        file.bound(from_us, until_us)
+    return files
+
+
+class _File:
+    """One file as a sequence of rows in the order of their times.
+
+    Parameters
+    ----------
+    name : event type
+    path, table : where the rows are
+    mapping : how columns become fields; None for lines of JSON with our own names
+    past_us : how far a time may lie from those of its neighbours
+    """
+
+    def __init__(
+        self, name: str, path: Path, table: Table, mapping: TableMapping | None, past_us: int
+    ) -> None:
+        self.name, self.path = name, path
+        self._table, self._mapping = table, mapping
+        times, unread = self._times()
+        self._off = _off(times, unread, past_us)
+        self.keys = _keys(times, unread | (self._off != 0))
+        self._whole: list[Stretch] | None = None
+        self._order: Int64 | None = None
+        if np.any(self.keys[1:] < self.keys[:-1]):
+            self._order = np.argsort(self.keys, kind="stable")
+            self.keys = self.keys[self._order]
+        self.start = self.at = 0
+        self.end = len(self.keys)
+        self._stream: Iterator[Stretch] | None = None
+        self._stream_at = 0
+        self._rest: Stretch | None = None
+
+    def bound(self, from_us: int | None, until_us: int | None) -> None:
+        """Leave out rows before `from_us` and from `until_us` on."""
+        if from_us is not None:
+            self.start = self.at = int(np.searchsorted(self.keys, from_us))
+        if until_us is not None:
+            self.end = max(self.start, int(np.searchsorted(self.keys, until_us)))
+
+    def _times(self) -> tuple[Int64, npt.NDArray[np.bool_]]:
+        """Time of every row in the order of the file, and which rows have none."""
+        source = None if self._mapping is None else self._mapping.time
+        name = "time_us" if source is None else str(source.column)
+        unit = "us" if source is None else source.unit
+        pieces = [
+            column.to_frame(name).select(time_us(pl.col(name), column.dtype, unit))[name]
+            for column in self._table.times(name)
+        ]
+        times = pl.concat(pieces) if pieces else pl.Series(name, [], dtype=pl.Int64)
+        return times.fill_null(0).to_numpy(), times.is_null().to_numpy()
+
+    def read(self, end: int, due_ns: int) -> tuple[EventBatch | None, list[DeadLetter]]:
+        """Events and rejects of the rows up to place `end`, and stand there."""
+        batches: list[EventBatch] = []
+        rejects: list[DeadLetter] = []
+        for stretch in self._stretches(self.at, end):
+            batch, refused = self._events(stretch, due_ns)
+            rejects += refused
+            if len(batch):
+                batches.append(batch)
+        self.at = end
+        return (concat_batches(batches) if batches else None), rejects
+
+    def _stretches(self, begin: int, end: int) -> Iterator[Stretch]:
+        """Rows from place `begin` to `end`: from the memory, or from where the stream stands."""
+        if self._order is not None:
+            yield from self._sorted(self._order[begin:end])
+            return
+        if self._stream is None or begin != self._stream_at:
+            self._stream, self._rest = self._table.stretches(begin), None
+            self._stream_at = begin
+        while self._stream_at < end:
+            stretch = self._rest if self._rest is not None else next(self._stream, None)
+            if stretch is None:
+                raise SourceError(
+                    f"{self.path}: it now ends after {self._stream_at} rows, a moment ago it had"
+                    f" {len(self.keys)}; let the writer finish first, then start again"
+                )
+            here = min(len(stretch), end - self._stream_at)
+            self._stream_at += here
+            self._rest = None
+            if here < len(stretch):
+                self._rest = stretch.take(np.arange(here, len(stretch)))
+                stretch = stretch.take(np.arange(here))
+            yield stretch
+
+    def _sorted(self, numbers: Int64) -> Iterator[Stretch]:
+        """Rows of a file that is not in order, by their numbers."""
+        if self._whole is None:
+            self._whole = list(self._table.stretches())
+        ends = np.cumsum([len(s) for s in self._whole])
+        home = np.searchsorted(ends, numbers, side="right")
+        for i in np.unique(home).tolist():
+            begin = int(ends[i]) - len(self._whole[i])
+            yield self._whole[i].take(numbers[home == i] - begin)
+
+    def _events(self, stretch: Stretch, due_ns: int) -> tuple[EventBatch, list[DeadLetter]]:
+        """What of a stretch are events, and why the rest is not."""
+        faults: dict[int, tuple[str, str]] = {}
+        for row in np.flatnonzero(self._off[stretch.numbers]).tolist():
+            early = self._off[stretch.numbers[row]] < 0
+            said = "far before" if early else "far after"
+            reason = "time_past" if early else "time_future"
+            faults[row] = (reason, f"time_us: {said} the rows around it")
+        if stretch.bad:
+            for row in np.flatnonzero(np.isin(stretch.numbers, list(stretch.bad))).tolist():
+                faults[row] = stretch.bad[int(stretch.numbers[row])][:2]
+        if self._mapping is None:
+            batch = self._from_lines(stretch, due_ns, faults)
+        else:
+            batch = self._from_columns(stretch, self._mapping, due_ns, faults)
+        letters = [
+            DeadLetter(
+                reason, detail, self.name, None, str(self.path), 0, int(stretch.numbers[row]),
+                stretch.raw(row),
+            )
+            for row, (reason, detail) in sorted(faults.items())
+        ]  # fmt: skip
+        return batch, letters
+
+    def _from_lines(
+        self, stretch: Stretch, due_ns: int, faults: dict[int, tuple[str, str]]
+    ) -> EventBatch:
+        """Events of lines with our own names; more faults go to `faults`."""
+        n = len(stretch)
+        done = decode(
+            self.name, "json", stretch.lines or [], np.zeros(n, np.int32), stretch.numbers,
+            np.full(n, due_ns), {}, cut_time_us=0, past_us_max=_ANY_US, future_us_max=_ANY_US,
+        )  # fmt: skip
+        for reject in done.rejects:
+            faults.setdefault(reject.row, (reject.reason, reject.detail))
+        return done.batch.take(np.flatnonzero(~np.isin(done.rows, list(faults))))
+
+    def _from_columns(
+        self,
+        stretch: Stretch,
+        mapping: TableMapping,
+        due_ns: int,
+        faults: dict[int, tuple[str, str]],
+    ) -> EventBatch:
+        """Events of columns through the mapping; more faults go to `faults`."""
+        frame = stretch.frame
+        if frame is None:
+            wanted = {c for source in mapping.fields.values() for c in source.sources}
+            if mapping.truth is not None:
+                wanted.add(mapping.truth)
+            frame, bad = columns_of_lines(stretch.lines or [], sorted(wanted))
+            for row, detail in bad.items():
+                faults.setdefault(row, ("not_json", detail))
+        events = frame.select(mapping.events(frame.schema))
+        for field in event_type(self.name).fields:
+            column = mapping.fields[field.name].column if field.name in mapping.fields else None
+            if column is not None:
+                lost = (events[field.name].is_null() & frame[column].is_not_null()).to_numpy()
+                for row in np.flatnonzero(lost).tolist():
+                    got = repr(frame[column][row])[:60]
+                    said = f"{field.name}: expected {field.kind}, got {got} in column {column}"
+                    faults.setdefault(row, ("wrong_type", said))
+        _, broken = check_contract(
+            self.name, events, cut_time_us=0, past_us_max=_ANY_US, future_us_max=_ANY_US
+        )
+        for row, reason, detail in broken:
+            faults.setdefault(row, (reason, detail))
+        rows = np.setdiff1d(np.arange(len(stretch)), np.array(list(faults), np.int64))
+        truth = None if mapping.truth is None else _truth(frame[mapping.truth])[rows]
+        n = len(rows)
+        return EventBatch(
+            self.name, events[rows], np.zeros(n, np.int32), stretch.numbers[rows],
+            np.full(n, due_ns), truth,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file and of what was read."""
+        self._stream = self._rest = self._whole = None
+
+
+def _truth(column: pl.Series) -> npt.NDArray[np.int16]:
+    """int16 (n,), codes of a column of labels: 0 where it says 0, false or nothing."""
+    if column.dtype == pl.String:
+        word = column.str.to_lowercase().str.strip_chars()
+        column = word.replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
+    codes = column.cast(pl.Int16, strict=False).fill_null(0)
+    return codes.to_numpy().astype(np.int16)
+
+
+def _off(times: Int64, unread: npt.NDArray[np.bool_], past_us: int) -> npt.NDArray[np.int8]:
+    """int8 (n,): -1 far before the rows around it, 1 far after, 0 where it fits.
+
+    A row is held against the median of its neighbours in the file, so that a wrong clock is found
+    whatever the file's age, and neither a pause nor its end is taken for one. A file whose rows are
+    in no order, or as far apart as that, has no neighbours: nothing is off in it.
+    """
+    off = np.zeros(len(times), np.int8)
+    rows = np.flatnonzero(~unread)
+    known = times[rows].astype(np.float64)
+    steps = np.abs(np.diff(known))
+    if len(known) <= 2 * NEIGHBOURS or not np.any(steps > past_us) or np.median(steps) > past_us:
+        return off
+    # Turned round at the ends, so that the last of a growing row is its own median.
+    padded = np.pad(known, NEIGHBOURS, mode="reflect", reflect_type="odd")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * NEIGHBOURS + 1)
+    away = np.empty(len(known))
+    for at in range(0, len(known), _WINDOW_ROWS):
+        here = slice(at, at + _WINDOW_ROWS)
+        away[here] = known[here] - np.median(windows[here], axis=1)
+    inner = np.flatnonzero(np.abs(away[1:-1]) <= past_us) + 1
+    if len(inner):  # the first and the last have neighbours on one side only
+        away[0], away[-1] = known[0] - known[inner[0]], known[-1] - known[inner[-1]]
+    far = np.abs(away) > past_us
+    if far.mean() <= OFF_SHARE_MAX:
+        off[rows[far]] = np.sign(away[far]).astype(np.int8)
+    return off
+
+
+def _keys(times: Int64, unknown: npt.NDArray[np.bool_]) -> Int64:
+    """int64 (n,), times to order by: a row without one stands with the row before it."""
+    if not unknown.any():
+        return times
+    known = np.flatnonzero(~unknown)
+    if not len(known):
+        return np.zeros(len(times), np.int64)
+    before = np.maximum.accumulate(np.where(unknown, -1, np.arange(len(times))))
+    keys: Int64 = times[np.where(before < 0, known[0], before)]
+    return keys
