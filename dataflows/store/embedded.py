@@ -35,7 +35,11 @@ STOP_S_MAX = 20.0
 _SOCKET_PATH_BYTES_MAX = 100
 """Longest path of a socket: 108 bytes in Linux (man 7 unix), with some room."""
 
-_GUARD = '"$@" & child=$!; read -r _; kill -TERM $child; wait $child'
+_GUARD = """exec 3<&0 </dev/null
+"$@" 3<&- & server=$!
+{ read -r _ <&3; kill -TERM $server; } & watch=$!
+wait $server
+kill $watch"""
 """Shell that ends the server once our end of its input is closed, by us or by our death: no server
 is left behind by `kill -9`, which no handler of our own could see to."""
 

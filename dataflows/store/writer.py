@@ -432,21 +432,22 @@ class StoreWriter:
         wire = self._wire
         if wire is None:
             raise StateError("store: no connection to send on; this is a bug")
-        written = stale = refused = on_the_way = 0
+        written = stale = refused = 0
         for urgent in (True, False):
+            fresh: dict[View, _Rows] = {}
             for view, whole in batch.items():
                 rows = whole.take(whole.urgent == urgent)
-                fresh = rows.take(self._fresh(wire, view, rows))
-                stale += len(rows) - len(fresh)
-                for at in range(0, len(fresh), CHUNK_ROWS):
-                    part = fresh.take(np.arange(at, min(at + CHUNK_ROWS, len(fresh))))
-                    data = self._layouts[view].encode(part.keys, part.values, part.time_us)
-                    # Redis works on the chunk before while this one was made.
-                    refused += _refused(wire.answers(on_the_way))
-                    wire.send(data)
-                    on_the_way = len(part)
-                    written += len(part)
-        refused += _refused(wire.answers(on_the_way))
+                fresh[view] = rows.take(self._fresh(wire, view, rows))
+                stale += len(rows) - len(fresh[view])
+            on_the_way = 0
+            for view, part in _chunks(fresh):
+                data = self._layouts[view].encode(part.keys, part.values, part.time_us)
+                # Redis works on the chunk before while this one was made.
+                refused += _refused(wire.answers(on_the_way))
+                wire.send(data)
+                on_the_way = len(part)
+                written += len(part)
+            refused += _refused(wire.answers(on_the_way))
         return written - refused, stale, refused
 
     def _fresh(self, wire: Wire, view: View, rows: _Rows) -> Bool:
@@ -530,6 +531,13 @@ def _slice(whole: dict[View, _Rows]) -> tuple[dict[View, _Rows], dict[View, _Row
         if not kept.all():
             later[view] = whole[view].take(~kept)
     return batch, later
+
+
+def _chunks(whole: dict[View, _Rows]) -> Iterator[tuple[View, _Rows]]:
+    """Rows in chunks of CHUNK_ROWS."""
+    for view, rows in whole.items():
+        for at in range(0, len(rows), CHUNK_ROWS):
+            yield view, rows.take(np.arange(at, min(at + CHUNK_ROWS, len(rows))))
 
 
 def _refused(answers: list[Any]) -> int:
