@@ -24,6 +24,7 @@ from features.catalog import Catalog, catalog
 from features.engine import warm_up
 from features.errors import ConfigError
 from features.events import event_types
+from features.repeats import warm_up as warm_up_repeats
 from models.bundle import Bundle
 from models.scoring import Scorer
 from models.voting import Voting
@@ -191,6 +192,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
 
         store = StoreWriter(settings, cat, telemetry.say)
     warm_up(cat)
+    warm_up_repeats()
     scorer.warm_up()
     return Context(settings, cat, scorer, manifest, telemetry, store)
 

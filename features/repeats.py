@@ -18,7 +18,7 @@ from features.events import event_code
 from features.jit import njit
 from features.keys import UInt64
 
-__all__ = ["RepeatFilter", "event_keys"]
+__all__ = ["RepeatFilter", "event_keys", "warm_up"]
 
 _SLOTS_MIN = 1 << 14
 """Smallest table; chosen: 256 kB, a second of a busy lane."""
@@ -77,6 +77,26 @@ def _insert(ids, times, table_id, table_us):  # type: ignore[no-untyped-def]
     return filled
 
 
+@njit
+def _collect(table_id, table_us, oldest_us, ids, times):  # type: ignore[no-untyped-def]
+    """Copy the entries not older than a time, in the table's order; returns how many."""
+    n = 0
+    for at in range(len(table_id)):
+        if table_id[at] != np.uint64(0) and table_us[at] >= oldest_us:
+            ids[n] = table_id[at]
+            times[n] = table_us[at]
+            n += 1
+    return n
+
+
+def warm_up() -> None:
+    """Compile (or load from the cache) the kernels: the first round is not to wait for it."""
+    filter_ = RepeatFilter(1)
+    ids = np.arange(1, _SLOTS_MIN, dtype=np.uint64)
+    filter_.admit(ids, 1)
+    filter_.load(filter_.full())
+
+
 class RepeatFilter:
     """Exact memory of event ids over a horizon of `cut_time`.
 
@@ -107,8 +127,10 @@ class RepeatFilter:
 
     def _live(self) -> tuple[UInt64, npt.NDArray[np.int64]]:
         """Entries still within the horizon."""
-        keep = (self._id != 0) & (self._newest_us - self._us <= self.horizon_us)
-        return self._id[keep], self._us[keep]
+        ids, times = np.empty(self._filled, np.uint64), np.empty(self._filled, np.int64)
+        oldest_us = np.int64(self._newest_us - self.horizon_us)
+        n = int(_collect(self._id, self._us, oldest_us, ids, times))
+        return ids[:n], times[:n]
 
     def _make_room(self, incoming: int) -> None:
         """Drop what is past the horizon and grow until the table is at most half full."""
