@@ -290,9 +290,8 @@ class LineTable:
         lines: list[bytes] = []
         with self._path.open("rb") as file:
             while line := file.readline(LINE_BYTES_MAX):
-                line = line.strip(b" \t\r\n")
-                if line:
-                    lines.append(line)
+                if line.strip():
+                    lines.append(line.rstrip(b"\r\n"))
                 if len(lines) == CHUNK_ROWS:
                     yield lines
                     lines = []
