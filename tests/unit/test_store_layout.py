@@ -117,7 +117,7 @@ def test_features_that_share_a_field_are_refused_by_name(monkeypatch: pytest.Mon
                 "ssl_ca_certs": "/etc/ca.pem",
             },
         ),
-        ("unix:///run/r.sock?db=1", "localhost", "6379", {"unix_socket_path": "/run/r.sock", "db": 1}),
+        ("unix:///r.sock?db=1", "localhost", "6379", {"unix_socket_path": "/r.sock", "db": 1}),
     ],
 )
 def test_feast_reads_out_of_the_address_what_the_url_says(

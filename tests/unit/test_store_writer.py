@@ -1,4 +1,4 @@
-"""The store's writer against a real Redis: what is newest, what goes first, what an outage leaves."""
+"""The writer of the store against a real Redis: what is newest, what goes first, outages."""
 
 from __future__ import annotations
 
@@ -336,8 +336,9 @@ def test_absent_entities_and_empty_puts_are_left_out(
 
 def test_rows_of_another_width_are_refused_at_once(open_writer: Open) -> None:
     to = open_writer()
+    narrow, zero = np.zeros((1, 1)), np.zeros(1, np.int64)
     with pytest.raises(ShapeError, match="payment_card_v1"):
-        to.put(CARD, pl.Series(["a"]), np.zeros((1, 1)), np.zeros(1, np.int64), 1, np.zeros(1, bool))
+        to.put(CARD, pl.Series(["a"]), narrow, zero, 1, zero.astype(np.bool_))
 
 
 def test_a_redis_that_is_not_there_is_said_in_one_sentence_without_its_password(

@@ -1,0 +1,161 @@
+"""Feast on what the flow writes: `feast apply` on a fresh clone, then the values read back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import redis
+
+from dataflows.settings import Settings
+from dataflows.store import store_url
+from dataflows.store.layout import layouts, service_name
+from dataflows.store.writer import StoreWriter
+from features.catalog import catalog
+from features.events import event_type
+from tests.service.servers import Redis
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 20.0
+APPLY_S_MAX = 180.0
+"""Longest `feast apply`; it takes 5 s of imports and some of work, on a busy machine a multiple."""
+
+
+@pytest.fixture(scope="module")
+def feature_repo(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: Redis
+) -> Iterator[Path]:
+    """A copy of feature_repo, applied as a user would."""
+    folder = tmp_path_factory.mktemp("clone") / "feature_repo"
+    shutil.copytree(ROOT / "feature_repo", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    feast = Path(sys.executable).with_name("feast")
+    done = subprocess.run(
+        [str(feast), "apply"],
+        cwd=folder,
+        env={**os.environ, "WAXWING_REDIS_URL": redis_server.url},
+        capture_output=True,
+        text=True,
+        timeout=APPLY_S_MAX,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "payment_card_v1" in done.stdout and "WARNING" not in done.stderr
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def feast_store(feature_repo: Path, redis_server: Redis) -> Any:
+    """Feast's store over that registry."""
+    from feast import FeatureStore
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAXWING_REDIS_URL", redis_server.url)
+        return FeatureStore(repo_path=str(feature_repo))
+
+
+def online(store: Any, features: Any, rows: list[dict[str, str]]) -> dict[str, list[Any]]:
+    """What Feast finds, by name of feature or entity."""
+    found: dict[str, list[Any]]
+    found = store.get_online_features(features=features, entity_rows=rows).to_dict()
+    return found
+
+
+def test_every_view_of_the_catalogue_is_registered_with_its_features(feast_store: Any) -> None:
+    views = {view.name: view for view in feast_store.list_feature_views()}
+    for layout in layouts(catalog()).values():
+        assert [f.name for f in views[layout.name].features] == list(layout.features)
+        assert views[layout.name].join_keys == [layout.entity]
+    assert len(views) == len(layouts(catalog()))
+    services = {service.name for service in feast_store.list_feature_services()}
+    assert services == {service_name(event) for event in catalog().event_types}
+
+
+@pytest.mark.parametrize("event", catalog().event_types)
+def test_feast_reads_exactly_what_the_writer_was_given(
+    event: str, feast_store: Any, redis_server: Redis, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    settings = Settings(state_dir=tmp_path, store="redis", redis_url=redis_server.url)
+    writer = StoreWriter(settings, catalog())
+    entities = list(event_type(event).entities)
+    names = [f"{event}|{i}" for i in range(7)]
+    expected: dict[str, list[float | None]] = {}
+    for entity in entities:
+        layout = layouts(catalog())[event, entity]
+        # A row that is replaced before it is flushed, and then the one that must be found.
+        for time_us in (1_000_000, 2_000_001):
+            rows = rng.normal(size=(len(names), len(layout.features)))
+            rows[rng.random(rows.shape) < 0.3] = np.nan
+            times = np.full(len(names), time_us)
+            flags = np.arange(len(names)) % 2 == 0
+            writer.put((event, entity), pl.Series(names), rows, times, 1, flags)
+        for j, feature in enumerate(layout.features):
+            expected[feature] = [None if np.isnan(v) else v for v in rows[:, j].tolist()]
+    assert writer.flush(WAIT_S)
+    writer.close()
+    asked = [dict.fromkeys(entities, name) for name in [*names, "nobody"]]
+    found = online(feast_store, feast_store.get_feature_service(service_name(event)), asked)
+    for feature, values in expected.items():
+        assert found[feature] == [*values, None], feature
+    assert set(found) == {*expected, *entities}
+
+
+def test_feast_reads_features_by_name_and_says_when_they_were(
+    feast_store: Any, redis_server: Redis, tmp_path: Path
+) -> None:
+    layout = layouts(catalog())["payment", "card"]
+    settings = Settings(state_dir=tmp_path, store="redis", redis_url=redis_server.url)
+    writer = StoreWriter(settings, catalog())
+    rows = np.arange(1.0 * len(layout.features))[None, :]
+    time_us = np.array([1_772_409_600_123_456])
+    writer.put(("payment", "card"), pl.Series(["when"]), rows, time_us, 1, np.ones(1, np.bool_))
+    assert writer.flush(WAIT_S)
+    writer.close()
+    wanted = [f"{layout.name}:{layout.features[2]}"]
+    response = feast_store.get_online_features(features=wanted, entity_rows=[{"card": "when"}])
+    assert response.to_dict() == {"card": ["when"], layout.features[2]: [2.0]}
+    stamp = response.proto.results[-1].event_timestamps[0]
+    assert stamp.seconds * 1_000_000 + stamp.nanos // 1_000 == time_us[0]
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from dataflows.store.embedded import EmbeddedRedis
+EmbeddedRedis(Path(sys.argv[1])).ensure()
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_flow_leaves_no_embedded_redis_behind_and_no_data_lost(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None and owner.stdout.readline() == b"up\n"
+    client = redis.Redis.from_url(store_url(settings))
+    client.set("kept", "so")
+    server = int(client.info("server")["process_id"])  # type: ignore[index,arg-type]
+    client.close()
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + WAIT_S
+    while Path(f"/proc/{server}").exists():
+        assert time.monotonic() < deadline, "the server outlives the flow"
+        time.sleep(0.02)
+    writer = StoreWriter(settings, catalog())
+    client = redis.Redis.from_url(store_url(settings))
+    assert client.get("kept") == b"so"
+    client.close()
+    writer.close()
