@@ -78,6 +78,23 @@ def test_many_ids_over_many_horizons_stay_exact_and_small(rng: np.random.Generat
     assert len(filter_.full()["id"]) == live
 
 
+@pytest.mark.parametrize("horizon_us", [2_000, 1_000_000])
+def test_ids_are_found_while_a_table_is_being_moved(
+    rng: np.random.Generator, horizon_us: int
+) -> None:
+    naive, filter_ = Naive(horizon_us), RepeatFilter(horizon_us)
+    moving = 0
+    for round_ in range(400):
+        ids = rng.integers(1, 150_000, 500, dtype=np.uint64)
+        got = filter_.admit(ids, round_ * 20)
+        assert got.tolist() == naive.admit(ids.tolist(), round_ * 20), round_
+        moving += filter_.memory_bytes > 16 * len(filter_._id)
+    assert moving > 5, "no table was ever asked while it was moved"
+    dumped = filter_.full()
+    wanted = {k: t for k, t in naive.seen.items() if 399 * 20 - t <= horizon_us}
+    assert dict(zip(dumped["id"].tolist(), dumped["us"].tolist(), strict=True)) == wanted
+
+
 def test_a_repeat_within_one_round_is_found_too() -> None:
     filter_ = RepeatFilter(HORIZON_US)
     assert filter_.admit(keys([5, 6, 5, 5]), 10).tolist() == [True, True, False, False]
