@@ -113,7 +113,7 @@ def open_table(path: Path) -> Table:
         raise SourceError(
             f"{path}: cannot be read: {error.strerror or error}; is it a whole {path.suffix} file?"
         ) from error
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise SourceError(f"{path}: is no {path.suffix} file: {said}") from error
 
@@ -124,9 +124,8 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         self._path = path
         with pq.ParquetFile(path) as file:
-            empty = pl.from_arrow(file.schema_arrow.empty_table())
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        self.columns: dict[str, pl.DataType] = dict(pl.DataFrame(empty).schema)
+        self.columns: dict[str, pl.DataType] = dict(pl.read_parquet_schema(path))
         self._ends = np.cumsum(np.array(groups, np.int64))
 
     def stretches(self, start: int = 0) -> Iterator[Stretch]:

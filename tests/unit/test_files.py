@@ -362,7 +362,8 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once(tmp_path: Path) -> Non
     said = "\n".join(caught.value.faults)
     for piece in (
         "'fold'", "a time must come from a column", "did you mean 'amount'",
-        "a template gives text", "expected one of column", "did you mean 'column'", "'merchant_id' of payment is missing",
+        "a template gives text", "expected one of column", "did you mean 'column'",
+        "'merchant_id' of payment is missing",
         "code 'zero'",
     ):  # fmt: skip
         assert piece in said, (piece, said)
