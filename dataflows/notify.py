@@ -9,8 +9,8 @@ over alerts that are done with, so that a crash can repeat some and lose none.
 
 from __future__ import annotations
 
+import fcntl
 import json
-import logging
 import os
 import time
 from collections import deque
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -44,7 +45,7 @@ SENT_KEPT_MAX = 4_096
 """Newest ids of alerts that are done with, kept so that a repeated one is not sent again. Chosen:
 more than is written between two snapshots of the detect flow; 150 KB of position.json."""
 
-DRAIN_S_MAX = 20.0
+DRAIN_S_MAX = 15.0
 """Longest stay after a SIGTERM to send what waits. Chosen: `waxwing run` and Kubernetes wait for
 30 s; the rest is sent after the next start."""
 
@@ -55,9 +56,10 @@ LAST_READ_S_MAX = 5.0
 """Longest wait, once stopped, for the rest of a log that gives nothing. Chosen: a topic may end in
 offsets that hold no message."""
 
-_KEY = "log"
+LOCK_S_MAX = 30.0
+"""Longest wait for another notify flow on the same state to end. Chosen: twice its last drain."""
 
-_log = logging.getLogger(__name__)
+_KEY = "log"
 
 
 @dataclass(slots=True)
@@ -140,6 +142,7 @@ class Notifier:
     path : where the position lies
     drain_s : how long `take` may stay with the last lines
     clock, sleep : seconds, monotonic; waits so many seconds
+    lock : let go of at the end
     """
 
     def __init__(
@@ -150,7 +153,9 @@ class Notifier:
         drain_s: float = DRAIN_S_MAX,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        lock: IO[bytes] | None = None,
     ) -> None:
+        self._lock = lock
         self._prompt = [s for s in sinks if not isinstance(s, PatientSink)]
         self._patient = [s for s in sinks if isinstance(s, PatientSink)]
         self._position, self._path = position, path
@@ -189,9 +194,11 @@ class Notifier:
             self._drain(lines)
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Close the sinks, and let another notify flow begin."""
         for sink in (*self._prompt, *self._patient):
             sink.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _fresh(self, lines: Lines) -> list[Alert]:
         """Alerts that were neither sent nor are waiting."""
@@ -273,8 +280,7 @@ def make_reader(settings: Settings, position: Position) -> AlertReader:
             deque(position.places),
             position.ends.get(0),
         )
-    options = {"bootstrap.servers": settings.kafka_brokers, **settings.kafka_options}
-    return TopicTail(options, settings.alerts_topic, position.ends)
+    return TopicTail(settings, position.ends)
 
 
 def make_notifier(settings: Settings, drain_s: float = DRAIN_S_MAX) -> tuple[AlertReader, Notifier]:
@@ -312,8 +318,31 @@ def make_notifier(settings: Settings, drain_s: float = DRAIN_S_MAX) -> tuple[Ale
         raise ConfigError(faults)
     path = settings.state_dir / "notify" / "position.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path.with_name("lock"))
     position = Position.read(path, log)
-    return make_reader(settings, position), Notifier(sinks, position, path, drain_s)
+    return make_reader(settings, position), Notifier(sinks, position, path, drain_s, lock=lock)
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """A file that one notify flow holds at a time: two would tell everything twice.
+
+    Raises
+    ------
+    ConfigError : another one holds it for longer than it may take to end
+    """
+    file = path.open("ab")
+    until_s = time.monotonic() + LOCK_S_MAX
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > until_s:
+                file.close()
+                raise ConfigError(
+                    f"{path.parent}: another notify flow is at work on this state; stop it first"
+                ) from None
+            time.sleep(POLL_S)
 
 
 class _Tail(StatefulSourcePartition[tuple[str, Lines], None]):

@@ -22,10 +22,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--once", action="store_true", help="end once everything in the log is told"
     )
+    parser.add_argument("--parent", type=int, help="end when this process, which started it, ends")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    import signal
+
+    # A signal that comes while modules load waits until there is somebody to end cleanly.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    import os
     from datetime import timedelta
 
     from bytewax.run import cli_main
@@ -41,7 +48,12 @@ def run(args: argparse.Namespace) -> int:
     if args.once:
         stop.set()
     stop_on_signals(stop)
-    flow = build_flow(reader, notifier, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+
+    def ending() -> bool:
+        return stop() or (args.parent is not None and os.getppid() != args.parent)
+
+    flow = build_flow(reader, notifier, ending)
     cli_main(flow, epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
     left = f", {notifier.waiting} left for the next start" if notifier.waiting else ""
     print(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
     from dataflows.settings import Settings
 
 __all__ = ["add_parser", "overrides_of", "run", "settings_arguments"]
+
+NOTIFY_END_S_MAX = 45.0
+"""Longest wait for the notify flow to end: its start on a busy machine, its last reading, sending.
+What it has not sent by then it sends after its next start."""
 
 
 def settings_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,8 +141,7 @@ def run(args: argparse.Namespace) -> int:
         run_flow(settings, telemetry)
     finally:
         if notify is not None:
-            notify.terminate()
-            notify.wait(timeout=30)
+            _end_notify(notify)
     report = telemetry.report() | usage()
     telemetry.say(
         f"{report['in']:,} events in, {report['scored']:,} scored,"
@@ -156,4 +161,21 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
         command += ["--config", args.config]
     for item in args.set:
         command += ["--set", item]
-    return subprocess.Popen(command)
+    command += ["--parent", str(os.getpid())]
+    # In a session of its own, so that Ctrl-C reaches it only by us, after the last alerts; and with
+    # SIGTERM blocked, which it inherits, so that a short run does not end it before it has begun.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return subprocess.Popen(command, start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_notify(notify: subprocess.Popen[bytes]) -> None:
+    """Let the notify flow send what is left, within the time it allows itself."""
+    notify.terminate()
+    try:
+        notify.wait(timeout=NOTIFY_END_S_MAX)
+    except subprocess.TimeoutExpired:
+        notify.kill()
+        notify.wait()

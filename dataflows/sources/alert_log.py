@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
 from dataflows.alerts.base import Alert
+from dataflows.settings import Settings
+from dataflows.sources.brokers import (
+    Troubles,
+    client_options,
+    ensure_topic,
+    make_client,
+    partitions_of,
+)
 from features.errors import ContractError, SourceError
 
 __all__ = ["AlertReader", "FileTail", "Lines", "Logged", "Place", "TopicTail"]
@@ -31,7 +42,7 @@ MESSAGES_MAX = 1_000
 """Most messages of a topic in one go. Chosen: as many alerts as a file gives."""
 
 KAFKA_TIMEOUT_S = 10.0
-"""Longest wait for a broker at start. Chosen."""
+"""Longest wait for the offsets of a partition. Chosen."""
 
 _log = logging.getLogger(__name__)
 
@@ -234,51 +245,36 @@ class FileTail:
 
 
 class TopicTail:
-    """Reads all partitions of the topic that sink kafka writes.
+    """Reads all partitions of the topic that sink kafka writes; makes it where it does not exist.
 
     Parameters
     ----------
-    options : librdkafka properties, bootstrap.servers among them
-    topic : its name
     offsets : partition -> where to go on; others begin at their first message
 
     Raises
     ------
-    SourceError : the broker cannot be reached, or has no such topic
+    SourceError, ConfigError : the brokers do not answer or refuse
     """
 
-    def __init__(self, options: Mapping[str, Any], topic: str, offsets: Mapping[int, int]) -> None:
-        from confluent_kafka import Consumer, KafkaException, TopicPartition
-
-        self._topic = topic
-        own = {
-            "group.id": "waxwing-notify",
+    def __init__(self, settings: Settings, offsets: Mapping[int, int]) -> None:
+        self._topic = settings.alerts_topic
+        self._troubles = Troubles(settings.kafka_brokers)
+        fixed = {
+            "group.id": f"{settings.kafka_group}-notify",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            "enable.partition.eof": False,
         }
-        self._consumer = Consumer({**options, **own})
-        try:
-            found = self._consumer.list_topics(topic, timeout=KAFKA_TIMEOUT_S).topics[topic]
-        except KafkaException as error:
-            self._consumer.close()
-            raise SourceError(
-                f"alerts topic {topic!r}: no answer from {options.get('bootstrap.servers')}:"
-                f" {error.args[0].str()}; start the broker or set kafka_brokers"
-            ) from error
-        if found.error is not None or not found.partitions:
-            self._consumer.close()
-            raise SourceError(
-                f"alerts topic {topic!r} does not exist at {options.get('bootstrap.servers')};"
-                " create it or set alerts_topic"
-            )
+        admin = make_client(AdminClient, client_options(settings, self._troubles, {}, {}))
+        ensure_topic(admin, self._topic, settings, self._troubles)
+        self._consumer = make_client(Consumer, client_options(settings, self._troubles, {}, fixed))
+        partitions = partitions_of(self._consumer, [self._topic], settings, self._troubles)
         self._ends: dict[int, int] = {}
-        assigned = []
-        for partition in found.partitions:
+        for partition in range(partitions[self._topic]):
             first, _ = self._watermarks(partition)
             self._ends[partition] = max(first, offsets.get(partition, first))
-            assigned.append(TopicPartition(topic, partition, self._ends[partition]))
-        self._consumer.assign(assigned)
+        self._consumer.assign(
+            [TopicPartition(self._topic, p, offset) for p, offset in self._ends.items()]
+        )
 
     def take(self) -> Lines:
         """Messages that have arrived."""
@@ -306,8 +302,6 @@ class TopicTail:
 
     def _watermarks(self, partition: int) -> tuple[int, int]:
         """First and next offset of a partition."""
-        from confluent_kafka import TopicPartition
-
         found = self._consumer.get_watermark_offsets(
             TopicPartition(self._topic, partition), timeout=KAFKA_TIMEOUT_S
         )

@@ -1,0 +1,138 @@
+"""`waxwing notify` and its Bytewax flow as processes: signals, restarts, what they say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dataflows.alerts import jsonl
+from dataflows.settings import Settings
+from tests.alerts import ROUTING_KEY, an_alert
+from tests.pagerduty import PagerDuty, receiver
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S_MAX = 90.0
+END_S_MAX = 40.0
+
+
+@pytest.fixture
+def duty() -> Iterator[PagerDuty]:
+    with receiver() as opened:
+        yield opened
+
+
+@pytest.fixture
+def config(duty: PagerDuty, tmp_path: Path) -> Path:
+    """A settings file that leads to the receiver."""
+    path = tmp_path / "waxwing.toml"
+    path.write_text(
+        f'state_dir = "{tmp_path}"\nnotify = ["pagerduty"]\npagerduty_url = "{duty.url}"\n'
+    )
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without settings but for the key."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+    key = {"WAXWING_PAGERDUTY_ROUTING_KEY": ROUTING_KEY}
+    return kept | {"NO_PROXY": "127.0.0.1"} | key | more
+
+
+def command(config: Path, *more: str) -> list[str]:
+    """`waxwing notify`."""
+    return [sys.executable, "-m", "dataflows.cli.main", "notify", "--config", str(config), *more]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """Start it, output kept together."""
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def write(config: Path, begin: int, end: int) -> None:
+    """Append alerts to the log."""
+    sink = jsonl.Sink(Settings(state_dir=config.parent))
+    sink.write([an_alert(n) for n in range(begin, end)])
+    sink.close()
+
+
+def test_the_bytewax_flow_tells_and_sends_the_rest_after_a_sigterm(
+    duty: PagerDuty, config: Path
+) -> None:
+    write(config, 0, 3)
+    flow = f"dataflows.notify:build({str(config)!r})"
+    process = start([sys.executable, "-m", "bytewax.run", "-s", "0", flow])
+    duty.wait_for(lambda: len(duty.accepted) == 3, START_S_MAX)
+    write(config, 3, 20)  # more than a burst: some have to wait for the rate
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=END_S_MAX)
+    assert process.returncode == 0, out
+    assert len(duty.accepted) == len(duty.incidents) == 20 and duty.faults == []
+    assert ROUTING_KEY not in out
+
+
+def test_a_killed_flow_goes_on_where_it_was_and_opens_no_incident_twice(
+    duty: PagerDuty, config: Path
+) -> None:
+    write(config, 0, 14)
+    process = start(command(config))
+    duty.wait_for(lambda: len(duty.accepted) >= 11, START_S_MAX)
+    process.kill()
+    process.communicate()
+    before = len(duty.accepted)
+    write(config, 14, 16)
+    done = subprocess.run(
+        command(config, "--once"), cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=START_S_MAX, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(duty.incidents) == 16
+    assert all(incident.opened == 1 for incident in duty.incidents.values())
+    # At most what was sent since the place was last written: one turn's burst.
+    assert len(duty.accepted) - 16 <= 10 and before < 16
+
+
+def test_a_signal_before_the_flow_has_begun_loses_nothing(duty: PagerDuty, config: Path) -> None:
+    write(config, 0, 2)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        process = start(command(config))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=START_S_MAX)
+    assert process.returncode == 0, out
+    assert len(duty.accepted) == 2
+
+
+def test_an_orphan_sends_what_is_left_and_ends(duty: PagerDuty, config: Path) -> None:
+    write(config, 0, 2)
+    process = start(command(config, "--parent", str(2**22 + 1)))
+    out, _ = process.communicate(timeout=START_S_MAX)
+    assert process.returncode == 0 and len(duty.accepted) == 2, out
+
+
+def test_bad_settings_are_a_sentence_each_and_status_2(config: Path) -> None:
+    done = subprocess.run(
+        command(config, "--set", "pagerduty_routing_key=hunter2"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=START_S_MAX,
+        check=False,
+    )
+    assert done.returncode == 2 and "hunter2" not in done.stderr
+    assert done.stderr.startswith("waxwing: pagerduty_routing_key: expected 32 letters and digits")
