@@ -227,6 +227,7 @@ def open_lane(context: Context, lane: int) -> Lane:
         rows_max=settings.round_rows_max,
         stop=context.stop,
         control=ControlFile(Path(control_path)) if lane == 0 else None,
+        stage=context.telemetry.stage,
     )
     opened.start(context.manifest.round)
     return opened

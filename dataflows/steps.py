@@ -189,6 +189,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
 
     def _one(self, part: Part, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
+        begun = time.perf_counter()
         batches: dict[str, EventBatch] = {}
         duplicates = 0
         for name, batch in part.batches.items():
@@ -207,6 +208,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             ToHome(part.lane, part.round, -1, part.cut_time_us, part.control, batches, None,
                    part.received, duplicates, part.rejects, part.final, part.replayed)
         )
+        self._context.telemetry.stage("admit", time.perf_counter() - begun)
         if shard.due(part.round, part.final):
             out.append(
                 shard.write(part.round, part.final, self._filter.full, self._filter.delta, {})

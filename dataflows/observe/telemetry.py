@@ -88,6 +88,7 @@ class Telemetry:
         self.replayed_rounds = 0
         self.cut_time_us = 0
         self.lag_ms_max = 0.0
+        self.lag_ms_last = 0.0
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
         self.tally = Tally()
         self._on_alert = on_alert
@@ -130,7 +131,8 @@ class Telemetry:
                 waited = acked_ns - out.due_ns
                 self.event_latency.add(waited)
                 if len(waited):
-                    self.lag_ms_max = max(self.lag_ms_max, float(waited.max()) / 1e6)
+                    self.lag_ms_last = float(waited.max()) / 1e6
+                    self.lag_ms_max = max(self.lag_ms_max, self.lag_ms_last)
                 self.alert_latency.add(
                     np.array([acked_ns - a.latency_due_ns for a in out.alerts], np.int64)
                 )

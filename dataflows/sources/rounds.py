@@ -73,6 +73,8 @@ class Lane:
     rows_max: int
     stop: Callable[[], bool]
     control: ControlFile | None = None
+    stage: Callable[[str, float], None] = lambda _name, _seconds: None
+    """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
     round: int = 0
     cut_time_us: int = 0
     positions: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +160,9 @@ class Lane:
         if final:
             taken = Taken({}, [], dict(self.positions), 0, False, {}, self.cut_time_us)
         else:
+            begun = time.perf_counter()
             taken = self.reader.take(self.rows_max)
+            self.stage("source", time.perf_counter() - begun)
         records: list[dict[str, Any]] = []
         faults: list[tuple[int, str, str]] = []
         if self.control is not None and not final:
@@ -171,6 +175,7 @@ class Lane:
         positions = {k: v for k, v in taken.positions.items() if k != "control"}
         if self.control is not None:
             positions["control"] = self.control.position
+        begun = time.perf_counter()
         self.journal.append(
             Cut(
                 self.round,
@@ -185,6 +190,7 @@ class Lane:
                 final,
             )
         )
+        self.stage("journal", time.perf_counter() - begun)
         self.cut_time_us, self.positions, self.ended = cut_time_us, positions, final
         return part
 
