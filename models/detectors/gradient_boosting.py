@@ -1,7 +1,8 @@
 """Gradient boosted trees: what known anomalies looked like, and what is like them.
 
-LightGBM grows the trees; a kernel of ours walks them, since the library costs 10 us a row (measured,
-200 trees of 31 leaves). Without labels there is nothing to learn, and the detector stays out.
+LightGBM grows the trees; a kernel of ours walks them, since the library costs 10 us a row
+(measured, 200 trees of 31 leaves). Without labels there is nothing to learn, and the detector stays
+out.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -31,9 +32,10 @@ OPTIONS: Mapping[str, tuple[float, float, float]] = {
     "weight": (0.0, 0.0, 1.0),
     "rows": (80_000, 100, 10_000_000),
 }
-"""Option -> default, lowest, highest. `rounds` is the most trees; `weight` is the power of the ratio of
-genuine to anomalous rows that an anomaly counts for: measured, mean recall at 0.3 % of the four event
-types on another seed is 0.95 with 0, 0.94 with 0.5, 0.92 with 1. `rows` is the most genuine rows."""
+"""Option -> default, lowest, highest. `rounds` is the most trees, `weight` the power of the ratio of
+genuine to anomalous rows that an anomaly counts for: measured, mean recall at 0.3 % of the four
+event types on another seed is 0.95 with 0, 0.94 with 0.5, 0.93 with 1. `rows` is the most genuine
+rows."""
 
 ROUNDS_MIN = 60
 """Trees where early stopping would keep fewer; measured: the last fifth of the time may hold two or
@@ -46,7 +48,7 @@ HELD_OUT = 0.2
 """Share of the time at the end that early stopping is judged by; chosen."""
 
 ODD_MIN = 5
-"""Anomalies that either side of the held-out time must have for early stopping to be used; chosen."""
+"""Anomalies that either side of the held-out time must have for early stopping; chosen."""
 
 BLOCK = 64
 """Rows walked together, so that their waits for memory overlap."""
@@ -149,7 +151,7 @@ def _grow(
     seed: int,
     chosen: Mapping[str, float],
 ) -> str:
-    """Find the number of trees on the end of the time, grow that many on all of it; the text model."""
+    """Find the number of trees on the end of the time, grow that many on all; the text model."""
     import lightgbm
 
     odd = float(label.sum())
@@ -204,12 +206,12 @@ class _Trees:
         BundleError : a model with categorical splits, which no training of ours makes
         """
         trees = [_tree(part) for part in text.split("\nTree=")[1:]]
-        sizes = [len(tree[2]) for tree in trees]
+        sizes = [len(parts[0]) for _, parts in trees]
         root = np.cumsum([0, *sizes])[:-1].astype(np.int32)
-        columns = [np.concatenate([t[k] for t in trees] or [np.zeros(0)]) for k in range(1, 6)]
+        columns = [np.concatenate([p[k] for _, p in trees] or [np.zeros(0)]) for k in range(5)]
         feature, threshold, child, unknown, value = columns
         child = child + np.repeat(root, [2 * size for size in sizes])
-        depth = np.array([tree[0] for tree in trees], np.int32)
+        depth = np.array([levels for levels, _ in trees], np.int32)
         arrays = (
             root,
             depth,
@@ -222,8 +224,8 @@ class _Trees:
         return cls(arrays)
 
 
-def _tree(part: str) -> tuple[int, *tuple[npt.NDArray[Any], ...]]:
-    """One tree: levels, then feature, threshold, child, unknown and value of inner nodes and leaves."""
+def _tree(part: str) -> tuple[int, list[npt.NDArray[Any]]]:
+    """One tree: levels, then the columns of `_walk` from feature to value, inner nodes first."""
     lines = (line.partition("=") for line in part.split("\n\n")[0].splitlines()[1:])
     cells = {name: rest.split() for name, _, rest in lines}
     leaves = int(cells["num_leaves"][0])
@@ -236,7 +238,7 @@ def _tree(part: str) -> tuple[int, *tuple[npt.NDArray[Any], ...]]:
     unknown = np.zeros(inner + leaves, np.uint8)
     child = np.repeat(np.arange(inner + leaves), 2)  # a leaf is its own child
     if not inner:
-        return 0, feature, threshold, child, unknown, value
+        return 0, [feature, threshold, child, unknown, value]
     feature[:inner] = np.array(cells["split_feature"], np.int32)
     threshold[:inner] = np.array(cells["threshold"], np.float64)
     kind = np.array(cells["decision_type"], np.int32)
@@ -250,4 +252,4 @@ def _tree(part: str) -> tuple[int, *tuple[npt.NDArray[Any], ...]]:
     while any(node < inner for node in level):
         level = [int(c) for node in level if node < inner for c in pair[:, node]]
         depth += 1
-    return depth, feature, threshold, child, unknown, value
+    return depth, [feature, threshold, child, unknown, value]

@@ -49,8 +49,7 @@ BATCH = 512
 """Rows of a step of training; chosen."""
 
 ODD_SHARE = 0.1
-"""Share of a training batch that is known anomalies, drawn with repetition; measured: 0.1 and 0.2 are
-alike."""
+"""Share of a training batch that is known anomalies, drawn with repetition; chosen."""
 
 CLASS_WEIGHT = 2.0
 """Weight of the loss of the class against that of the guess; chosen: both fall from the start."""
@@ -58,15 +57,19 @@ CLASS_WEIGHT = 2.0
 DECAY = 1e-3
 """Weight decay of AdamW; chosen."""
 
+BETA, BETA_SQUARE = 0.9, 0.999
+"""How long AdamW remembers the gradient and its square; the paper's."""
+
 WARM = 0.1
 """Share of the steps in which the learning rate rises, before it falls as a cosine; chosen."""
 
 SCALE_LOG_MIN, SCALE_LOG_MAX = -4.0, 2.0
 """Bounds of the log of a guess's own scale: a number that never changed would have none."""
 
-SURPRISE_WEIGHT = 0.2
-"""What a standard deviation of surprise adds to the log-odds of the class; measured: 0.03 to 0.4 leave
-the recall of known attacks as it is, so that what nobody has labelled counts at no cost."""
+SURPRISE_WEIGHT = 0.1
+"""What a standard deviation of surprise adds to the log-odds of the class: what nobody has labelled
+counts too. Measured, mean recall of known attacks at 0.3 %: 0.80 without, 0.79 with 0.1, 0.78 with
+0.2, 0.76 with 0.4."""
 
 GAP = 2
 """Place of the gap among a step's common numbers, the one of them worth guessing."""
@@ -89,11 +92,12 @@ def forward(p: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    surprise (n,), negative log-likelihood of the newest step's numbers (Laplace); class (n,), log-odds
+    surprise (n,), negative log-likelihood of the newest step's numbers (Laplace), and class (n,),
+    log-odds
     """
     import torch
 
-    n, steps, _ = x.shape
+    n = len(x)
     heads, width = p["guess"].shape
     there = x[:, :, 0] > 0
     there[:, -1] = True
@@ -363,8 +367,9 @@ def _start(
         "judge": (2 * width + count, hidden),
         "verdict": (hidden, 1),
     }
+    bias = rng.uniform(-(numbers**-0.5), numbers**-0.5, width)
     found = {
-        "place": rng.normal(0.0, 0.1, (steps, width)),
+        "place": bias + rng.normal(0.0, 0.1, (steps, width)),
         "guess": rng.normal(0.0, 0.3, (HEADS, width)),
     }
     for name, shape in shapes.items():
@@ -383,7 +388,7 @@ def _train(
     rng: np.random.Generator,
     chosen: Mapping[str, float],
 ) -> Arrays:
-    """Parameters after training: guess the newest step of usual rows, tell known anomalies apart."""
+    """Parameters after training: guess the newest step of usual rows, tell anomalies apart."""
     import torch
 
     odd_size = max(1, int(BATCH * ODD_SHARE)) if len(odd) else 0
@@ -395,23 +400,63 @@ def _train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        p = {k: torch.tensor(v, requires_grad=True) for k, v in parameters.items()}
-        optimizer = torch.optim.AdamW(p.values(), weight_decay=DECAY)
+        # One vector, so that a step of the optimizer is a handful of operations.
+        flat = torch.from_numpy(np.concatenate([v.ravel() for v in parameters.values()]))
+        flat.requires_grad_()
+        descent = _Descent(flat)
         for step in range(steps):
             done = step / steps
-            rate = min(1.0, (step + 1) / (WARM * steps)) * 0.5 * (1.0 + np.cos(np.pi * done))
-            optimizer.param_groups[0]["lr"] = chosen["learning_rate"] * rate
+            rate = 0.5 + 0.5 * float(np.cos(np.pi * done))
+            rate *= min(1.0, (step + 1) / (WARM * steps))
             rows = order[step * size : (step + 1) * size]
             if odd_size:
                 rows = np.concatenate((rows, rng.choice(odd, odd_size)))
-            surprise, verdict = forward(p, torch.from_numpy(sequence[rows]))
+            surprise, verdict = forward(_views(flat, parameters), torch.from_numpy(sequence[rows]))
             loss = surprise[:size].mean() / sequence.shape[2]
             if odd_size:
                 entropy = torch.nn.functional.binary_cross_entropy_with_logits(verdict, label)
                 loss = loss + CLASS_WEIGHT * entropy
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return {k: v.detach().numpy().copy() for k, v in p.items()}
+            loss.backward()
+            descent.step(chosen["learning_rate"] * rate)
+        views = _views(flat.detach(), parameters)
+        return {name: view.numpy().copy() for name, view in views.items()}
     finally:
         torch.set_num_threads(threads)
+
+
+def _views(flat: Tensor, shapes: Mapping[str, Float32]) -> dict[str, Tensor]:
+    """The parameters as parts of one vector."""
+    found, start = {}, 0
+    for name, like in shapes.items():
+        found[name] = flat[start : start + like.size].view(like.shape)
+        start += like.size
+    return found
+
+
+class _Descent:
+    """AdamW on one vector.
+
+    torch's own imports torch's compiler with the first optimizer, which takes longer than importing
+    all the rest of torch.
+
+    Source: Loshchilov, Hutter, Decoupled Weight Decay Regularization, 2019, algorithm 2.
+    """
+
+    def __init__(self, vector: Tensor) -> None:
+        self._vector = vector
+        self._mean = vector.detach().clone().zero_()
+        self._square = vector.detach().clone().zero_()
+        self._steps = 0
+
+    def step(self, rate: float) -> None:
+        """One step down the vector's gradient, which is cleared."""
+        gradient, vector = self._vector.grad, self._vector.detach()
+        if gradient is None:
+            return
+        self._steps += 1
+        self._mean.mul_(BETA).add_(gradient, alpha=1.0 - BETA)
+        self._square.mul_(BETA_SQUARE).addcmul_(gradient, gradient, value=1.0 - BETA_SQUARE)
+        root = (self._square / (1.0 - BETA_SQUARE**self._steps)).sqrt_().add_(1e-8)
+        vector.mul_(1.0 - rate * DECAY)
+        vector.addcdiv_(self._mean, root, value=-rate / (1.0 - BETA**self._steps))
+        self._vector.grad = None

@@ -92,3 +92,62 @@ print(len(theirs), theirs["amount"].is_between(980, 999).mean())
 def test_an_attack_is_one_file(copy: Path) -> None:
     count, share = use(copy, "features/simulate/attacks", ATTACK).split()
     assert int(count) > 50 and float(share) > 0.9
+
+
+SINK = """
+from pathlib import Path
+
+from dataflows.alerts import open_sinks
+from dataflows.alerts.base import Alert
+from dataflows.settings import load
+
+settings = load(None, {}, alerts=["jsonl", "tsv"], state_dir=Path("state"))
+alert = Alert(
+    id="a1", anomaly_type="payment_fraud", severity="error", event_type="payment", event_id="e1",
+    entity_type="card", entity="card_1", time_us=1, cut_time_us=2, round=3, score=0.999, votes=(),
+    reasons=(), bundle_id="b1", summary="7 payments\\tin 1 min",
+)
+sinks = open_sinks(settings.alerts, settings)
+for sink in sinks:
+    sink.write([alert])
+    sink.close()
+assert [sink.name for sink in sinks] == ["jsonl", "tsv"]
+print(Path("state/alerts.tsv").read_text(), end="")
+"""
+
+
+def test_an_alert_sink_is_one_file(copy: Path) -> None:
+    assert use(copy, "dataflows/alerts", SINK) == "a1\tpayment_fraud\tcard_1\t7 payments in 1 min\n"
+
+
+DETECTOR = """
+import json
+import numpy as np
+from features.batch import FeatureMatrix
+from features.catalog import catalog
+from models.base import Detector, TrainingSet
+from models.detectors import detector, detector_names
+
+assert "extremes" in detector_names()
+model = detector("extremes")
+names = catalog().names("payment")
+rng = np.random.default_rng(1)
+values = rng.normal(size=(5_000, len(names)))
+features = FeatureMatrix("payment", names, values, None, catalog().version)
+rows = np.arange(5_000)
+label = np.zeros(5_000, np.int8)
+fitted = model.fit(
+    TrainingSet(features, rows, label, rows.astype(np.uint64), label.astype(np.int16)), 1, {}
+)
+assert isinstance(fitted, Detector)
+arrays, header = fitted.save()
+loaded = model.load(arrays, json.loads(json.dumps(header)))
+odd = FeatureMatrix("payment", names, values[:2] + np.array([[0.0], [9.0]]), None, "")
+usual, strange = loaded.raw(odd)
+print(usual, strange)
+"""
+
+
+def test_a_detector_is_one_file(copy: Path) -> None:
+    usual, strange = use(copy, "models/detectors", DETECTOR).split()
+    assert float(usual) < 0.1 and float(strange) > 0.9
