@@ -44,9 +44,9 @@ def an_alert(n: int = 1, entity: str | None = None, **other: Any) -> Alert:
     return Alert(**(fields | other))
 
 
-def nasty_alert() -> Alert:
-    """Everything too long, not finite, not printable, and not in Unicode."""
-    text = '\x1b[2J\x07\r\n\u202e\u2028\x00"\\\ud800\U0001f4a5é' * 30_000
+def nasty_alert(repeats: int = 20) -> Alert:
+    """Everything not finite, not printable, not in Unicode, and as long as one likes."""
+    text = '\x1b[2J\x07\r\n\u202e\u2028\x00"\\\ud800\U0001f4a5é' * repeats
     return an_alert(
         event_id=text,
         entity=text,

@@ -179,7 +179,7 @@ def test_the_console_shows_a_line_an_alert(settings: Settings) -> None:
 def test_nothing_of_an_event_reaches_the_terminal_as_a_command(settings: Settings) -> None:
     out = io.StringIO()
     sink = console.Sink(settings, out, Time())
-    sink.write([replace(nasty_alert(), time_us=0), an_alert(2, summary="[bold]not markup[/bold]")])
+    sink.write([replace(nasty_alert(1_000), time_us=0), an_alert(2, summary="[bold]not markup[/bold]")])
     first, second, rest = out.getvalue().split("\n")
     assert rest == "" and first.isprintable() and len(first) < 500
     assert "\\x1b[2J\\x07\\r\\n\\u202e\\u2028\\x00" in first

@@ -79,7 +79,7 @@ def test_an_alert_becomes_an_incident_with_votes_and_reasons(
 def test_the_worst_alert_is_accepted_too(
     duty: PagerDuty, sink: pagerduty.Sink, settings: Settings
 ) -> None:
-    sink.write([nasty_alert()])
+    sink.write([nasty_alert(30_000)])
     assert duty.faults == [] and duty.answers == [202] and dead(settings) == []
 
 
