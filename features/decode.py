@@ -25,9 +25,10 @@ from pydantic_core import SchemaValidator, ValidationError, core_schema
 
 from features.batch import EventBatch, Int32, Int64
 from features.events import Field, event_type
+from features.events.avro import avro_schema
 from features.wire import FAULTS, Program, column_of, program_of, walk
 
-__all__ = ["REASONS", "Decoded", "Reject", "check_contract", "decode", "schema_ids"]
+__all__ = ["REASONS", "Decoded", "Reject", "check_contract", "decode", "schema_ids", "warm_up"]
 
 REASONS: dict[str, str] = {
     "empty": "no bytes at all (on Kafka: a tombstone)",
@@ -158,6 +159,18 @@ def decode(
     rejects.sort(key=lambda reject: reject.row)
     batch = EventBatch(event_type_name, frame, partition[rows], offset[rows], due_ns[rows])
     return Decoded(batch, rows, rejects)
+
+
+def warm_up(event_type_names: Sequence[str]) -> None:
+    """Compile the kernels (or load them) and resolve our own schemas, before the first record."""
+    for name in event_type_names:
+        text = json.dumps(avro_schema(name))
+        message = bytes(HEADER_BYTES + 1)
+        none = np.zeros(1, np.int64)
+        decode(
+            name, "avro", [message], np.zeros(1, np.int32), none, none, {0: text},
+            cut_time_us=0, past_us_max=0, future_us_max=0,
+        )  # fmt: skip
 
 
 def schema_ids(values: Sequence[bytes | None]) -> list[int]:
@@ -512,10 +525,13 @@ def _one_by_one(
         for field in writer.millis:
             if isinstance(record.get(field), int):
                 record[field] *= 1000
+        record = {k: v.decode() if isinstance(v, bytes) else v for k, v in record.items()}
         read: dict[str, Any] = _validator(name).validate_python(record)
         return read
 
     def refuse(_value: bytes, error: Exception) -> tuple[str, str]:
+        if isinstance(error, UnicodeDecodeError):
+            return "not_utf8", "its text is not UTF-8"
         return "not_avro", f"{type(error).__name__}: {error}"
 
     return _collect(name, values, rows, parse, refuse, schema_id)

@@ -20,7 +20,7 @@ from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.mapping import TableMapping, load_mapping, own_mapping, time_us
 from dataflows.sources.simulator import time_us_of
-from dataflows.sources.tables import Stretch, Table, columns_of_lines, open_table
+from dataflows.sources.tables import LineTable, Stretch, Table, columns_of_lines, open_table
 from features.batch import EventBatch, Int64, concat_batches
 from features.decode import check_contract, decode
 from features.errors import ConfigError, SourceError
@@ -167,8 +167,12 @@ def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -
         except SourceError as error:
             faults.append(f"file_paths.{name}: {error}")
             continue
-        if table.columns:
-            where = f"file_paths.{name}: {paths[name]}"
+        where = f"file_paths.{name}: {paths[name]}"
+        if isinstance(table, LineTable):
+            keys = table.keys() if mine is not None else []
+            if mine is not None and keys:
+                faults += mine.missing(keys, where)
+        else:
             used = mine or own_mapping(name, table.columns)
             missing = used.missing(table.columns, where)
             if missing and mine is None:
@@ -214,6 +218,7 @@ class _File:
         self._stream: Iterator[Stretch] | None = None
         self._stream_at = 0
         self._rest: Stretch | None = None
+        self._rest_at = 0
 
     def bound(self, from_us: int | None, until_us: int | None) -> None:
         """Leave out rows before `from_us` and from `until_us` on."""
@@ -255,18 +260,17 @@ class _File:
             self._stream, self._rest = self._table.stretches(begin), None
             self._stream_at = begin
         while self._stream_at < end:
-            stretch = self._rest if self._rest is not None else next(self._stream, None)
-            if stretch is None:
+            if self._rest is None or self._rest_at == len(self._rest):
+                self._rest, self._rest_at = next(self._stream, None), 0
+            if self._rest is None:
                 raise SourceError(
                     f"{self.path}: it now ends after {self._stream_at} rows, a moment ago it had"
                     f" {len(self.keys)}; let the writer finish first, then start again"
                 )
-            here = min(len(stretch), end - self._stream_at)
+            here = min(len(self._rest) - self._rest_at, end - self._stream_at)
+            stretch = self._rest.part(self._rest_at, self._rest_at + here)
+            self._rest_at += here
             self._stream_at += here
-            self._rest = None
-            if here < len(stretch):
-                self._rest = stretch.take(np.arange(here, len(stretch)))
-                stretch = stretch.take(np.arange(here))
             yield stretch
 
     def _sorted(self, numbers: Int64) -> Iterator[Stretch]:

@@ -23,7 +23,7 @@ from pydantic_core import from_json
 from features.batch import Int64
 from features.errors import SourceError
 
-__all__ = ["Stretch", "Table", "open_table"]
+__all__ = ["LineTable", "Stretch", "Table", "columns_of_lines", "open_table"]
 
 CHUNK_ROWS = 65_536
 """Rows read at once; chosen: 10 MB of payments."""
@@ -33,6 +33,9 @@ CELL_BYTES_MAX = 16_000_000
 
 LINE_BYTES_MAX = 16_000_000
 """Longest line of JSONL kept; what is beyond is a line of its own, and no JSON. Chosen as above."""
+
+KEY_LINES = 1_000
+"""Lines of JSONL looked at for the names a mapping speaks of; chosen: optional ones show up too."""
 
 
 @dataclass(slots=True)
@@ -61,6 +64,15 @@ class Stretch:
             self.numbers[rows],
             None if self.frame is None else self.frame[rows],
             None if self.lines is None else [self.lines[i] for i in rows.tolist()],
+            self.bad,
+        )
+
+    def part(self, begin: int, end: int) -> Stretch:
+        """Rows from `begin` to `end`; nothing but a list of lines is copied."""
+        return Stretch(
+            self.numbers[begin:end],
+            None if self.frame is None else self.frame[begin:end],
+            None if self.lines is None else self.lines[begin:end],
             self.bad,
         )
 
@@ -283,6 +295,19 @@ class LineTable:
                 [m and (m[1] or m[2] or b"").decode("utf-8", "replace") for m in found],
                 dtype=pl.String,
             )
+
+    def keys(self) -> list[str]:
+        """Names that stand in the first lines, in the order they come."""
+        first = next(self._lines(), [])[:KEY_LINES]
+        found: dict[str, None] = {}
+        for line in first:
+            try:
+                record = from_json(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                found |= dict.fromkeys(record)
+        return list(found)
 
     def _lines(self) -> Iterator[list[bytes]]:
         """Lines that are not empty, CHUNK_ROWS at once."""

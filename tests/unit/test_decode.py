@@ -23,12 +23,14 @@ from features.decode import (
     check_contract,
     decode,
     schema_ids,
+    warm_up,
 )
 from features.encode import avro_bodies, confluent_header, json_bodies
 from features.events import event_type, event_types
 from features.events.avro import avro_schema
 from features.simulate import Simulator
 from features.simulate.malformed import FAULTS, UNKNOWN_SCHEMA, break_some
+from features.wire import _gather, _walk
 
 START_US = 1_772_409_600_000_000
 DAY_US = 86_400_000_000
@@ -137,6 +139,15 @@ def test_a_json_record_cut_at_any_byte_spoils_only_itself(name: str) -> None:
     for at in range(len(whole[1])):
         done = read(name, "json", [whole[0], whole[1][:at], whole[2]])
         assert done.rows.tolist() == [0, 2]
+
+
+def test_warming_up_leaves_nothing_to_compile() -> None:
+    warm_up(list(event_types()))
+    assert _walk.nopython_signatures and _gather.nopython_signatures
+    before = len(_walk.nopython_signatures), len(_gather.nopython_signatures)
+    for name in event_types():
+        read(name, "avro", [*messages(name, _FEW[name], "avro")])
+    assert before == (len(_walk.nopython_signatures), len(_gather.nopython_signatures))
 
 
 @settings(max_examples=200)

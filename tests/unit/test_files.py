@@ -372,6 +372,13 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once(tmp_path: Path) -> Non
         load_mapping(str(path))
 
 
+def test_a_mapping_of_keys_that_no_line_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "payment.jsonl"
+    path.write_text('not json\n{"transaction_id": 1, "date_time": "2018-04-01"}\n')
+    with pytest.raises(ConfigError, match=r"no column 'datetime'.*did you mean 'date_time'"):
+        FileReader(settings_of({"payment": path}, file_mapping="fraud-handbook"))
+
+
 def test_a_mapping_for_an_event_type_without_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "login", FRAMES["login"], "parquet")
     with pytest.raises(ConfigError, match="is for payment events"):
