@@ -21,6 +21,7 @@ from dataflows.state.journal import LaneJournal
 from dataflows.state.lock import lock_state
 from dataflows.state.manifest import Manifest, oldest_round, read_manifest, write_manifest
 from features.catalog import Catalog, catalog
+from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
 from features.errors import ConfigError
 from features.events import event_types
@@ -193,6 +194,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         store = StoreWriter(settings, cat, telemetry.say)
     warm_up(cat)
     warm_up_repeats()
+    if settings.source == "kafka":
+        warm_up_decoder(settings.event_types)
     scorer.warm_up()
     return Context(settings, cat, scorer, manifest, telemetry, store)
 
