@@ -7,7 +7,7 @@ they had on the way are what the models learn from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -59,12 +59,16 @@ class Collector:
     ----------
     catalog : what the columns mean
     from_us : rows before it only warm the state up
-    share : share of genuine rows to keep
+    share : share of genuine rows to keep, of all event types or by event type
     labels : event ids of known anomalies, where the events themselves do not carry their truth
     """
 
     def __init__(
-        self, catalog: Catalog, from_us: int, share: float, labels: pl.Series | None = None
+        self,
+        catalog: Catalog,
+        from_us: int,
+        share: float | Mapping[str, float],
+        labels: pl.Series | None = None,
     ) -> None:
         self._catalog = catalog
         self._from_us = from_us
@@ -85,7 +89,8 @@ class Collector:
             attack, known = np.zeros(n, np.int16), False
         self.known |= known
         ids = hash_strings(batch.frame["event_id"])
-        sampled = (ids % np.uint64(1_000_000)) < np.uint64(round(self._share * 1e6))
+        share = self._share if isinstance(self._share, float) else self._share[batch.event_type]
+        sampled = (ids % np.uint64(1_000_000)) < np.uint64(round(share * 1e6))
         rows = np.flatnonzero((sampled | (attack > 0)) & (batch.time_us >= self._from_us))
         if not len(rows):
             return

@@ -31,6 +31,7 @@ from features.errors import BundleError, DeclarationError
 from models.base import Arrays, Detector
 from models.calibration import Calibration
 from models.detectors import detector, detector_names
+from models.view import View
 from models.voting import Ensemble, Voting
 
 __all__ = ["Bundle", "EventModels"]
@@ -48,7 +49,8 @@ class EventModels:
 
     Parameters
     ----------
-    event_type, names : what they score, and the features they read, in order
+    event_type, names : what they score, and the features that come, in order
+    view : what of them detectors see
     detectors : name -> fitted detector, in the order they were asked for
     calibrations : name -> tail probabilities of its raw scores
     ensemble : of all of them
@@ -59,6 +61,7 @@ class EventModels:
 
     event_type: str
     names: tuple[str, ...]
+    view: View
     detectors: Mapping[str, Detector]
     calibrations: Mapping[str, Calibration]
     ensemble: Ensemble
@@ -175,7 +178,11 @@ def _write(bundle: Bundle, folder: Path) -> str:
             arrays, header = model.save()
             _save_arrays(folder / event / f"{name}.npz", arrays)
             _save_json(folder / event / f"{name}.json", header)
-        scales: Arrays = {"usual": models.usual, "weights": models.ensemble.weights}
+        scales: Arrays = {
+            "usual": models.usual,
+            "weights": models.ensemble.weights,
+            **models.view.save(),
+        }
         calibrations = {**models.calibrations, "ensemble": models.ensemble.calibration}
         for name, calibration in calibrations.items():
             scales |= {f"{name}.{k}": v for k, v in calibration.save().items()}
@@ -313,6 +320,7 @@ def _load_event(
         return EventModels(
             event,
             names,
+            View.load(scales, names),
             models,
             {name: calibration(name) for name in detectors},
             ensemble,

@@ -75,9 +75,11 @@ class Tally:
         ----------
         truth : int16 (n,), code of the attack, 0 genuine
         """
-        votes = decisions.votes.any(axis=1)
-        columns = {name: votes[:, i] for i, name in enumerate(scores.detectors)}
-        columns[ENSEMBLE] = decisions.flagged.any(axis=1)
+        votes = np.asarray(decisions.votes.any(axis=1))
+        columns: dict[str, npt.NDArray[np.bool_]] = {
+            name: votes[:, i] for i, name in enumerate(scores.detectors)
+        }
+        columns[ENSEMBLE] = np.asarray(decisions.flagged.any(axis=1))
         self._order = tuple(dict.fromkeys((*self._order, *scores.detectors)))
         odd: npt.NDArray[np.bool_] = truth > 0
         n, n_odd = len(truth), int(np.count_nonzero(odd))

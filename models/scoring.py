@@ -15,6 +15,7 @@ import numpy.typing as npt
 from features.batch import FeatureMatrix, Float64
 from features.errors import ConfigError, ShapeError
 from features.keys import UInt64
+from features.sequence import STEPS, WIDTH
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
@@ -113,8 +114,6 @@ class Scorer:
         """Score a dummy batch of each event type, so that the first round does not pay for it."""
         for event, models in self.bundle.models.items():
             values = np.zeros((WARM_ROWS, len(models.names)))
-            from features.sequence import STEPS, WIDTH
-
             features = FeatureMatrix(
                 event,
                 models.names,
@@ -123,7 +122,7 @@ class Scorer:
                 self.bundle.catalog_version,
             )
             for name in self._names(models):
-                models.detectors[name].raw(features)
+                models.detectors[name].raw(models.view.apply(features))
 
     def _names(self, models: EventModels) -> tuple[str, ...]:
         """Detectors that this scorer runs on an event type, in its own order."""
@@ -149,6 +148,7 @@ class Scorer:
                 f" bundle {self.bundle.id}, got {len(features.names)} others; train again with"
                 " `waxwing train`"
             )
+        features = models.view.apply(features)
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [self.detectors.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)

@@ -27,6 +27,7 @@ from models.decisions.reasons import usual_values
 from models.detectors import detector
 from models.evaluate import Tally, threshold_at
 from models.scoring import Scorer, gate_opens, take_rows
+from models.view import View
 from models.voting import AnomalyType, Ensemble, Voting, default_rule
 
 __all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
@@ -109,7 +110,7 @@ def train(
     kinds = {name: detector(name) for name in detectors}
 
     def one(event: str) -> _Fitted:
-        fitted = _train_event(sets[event], kinds, seed, options or {}, false_positives)
+        fitted = _train_event(catalog, sets[event], kinds, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
         say(f"{event}: {len(kinds)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         return fitted
@@ -186,6 +187,7 @@ def parts_of(rows: TrainingSet) -> npt.NDArray[np.int8]:
 
 
 def _train_event(
+    catalog: Catalog,
     rows: TrainingSet,
     kinds: Mapping[str, type[Detector]],
     seed: int,
@@ -195,16 +197,21 @@ def _train_event(
     """Everything for one event type."""
     parts = parts_of(rows)
     fit, scale, judge = (select_rows(rows, np.flatnonzero(parts == p)) for p in range(3))
+    event = rows.features.event_type
+    known = fit.features.values[fit.label <= 0]
+    view = View.fit(catalog, event, known)
+    fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
-        rows.features.event_type,
+        event,
         rows.features.names,
+        view,
         detectors,
         calibrations,
         Ensemble.fit(tuple(detectors), surprise, scale.label),
         gate,
-        usual_values(fit.features.values[fit.label <= 0]),
+        usual_values(known),
     )
     return _Fitted(models, _fit_rule(models, judge, false_positives), judge)
 

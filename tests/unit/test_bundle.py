@@ -1,0 +1,181 @@
+"""The bundle on the disk: whole or refused, the same again, and open to an edited vote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.catalog import Catalog, catalog, declared_features
+from features.errors import BundleError, ConfigError
+from models.base import TrainingSet
+from models.bundle import Bundle
+from models.scoring import Scorer
+from models.train import train
+from tests.rows import training_set
+
+DETECTORS = ("zscore", "isolation_forest", "gradient_boosting")
+
+
+@pytest.fixture(scope="module")
+def rows() -> TrainingSet:
+    """Logins with odd ones among them."""
+    return training_set(np.random.default_rng(3), "login", rows=2_000, odd=150)
+
+
+@pytest.fixture(scope="module")
+def folder(rows: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle on the disk."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    train({"login": rows}, catalog(), DETECTORS, 1).write(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_what_is_read_back_scores_the_same(folder: Path, rows: TrainingSet) -> None:
+    fresh = train({"login": rows}, catalog(), DETECTORS, 1)
+    again = Bundle.load(folder, catalog())
+    first, second = Scorer(fresh, DETECTORS), Scorer(again, DETECTORS)
+    a, b = first.score(rows.features, {}), second.score(rows.features, {})
+    assert np.array_equal(a.surprise, b.surprise, equal_nan=True)
+    assert np.array_equal(first.decide(a, {}).score, second.decide(b, {}).score)
+    assert again.metrics["detectors"].keys() == fresh.metrics["detectors"].keys()
+    assert again.training["sets"]["login"]["rows"] == len(rows)
+
+
+def test_the_same_training_gives_the_same_id(
+    folder: Path, rows: TrainingSet, tmp_path: Path
+) -> None:
+    again = train({"login": rows}, catalog(), DETECTORS, 1).write(tmp_path / "again")
+    other = train({"login": rows}, catalog(), DETECTORS, 2).write(tmp_path / "other")
+    first = Bundle.load(folder, catalog()).id
+    assert again.id == first and other.id != first
+
+
+def test_writing_again_replaces_the_folder_and_leaves_nothing_beside(
+    copy: Path, rows: TrainingSet
+) -> None:
+    (copy / "leftover").write_text("x")
+    train({"login": rows}, catalog(), ("zscore",), 1).write(copy)
+    assert not (copy / "leftover").exists()
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+    assert Bundle.load(copy, catalog()).detectors == ("zscore",)
+
+
+def test_no_file_of_a_bundle_is_a_pickle(folder: Path) -> None:
+    kinds = {p.suffix for p in folder.rglob("*") if p.is_file()}
+    assert kinds == {".npz", ".json", ".toml"}
+    for path in folder.rglob("*.npz"):
+        with np.load(path, allow_pickle=False) as file:
+            assert all(file[name].dtype != object for name in file.files)
+
+
+def _remove(path: Path) -> None:
+    (path / "login" / "zscore.npz").unlink()
+
+
+def _truncate(path: Path) -> None:
+    file = path / "login" / "scales.npz"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def _flip(path: Path) -> None:
+    file = path / "login" / "gradient_boosting.npz"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def _head(path: Path) -> None:
+    file = path / "bundle.json"
+    file.write_text(file.read_text().replace('"seed": 1', '"seed": 2'))
+
+
+def _half_head(path: Path) -> None:
+    file = path / "bundle.json"
+    file.write_text(file.read_text()[:200])
+
+
+def _old_format(path: Path) -> None:
+    file = path / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 0}))
+
+
+def _vanish(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_remove, r"login/zscore\.npz is missing"),
+        (_truncate, r"login/scales\.npz is not as it was written"),
+        (_flip, r"login/gradient_boosting\.npz is not as it was written"),
+        (_head, r"bundle\.json is not as it was written"),
+        (_half_head, r"bundle\.json cannot be read"),
+        (_old_format, "format 0, expected 1"),
+        (_vanish, "there is no model bundle"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_with_the_cure(
+    copy: Path, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(copy)
+    with pytest.raises(BundleError, match=told) as caught:
+        Bundle.load(copy, catalog())
+    assert "waxwing train" in str(caught.value)
+
+
+def test_another_catalogue_is_refused_with_the_differences(copy: Path) -> None:
+    fewer = [f for f in declared_features() if f.name != "user_failed_count_1h"]
+    with pytest.raises(BundleError, match="`user_failed_count_1h` is missing here") as caught:
+        Bundle.load(copy, Catalog(fewer))
+    assert "train again" in str(caught.value) and "payment" not in str(caught.value)
+
+
+def test_a_detector_nobody_knows_is_refused_with_those_there_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.bundle.detector_names", lambda: ("zscore", "iqr"))
+    with pytest.raises(BundleError, match=r"gradient_boosting.*there are zscore, iqr"):
+        Bundle.load(folder, catalog())
+
+
+def test_an_edited_vote_is_taken_and_changes_no_id(copy: Path) -> None:
+    before = Bundle.load(copy, catalog())
+    file = copy / "voting.toml"
+    file.write_text(file.read_text().replace('severity = "error"', 'severity = "info"'))
+    after = Bundle.load(copy, catalog())
+    assert after.voting.anomaly_types["account_attack"].severity == "info"
+    assert after.id == before.id
+
+
+def test_a_vote_edited_into_nonsense_tells_its_faults(copy: Path) -> None:
+    file = copy / "voting.toml"
+    file.write_text(file.read_text().replace("votes_needed = 1", "votes_needed = 9"))
+    with pytest.raises(ConfigError, match="can never be reached"):
+        Bundle.load(copy, catalog())
+
+
+def test_a_disk_that_refuses_leaves_the_old_bundle(
+    copy: Path, rows: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = train({"login": rows}, catalog(), ("zscore",), 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.bundle.os.fsync", full)
+    with pytest.raises(BundleError, match=r"No space left.*free space"):
+        fresh.write(copy)
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+    assert Bundle.load(copy, catalog()).detectors == DETECTORS

@@ -1,0 +1,132 @@
+"""The rules of the vote: read, written, refused; and the ensemble's own scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import ConfigError
+from models.voting import AnomalyType, Ensemble, Voting, default_rule
+
+RULES = """
+[payment_fraud]
+event_type = "payment"
+severity = "critical"
+votes_needed = 2
+ensemble = 0.998
+[payment_fraud.thresholds]
+zscore = 0.999
+iqr = 0.9985
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    """A file with the text."""
+    path = folder / "voting.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_rules_are_read_as_they_stand(tmp_path: Path) -> None:
+    voting = Voting.load(written(tmp_path, RULES))
+    rule = voting.anomaly_types["payment_fraud"]
+    assert rule.severity == "critical" and rule.votes_needed == 2
+    assert rule.thresholds == {"zscore": 0.999, "iqr": 0.9985}
+    assert voting.of("payment") == (rule,) and voting.of("login") == ()
+
+
+def test_rules_written_are_read_again_to_three_digits_after_the_nines(tmp_path: Path) -> None:
+    rule = AnomalyType(
+        'odd "name"'.replace(" ", "_").replace('"', ""),
+        "login",
+        "error",
+        1,
+        0.99999712,
+        {"zscore": 0.998123, "iqr": 1.0, "transformer": 0.5},
+        'call "them" \\ now',
+    )
+    again = Voting.load(written(tmp_path, Voting({rule.name: rule}).text())).anomaly_types[
+        rule.name
+    ]
+    assert again.action == rule.action and again.severity == rule.severity
+    assert again.ensemble == pytest.approx(rule.ensemble, abs=3e-9)
+    assert again.thresholds == pytest.approx(dict(rule.thresholds), abs=3e-6)
+
+
+def test_all_faults_of_the_rules_are_told_at_once(tmp_path: Path) -> None:
+    text = """
+    [a]
+    event_type = "paiment"
+    severity = "bad"
+    votes_needed = 3
+    ensemble = 1.5
+    colour = "red"
+    [a.thresholds]
+    zscore = true
+    iqr = 0.9
+    [b]
+    event_type = "login"
+    ensemble = 0.9
+    """
+    with pytest.raises(ConfigError) as caught:
+        Voting.load(written(tmp_path, text))
+    told = "\n".join(caught.value.faults)
+    for word in ("'paiment'", "'bad'", "3 of 2", "1.5", "'colour'", "zscore", "[b]: thresholds"):
+        assert word in told
+    assert len(caught.value.faults) == 7
+
+
+@pytest.mark.parametrize("text", ["", "[a", "a = 1", "\x00"])
+def test_rules_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"voting\.toml"):
+        Voting.load(written(tmp_path, text))
+
+
+def test_a_missing_file_of_rules_says_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="copy the bundle's"):
+        Voting.load(tmp_path / "none.toml")
+
+
+def test_an_event_type_that_is_not_ours_has_a_rule_too() -> None:
+    assert default_rule("payment").name == "payment_fraud"
+    assert default_rule("parcel").name == "parcel_anomaly"
+
+
+def test_a_detector_without_worth_gets_no_more_than_the_least_weight(
+    rng: np.random.Generator,
+) -> None:
+    label = (rng.random(4_000) < 0.05).astype(np.int8)
+    surprise = rng.exponential(0.43, (4_000, 2))
+    surprise[label == 1, 0] += 4.0
+    fitted = Ensemble.fit(("good", "noise"), surprise, label)
+    assert fitted.weights[0] > 5 * fitted.weights[1] >= 0
+    odd = fitted.surprise(surprise[label == 1])
+    assert np.median(odd) > 2.5
+
+
+def test_without_labels_all_detectors_weigh_the_same(rng: np.random.Generator) -> None:
+    surprise = rng.exponential(0.43, (1_000, 3))
+    fitted = Ensemble.fit(("a", "b", "c"), surprise, np.full(1_000, -1, np.int8))
+    assert fitted.weights.tolist() == [1.0, 1.0, 1.0]
+    share = np.mean(fitted.surprise(rng.exponential(0.43, (20_000, 3))) >= 2.0)
+    assert share == pytest.approx(0.01, rel=0.6)
+
+
+def test_the_vote_of_dependent_detectors_keeps_its_scale(rng: np.random.Generator) -> None:
+    one = rng.exponential(0.43, 5_000)
+    twice = np.column_stack((one, one))
+    fitted = Ensemble.fit(("a", "b"), twice, np.zeros(5_000, np.int8))
+    again = rng.exponential(0.43, 50_000)
+    found = fitted.surprise(np.column_stack((again, again)))
+    assert np.mean(found >= 2.0) == pytest.approx(0.01, rel=0.4)
+
+
+def test_a_detector_that_did_not_score_adds_nothing(rng: np.random.Generator) -> None:
+    surprise = rng.exponential(0.43, (1_000, 2))
+    fitted = Ensemble.fit(("a", "b"), surprise, np.zeros(1_000, np.int8))
+    silent = surprise.copy()
+    silent[:, 1] = np.nan
+    zero = np.where(np.isnan(silent), 0.0, silent)
+    assert np.array_equal(fitted.surprise(silent), fitted.surprise(zero))
