@@ -325,16 +325,20 @@ class _Writer:
 @lru_cache(maxsize=SCHEMAS_KEPT_MAX)
 def _writer(event_type_name: str, text: str) -> _Writer:
     """Resolve a writer's schema; what is wrong with it becomes its `fault`."""
-    event = event_type(event_type_name)
     try:
-        schema = json.loads(text)
-        if not isinstance(schema, dict) or schema.get("type") != "record":
-            return _Writer(fault=f"expected a record, got {_shown(text)}")
-        bare = _without_logical_types(schema)
-        parsed = fastavro.parse_schema(bare)
-        endless = _unbounded(bare, {})
-    except Exception as error:  # whatever a foreign schema makes json or fastavro raise
+        return _resolve(event_type_name, json.loads(text))
+    except Exception as error:  # whatever a foreign schema makes json, fastavro or us raise
         return _Writer(fault=f"not an Avro schema: {str(error)[:SHOWN_CHARS_MAX]}")
+
+
+def _resolve(event_type_name: str, schema: Any) -> _Writer:
+    """A writer's schema against an event type."""
+    event = event_type(event_type_name)
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        return _Writer(fault=f"expected a record, got {_shown(json.dumps(schema))}")
+    bare = _without_logical_types(schema)
+    parsed = fastavro.parse_schema(bare)
+    endless = _unbounded(bare, {})
     if endless:
         return _Writer(fault=endless)
     names = {f["name"] for f in schema["fields"]}
@@ -348,13 +352,12 @@ def _writer(event_type_name: str, text: str) -> _Writer:
     program = program_of(schema, {f.name: i for i, f in enumerate(event.fields)})
     if program is None:
         return _Writer(parsed=parsed, millis=_millis(schema))
-    nothing = np.zeros(0, np.int64)
+    no_data, no_rows, no_flags = np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     for f in event.fields:
         kind = program.type_of(f.name)
-        bad = kind is not None and kind != "null" and column_of(
-            np.zeros(0, np.uint8), kind, f.dtype, nothing, nothing, np.zeros(0, np.bool_)
-        )[0] is None
-        if bad:
+        if kind is None:
+            continue
+        if column_of(no_data, kind, f.dtype, no_rows, no_rows, no_flags)[0] is None:
             return _Writer(fault=f"its field {f.name} is {_shown(str(kind))}, expected {f.kind}")
     return _Writer(program)
 

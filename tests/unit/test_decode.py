@@ -338,6 +338,12 @@ def test_other_number_types_and_milliseconds_are_read() -> None:
             json.dumps(newer("login", {"name": "x", "type": ["null", "waxwing.login"]})),
             "holds itself",
         ),
+        (
+            json.dumps(newer("login", {"name": "x", "type": {"type": "fixed", "name": "f"}})),
+            "not an Avro schema",
+        ),
+        ("[" * 100_000, "not an Avro schema"),
+        ('{"type": "record", "name": "x", "fields": [5]}', "not an Avro schema"),
     ],
 )
 def test_a_schema_that_cannot_be_read_as_the_event_type_refuses_its_records(
