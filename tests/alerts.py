@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
@@ -64,18 +63,20 @@ def nasty_alert(repeats: int = 20) -> Alert:
 
 
 class Time:
-    """A clock that only `sleep` moves; `asleep` is called with each new time."""
+    """A clock that stands still until the test lets time pass, or what it tests sleeps."""
 
-    def __init__(self, asleep: Callable[[float], None] = lambda now_s: None) -> None:
+    def __init__(self) -> None:
         self.now_s = 1_000.0
         self.slept: list[float] = []
-        self._asleep = asleep
 
     def __call__(self) -> float:
         return self.now_s
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass."""
+        """What the code under test calls."""
         self.slept.append(seconds)
+        self.passes(seconds)
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass."""
         self.now_s += seconds
-        self._asleep(self.now_s)

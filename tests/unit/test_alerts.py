@@ -179,7 +179,9 @@ def test_the_console_shows_a_line_an_alert(settings: Settings) -> None:
 def test_nothing_of_an_event_reaches_the_terminal_as_a_command(settings: Settings) -> None:
     out = io.StringIO()
     sink = console.Sink(settings, out, Time())
-    sink.write([replace(nasty_alert(1_000), time_us=0), an_alert(2, summary="[bold]not markup[/bold]")])
+    sink.write(
+        [replace(nasty_alert(1_000), time_us=0), an_alert(2, summary="[bold]not markup[/bold]")]
+    )
     first, second, rest = out.getvalue().split("\n")
     assert rest == "" and first.isprintable() and len(first) < 500
     assert "\\x1b[2J\\x07\\r\\n\\u202e\\u2028\\x00" in first
@@ -198,7 +200,7 @@ def test_a_flood_is_shown_in_part_and_counted(settings: Settings) -> None:
     for start in range(0, 1000, 50):
         sink.write([an_alert(n) for n in range(start, start + 50)])
     assert out.getvalue().count("\n") == console.LINES_S_MAX
-    time.sleep(1.0)
+    time.passes(1.0)
     sink.write([an_alert(1)])
     lines = out.getvalue().splitlines()
     assert lines[console.LINES_S_MAX] == "... and 980 more alerts"

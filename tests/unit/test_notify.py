@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import pytest
 from bytewax.run import cli_main
+from confluent_kafka import Producer
 
-from dataflows.alerts import jsonl, pagerduty
+from dataflows.alerts import jsonl, open_sinks, pagerduty
 from dataflows.alerts.base import Alert, AlertSink
 from dataflows.notify import (
     SENT_KEPT_MAX,
@@ -87,7 +88,7 @@ class Flow:
         """Look at the log and give the sinks their turn, once a second."""
         for _ in range(times):
             self.notifier.take(self.reader.take())
-            self.time.sleep(1.0)
+            self.time.passes(1.0)
 
     def end(self) -> None:
         """The last lines, as after a SIGTERM."""
@@ -138,6 +139,23 @@ def test_the_flow_tells_pagerduty_everything_once(duty: PagerDuty, settings: Set
     write(settings, 8, 10)
     again = run_flow(settings)
     assert again.read == 2 and len(duty.accepted) == len(duty.incidents) == 10
+
+
+def test_the_topic_is_read_where_the_log_is_a_topic(duty: PagerDuty, settings: Settings) -> None:
+    holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
+    found = holder.list_topics(timeout=10).brokers.values()
+    holder.list_topics(settings.alerts_topic, timeout=10)
+    brokers = ",".join(f"{b.host}:{b.port}" for b in found)
+    topic = settings.model_copy(update={"alerts": ["kafka"], "kafka_brokers": brokers})
+    (sink,) = open_sinks(["kafka"], topic)
+    sink.write([an_alert(n) for n in range(5)])
+    assert run_flow(topic).read == 5
+    sink.write([an_alert(n) for n in range(3, 7)])  # a resumed detect flow sends some again
+    again = run_flow(topic)
+    assert (again.read, again.repeated) == (2, 2)
+    assert len(duty.accepted) == len(duty.incidents) == 7
+    assert run_flow(topic).read == 0
+    sink.close()
 
 
 def test_a_missing_log_is_waited_for(duty: PagerDuty, settings: Settings) -> None:

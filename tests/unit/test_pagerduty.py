@@ -211,9 +211,9 @@ def test_a_flood_is_merged_and_stays_below_pagerdutys_rate(
         for start in range(0, 12_000, 100):
             sink.offer(flood[start : start + 100])
             done += sink.pump()
-            time.sleep(1.0)
+            time.passes(1.0)
         while len(done) < len(flood):
-            time.sleep(sink.wait_s())
+            time.passes(sink.wait_s())
             done += sink.pump()
         sink.close()
     assert duty.faults == [] and set(duty.answers) == {202}, "not one 429"
@@ -256,7 +256,7 @@ def test_an_event_that_alone_is_to_blame_holds_nothing_up(
     for n in range(1, 400):
         sink.offer([an_alert(n)])
         done += sink.pump()
-        time.sleep(1.0)
+        time.passes(1.0)
         if poison.id in done:
             break
     assert poison.id in done and len(duty.accepted) >= pagerduty.OWN_FAILURES_MAX
@@ -272,13 +272,13 @@ def test_an_outage_of_hours_loses_nothing(
     sink.offer(alerts)
     while time.now_s < begun_s + 4 * 3600:
         assert sink.pump() == []
-        time.sleep(max(1.0, sink.wait_s()))
+        time.passes(max(1.0, sink.wait_s()))
     tries = len(duty.answers)
     assert tries < 4 * 3600 / (pagerduty.BACK_OFF_S_MAX / 2) + 10, "it backed off"
     duty.refuse = lambda body: None
     done: list[str] = []
     while len(done) < len(alerts):
-        time.sleep(max(0.1, sink.wait_s()))
+        time.passes(max(0.1, sink.wait_s()))
         done += sink.pump()
     assert sorted(done) == sorted(a.id for a in alerts) and dead(settings) == []
 
@@ -289,7 +289,7 @@ def test_what_waited_a_day_is_put_aside(
     duty.refuse = lambda body: 503
     sink.offer([an_alert(1)])
     sink.pump()
-    time.sleep(pagerduty.WAIT_S_MAX + 1)
+    time.passes(pagerduty.WAIT_S_MAX + 1)
     assert sink.pump() == [an_alert(1).id]
     assert dead(settings)[0]["status"] == 503
 
@@ -335,7 +335,7 @@ def test_each_of_a_hundred_back_offs_stays_within_its_bounds(
     for _ in range(100):
         sink.pump()
         moments.append(time.now_s)
-        time.sleep(sink.wait_s())
+        time.passes(sink.wait_s())
     gaps = [b - a for a, b in pairwise(moments)]
     assert max(gaps) <= pagerduty.BACK_OFF_S_MAX
     assert len({round(gap, 3) for gap in gaps[-50:]}) > 40, "jitter: no two alike"
