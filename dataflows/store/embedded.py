@@ -7,6 +7,7 @@ server, and where its owner has gone, whoever needs it next starts it again from
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -37,11 +38,13 @@ _SOCKET_PATH_BYTES_MAX = 100
 
 _GUARD = """exec 3<&0 </dev/null
 "$@" 3<&- & server=$!
-{ read -r _ <&3; kill -TERM $server; } & watch=$!
+{ read -r _ <&3; kill -TERM $server
+  for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; done; kill -KILL $server; } & watch=$!
 wait $server
-kill $watch"""
+kill -KILL $watch"""
 """Shell that ends the server once our end of its input is closed, by us or by our death: no server
-is left behind by `kill -9`, which no handler of our own could see to."""
+is left behind by `kill -9`, which no handler of our own could see to. A flow blocks SIGTERM, which
+its children inherit, hence the second signal; it loses nothing, see `appendonly`."""
 
 _OPTIONS = (
     # No port: what may open the socket is what may read state_dir.
@@ -126,6 +129,9 @@ class EmbeddedRedis:
         server, self._server = self._server, None
         if server is None:
             return
+        if server.poll() is None:
+            with self._client() as client, contextlib.suppress(redis.RedisError):
+                client.shutdown()
         if server.stdin is not None:
             server.stdin.close()
         try:
@@ -175,15 +181,17 @@ class EmbeddedRedis:
         """Whether a server is there and has its data loaded."""
         if not self._socket.exists():
             return False
-        client = redis.Redis(
+        with self._client() as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+    def _client(self) -> redis.Redis:
+        """A client that fails at once."""
+        return redis.Redis(
             unix_socket_path=str(self._socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0)
         )
-        try:
-            return bool(client.ping())
-        except redis.RedisError:
-            return False
-        finally:
-            client.close()
 
     def _why_not(self, what: str) -> str:
         """One sentence with the last thing the server said."""

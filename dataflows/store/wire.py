@@ -1,7 +1,7 @@
 """A connection on which many commands are sent before their answers are read, and how it fails.
 
-redis-py opens it (TLS, ACL user, database, socket: whatever a URL can say) and reads the answers;
-the commands come ready made as bytes, which is what redis-py's own pipeline is slow at.
+redis-py opens it (TLS, ACL user, database, socket: whatever a URL can say); the commands come ready
+made as bytes, and hiredis reads the answers, which is what redis-py's own pipeline is slow at.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -25,6 +26,12 @@ CONNECT_S_MAX = 2.0
 ANSWER_S_MAX = 5.0
 """Longest wait for an answer; chosen: longer than a Redis forks, loads or fails over without losing
 its clients, short enough to say aloud that it hangs."""
+
+_READ_BYTES = 65_536
+"""Most bytes taken from the socket at once; redis-py's own number."""
+
+_NOTHING = object()
+"""What the reader gives where an answer is not there in full."""
 
 
 def masked(url: str) -> str:
@@ -62,20 +69,30 @@ class Wire:
                 " redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix://PATH"
             ) from None
         self._connection.connect()
+        # redis-py's own way to read an answer costs many times what hiredis on its socket does
+        # (tests/bench/store_speed.py, 2026-11-24).
+        self._socket: Any = self._connection._sock
+        self._reader = hiredis.Reader(
+            replyError=redis.ResponseError, notEnoughData=_NOTHING, encoding=None
+        )
 
     def send(self, data: Any) -> None:
         """Send commands; their answers must be asked for in order, with `answers`."""
-        self._connection.send_packed_command([data], check_health=False)
+        self._socket.sendall(data)
 
     def answers(self, count: int) -> list[Any]:
         """The next answers; an error of Redis stands in the list as an exception."""
-        read = self._connection.read_response
         found: list[Any] = []
-        for _ in range(count):
-            try:
-                found.append(read(disable_decoding=True))
-            except redis.ResponseError as error:
-                found.append(error)
+        gets = self._reader.gets
+        while len(found) < count:
+            answer = gets()
+            if answer is not _NOTHING:
+                found.append(answer)
+                continue
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise redis.ConnectionError("Redis closed the connection")
+            self._reader.feed(data)
         return found
 
     def ask(self, *words: Any) -> Any:

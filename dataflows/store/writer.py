@@ -231,6 +231,8 @@ class StoreWriter:
         try:
             self._connect()
         except (redis.RedisError, OSError) as error:
+            if self._embedded is not None:
+                self._embedded.close()
             raise SourceError(
                 f"store: no Redis at {masked(self._url)} ({_reason(error)}); start it, set"
                 ' redis_url (or WAXWING_REDIS_URL), or set store = "embedded" or "off"'
@@ -465,8 +467,9 @@ class StoreWriter:
             some = unmet[at : at + CHUNK_ROWS]
             keys = (entity_key(layout.entity, key) for key in rows.keys.gather(some))
             answers = wire.ask_all([("HGET", key, layout.time_field) for key in keys])
+            # A key of another type is refused when it is written, and counted there.
+            _refused(answers)
             for row, answer in zip(some, answers, strict=True):
-                # A key of another type is refused when it is written, and counted there.
                 has_us = None if isinstance(answer, Exception) else time_from_bytes(answer)
                 if has_us is not None and has_us > rows.time_us[row]:
                     fresh[row] = False

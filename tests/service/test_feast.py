@@ -128,10 +128,12 @@ def test_feast_reads_features_by_name_and_says_when_they_were(
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from dataflows.store.embedded import EmbeddedRedis
-EmbeddedRedis(Path(sys.argv[1])).ensure()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+server = EmbeddedRedis(Path(sys.argv[1]))
+server.ensure()
 print("up", flush=True)
 time.sleep(600)
 """

@@ -391,6 +391,21 @@ def test_two_processes_on_one_state_dir_share_the_embedded_store(tmp_path: Path)
     guest.close()
 
 
+def test_the_embedded_store_stops_at_once_where_signals_are_blocked(tmp_path: Path) -> None:
+    wanted = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        server = EmbeddedRedis(tmp_path)
+        server.ensure()
+        process = process_id(server.url)
+        begun = time.monotonic()
+        server.close()
+        gone(process)
+        assert time.monotonic() - begun < 2.5, "it was stopped by the last resort"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_long_state_dir_gets_a_socket_in_a_folder_of_its_user(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120)
     server = EmbeddedRedis(deep)
