@@ -18,6 +18,8 @@ from dataflows.settings import Settings, load
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.files import FileReader, mapping_event_type, truth_names
 from dataflows.sources.mapping import load_mapping
+from dataflows.sources.rounds import Lane
+from dataflows.state.journal import LaneJournal
 from features.batch import EventBatch, concat_batches
 from features.encode import json_bodies
 from features.errors import ConfigError, SourceError
@@ -147,6 +149,42 @@ def same(left: Taken, right: Taken) -> None:
     assert (left.positions, left.received, left.eof, left.cut_time_us) == (
         right.positions, right.received, right.eof, right.cut_time_us,
     )  # fmt: skip
+
+
+def lane_over(settings: Settings, folder: Path) -> Lane:
+    """A lane that reads the files and keeps its journal in the folder."""
+    journal = LaneJournal(folder, 1_000_000)
+    return Lane(0, FileReader(settings), journal, 100, 50, lambda: False)
+
+
+def test_a_lane_that_died_cuts_the_same_rounds_again(tmp_path: Path) -> None:
+    paths = {n: write(tmp_path, n, f, "jsonl") for n, f in FRAMES.items()}
+    with paths["payment"].open("ab") as file:
+        file.write(b"{\n\xff\n")
+    settings = settings_of(paths)
+    first = lane_over(settings, tmp_path / "journal")
+    first.start(0)
+    parts = [first.cut() for _ in range(8)]
+    first.journal.close()
+    again = lane_over(settings, tmp_path / "journal")
+    again.start(3)
+    repeated = [again.cut() for _ in range(5)]
+    for one, other in zip(repeated, parts[3:], strict=True):
+        assert one.replayed and not other.replayed
+        assert (one.round, one.cut_time_us, one.received) == (
+            other.round, other.cut_time_us, other.received,
+        )  # fmt: skip
+        assert one.rejects == other.rejects
+        assert [b.offset.tolist() for b in one.batches.values()] == [
+            b.offset.tolist() for b in other.batches.values()
+        ]
+    while not (part := again.cut()).final:
+        repeated.append(part)
+    rest = [*repeated, part]
+    total = sum(p.received for p in [*parts[:3], *rest])
+    assert total == sum(map(len, FRAMES.values())) + 2
+    assert [r.reason for p in rest for r in p.rejects] == ["not_json", "not_utf8"]
+    again.journal.close()
 
 
 def test_history_and_what_follows_share_no_row_and_lose_none(tmp_path: Path) -> None:
