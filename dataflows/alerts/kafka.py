@@ -28,6 +28,7 @@ QUEUE_MAX = 10_000
 _OWN: dict[str, str | int] = {
     "linger.ms": 0,  # a round waits for it, and has few alerts
     "compression.type": "zstd",
+    "message.timeout.ms": int(WAIT_S * 1000),
     "queue.buffering.max.messages": QUEUE_MAX,
 }
 
@@ -44,7 +45,6 @@ class Sink:
         fixed = {
             "acks": "all",
             "enable.idempotence": True,
-            "message.timeout.ms": int(WAIT_S * 1000),
             "on_delivery": self._on_delivery,
         }
         admin = make_client(AdminClient, client_options(settings, self._troubles, {}, {}))

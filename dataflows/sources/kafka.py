@@ -59,15 +59,19 @@ RETAKE_S = 30.0
 ANSWER_S = 5.0
 """Longest wait for a broker that has answered before."""
 
+RETRY_S = 0.1
+"""Pause before a broker is asked again for partitions that had no leader yet. Chosen."""
+
 AHEAD_MAX = 50_000
 """Most messages kept that were read past a journaled round; a message is about 1 kB. Chosen."""
 
 END = np.iinfo(np.int64).max
 """Where a partition without an end ends."""
 
-FROM, IDS = "@from", "@ids"
+FROM, IDS, SCHEMAS, CLOCK = "@from", "@ids", "@schemas", "@clock"
 """Keys of positions that are no topic (a topic's name cannot hold an @): where partitions began
-that did not go on from the position before; the topics' ids, new where a topic is made anew."""
+that did not go on from the position before; the topics' ids, new where a topic is made anew; schema
+ids known; the clock, which must not run back over a restart."""
 
 _OWN: dict[str, str | int | bool] = {
     # A round is 100 ms: data may be 20 ms old, and the broker need not answer each message alone.
@@ -175,7 +179,7 @@ class KafkaReader:
         self._back: dict[Place, deque[Message]] = {}
         self._held: dict[Place, int] = {}
         self._paused: set[Place] = set()
-        self._standing = self._registry_seen = False
+        self._standing = False
         self._commit_at = self._look_at = 0.0
         fixed = {**_FIXED, "group.id": settings.kafka_group,
                  "enable.partition.eof": settings.kafka_until_end}  # fmt: skip
@@ -186,19 +190,14 @@ class KafkaReader:
         try:
             self._open()
             if settings.kafka_format == "avro":
-                self._bodies = SchemaBodies(settings.kafka_registry_url)
+                self._bodies = SchemaBodies(
+                    settings.kafka_registry_url, settings.state_dir / "schemas"
+                )
         except BaseException:
             self._consumer.close()
             raise
 
     # -- what a lane asks for ---------------------------------------------------------------------
-
-    def recall(self, schemas: Mapping[str, str], cut_time_us: int) -> None:
-        """Take over what the journal knows: schema bodies, and the clock, which never runs back."""
-        self._cut_us = max(self._cut_us, cut_time_us)
-        if schemas and self._bodies is not None:
-            self._bodies.learn(schemas)
-            self._registry_seen = True
 
     def seek(self, positions: dict[str, Any]) -> None:
         """Stand at journaled positions; an empty one starts where the settings say.
@@ -207,9 +206,11 @@ class KafkaReader:
         ------
         SourceError : a topic was made anew since, or no broker answers
         """
-        if self._bodies is not None and not self._registry_seen:
-            self._bodies.check()
-            self._registry_seen = True
+        self._cut_us = max(self._cut_us, int(positions.get(CLOCK, 0)))
+        if self._bodies is not None:
+            self._bodies.restore(positions.get(SCHEMAS, ()))
+            if not positions:
+                self._bodies.check()
         self._check_ids(positions.get(IDS, {}))
         self._began = {}
         new: list[Place] = []
@@ -269,6 +270,8 @@ class KafkaReader:
         SourceError : offsets that are gone, a topic that was made anew, a broker that stays away
         """
         if self._bodies is not None:
+            if self._bodies.ids != before.get(SCHEMAS, []):
+                self._bodies.restore(before.get(SCHEMAS, []))
             self._bodies.learn(schemas)
         self._check_ids(after.get(IDS, {}))
         moved = not self._standing
@@ -318,10 +321,18 @@ class KafkaReader:
             self._topics[name] = _Topic(types[name], mine, full, full.copy())
         # Brokers before 2.8 have no ids, and not everyone may ask for them: nobody waits for the
         # answer unless the journal knows of ids.
-        self._asking = self._admin()
-        self._ids = self._asking.describe_topics(
-            TopicCollection(list(found)), request_timeout=ANSWER_S
-        )
+        self._ask_ids()
+
+    def _ask_ids(self) -> None:
+        """Ask for the ids of topics that have none yet; `_collect_ids` takes the answers."""
+        lacking = [name for name, topic in self._topics.items() if not topic.id]
+        self._ids = {}
+        if lacking:
+            self._asking = self._admin()  # its answers die with it
+            # A copy: the client itself looks answers up in the dict it gave.
+            self._ids = dict(
+                self._asking.describe_topics(TopicCollection(lacking), request_timeout=ANSWER_S)
+            )
 
     def _collect_ids(self, wait_s: float) -> None:
         """Note the topics' ids, as far as the broker has told them."""
@@ -340,6 +351,9 @@ class KafkaReader:
         """SourceError where a topic is another one than the journal speaks of."""
         if journaled:
             self._collect_ids(ANSWER_S)
+            if any(not t.id for t in self._topics.values()):  # a topic made a moment ago
+                self._ask_ids()
+                self._collect_ids(ANSWER_S)
         for name, topic_id in journaled.items():
             topic = self._topics.get(name)
             if topic is not None and topic.id and topic.id != topic_id:
@@ -363,6 +377,9 @@ class KafkaReader:
             answers = self._consumer.offsets_for_times(wanted, timeout=CONNECT_S)
         except KafkaException as error:
             raise self._no_answer("offsets by time", error) from None
+        faulty = [tp for tp in answers if tp.error is not None]
+        if faulty:
+            raise self._no_answer("offsets by time", KafkaException(faulty[0].error))
         found = {(tp.topic, tp.partition): tp.offset for tp in answers}
         later = [place for place, offset in found.items() if offset < 0]
         return found | self._offsets(later, "latest")
@@ -373,18 +390,23 @@ class KafkaReader:
             return {}
         spec = OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()  # type: ignore[no-untyped-call]
         admin = self._admin()
-        try:
-            answers = admin.list_offsets(
-                {TopicPartition(t, p): spec for t, p in places},
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=CONNECT_S,
-            )
-            return {
-                (tp.topic, tp.partition): int(answer.result(CONNECT_S + 1.0).offset)
-                for tp, answer in answers.items()
-            }
-        except (KafkaException, TimeoutError) as error:
-            raise self._no_answer(f"{which} offsets", error) from None
+        give_up = time.monotonic() + CONNECT_S
+        while True:
+            try:
+                answers = admin.list_offsets(
+                    {TopicPartition(t, p): spec for t, p in places},
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=CONNECT_S,
+                )
+                return {
+                    (tp.topic, tp.partition): int(answer.result(CONNECT_S + 1.0).offset)
+                    for tp, answer in answers.items()
+                }
+            except (KafkaException, TimeoutError) as error:
+                # A topic made a moment ago has no leaders yet.
+                if not _passes(error) or time.monotonic() > give_up:
+                    raise self._no_answer(f"{which} offsets", error) from None
+                time.sleep(RETRY_S)
 
     def _no_answer(self, what: str, error: Exception) -> SourceError:
         """A broker that does not say what it was asked."""
@@ -457,14 +479,14 @@ class KafkaReader:
         while left:
             wanted = sum(until - int(self._topics[t].at[p]) for (t, p), until in left.items())
             got, errors = self._consume([], max(wanted, 1_000), 0.05)
-            for message in errors:
-                self._refuse(message, left)
             for message in got:
                 place = (message.topic() or "", message.partition() or 0)
                 self._back.setdefault(place, deque()).append(message)
             for place in {(m.topic() or "", m.partition() or 0) for m in got} & set(left):
                 if self._drain(place, left[place], messages):
                     del left[place]
+            for message in errors:
+                self._refuse(message, left)
             if sum(map(len, self._back.values())) > AHEAD_MAX:
                 self._pause([p for p in self._back if p not in left])
             if got:
@@ -618,6 +640,9 @@ class KafkaReader:
         ids = {name: topic.id for name, topic in self._topics.items() if topic.id}
         if ids:
             found[IDS] = ids
+        if self._bodies is not None:
+            found[SCHEMAS] = self._bodies.ids
+        found[CLOCK] = self._cut_us
         if self._began:
             began: dict[str, dict[str, int]] = {}
             for (name, p), offset in self._began.items():
@@ -699,6 +724,7 @@ class KafkaReader:
         if now >= self._look_at:
             if self._look_at and not self._troubles.down:
                 self._look_for_partitions()
+                self._ask_ids()
             self._look_at = now + PARTITIONS_S
 
     def _commit(self) -> None:
@@ -735,6 +761,16 @@ class KafkaReader:
         if new:
             _log.warning("Kafka: new partitions %s are read from their beginning", new)
             self._assign()
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error goes away by itself: a partition without a leader for a moment."""
+    said = error.args[0] if error.args else None
+    return isinstance(said, KafkaError) and said.code() in (
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    )
 
 
 def _columns(messages: list[Message]) -> _Records:

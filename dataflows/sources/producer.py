@@ -195,6 +195,9 @@ class EventProducer:
         ------
         SourceError : messages that were not acknowledged, with the last reason
         """
+        if self._registry is not None:
+            self._registry.__exit__(None, None, None)
+            self._registry = None
         left = self._producer.flush(WAIT_S)
         self._sent.failed += left
         if self._sent.failed:

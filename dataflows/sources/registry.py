@@ -1,23 +1,26 @@
 """Schema bodies by id from a Schema Registry, asked beside the stream and never in its way.
 
-A body is the world's answer: the reader gives each new one to the journal, and a replay asks
-nobody. An id that the registry does not have is one thing (the record is a dead letter at once); a
-registry that does not answer is another (ids already known go on, a record with a new one waits,
-PATIENCE_S at most).
+A body is the world's answer: each new one is written down in `state_dir/schemas` and given to the
+journal before it is used, and a replay asks nobody. An id that the registry does not have is one
+thing (the record is a dead letter at once); a registry that does not answer is another (ids already
+known go on, a record with a new one waits, PATIENCE_S at most).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from pathlib import Path
 
 from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
 from dataflows.settings import shown
-from features.errors import ConfigError, SourceError
+from dataflows.state.journal import fsync_folder
+from features.errors import ConfigError, SourceError, StateError
 
 __all__ = ["PATIENCE_S", "SchemaBodies"]
 
@@ -57,13 +60,15 @@ class SchemaBodies:
     Parameters
     ----------
     url : Schema Registry with Confluent's API
+    folder : where bodies are kept over a restart; an id never gets another body
 
     Raises
     ------
     ConfigError : an address that is none
     """
 
-    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str, folder: Path, patience_s: float = PATIENCE_S) -> None:
+        self._folder = folder
         self._shown = shown("kafka_registry_url", url)
         self._patience_s = patience_s
         self._closing = ExitStack()
@@ -82,6 +87,38 @@ class SchemaBodies:
         self._since: dict[int, float] = {}
         self._retry_at = 0.0
         self._away = False
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids whose bodies are known, sorted."""
+        return sorted(self._known)
+
+    def restore(self, ids: Iterable[int]) -> None:
+        """Know exactly these ids, from the folder; the registry is asked for what is missing there.
+
+        Raises
+        ------
+        SourceError : a body that neither has
+        """
+        self._known, self._absent = {}, {}
+        for i in ids:
+            try:
+                self._known[i] = self._path(i).read_text(encoding="utf-8")
+                continue
+            except FileNotFoundError:
+                pass
+            try:
+                body = self._get(i)
+                said = "has no such schema"
+            except Exception as error:  # the transport's, the client's and the server's errors
+                body, said = None, _said(error)
+            if body is None:
+                raise SourceError(
+                    f"schema {i} of the journal is neither in {self._folder} nor to be had: schema"
+                    f" registry {self._shown} {said}; bring the registry back, or put the schema"
+                    f" into {self._path(i).name} there"
+                )
+            self._keep(i, body)
 
     def learn(self, bodies: Mapping[str, str]) -> None:
         """Take over journaled bodies: id (decimal) -> schema."""
@@ -209,12 +246,36 @@ class SchemaBodies:
                 fresh[str(i)] = body
         return fresh
 
+    def _path(self, schema_id: int) -> Path:
+        """File of a body."""
+        return self._folder / f"{schema_id}.avsc"
+
     def _keep(self, schema_id: int, body: str) -> None:
-        """Remember a body."""
+        """Remember a body, on the disk too."""
         self._absent.pop(schema_id, None)
-        if schema_id not in self._known and len(self._known) >= KNOWN_MAX:
+        if schema_id in self._known:
+            return
+        if len(self._known) >= KNOWN_MAX:
             del self._known[next(iter(self._known))]
         self._known[schema_id] = body
+        path = self._path(schema_id)
+        if path.exists():
+            return
+        # Lanes may write the same body at the same time: each its own file, renamed when whole.
+        part = path.with_name(f".{path.name}.{os.getpid()}-{id(self):x}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with part.open("w", encoding="utf-8") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            fsync_folder(self._folder)
+        except OSError as error:
+            raise StateError(
+                f"schema {schema_id} could not be written to {self._folder}: {error.strerror}; free"
+                " space or make state_dir writable"
+            ) from error
 
 
 def _said(error: BaseException) -> str:
