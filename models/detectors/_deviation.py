@@ -23,7 +23,7 @@ from features.catalog import catalog
 from features.errors import DeclarationError, ShapeError
 from features.jit import njit
 from models.base import Arrays, TrainingSet
-from models.detectors._options import read_options
+from models.detectors._options import plain, read_options
 
 __all__ = ["OPTIONS", "Deviation", "fit_deviation", "sides"]
 
@@ -129,7 +129,7 @@ class Deviation:
                 f"features of {features.event_type!r}: expected {len(self.low)} as in training,"
                 f" got {features.values.shape[1]}; train again"
             )
-        return self._raw(np.ascontiguousarray(features.values, np.float64))
+        return self._raw(plain(features.values, np.float64))
 
     def _raw(self, values: Float64) -> Float64:
         """Deviations of plain rows."""
@@ -161,8 +161,8 @@ class Deviation:
     @classmethod
     def load(cls, arrays: Arrays, header: Mapping[str, object]) -> Deviation:
         """What `save` wrote."""
-        low, high, scale = (np.asarray(arrays[k], np.float64) for k in ("low", "high", "scale"))
-        side = np.asarray(arrays["side"], np.int8)
+        low, high, scale = (plain(arrays[k], np.float64) for k in ("low", "high", "scale"))
+        side = plain(arrays["side"], np.int8)
         kept = int(cast(int, header["kept"]))
         return cls(low, high, scale, side, bool(header["logs"]), bool(header["squash"]), kept)
 
@@ -182,7 +182,7 @@ def fit_deviation(
     """
     chosen = read_options(detector, options, OPTIONS)
     side = sides(train.features)
-    values = np.ascontiguousarray(train.features.values, np.float64)
+    values = plain(train.features.values, np.float64)
     usual, odd = np.flatnonzero(train.label <= 0), np.flatnonzero(train.label == 1)
     if not len(usual):
         usual = np.arange(len(values))

@@ -1,12 +1,32 @@
-"""Options of detectors: numbers with defaults, all faults found at once."""
+"""What detectors share: options with all faults found at once, and arrays as kernels want them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from features.errors import ConfigError
 
-__all__ = ["read_options"]
+__all__ = ["plain", "read_options"]
+
+T = TypeVar("T", bound=np.generic)
+
+
+def plain(array: npt.NDArray[Any], kind: type[T]) -> npt.NDArray[T]:
+    """The array as kernels were compiled for: of one type, C-contiguous, writeable.
+
+    An array that is read-only is another type to numba, and would have the kernel compiled again in
+    the middle of the stream: a copy of a batch takes microseconds, compiling takes seconds.
+
+    Examples
+    --------
+    >>> plain(np.broadcast_to(1, 3), np.float64)
+    array([1., 1., 1.])
+    """
+    return np.require(array, kind, ["C_CONTIGUOUS", "WRITEABLE"])
 
 
 def read_options(

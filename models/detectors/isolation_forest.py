@@ -20,7 +20,7 @@ from features.errors import ShapeError
 from features.jit import njit
 from models.base import Arrays, TrainingSet
 from models.detectors._deviation import sides
-from models.detectors._options import read_options
+from models.detectors._options import plain, read_options
 
 __all__ = ["Model", "grow", "prepare"]
 
@@ -141,7 +141,7 @@ class Model:
             )
         out = np.zeros(len(features))
         cast(Callable[..., Any], _walk)(
-            np.ascontiguousarray(features.values, np.float64),
+            plain(features.values, np.float64),
             *(a[k] for k in ("fill", "low", "high", "feature", "threshold", "leaf")),
             self._divisor,
             out,
@@ -155,9 +155,13 @@ class Model:
     @classmethod
     def load(cls, arrays: Arrays, header: Mapping[str, object]) -> Self:
         """The model that `save` wrote; scikit-learn is not needed."""
-        names = ("fill", "low", "high", "feature", "threshold", "leaf")
-        plain = {k: np.ascontiguousarray(arrays[k]) for k in names}
-        return cls(plain, float(cast(float, header["divisor"])))
+        found: Arrays = {
+            "feature": plain(arrays["feature"], np.int32),
+            "threshold": plain(arrays["threshold"], np.float32),
+        }
+        for name in ("fill", "low", "high", "leaf"):
+            found[name] = plain(arrays[name], np.float64)
+        return cls(found, float(cast(float, header["divisor"])))
 
 
 def prepare(values: Float64, fill: Float64, low: Float64, high: Float64) -> npt.NDArray[np.float32]:

@@ -22,7 +22,7 @@ from features.errors import ShapeError
 from features.jit import njit
 from features.sequence import COMMON
 from models.base import Arrays, TrainingSet
-from models.detectors._options import read_options
+from models.detectors._options import plain, read_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -327,7 +327,7 @@ class Model:
         """Surprise and class of each row."""
         surprise, verdicts = np.zeros(len(sequence)), np.zeros(len(sequence))
         kernel = cast(Callable[..., Any], _score)
-        rows = np.ascontiguousarray(sequence, np.float32)
+        rows = plain(sequence, np.float32)
         kernel(rows, *(self._arrays[k] for k in NAMES), surprise, verdicts)
         return surprise, verdicts
 
@@ -344,11 +344,11 @@ class Model:
     @classmethod
     def load(cls, arrays: Arrays, header: Mapping[str, object]) -> Self:
         """The model that `save` wrote; torch is not needed."""
-        plain: Arrays = {}
+        found: Arrays = {}
         if not header["no_sequence"]:
-            plain = {k: np.ascontiguousarray(arrays[k], np.float32) for k in NAMES}
+            found = {k: plain(arrays[k], np.float32) for k in NAMES}
         usual, spread = (float(cast(float, header[f"surprise_{k}"])) for k in ("usual", "spread"))
-        return cls(plain, usual, spread, not header["no_labels"])
+        return cls(found, usual, spread, not header["no_labels"])
 
 
 def _start(

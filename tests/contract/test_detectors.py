@@ -24,6 +24,7 @@ from features.errors import ConfigError, DeclarationError, ShapeError
 from features.sequence import STEPS, WIDTH
 from models.base import Arrays, Detector, TrainingSet
 from models.detectors import (
+    _deviation,
     detector,
     detector_names,
     gradient_boosting,
@@ -219,8 +220,40 @@ def test_frozen_columns_are_enough_and_stay_as_they_are(name: str) -> None:
     assert features.sequence is not None
     values, sequence = features.values.copy(), features.sequence.copy()
     features.values.flags.writeable = features.sequence.flags.writeable = False
-    fitted(name).raw(features)
+    raw = fitted(name).raw(features)
     assert same(features.values, values) and same(features.sequence, sequence)
+    assert same(raw, fitted(name).raw(replace(features, values=values, sequence=sequence)))
+
+
+KERNELS = {
+    "zscore": _deviation._deviations,
+    "iqr": _deviation._deviations,
+    "isolation_forest": isolation_forest._walk,
+    "gradient_boosting": gradient_boosting._walk,
+    "transformer": transformer._score,
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_one_warm_up_compiles_the_kernel_for_whatever_comes(name: str) -> None:
+    """Read-only, sliced, column-major, loaded: no batch of the stream waits for the compiler."""
+    kernel: Any = KERNELS[name]
+    features = training().features
+    assert features.sequence is not None
+    fitted(name).raw(rows_of(features, np.arange(2)))
+    compiled = len(kernel.signatures)
+    arrays, header = saved(fitted(name))
+    arrays = {k: a.copy() for k, a in arrays.items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    loaded = model_of(name).load(arrays, header)
+    for model in (fitted(name), loaded):
+        for values in (features.values[::2], np.asfortranarray(features.values)[::2]):
+            sequence = features.sequence[::2].view()
+            values, sequence = values.view(), sequence.view()
+            values.flags.writeable = sequence.flags.writeable = False
+            model.raw(replace(features, values=values, sequence=sequence))
+    assert len(kernel.signatures) == compiled
 
 
 @every
