@@ -115,8 +115,8 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
     if manifest.catalog_version != cat.version or manifest.groups != settings.groups:
         raise ConfigError(
             f"warm state {folder}: of catalogue {manifest.catalog_version} in {manifest.groups}"
-            f" groups, expected {cat.version} in {settings.groups}; train again (`waxwing train`) or"
-            " start cold"
+            f" groups, expected {cat.version} in {settings.groups}; train again (`waxwing train`)"
+            " or start cold"
         )
     engine = OfflineEngine(cat, 0)
     for group in range(manifest.groups):

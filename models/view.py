@@ -23,7 +23,7 @@ __all__ = ["View"]
 GROWING = ("age", "ever")
 """Operations whose value grows as long as the entity lives."""
 
-CONTEXT = ("usual_count",)
+CONTEXT = ("usual_count", "distinct_ever")
 """Operations whose value is only there to compare another with. Measured: with them, iqr took 23 %
 of the genuine log lines of another week for strange, and the trees 2 %."""
 

@@ -28,7 +28,7 @@ PROBABILITIES = np.concatenate(([0.0], _EDGE, _BODY, 1.0 - _EDGE[::-1], [1.0]))
 """Quantiles kept of each feature. Chosen: close at both ends, where what is told as a reason
 lies."""
 
-_MEDIAN = int(np.searchsorted(PROBABILITIES, 0.5))
+_MEDIAN = int(np.argmin(np.abs(PROBABILITIES - 0.5)))
 
 ODD_SHARE_MAX = 0.1
 """A value that more than a tenth of genuine rows share is no reason. Chosen."""

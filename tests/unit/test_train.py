@@ -1,0 +1,109 @@
+"""Training: parts that share no entity, the same bundle twice, thresholds at the asked share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from features.catalog import catalog
+from features.errors import ConfigError, DeclarationError
+from models.scoring import Scorer
+from models.train import join_sets, parts_of, select_rows, train
+from models.view import View
+from tests.rows import training_set
+
+CHEAP = ("zscore", "iqr")
+
+
+def test_no_entity_stands_in_two_parts(rng: np.random.Generator) -> None:
+    rows = training_set(rng, rows=4_000, entities=600)
+    parts = parts_of(rows)
+    for entity in np.unique(rows.entity):
+        assert len(np.unique(parts[rows.entity == entity])) == 1
+    assert np.allclose(np.bincount(parts) / len(rows), (0.5, 0.25, 0.25), atol=0.06)
+
+
+def test_few_entities_are_split_by_stretches_of_time(rng: np.random.Generator) -> None:
+    rows = training_set(rng, "app_log", rows=4_000, entities=3)
+    parts = parts_of(rows)
+    changes = np.count_nonzero(np.diff(parts))
+    assert 8 <= changes <= 31
+    assert np.allclose(np.bincount(parts) / len(rows), (0.5, 0.25, 0.25), atol=0.12)
+
+
+def test_thresholds_are_reached_by_the_asked_share_of_genuine_rows(
+    rng: np.random.Generator,
+) -> None:
+    rows = training_set(rng, rows=24_000, odd=600, entities=5_000)
+    bundle = train({"payment": rows}, catalog(), CHEAP, 1, false_positives=0.01)
+    fresh = training_set(rng, rows=20_000, odd=400, entities=5_000)
+    scorer = Scorer(bundle, CHEAP)
+    scores = scorer.score(fresh.features, {})
+    decisions = scorer.decide(scores, {})
+    genuine = fresh.label == 0
+    assert decisions.flagged[genuine, 0].mean() == pytest.approx(0.01, rel=0.4)
+    for i in range(len(CHEAP)):
+        assert decisions.votes[genuine, 0, i].mean() == pytest.approx(0.01, rel=0.4)
+    metrics = bundle.metrics["detectors"]
+    assert metrics["ensemble"]["fpr"] <= 0.01
+    assert metrics["ensemble"]["recall"] > 0.7
+
+
+def test_rows_without_labels_train_thresholds_and_no_recall(rng: np.random.Generator) -> None:
+    rows = training_set(rng, rows=4_000, odd=40, labelled=False)
+    bundle = train({"payment": rows}, catalog(), CHEAP, 1)
+    assert bundle.models["payment"].ensemble.weights.tolist() == [1.0, 1.0]
+    assert np.isnan(bundle.metrics["detectors"]["ensemble"]["recall"])
+    assert bundle.training["sets"]["payment"]["labelled"] is False
+    scorer = Scorer(bundle, CHEAP)
+    flagged = scorer.decide(scorer.score(rows.features, {}), {}).flagged[:, 0]
+    assert 0 < flagged.mean() < 0.02
+
+
+def test_too_few_rows_are_refused_for_all_event_types_at_once(rng: np.random.Generator) -> None:
+    sets = {name: training_set(rng, name, rows=100, odd=5) for name in ("payment", "login")}
+    with pytest.raises(ConfigError) as caught:
+        train(sets, catalog(), CHEAP, 1)
+    assert len(caught.value.faults) == 2 and "more history" in caught.value.faults[0]
+    with pytest.raises(ConfigError, match="no rows at all"):
+        train({}, catalog(), CHEAP, 1)
+
+
+def test_an_unknown_detector_is_refused_with_the_nearest(rng: np.random.Generator) -> None:
+    with pytest.raises(DeclarationError, match="did you mean 'zscore'"):
+        train({"payment": training_set(rng)}, catalog(), ("zscor",), 1)
+
+
+def test_the_fingerprint_tells_other_rows(rng: np.random.Generator) -> None:
+    rows = training_set(rng, rows=1_000)
+    other = select_rows(rows, np.arange(999))
+    prints = [
+        train({"payment": one}, catalog(), ("zscore",), 1).training["sets"]["payment"][
+            "fingerprint"
+        ]
+        for one in (rows, rows, other)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_joined_sets_stand_in_time_order(rng: np.random.Generator) -> None:
+    first, second = training_set(rng, rows=300, odd=9), training_set(rng, rows=200, odd=7)
+    both = join_sets(first, second)
+    assert len(both) == 500 and (both.label == 1).sum() == 16
+    assert np.all(np.diff(both.time_us) >= 0)
+    assert both.features.sequence is not None and len(both.features.sequence) == 500
+
+
+def test_detectors_do_not_see_what_only_grows_with_time(rng: np.random.Generator) -> None:
+    rows = training_set(rng, rows=1_000)
+    view = View.fit(catalog(), "payment", rows.features.values[rows.label == 0])
+    seen = view.apply(rows.features)
+    assert "card_usual_1h" not in seen.names and "card_count_1h" in seen.names
+    age = rows.features.column("device_age_s")
+    held = seen.column("device_age_s")
+    known = ~np.isnan(age)
+    assert np.array_equal(np.isnan(held), ~known)
+    assert held[known].max() == pytest.approx(np.nanmedian(age[rows.label == 0]))
+    assert np.array_equal(
+        seen.column("card_count_1h"), rows.features.column("card_count_1h"), equal_nan=True
+    )

@@ -1,0 +1,110 @@
+"""`waxwing train` and `waxwing evaluate`, small: history, warm state, bundle, judgement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dataflows.cli.main import main
+from dataflows.evaluation import evaluate_simulated, load_warm
+from dataflows.settings import Settings, load
+from dataflows.sources.simulator import make_simulator, time_us_of
+from dataflows.training import read_labels, train_simulated, warm_folder
+from features.catalog import catalog
+from features.errors import ConfigError
+from models.bundle import Bundle
+
+SMALL = {
+    "detectors": ["zscore", "iqr"],
+    "sim_events_per_s": 0.5,
+    "sim_cards": 500,
+    "sim_anomaly_share": 0.01,
+    "groups": 2,
+}
+"""Two days are 86,000 events."""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a small world, trained on two days."""
+    folder = tmp_path_factory.mktemp("training")
+    made = load(environ={}, **SMALL, bundle=folder / "bundle", state_dir=folder / "state")
+    said: list[str] = []
+    trained = train_simulated(made, said.append, days=2)
+    assert trained.events > 80_000
+    assert any("warm state" in text for text in said) and "trained in" in said[-1]
+    return made
+
+
+def test_history_ends_where_the_live_flow_starts(settings: Settings) -> None:
+    warm = load_warm(warm_folder(settings), settings, catalog())
+    assert warm is not None and warm.until_us == time_us_of(settings.sim_start)
+    training = Bundle.load(settings.bundle, catalog()).training
+    assert training["traffic_seed"] != settings.sim_seed
+    for rows in training["sets"].values():
+        assert rows["until_us"] < warm.until_us
+        assert rows["attack_rows"] > 30
+
+
+def test_an_evaluation_finds_attacks_of_another_seed(settings: Settings) -> None:
+    report = evaluate_simulated(settings, 6.0)
+    assert report["scored"] > 10_000 and report["in"] >= report["scored"]
+    ensemble = report["detectors"]["ensemble"]
+    assert ensemble["recall"] > 0.4 and ensemble["fpr"] < 0.03
+    again = evaluate_simulated(settings, 6.0)
+    assert again["detectors"] == report["detectors"]
+
+
+def test_warm_state_of_another_start_is_refused(settings: Settings) -> None:
+    moved = settings.model_copy(update={"sim_start": "2026-03-03T00:00:00Z"})
+    with pytest.raises(ConfigError, match="train again"):
+        evaluate_simulated(moved, 1.0)
+    other = settings.model_copy(update={"groups": 3})
+    with pytest.raises(ConfigError, match="2 groups, expected"):
+        evaluate_simulated(other, 1.0)
+
+
+def test_the_evaluate_command_writes_what_it_shows(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {**SMALL, "detectors": "zscore,iqr", "bundle": settings.bundle}
+    options = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    out = tmp_path / "out.json"
+    assert main(["evaluate", "--hours", "2", "--seed", "5", *options, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["seed"] == 5 and set(report["detectors"]) == {"zscore", "iqr", "ensemble"}
+    assert "recall by attack" in capsys.readouterr().out
+    assert main(["evaluate", "--hours", "-1", *options]) == 2
+
+
+def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) -> None:
+    simulator = make_simulator(settings, seed=3)
+    start = time_us_of("2026-02-01T00:00:00Z")
+    end = start + 2 * 86_400_000_000
+    history = tmp_path / "history"
+    history.mkdir()
+    simulator.span(start, end)["login"].frame.write_parquet(history / "login.parquet")
+    labels = simulator.labels(start, end)
+    labels.select("event_id", "attack").write_csv(history / "labels.csv")
+    out = tmp_path / "out.json"
+    options = ["--set", f"bundle={tmp_path / 'bundle'}", "--set", "detectors=zscore,iqr"]
+    options += ["--set", "groups=2", "--json", str(out)]
+    assert main(["train", "--data", str(history), *options]) == 0
+    report = json.loads(out.read_text())
+    assert report["rows"]["login"] > 5_000
+    assert report["detectors"]["ensemble"]["recall"] > 0.2
+    assert set(report["by_attack"]) == {"labelled"}
+    assert (tmp_path / "warm" / "manifest.json").exists()
+
+
+def test_labels_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_labels(tmp_path / "none.csv")
+    (tmp_path / "labels.csv").write_text("id\n1\n")
+    with pytest.raises(ConfigError, match="event_id"):
+        read_labels(tmp_path / "labels.csv")
+    pl.DataFrame({"event_id": [1, 2]}).write_parquet(tmp_path / "labels.parquet")
+    assert read_labels(tmp_path / "labels.parquet").to_list() == ["1", "2"]
