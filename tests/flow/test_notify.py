@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,13 +13,17 @@ from pathlib import Path
 import pytest
 
 from dataflows.alerts import jsonl
+from dataflows.alerts._pagerduty_event import dedup_key
+from dataflows.alerts.base import Alert
 from dataflows.settings import Settings
 from tests.alerts import ROUTING_KEY, an_alert
+from tests.flow.harness import Bench, Run
 from tests.pagerduty import PagerDuty, receiver
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 90.0
 END_S_MAX = 40.0
+PASSED_ON = ("WAXWING_PAGERDUTY_ROUTING_KEY", "NO_PROXY")
 
 
 @pytest.fixture
@@ -49,9 +54,21 @@ def command(config: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dataflows.cli.main", "notify", "--config", str(config), *more]
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_what_is_left() -> Iterator[None]:
+    """A test that fails leaves no process behind."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
+
+
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """Start it, output kept together."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         arguments,
         cwd=ROOT,
         env=environment(),
@@ -59,6 +76,8 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def write(config: Path, begin: int, end: int) -> None:
@@ -122,6 +141,21 @@ def test_an_orphan_sends_what_is_left_and_ends(duty: PagerDuty, config: Path) ->
     process = start(command(config, "--parent", str(2**22 + 1)))
     out, _ = process.communicate(timeout=START_S_MAX)
     assert process.returncode == 0 and len(duty.accepted) == 2, out
+
+
+def test_a_detect_flow_has_its_alerts_told_while_it_runs_and_at_its_end(
+    bench: Bench, duty: PagerDuty, tmp_path: Path
+) -> None:
+    more = {"notify": "pagerduty", "pagerduty_url": duty.url, "sim_seconds": 8}
+    run = Run(bench, tmp_path / "state", more)
+    run.to_end(**{k: v for k, v in environment().items() if k in PASSED_ON})
+    keys = {dedup_key(Alert.from_json(json.dumps(a))) for a in run.alerts()}
+    assert len(keys) >= 10 and duty.faults == []
+    told = set(duty.dedup_keys())
+    assert len(told) >= 10 and told <= keys
+    counted = sum(b["payload"]["custom_details"]["count"] for b in duty.accepted)
+    sent = json.loads((run.state_dir / "notify" / "position.json").read_text())["sent"]
+    assert counted == len(sent), "what was told is known as told"
 
 
 def test_bad_settings_are_a_sentence_each_and_status_2(config: Path) -> None:
