@@ -143,6 +143,37 @@ def _dense(x, matrix, bias, relu, out):
 
 
 @njit
+def _read(row, place, embed, there, h, across):
+    """The steps of one row as vectors `h`, float32 (S, W), and the same transposed."""
+    zero = np.float32(0.0)
+    steps = len(place)
+    for s in range(steps):
+        there[s] = row[s, 0] > zero or s == steps - 1
+        if there[s]:
+            _dense(row[s], embed, place[s], True, h[s])
+        else:
+            h[s, :] = zero
+    for s in range(steps):
+        for k in range(h.shape[1]):
+            across[k, s] = h[s, k]
+
+
+@njit
+def _surprise(newest, guessed, distances):
+    """Negative log-likelihood of the newest step's numbers, and the log of each one's distance."""
+    total = 0.0
+    count = len(distances)
+    for k in range(count):
+        x = newest[GAP if k == 0 else COMMON + k - 1]
+        scale_log = guessed[count + k]
+        scale_log = min(max(scale_log, np.float32(SCALE_LOG_MIN)), np.float32(SCALE_LOG_MAX))
+        distance = abs(x - guessed[k]) * np.exp(-scale_log)
+        total += distance + scale_log
+        distances[k] = np.log1p(distance)
+    return total
+
+
+@njit
 def _attend(asked, h, across, there, steps, weight, out):
     """One head: how much of each of the first `steps` steps is in `out`.
 
@@ -212,7 +243,6 @@ def _score(
     sequence : float32 (n, S, T)
     surprise, verdicts : float64 (n,), to be filled
     """
-    zero = np.float32(0.0)
     steps, width = place.shape
     heads = guess.shape[0]
     count = len(outer_bias) // 2
@@ -224,15 +254,7 @@ def _score(
     known, judged = np.zeros(2 * width + count, np.float32), np.zeros(len(judge_bias), np.float32)
     for i in range(len(sequence)):
         row = sequence[i]
-        for s in range(steps):
-            there[s] = row[s, 0] > zero or s == steps - 1
-            if there[s]:
-                _dense(row[s], embed, place[s], True, h[s])
-            else:
-                h[s, :] = zero
-        for s in range(steps):
-            for k in range(width):
-                across[k, s] = h[s, k]
+        _read(row, place, embed, there, h, across)
         newest = h[steps - 1]
         _dense(newest, ask, ask_bias, False, asked)
         for a in range(heads):
@@ -245,21 +267,14 @@ def _score(
         _dense(attended, past, past_bias, True, hidden)
         _dense(hidden, inner, inner_bias, True, inner_out)
         _dense(inner_out, outer, outer_bias, False, outer_out)
-        total = 0.0
-        for k in range(count):
-            x = row[steps - 1, GAP if k == 0 else COMMON + k - 1]
-            scale_log = outer_out[count + k]
-            scale_log = min(max(scale_log, np.float32(SCALE_LOG_MIN)), np.float32(SCALE_LOG_MAX))
-            distance = abs(x - outer_out[k]) * np.exp(-scale_log)
-            total += distance + scale_log
-            known[2 * width + k] = np.log1p(distance)
+        surprise[i] = _surprise(row[steps - 1], outer_out, known[2 * width :])
         for k in range(width):
             known[k], known[width + k] = seen[k], newest[k]
         _dense(known, judge, judge_bias, True, judged)
         logit = verdict_bias[0]
         for k in range(len(judged)):
             logit += judged[k] * verdict[k, 0]
-        surprise[i], verdicts[i] = total, logit
+        verdicts[i] = logit
 
 
 class Model:
