@@ -121,10 +121,12 @@ def test_feast_reads_features_by_name_and_says_when_they_were(
     assert writer.flush(WAIT_S)
     writer.close()
     wanted = [f"{layout.name}:{layout.features[2]}"]
-    response = feast_store.get_online_features(features=wanted, entity_rows=[{"card": "when"}])
-    assert response.to_dict() == {"card": ["when"], layout.features[2]: [2.0]}
-    stamp = response.proto.results[-1].event_timestamps[0]
-    assert stamp.seconds * 1_000_000 + stamp.nanos // 1_000 == time_us[0]
+    asked = [{"card": "when"}, {"card": "nobody"}]
+    response = feast_store.get_online_features(features=wanted, entity_rows=asked)
+    assert response.to_dict() == {"card": ["when", "nobody"], layout.features[2]: [2.0, None]}
+    # The time is what tells an entity that is not there from one whose feature has no value.
+    stamps = response.proto.results[-1].event_timestamps
+    assert [s.seconds * 1_000_000 + s.nanos // 1_000 for s in stamps] == [time_us[0], 0]
 
 
 OWNER = """
