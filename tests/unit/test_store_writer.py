@@ -354,6 +354,21 @@ def test_a_redis_that_is_not_there_is_said_in_one_sentence_without_its_password(
         StoreWriter(Settings(state_dir=tmp_path, store="redis", redis_url="here"), catalog())
 
 
+def test_a_user_of_the_acl_needs_two_commands_and_its_password(
+    open_writer: Open, server: EmbeddedRedis
+) -> None:
+    client = redis.Redis.from_url(server.url)
+    client.execute_command("ACL", "SETUSER", "writer", "on", ">p,w", "~*", "+hset", "+hget")
+    client.close()
+    url = server.url.replace("unix://", "unix://writer:p%2Cw@")
+    to = open_writer(redis_url=url)
+    put(to, ["a"], [1.0], 1)
+    assert to.flush(WAIT_S)
+    assert stored(server.url, ["a"]) == {"a": (1.0, 1)}
+    with pytest.raises(SourceError, match=r"writer:\*+@.*(WRONGPASS|invalid username)"):
+        open_writer(redis_url=url.replace("p%2Cw", "other"))
+
+
 def test_the_embedded_store_keeps_its_data_and_comes_back_by_itself(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path, store_flush_ms=10)
     said: list[str] = []
