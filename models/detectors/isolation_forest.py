@@ -31,8 +31,8 @@ OPTIONS: Mapping[str, tuple[float, float, float]] = {
 }
 """Option -> default, lowest, highest. The paper grows a tree on 256 rows; measured with 100 trees,
 mean recall at 0.3 % of the four event types on two other seeds: 256 rows 0.55, 1,024 rows 0.62,
-2,048 rows 0.68, 4,096 rows 0.71; a row of payments costs 1.3 us with 256 and 2.5 with 4,096. Trees draw from
-30,000 rows."""
+2,048 rows 0.68, 4,096 rows 0.71; a row of payments costs 1.3 us with 256 and 2.5
+with 4,096. Trees draw from 30,000 rows."""
 
 BLOCK = 64
 """Rows walked together, so that their waits for memory overlap; measured: 32 to 128 are alike."""
