@@ -51,7 +51,8 @@ ODD_MIN = 5
 """Anomalies that either side of the held-out time must have for early stopping; chosen."""
 
 BLOCK = 64
-"""Rows walked together, so that their waits for memory overlap."""
+"""Rows walked together, so that their waits for memory overlap; chosen. Measured: row by row a
+model of 60 trees takes 8 us a row instead of 1.3."""
 
 
 @njit

@@ -35,7 +35,8 @@ mean recall at 0.3 % of the four event types on two other seeds: 256 rows 0.55, 
 with 4,096. Trees draw from 30,000 rows."""
 
 BLOCK = 64
-"""Rows walked together, so that their waits for memory overlap; measured: 32 to 128 are alike."""
+"""Rows walked together, so that their waits for memory overlap; chosen: their values fit a
+processor's second cache."""
 
 HUGE = 1e30
 """Values are cut to this: scikit-learn works in float32 and refuses what is larger."""
