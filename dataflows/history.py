@@ -1,8 +1,8 @@
 """History through the code of the stream: training rows and warm state from one pass.
 
 A detector without history is blind. The events of the past go through the same kernels in the same
-order as live ones; what is left in the groups is the state the live flow starts from, and the features
-they had on the way are what the models learn from.
+order as live ones; what is left in the groups is the state the live flow starts from, and the
+features they had on the way are what the models learn from.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from models.base import TrainingSet
 __all__ = ["Collector", "Pass", "Taker", "run_history", "save_warm"]
 
 CHUNK_ROWS = 50_000
-"""Events computed at once; chosen: large enough that overhead is nothing, small enough for 200 MB."""
+"""Events computed at once; chosen: large enough that overhead is nothing, small enough for 200
+MB."""
 
 GENUINE_ROWS_MAX = 250_000
-"""Most genuine rows an event type keeps for training; chosen: calibration to 1e-5, 400 MB at the most."""
+"""Most genuine rows an event type keeps for training; chosen: calibration to 1e-5, 400 MB at the
+most."""
 
 
 @dataclass(slots=True)
@@ -52,8 +54,8 @@ class _Kept:
 class Collector:
     """Keeps training rows: every labelled anomaly, and an even sample of the rest.
 
-    The sample is drawn by the hash of the event id, so that it is the same on every machine, in every
-    cut of the stream.
+    The sample is drawn by the hash of the event id, so that it is the same on every machine, in
+    every cut of the stream.
 
     Parameters
     ----------
@@ -83,7 +85,8 @@ class Collector:
         if batch.truth is not None:
             attack, known = batch.truth, True
         elif self._labels is not None:
-            attack = batch.frame["event_id"].is_in(self._labels.implode()).to_numpy().astype(np.int16)
+            found = batch.frame["event_id"].is_in(self._labels.implode())
+            attack = found.to_numpy().astype(np.int16)
             known = True
         else:
             attack, known = np.zeros(n, np.int16), False

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from models.decisions.reasons import reasons
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
@@ -20,6 +19,7 @@ from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.events import event_type
 from features.keys import group_of, hash_columns
 from models.base import Decisions, ScoreMatrix
+from models.decisions.reasons import reasons
 
 __all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
 
@@ -104,7 +104,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         primary = declared.entities[declared.primary]
         entity = hash_columns(batch.frame, primary) if canary else None
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
-        flagged[name] = decisions.flagged.any(axis=1)
+        flagged[name] = np.asarray(decisions.flagged.any(axis=1))
         if batch.truth is not None:
             known.append(Scored(name, batch.truth, scores, decisions))
         made, silenced, dropped = _alerts(context, item, batch, features, scores, decisions)

@@ -22,19 +22,21 @@ import polars as pl
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
+from dataflows.state.manifest import read_manifest
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
-from features.errors import ConfigError
+from features.errors import ConfigError, WaxwingError
 from features.repeats import RepeatFilter
 from features.simulate import ATTACKS
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
-from models.bundle import Bundle
+from models.bundle import Bundle, read_head
 from models.train import join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
     "Trained",
+    "is_trained",
     "read_labels",
     "simulated",
     "train_files",
@@ -93,7 +95,7 @@ def warm_folder(settings: Settings) -> Path:
 
 
 def train_simulated(
-    settings: Settings, say: Say = lambda _: None, days: int = HISTORY_DAYS
+    settings: Settings, say: Say = lambda _: None, days: float = HISTORY_DAYS
 ) -> Trained:
     """Simulate history that ends at `sim_start`, learn from it, write bundle and warm state.
 
@@ -111,14 +113,51 @@ def train_simulated(
     cat = catalog()
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
-    say(f"{days} simulated days of history up to {settings.sim_start} (seed {seed})")
+    say(f"{days:g} simulated days of history up to {settings.sim_start} (seed {seed})")
     done, sets = _history(settings, cat, seed, days)
     warm = warm_folder(settings)
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in ATTACKS.items()}
-    return _learn(settings, cat, done, sets, names, history_s, say, traffic_seed=seed)
+    about = {"traffic_seed": seed, "world": _world(settings)}
+    return _learn(settings, cat, done, sets, names, history_s, say, about)
+
+
+def is_trained(settings: Settings) -> str | None:
+    """Why the settings' bundle and warm state do not serve the settings' simulated world; None if
+    they do.
+
+    Only looks at what the folders say of themselves; a damaged file is found when it is loaded.
+    """
+    cat = catalog()
+    try:
+        head = read_head(settings.bundle)
+        warm = read_manifest(settings.warm_state or warm_folder(settings))
+    except WaxwingError as error:
+        return str(error)
+    if head["catalog_version"] != cat.version:
+        return "the models were trained on other features"
+    trained = {name for names in head["detectors"].values() for name in names}
+    lacking = [name for name in settings.detectors if name not in trained]
+    lacking += [name for name in settings.event_types if name not in head["names"]]
+    if lacking:
+        return f"the models lack {', '.join(lacking)}"
+    if head["training"].get("world") != _world(settings):
+        return "the models were trained on another simulated world"
+    if warm is None:
+        return "there is no warm state"
+    if (warm.catalog_version, warm.groups) != (cat.version, settings.groups):
+        return "the warm state was made with other features or another number of groups"
+    if warm.until_us != time_us_of(settings.sim_start):
+        return "the warm state ends at another time than sim_start"
+    return None
+
+
+def _world(settings: Settings) -> dict[str, Any]:
+    """The settings that make a simulated world what it is, but for the seed of its traffic."""
+    names = ("sim_population_seed", "sim_events_per_s", "sim_cards", "sim_start")
+    return {name: getattr(settings, name) for name in names}
 
 
 def train_files(
@@ -168,7 +207,7 @@ def train_files(
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
-    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say)
+    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
 
 
 def _learn(
@@ -179,7 +218,7 @@ def _learn(
     attacks: dict[int, str],
     history_s: float,
     say: Say,
-    **about: int,
+    about: dict[str, Any],
 ) -> Trained:
     """Train on what a pass has left and write the bundle, with what else is known of its
     history."""
@@ -249,18 +288,16 @@ def read_labels(path: Path) -> pl.Series:
 
 
 def _history(
-    settings: Settings, cat: Catalog, seed: int, days: int
+    settings: Settings, cat: Catalog, seed: int, days: float
 ) -> tuple[Pass, dict[str, TrainingSet]]:
     """The pass over all of history, and the rows of its last days with attacks from the second
     run."""
     end_us = time_us_of(settings.sim_start)
-    start_us = end_us - days * _DAY_US
-    split_us = end_us - min(LEARNED_DAYS, max(1, days // 2)) * _DAY_US
+    start_us = end_us - round(days * _DAY_US)
+    split_us = end_us - round(min(LEARNED_DAYS, days / 2) * _DAY_US)
     plain = settings.sim_anomaly_share
     expected = settings.sim_events_per_s * (end_us - split_us) / 1e6
-    share = {
-        name: min(1.0, ROWS_WANTED / (expected * part)) for name, part in TYPE_SHARES.items()
-    }
+    share = {name: min(1.0, ROWS_WANTED / (expected * part)) for name, part in TYPE_SHARES.items()}
     first = run_history(settings, cat, simulated(settings, seed, start_us, split_us, plain))
     again = _copy(settings, cat, first)
     collector = Collector(cat, split_us, share)

@@ -34,7 +34,7 @@ from models.detectors import detector, detector_names
 from models.view import View
 from models.voting import Ensemble, Voting
 
-__all__ = ["Bundle", "EventModels"]
+__all__ = ["Bundle", "EventModels", "read_head"]
 
 FORMAT = 1
 """Layout of a bundle; one with another number is refused."""
@@ -132,7 +132,7 @@ class Bundle:
         BundleError : missing, damaged, of another catalogue, or with a detector nobody knows
         ConfigError : its voting.toml was edited into something that does not hold together
         """
-        head = _head(path)
+        head = read_head(path)
         _check_files(path, head)
         _check_fit(path, head, catalog)
         models = {
@@ -227,8 +227,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _head(path: Path) -> dict[str, Any]:
-    """bundle.json, refused where it is missing or of another format."""
+def read_head(path: Path) -> dict[str, Any]:
+    """What bundle.json says: id, catalogue, names, detectors, training; no other file is looked at.
+
+    Raises
+    ------
+    BundleError : missing, damaged, of another format
+    """
     if not (path / "bundle.json").is_file():
         raise BundleError(
             f"there is no model bundle at {str(path)!r}; train one with `waxwing train`, or name"

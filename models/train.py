@@ -34,7 +34,7 @@ __all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
 
 FALSE_POSITIVES = 0.0018
 """Share of genuine events that each detector and the vote may flag. Chosen: the goal is 0.3 %; two
-fifths are left for what another seed, another month, does differently (measured: 0.04 to 0.05 %)."""
+fifths are left for what another seed, another month, does differently (measured: up to 0.05 %)."""
 
 GATE_SHARE = 0.1
 """Share of genuine rows that the expensive detectors look at. Measured (DESIGN.md): the transformer

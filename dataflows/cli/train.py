@@ -33,7 +33,13 @@ def add_parser(subparsers: Any) -> None:
     add("--labels", metavar="F", help="file with the event_id of known anomalies")
     add("--from", dest="learn_from", metavar="T",
         help="learn from this event time on, ISO 8601; what is before only warms up")  # fmt: skip
-    add("--days", type=int, default=14, metavar="N", help="days of simulated history (default 14)")
+    add(
+        "--days",
+        type=float,
+        default=14.0,
+        metavar="N",
+        help="days of simulated history (default 14)",
+    )
     add("--json", metavar="P", help="write the figures on held-out rows; - is stdout")
 
 
@@ -56,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.labels or args.learn_from:
             raise ConfigError("--labels and --from go with --data; simulated history has its own")
-        if args.days < 1:
-            raise ConfigError(f"--days {args.days}: expected at least 1")
+        if not 0 < args.days <= 3_660:
+            raise ConfigError(f"--days {args.days:g}: expected more than 0 and at most ten years")
         trained = train_simulated(settings, say, days=args.days)
     _show(trained, out)
     write_json(args.json, _report(trained))

@@ -12,7 +12,7 @@ from dataflows.cli.main import main
 from dataflows.evaluation import evaluate_simulated, load_warm
 from dataflows.settings import Settings, load
 from dataflows.sources.simulator import make_simulator, time_us_of
-from dataflows.training import read_labels, train_simulated, warm_folder
+from dataflows.training import is_trained, read_labels, train_simulated, warm_folder
 from features.catalog import catalog
 from features.errors import ConfigError
 from models.bundle import Bundle
@@ -47,6 +47,18 @@ def test_history_ends_where_the_live_flow_starts(settings: Settings) -> None:
     for rows in training["sets"].values():
         assert rows["until_us"] < warm.until_us
         assert rows["attack_rows"] > 30
+
+
+def test_a_demo_knows_whether_it_is_trained(settings: Settings) -> None:
+    def why(**changes: object) -> str | None:
+        return is_trained(settings.model_copy(update=changes))
+
+    assert is_trained(settings) is None and why(sim_seed=11) is None
+    assert "lack transformer" in str(why(detectors=["zscore", "transformer"]))
+    assert "another simulated world" in str(why(sim_cards=600))
+    assert "another number of groups" in str(why(groups=3))
+    assert "no warm state" in str(why(warm_state=settings.bundle / "none"))
+    assert "no model bundle" in str(why(bundle=settings.bundle / "none"))
 
 
 def test_an_evaluation_finds_attacks_of_another_seed(settings: Settings) -> None:
