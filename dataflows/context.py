@@ -23,7 +23,7 @@ from dataflows.state.manifest import Manifest, oldest_round, read_manifest, writ
 from features.catalog import Catalog, catalog
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
-from features.errors import ConfigError
+from features.errors import BundleError, ConfigError
 from features.events import event_types
 from features.repeats import warm_up as warm_up_repeats
 from models.bundle import Bundle
@@ -183,6 +183,10 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         scorer = Scorer(bundle, settings.detectors, voting)
     except ConfigError as error:
         faults += error.faults
+    except BundleError as error:
+        if not faults:
+            raise
+        faults.append(str(error))
     if faults or scorer is None:
         raise ConfigError(faults)
     lock_state(settings.state_dir)
