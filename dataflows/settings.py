@@ -182,6 +182,11 @@ class Settings(BaseSettings):
         0.0, ge=0, description="event time of a round of a file; 0 cuts by round_rows_max alone"
     )
 
+    file_round_column: str | None = Field(
+        None,
+        description="column that numbers the rounds of a former run, to replay its very order",
+    )
+
     # -- Kafka ------------------------------------------------------------------------------------
     kafka_brokers: str = Field("localhost:9092", description="bootstrap servers, comma separated")
     kafka_topic_prefix: str = Field("", description="put before the topic names of the event types")

@@ -74,6 +74,7 @@ class FileReader:
             settings, max(bounds, default=None), None if until is None else time_us_of(until)
         )
         self._round_us = round(settings.file_round_s * 1e6)
+        self._by_round = settings.file_round_column is not None
 
     def seek(self, positions: dict[str, Any]) -> None:
         """Stand at journaled positions; empty ones leave the start where the settings put it."""
@@ -82,7 +83,13 @@ class FileReader:
                 file.at = int(positions[file.name])
 
     def take(self, rows_max: int) -> Taken:
-        """The next rows of all files in the order of time, `rows_max` or a round's time of them."""
+        """The next rows of all files in the order of time, `rows_max` or a round's time of them.
+
+        Where a column names the rounds: the rows of the next one, however many.
+        """
+        if self._by_round:
+            ahead = [int(f.keys[f.at]) for f in self._files if f.at < f.end]
+            return self._read([f.after(min(ahead)) if ahead else f.at for f in self._files])
         waiting = [file.keys[file.at : min(file.at + rows_max, file.end)] for file in self._files]
         keys = np.concatenate(waiting)
         which = np.repeat(np.arange(len(waiting)), [len(w) for w in waiting])
@@ -129,7 +136,7 @@ class FileReader:
                 batches[file.name] = batch
             rejects += refused
             if end > file.start:
-                cut_time_us = max(cut_time_us, int(file.keys[end - 1]))
+                cut_time_us = max(cut_time_us, int(file.clock[end - 1]))
         positions = {file.name: file.at for file in self._files}
         eof = all(file.at >= file.end for file in self._files)
         return Taken(batches, rejects, positions, received, eof, {}, cut_time_us)
@@ -183,7 +190,14 @@ def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -
     if faults:
         raise ConfigError(faults)
     past_us = settings.time_past_s_max * 1_000_000
-    files = [_File(*parts, past_us) for parts in opened]
+    files = []
+    for parts in opened:
+        try:
+            files.append(_File(*parts, past_us, settings.file_round_column))
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
     for file in files:
         file.bound(from_us, until_us)
     return files
@@ -198,21 +212,36 @@ class _File:
     path, table : where the rows are
     mapping : how columns become fields; None for lines of JSON with our own names
     past_us : how far a time may lie from those of its neighbours
+    round_column : column that numbers the rounds of a former run, None to order by time alone
+
+    Raises
+    ------
+    ConfigError : no such column, or one that is not made of whole numbers
     """
 
     def __init__(
-        self, name: str, path: Path, table: Table, mapping: TableMapping | None, past_us: int
+        self,
+        name: str,
+        path: Path,
+        table: Table,
+        mapping: TableMapping | None,
+        past_us: int,
+        round_column: str | None = None,
     ) -> None:
         self.name, self.path = name, path
         self._table, self._mapping = table, mapping
         times, unread = self._times()
         self._off = _off(times, unread, past_us)
         self.keys = _keys(times, unread | (self._off != 0))
+        self.clock = self.keys
+        if round_column is not None:
+            self.keys = self._rounds(round_column)
         self._whole: list[Stretch] | None = None
         self._order: Int64 | None = None
         if np.any(self.keys[1:] < self.keys[:-1]):
             self._order = np.argsort(self.keys, kind="stable")
-            self.keys = self.keys[self._order]
+            self.keys, self.clock = self.keys[self._order], self.clock[self._order]
+        self.clock = np.maximum.accumulate(self.clock)
         self.start = self.at = 0
         self.end = len(self.keys)
         self._stream: Iterator[Stretch] | None = None
@@ -223,9 +252,27 @@ class _File:
     def bound(self, from_us: int | None, until_us: int | None) -> None:
         """Leave out rows before `from_us` and from `until_us` on."""
         if from_us is not None:
-            self.start = self.at = int(np.searchsorted(self.keys, from_us))
+            self.start = self.at = int(np.searchsorted(self.clock, from_us))
         if until_us is not None:
-            self.end = max(self.start, int(np.searchsorted(self.keys, until_us)))
+            self.end = max(self.start, int(np.searchsorted(self.clock, until_us)))
+
+    def after(self, key: int) -> int:
+        """The place after the last row of a key."""
+        return min(self.end, int(np.searchsorted(self.keys, key, side="right")))
+
+    def _rounds(self, column: str) -> Int64:
+        """int64 (n,), the round of every row."""
+        where = f"file_round_column {column!r}: {self.path}"
+        if self._table.columns and column not in self._table.columns:
+            raise ConfigError(
+                f"{where} has no such column; it has {', '.join(self._table.columns)}"
+            )
+        pieces = [p.cast(pl.Int64, strict=False) for p in self._table.times(column)]
+        rounds = pl.concat(pieces) if pieces else pl.Series(column, [], dtype=pl.Int64)
+        if rounds.null_count():
+            row = int(rounds.is_null().arg_max() or 0)
+            raise ConfigError(f"{where}: expected a whole number in every row, row {row} has none")
+        return rounds.to_numpy()
 
     def _times(self) -> tuple[Int64, npt.NDArray[np.bool_]]:
         """Time of every row in the order of the file, and which rows have none."""

@@ -446,3 +446,36 @@ def test_a_file_of_nothing_but_rubbish_is_refused_row_by_row(tmp_path: Path) -> 
     assert [(r.offset, r.reason) for r in rejects_of(takes)] == [
         (0, "not_utf8"), (1, "not_json"), (2, "missing_field"), (3, "not_json"), (4, "not_json"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_column_of_rounds_cuts_as_a_former_run_did(tmp_path: Path, suffix: str) -> None:
+    paths, numbered = {}, {}
+    for name, frame in FRAMES.items():
+        # Late rows: every seventh came three rounds after those of its time.
+        place = np.arange(len(frame))
+        rounds = place * 20 // len(frame) + 1 + 3 * (place % 7 == 0)
+        numbered[name] = frame.with_columns(pl.Series("cut", rounds)).sort(
+            "cut", maintain_order=True
+        )
+        paths[name] = write(tmp_path, name, numbered[name], suffix)
+    reader = FileReader(settings_of(paths, file_round_column="cut"))
+    clock = 0
+    for cut in range(1, 24):
+        taken = reader.take(3)
+        for name, frame in numbered.items():
+            wanted = frame.filter(pl.col("cut") == cut).drop("cut")
+            got = taken.batches[name].frame if name in taken.batches else wanted.clear()
+            assert_frame_equal(got.sort("event_id"), wanted.sort("event_id"))
+        assert taken.cut_time_us >= clock, "late rows never turn the clock back"
+        clock = taken.cut_time_us
+        assert taken.eof == (cut == 23)
+
+
+def test_a_column_of_rounds_that_is_none_is_refused(tmp_path: Path) -> None:
+    paths = {n: write(tmp_path, n, f, "parquet") for n, f in FRAMES.items() if n != "metric"}
+    with pytest.raises(ConfigError) as caught:
+        FileReader(settings_of(paths, file_round_column="cut"))
+    assert len(caught.value.faults) == 3 and "no such column" in caught.value.faults[0]
+    with pytest.raises(ConfigError, match="row 0 has none"):
+        FileReader(settings_of(paths, file_round_column="event_id"))
