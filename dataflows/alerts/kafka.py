@@ -57,6 +57,7 @@ class Sink:
         self._producer = make_client(
             Producer, client_options(settings, self._troubles, _OWN, fixed)
         )
+        self._troubles.aloud = True
 
     def write(self, alerts: list[Alert]) -> None:
         """Send alerts in order; all brokers in sync have them when this comes back.

@@ -51,6 +51,8 @@ _COMMON: dict[str, Any] = {
 class Troubles:
     """What a client complains about: the last word is kept, an outage is said once and its end too.
 
+    Nothing is said before `aloud` is set: at the start a fault is raised, not logged.
+
     Parameters
     ----------
     brokers : for the messages
@@ -60,12 +62,13 @@ class Troubles:
         self._brokers = brokers
         self.last = ""
         self.down = False
+        self.aloud = False
 
     def __call__(self, error: KafkaError) -> None:
         """librdkafka's error callback; runs within a poll of the client."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self.last = str(error.str())
-        elif not self.down:
+        elif self.aloud and not self.down:
             self.down = True
             _log.warning("Kafka %s: no broker answers (%s); waiting", self._brokers, self.last)
 

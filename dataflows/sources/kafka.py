@@ -8,11 +8,11 @@ silence: offsets that retention took away are named and counted.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -41,7 +41,7 @@ from dataflows.sources.brokers import (
 from dataflows.sources.registry import SchemaBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
-from features.decode import decode, schema_ids
+from features.decode import HEADER_BYTES, decode, schema_ids
 from features.errors import SourceError
 from features.events import event_type
 
@@ -76,7 +76,7 @@ ids known; the clock, which must not run back over a restart."""
 _OWN: dict[str, str | int | bool] = {
     # A round is 100 ms: data may be 20 ms old, and the broker need not answer each message alone.
     "fetch.wait.max.ms": 20,
-    "fetch.min.bytes": 16_384,
+    "fetch.min.bytes": 4_096,
     # What a lane may hold beyond a round; refilled at once, the default waits up to a second.
     "queued.max.messages.kbytes": 32_768,
     "fetch.queue.backoff.ms": 10,
@@ -99,6 +99,16 @@ _GONE = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
 }
 """Errors of a partition that waiting does not mend."""
+
+_PASSING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+}
+"""Errors of a topic made, or a broker started, a moment ago."""
 
 _log = logging.getLogger(__name__)
 
@@ -193,6 +203,7 @@ class KafkaReader:
                 self._bodies = SchemaBodies(
                     settings.kafka_registry_url, settings.state_dir / "schemas"
                 )
+            self._troubles.aloud = True
         except BaseException:
             self._consumer.close()
             raise
@@ -304,7 +315,10 @@ class KafkaReader:
         """Commit and let go of the connections."""
         if self._standing:
             self._commit()
-        self._consumer.close()
+        # It waits for the commit, a minute where the broker hangs: not at the end of a process.
+        closing = threading.Thread(target=self._consumer.close, daemon=True)
+        closing.start()
+        closing.join(ANSWER_S)
         if self._bodies is not None:
             self._bodies.close()
 
@@ -591,26 +605,24 @@ class KafkaReader:
 
     def _hold(self, name: str, records: _Records, waiting: set[int]) -> _Records:
         """Put back, in each partition, the first record whose schema is waited for and the rest."""
-        stopped: set[int] = set()
+        held: dict[int, deque[Message]] = {}
         keep = np.ones(len(records.messages), np.bool_)
-        for i, value in enumerate(records.values):
-            p = int(records.partition[i])
-            if p not in stopped:
-                if not value or value[0] != 0 or len(value) < 5:
+        for i, p in enumerate(records.partition.tolist()):
+            if p not in held:
+                value = records.values[i]
+                if not value or value[0] != 0 or len(value) < HEADER_BYTES:
                     continue
-                schema_id = int.from_bytes(value[1:5], "big")
+                schema_id = int.from_bytes(value[1:HEADER_BYTES], "big")
                 if schema_id not in waiting:
                     continue
-                stopped.add(p)
                 self._held[name, p] = schema_id
-                # What is kept already came after these.
-                later = self._back.pop((name, p), deque())
-                self._back[name, p] = deque(
-                    chain((m for j, m in enumerate(records.messages)
-                           if j >= i and records.partition[j] == p), later)
-                )  # fmt: skip
+                held[p] = deque()
+            held[p].append(records.messages[i])
             keep[i] = False
-        self._pause([(name, p) for p in stopped])
+        for p, back in held.items():
+            back.extend(self._back.pop((name, p), ()))  # kept already: they came after these
+            self._back[name, p] = back
+        self._pause([(name, p) for p in held])
         return records.only(keep)
 
     def _pause(self, places: list[Place]) -> None:
@@ -764,13 +776,9 @@ class KafkaReader:
 
 
 def _passes(error: Exception) -> bool:
-    """Whether an error goes away by itself: a partition without a leader for a moment."""
+    """Whether an error goes away by itself."""
     said = error.args[0] if error.args else None
-    return isinstance(said, KafkaError) and said.code() in (
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-    )
+    return isinstance(said, KafkaError) and said.code() in _PASSING
 
 
 def _columns(messages: list[Message]) -> _Records:
