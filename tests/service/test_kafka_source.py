@@ -24,6 +24,8 @@ from dataflows.settings import Settings, load
 from dataflows.sources.base import Taken
 from dataflows.sources.kafka import KafkaReader
 from dataflows.sources.producer import EventProducer
+from dataflows.sources.rounds import Lane, Part
+from dataflows.state.journal import LaneJournal
 from features.batch import EventBatch
 from features.encode import avro_bodies, confluent_header
 from features.errors import ConfigError, SinkError, SourceError
@@ -289,6 +291,56 @@ def key(taken: Taken) -> list[tuple[int, int, str]]:
     return sorted((r.partition, r.offset, r.reason) for r in taken.rejects)
 
 
+def test_a_lane_that_is_started_again_cuts_its_journal_and_goes_on(
+    settings: Settings, tmp_path: Path, seed: int
+) -> None:
+    (batch,) = simulated(seed, names=["payment"])
+    half = len(batch) // 2
+
+    def open_lane(url: str) -> Lane:
+        return Lane(
+            lane=0,
+            reader=KafkaReader(with_(settings, kafka_registry_url=url), 0),
+            journal=LaneJournal(tmp_path / "journal", 1_000_000),
+            round_ms=100,
+            rows_max=97,
+            stop=lambda: False,
+        )
+
+    def cut(lane: Lane, count: int) -> list[Part]:
+        parts: list[Part] = []
+        give_up = time.monotonic() + WAIT_S
+        while sum(p.received for p in parts) < count:
+            assert time.monotonic() < give_up
+            parts.append(lane.cut())
+        return parts
+
+    with producer_of(settings) as producer:
+        producer.send(batch.take(np.arange(half)))
+        lane = open_lane(settings.kafka_registry_url)
+        lane.start(0)
+        parts = cut(lane, half)
+        lane.reader.close()
+        lane.journal.close()
+        producer.send(batch.take(np.arange(half, len(batch))))
+    again = open_lane(f"http://127.0.0.1:{free_port()}")
+    manifest = next(p.round for p in parts if p.received)
+    again.start(manifest)
+    left = parts[manifest:]
+    for part, got in zip(left, cut(again, sum(p.received for p in left)), strict=False):
+        assert got.replayed
+        assert (got.round, got.cut_time_us) == (part.round, part.cut_time_us)
+        assert got.batches.keys() == part.batches.keys()
+        for name, events in got.batches.items():
+            assert_frame_equal(events.frame, part.batches[name].frame)
+    rest = cut(again, len(batch) - half)
+    again.reader.close()
+    again.journal.close()
+    assert not any(p.rejects for p in rest)
+    found = [str(i) for p in rest for b in p.batches.values() for i in b.frame["event_id"]]
+    assert sorted(found) == sorted(batch.frame["event_id"][half:])
+
+
 def test_the_first_round_is_found_again_where_the_flow_began_at_the_end(
     settings: Settings, seed: int
 ) -> None:
@@ -387,6 +439,28 @@ def test_added_partitions_are_read_from_their_beginning(
         takes = read(reader, len(batch))
     assert ids(takes) == sorted(batch.frame["event_id"])
     assert {int(p) for p in frames(takes, "payment")["partition"]} == {0, 1, 2}
+
+
+def test_partitions_added_while_we_read_are_read_too(
+    settings: Settings, kafka: Kafka, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataflows.sources.kafka.PARTITIONS_S", 0.2)
+    settings = with_(settings, kafka_format="json", kafka_from="latest")
+    topic = kafka.create_topic(settings.kafka_topic_prefix + "payments", partitions=2)
+    (batch,) = simulated(seed, names=["payment"])
+    with reader_of(settings) as reader:
+        takes = [reader.take(1)]
+        kafka.add_partitions(topic, 3)
+        with producer_of(settings) as producer:
+            producer.send(batch)
+        takes += read(reader, len(batch))
+    assert ids(takes) == sorted(batch.frame["event_id"])
+    assert {int(p) for p in frames(takes, "payment")["partition"]} == {0, 1, 2}
+    with reader_of(settings) as again:
+        again.seek(takes[0].positions)
+        for before, after in pairwise(takes):
+            got = again.retake(before.positions, after.positions, after.cut_time_us, {})
+            assert ids([got]) == ids([after])
 
 
 # -- where to begin and to end --------------------------------------------------------------------
