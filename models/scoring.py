@@ -19,7 +19,7 @@ from features.sequence import STEPS, WIDTH
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
-from models.voting import ENSEMBLE, AnomalyType, Ensemble, Voting, weighted_sum
+from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
 __all__ = ["Scorer", "Stages", "take_rows"]
 
@@ -245,8 +245,3 @@ def _ensemble(ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.boo
             weights[i] = ensemble.weights[ensemble.detectors.index(name)]
     surprise = np.where(heard, scores.surprise, np.nan)
     return ensemble.calibration.surprise(weighted_sum(surprise, weights))
-
-
-def rules_without_models(voting: Voting, bundle: Bundle) -> list[AnomalyType]:
-    """Anomaly types whose event type the bundle has no models for: they can never be found."""
-    return [a for a in voting.anomaly_types.values() if a.event_type not in bundle.models]
