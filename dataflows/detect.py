@@ -82,7 +82,7 @@ def _route(keyed: tuple[str, Any]) -> tuple[str, Any]:
     return COMMIT_KEY, item
 
 
-def _route_out(item: RoundOut | StoreRows) -> tuple[str, RoundOut | StoreRows]:
+def _route_out(item: RoundOut | StoreRows) -> tuple[str, Any]:
     """An item under the key of the step that waits for it."""
     if isinstance(item, StoreRows):
         return f"store-{item.shard}", item

@@ -47,7 +47,7 @@ def run_flow(
         watcher = threading.Thread(target=look, name="waxwing-watch", daemon=True)
         watcher.start()
     try:
-        cli_main(build_flow(context), epoch_interval=timedelta(0))
+        cli_main(build_flow(context), epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
     finally:
         ended.set()
         if watcher is not None:

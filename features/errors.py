@@ -10,8 +10,9 @@
     ├── SourceError         a broker, file or registry that cannot be reached or read
     └── SinkError           alerts that could not be delivered to where they should go
 
-Each message says where, what was expected, what was got, and the cure. Bad data never raises in the
-flow (it goes to the dead-letter stream); bad configuration stops the program before the first event.
+Each message says where, what was expected, what was got, and the cure. Bad data never raises in
+the flow (it goes to the dead-letter stream); bad configuration stops the program before the first
+event.
 """
 
 from __future__ import annotations

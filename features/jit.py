@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -14,5 +14,5 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def njit(function: F) -> F:
     """Compile `function` in nopython mode, keeping its Python signature for the type checker."""
-    compiled: F = numba.njit(cache=True, nogil=True, fastmath=False, error_model="numpy")(function)
-    return compiled
+    options: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": False}
+    return cast(F, numba.njit(error_model="numpy", **options)(function))

@@ -1,7 +1,7 @@
 """64-bit keys of strings: the same on every machine and in every version, unlike a library's hash.
 
-A key decides the shard group of an entity and its slot in state, so it must never change. FNV-1a over
-the UTF-8 bytes, finished with the mixer of MurmurHash3 (FNV's low bits alone are weak).
+A key decides the shard group of an entity and its slot in state, so it must never change. FNV-1a
+over the UTF-8 bytes, finished with the mixer of MurmurHash3 (FNV's low bits alone are weak).
 At one million entities of a type the chance that any two share a key is about 3e-8.
 """
 
@@ -22,8 +22,8 @@ _NULL_KEY = np.uint64(0)
 
 
 @njit
-def _mix(h):  # type: ignore[no-untyped-def]
-    """Finaliser of MurmurHash3 (Appleby, public domain): spreads every input bit over the output."""
+def _mix(h: np.uint64) -> np.uint64:
+    """Finaliser of MurmurHash3 (Appleby, public domain): every input bit over the output."""
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xFF51AFD7ED558CCD)
     h ^= h >> np.uint64(33)
@@ -33,7 +33,12 @@ def _mix(h):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _hash_bytes(data, offsets, valid, out):  # type: ignore[no-untyped-def]
+def _hash_bytes(
+    data: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int64],
+    valid: npt.NDArray[np.bool_],
+    out: UInt64,
+) -> None:
     """Hash string i = data[offsets[i]:offsets[i+1]] into out[i]; 0 where it is null."""
     for i in range(len(out)):
         if not valid[i]:
@@ -47,7 +52,7 @@ def _hash_bytes(data, offsets, valid, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _combine(left, right, out):  # type: ignore[no-untyped-def]
+def _combine(left: UInt64, right: UInt64, out: UInt64) -> None:
     """Order-sensitive combination of two key columns; 0 where either is absent."""
     for i in range(len(out)):
         if left[i] == np.uint64(0) or right[i] == np.uint64(0):
@@ -75,7 +80,7 @@ def hash_strings(column: pl.Series) -> UInt64:
     array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, offsets_buffer, data_buffer = array.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int64, n + 1 + array.offset)[array.offset :]
-    data = np.frombuffer(data_buffer, np.uint8) if data_buffer is not None else np.zeros(0, np.uint8)
+    data = np.zeros(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, np.uint8)
     valid = np.diff(offsets) > 0
     if column.null_count():
         valid &= column.is_not_null().to_numpy()

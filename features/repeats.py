@@ -42,7 +42,9 @@ def event_keys(event_type: str, ids: UInt64) -> UInt64:
 
 
 @njit
-def _admit(ids, seen_us, table_id, table_us, old_id, old_us, horizon_us, fresh):  # type: ignore[no-untyped-def]
+def _admit(  # type: ignore[no-untyped-def]
+    ids, seen_us, table_id, table_us, old_id, old_us, horizon_us, fresh
+):
     """Mark rows whose id is in neither table (or too long ago); returns slots filled."""
     mask, old_mask = np.uint64(len(table_id) - 1), np.uint64(len(old_id) - 1)
     filled = 0

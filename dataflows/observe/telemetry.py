@@ -1,7 +1,7 @@
-"""What a running flow tells about itself: counts, latencies, time by stage, the tally of known truth.
+"""What a running flow tells about itself: counts, latencies, time by stage, known truth tallied.
 
-It measures and decides nothing: no later step reads it. The live view, the demo's table and the bench
-are all readings of this one object.
+It measures and decides nothing: no later step reads it. The live view, the demo's table and the
+bench are all readings of this one object.
 """
 
 from __future__ import annotations

@@ -402,7 +402,8 @@ class KafkaReader:
         """First offsets, or end offsets, of partitions."""
         if not places:
             return {}
-        spec = OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        made = OffsetSpec.earliest if which == "earliest" else OffsetSpec.latest
+        spec = made()  # type: ignore[no-untyped-call]
         admin = self._admin()
         give_up = time.monotonic() + CONNECT_S
         while True:

@@ -196,7 +196,7 @@ class EventProducer:
         SourceError : messages that were not acknowledged, with the last reason
         """
         if self._registry is not None:
-            self._registry.__exit__(None, None, None)
+            self._registry.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._registry = None
         left = self._producer.flush(WAIT_S)
         self._sent.failed += left

@@ -1,4 +1,4 @@
-"""The simulator as a source: event time runs at a stated factor of wall time, as many events as are due.
+"""The simulator as a source: event time at a stated factor of wall time, as many events as are due.
 
 Latency counts from when an event was due, not from when it was made: an overloaded flow cannot hide
 behind a source that slows down with it (open loop).
@@ -85,7 +85,11 @@ class SimulatorReader:
         return taken
 
     def retake(
-        self, before: dict[str, Any], after: dict[str, Any], cut_time_us: int, schemas: dict[str, str]
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        cut_time_us: int,
+        schemas: dict[str, str],
     ) -> Taken:
         """The events between two journaled positions."""
         start_us = int(before["t_us"]) if before else self._at_us

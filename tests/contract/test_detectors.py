@@ -507,13 +507,13 @@ def test_isolation_forest_equals_the_library(samples: int) -> None:
     options = {"trees": 30.0, "samples": float(samples), "rows": float(ROWS)}
     model = isolation_forest.Model.fit(train, 3, options)
     arrays, _ = model.save()
-    bounds = (arrays["fill"], arrays["low"], arrays["high"])
+    bounds: Any = (arrays["fill"], arrays["low"], arrays["high"])
     rng = np.random.default_rng(3)
     rows = np.sort(rng.permutation(ROWS)[:ROWS])
-    values = isolation_forest.prepare(train.features.values[rows], *bounds)  # type: ignore[arg-type]
+    values = isolation_forest.prepare(train.features.values[rows], *bounds)
     forest = isolation_forest.grow(values, 30, samples, int(rng.integers(1 << 32)))
     other = training(1).features
-    expected = -forest.score_samples(isolation_forest.prepare(other.values, *bounds))  # type: ignore[arg-type]
+    expected = -forest.score_samples(isolation_forest.prepare(other.values, *bounds))
     np.testing.assert_allclose(model.raw(other), expected, rtol=0.0, atol=1e-9)
 
 

@@ -212,12 +212,13 @@ class Kafka(Server):
         super().__init__()
         self.port, self.controller_port = free_port(), free_port()
         self.brokers = f"127.0.0.1:{self.port}"
+        control = f"127.0.0.1:{self.controller_port}"
         properties = {
             "process.roles": "broker,controller",
             "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "controller.quorum.voters": f"1@{control}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{self.brokers},CONTROLLER://127.0.0.1:{self.controller_port}",
+            "listeners": f"PLAINTEXT://{self.brokers},CONTROLLER://{control}",
             "advertised.listeners": f"PLAINTEXT://{self.brokers}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": self.folder / "data",

@@ -78,7 +78,8 @@ def test_jsonl_holds_one_event_a_line_and_the_broken_ones_among_them() -> None:
     lines = {n: Path(f"made/{n}.jsonl").read_bytes().splitlines() for n in frames}
     assert sum(map(len, lines.values())) == report["in"]
     broken = sum(map(len, lines.values())) - sum(map(len, frames.values()))
-    assert report["malformed"] == broken == sum(dict(report["by_fault"]).values()) > 100  # type: ignore[call-overload]
+    by_fault: dict[str, int] = dict(report["by_fault"])  # type: ignore[call-overload]
+    assert report["malformed"] == broken == sum(by_fault.values()) > 100
     for name, frame in frames.items():
         good = [json.loads(x) for x in lines[name] if b"-broken" not in x and x[:1] == b"{"
                 and x[-1:] == b"}"]  # fmt: skip

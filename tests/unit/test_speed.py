@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -11,8 +13,8 @@ from features.speed import STAMP, prefetch
 
 def test_cached_machine_code_is_stamped_with_all_sources() -> None:
     """numba itself would miss a change of a helper in another file."""
-    stamped = [state.run_ring, state.run_members, state.run_baselines]
-    assert {k._cache._cache_file._source_stamp for k in stamped} == {STAMP}  # type: ignore[attr-defined]
+    stamped: list[Any] = [state.run_ring, state.run_members, state.run_baselines]
+    assert {k._cache._cache_file._source_stamp for k in stamped} == {STAMP}
     assert speed._sources() == STAMP
 
 
