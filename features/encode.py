@@ -28,7 +28,7 @@ _LONG_BYTES_MAX = 10
 
 
 @njit
-def _put_long(value, out, at):  # type: ignore[no-untyped-def]
+def _put_long(value: np.int64, out: UInt8, at: int) -> int:
     """Write a zigzag varint at `at`; returns the place after it."""
     rest = np.uint64((value << np.int64(1)) ^ (value >> np.int64(63)))
     while rest >= np.uint64(0x80):
@@ -40,7 +40,9 @@ def _put_long(value, out, at):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _write_longs(values, valid, branch, null, out, cursor):  # type: ignore[no-untyped-def]
+def _write_longs(
+    values: Int64, valid: Bool, branch: int, null: int, out: UInt8, cursor: Int64
+) -> None:
     """Append a long (or an enum's index) of each row; `branch` < 0 where the field is no union."""
     for i in range(len(cursor)):
         at = cursor[i]
@@ -52,7 +54,9 @@ def _write_longs(values, valid, branch, null, out, cursor):  # type: ignore[no-u
 
 
 @njit
-def _write_fixed(data, width, valid, branch, null, out, cursor):  # type: ignore[no-untyped-def]
+def _write_fixed(
+    data: UInt8, width: int, valid: Bool, branch: int, null: int, out: UInt8, cursor: Int64
+) -> None:
     """Append `width` bytes of each row: a double, or a boolean."""
     for i in range(len(cursor)):
         at = cursor[i]
@@ -66,7 +70,9 @@ def _write_fixed(data, width, valid, branch, null, out, cursor):  # type: ignore
 
 
 @njit
-def _write_strings(data, offsets, valid, branch, null, out, cursor):  # type: ignore[no-untyped-def]
+def _write_strings(
+    data: UInt8, offsets: Int64, valid: Bool, branch: int, null: int, out: UInt8, cursor: Int64
+) -> None:
     """Append length and bytes of each row's string."""
     for i in range(len(cursor)):
         at = cursor[i]
