@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from bytewax.dataflow import Dataflow
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
 from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
+from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows, score_round
 from dataflows.settings import load
 from dataflows.sources.rounds import Part, RoundSource, lane_name
-from dataflows.steps import Admit, Durable, Group, Home, ToGroup, ToHome
+from dataflows.steps import Admit, Durable, Featured, Group, Home, ToGroup, ToHome
 
 __all__ = ["build", "build_flow"]
 
@@ -33,38 +35,44 @@ def build(config: str | Path | None = None) -> Dataflow:
     """
     context = make_context(load(config), Telemetry())
     stop_on_signals(context.stop)
-    return build_flow(context)
+    return build_flow(context, Guard(on=False))
 
 
-def build_flow(context: Context) -> Dataflow:
-    """The flow over an opened context."""
+def build_flow(context: Context, guard: Guard) -> Dataflow:
+    """The flow over an opened context; `guard` keeps its first fault for whoever runs it."""
     lanes = lanes_of(context.settings)
     flow = Dataflow("detect")
-    parts = op.input("rounds", flow, RoundSource(lanes, lambda lane: open_lane(context, lane)))
+    source = RoundSource(lanes, lambda lane: open_lane(context, lane))
+    parts = op.input("rounds", flow, guard.source(source))
     admitted = op.stateful_batch(
-        "admit", op.map("by_lane", parts, _by_lane), lambda _state: Admit(context)
+        "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context))
     )
     routed = op.map("route", admitted, _route)
     for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
     others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
     computed = op.map(
         "route_back",
-        op.stateful_batch("groups", for_groups, lambda _state: Group(context, lanes)),
+        op.stateful_batch("groups", for_groups, guard.logic(lambda: Group(context, lanes))),
         _route,
     )
     back = op.merge("meet", others, computed)
     for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
     durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
-    whole = op.stateful_batch("home", for_home, lambda _state: Home(context))
-    out = op.flat_map("score", whole, lambda kv: map(_route_out, score_round(context, kv[1])))
+    whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context)))
+    out = op.flat_map("score", whole, guard.flat(lambda kv: _score(context, kv)))
     done = op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))
     streams = [durable, done]
     if context.store is not None:
         rows = op.filter("store_rows", out, lambda kv: isinstance(kv[1], StoreRows))
-        acked = op.stateful_batch("store", rows, lambda _state: Store(context, lanes))
+        acked = op.stateful_batch("store", rows, guard.logic(lambda: Store(context, lanes)))
         streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
-    op.output("commit", op.merge("to_commit", *streams), CommitSink(context, lanes))
+    op.output("commit", op.merge("to_commit", *streams), guard.sink(CommitSink(context, lanes)))
     return flow
+
+
+def _score(context: Context, keyed: tuple[str, Featured]) -> Iterator[tuple[str, Any]]:
+    """A lane's round scored: what leaves it, each item under its key."""
+    return map(_route_out, score_round(context, keyed[1]))
 
 
 def _by_lane(part: Part) -> tuple[str, Part]:

@@ -29,6 +29,7 @@ from dataflows.alerts import open_sinks
 from dataflows.alerts.base import Alert, AlertSink, PatientSink
 from dataflows.alerts.jsonl import FILE_NAME
 from dataflows.context import StopSwitch, stop_on_signals
+from dataflows.guard import Guard
 from dataflows.settings import Settings, load
 from dataflows.sources.alert_log import AlertReader, FileTail, Lines, Place, TopicTail
 from dataflows.state.journal import fsync_folder
@@ -432,11 +433,19 @@ class _Told(FixedPartitionedSink[Lines, None]):
         return _Sender(self._notifier)
 
 
-def build_flow(reader: AlertReader, notifier: Notifier, stop: Callable[[], bool]) -> Dataflow:
-    """The flow: one reader, one sender. Its place is its own, Bytewax keeps none."""
+def build_flow(
+    reader: AlertReader, notifier: Notifier, stop: Callable[[], bool], guard: Guard | None = None
+) -> Dataflow:
+    """The flow: one reader, one sender. Its place is its own, Bytewax keeps none.
+
+    Parameters
+    ----------
+    guard : keeps the first fault for whoever runs the flow; without one a fault panics
+    """
+    guard = Guard(on=False) if guard is None else guard
     flow = Dataflow("notify")
-    lines = op.input("log", flow, _Log(reader, stop))
-    op.output("tell", lines, _Told(notifier))
+    lines = op.input("log", flow, guard.source(_Log(reader, stop)))
+    op.output("tell", lines, guard.sink(_Told(notifier)))
     return flow
 
 

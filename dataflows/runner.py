@@ -11,6 +11,7 @@ from bytewax.run import cli_main
 
 from dataflows.context import Context, make_context, stop_on_signals
 from dataflows.detect import build_flow
+from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.report import write_json
 from dataflows.settings import Settings
@@ -33,8 +34,13 @@ def run_flow(
     Returns
     -------
     the context, closed
+
+    Raises
+    ------
+    WaxwingError : the fault that ended the flow
     """
     context = make_context(settings, telemetry)
+    guard = Guard()
     stop_on_signals(context.stop)
     ended = threading.Event()
     watcher: threading.Thread | None = None
@@ -47,13 +53,16 @@ def run_flow(
         watcher = threading.Thread(target=look, name="waxwing-watch", daemon=True)
         watcher.start()
     try:
-        cli_main(build_flow(context), epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
+        flow = build_flow(context, guard)
+        cli_main(flow, epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
     finally:
         ended.set()
         if watcher is not None:
             watcher.join(timeout=5)
         if context.store is not None:
             context.store.close()
+    if guard.fault is not None:
+        raise guard.fault
     if watch is not None:
         watch(context)
     return context

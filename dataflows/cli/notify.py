@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     from dataflows.cli.run import overrides_of
     from dataflows.context import StopSwitch, stop_on_signals
+    from dataflows.guard import Guard
     from dataflows.notify import DRAIN_S_MAX, build_flow, make_notifier
     from dataflows.settings import load
 
@@ -53,8 +54,11 @@ def run(args: argparse.Namespace) -> int:
     def ending() -> bool:
         return stop() or (args.parent is not None and os.getppid() != args.parent)
 
-    flow = build_flow(reader, notifier, ending)
+    guard = Guard()
+    flow = build_flow(reader, notifier, ending, guard)
     cli_main(flow, epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
+    if guard.fault is not None:
+        raise guard.fault
     left = f", {notifier.waiting} left for the next start" if notifier.waiting else ""
     print(
         f"waxwing: notify: {notifier.read} alerts read, {notifier.repeated} met again{left}",
