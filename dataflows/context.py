@@ -10,10 +10,9 @@ import shutil
 import signal
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflows.control.records import ControlFile
+from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, journal_folder
 from dataflows.state.deltas import ShardStore
@@ -93,6 +92,8 @@ class Context:
     telemetry: Telemetry
     store: StoreWriter | None
     stop: StopSwitch = field(default_factory=StopSwitch)
+    running: set[int] = field(default_factory=set)
+    """Lanes that this process has opened and that have not ended."""
 
     @property
     def store_columns(self) -> dict[tuple[str, str], list[int]]:
@@ -220,7 +221,6 @@ def open_lane(context: Context, lane: int) -> Lane:
         from dataflows.sources.kafka import KafkaReader
 
         reader = KafkaReader(settings, lane, from_us=context.manifest.until_us)
-    control_path = settings.control_file or settings.state_dir / "control.jsonl"
     opened = Lane(
         lane=lane,
         reader=reader,
@@ -233,8 +233,22 @@ def open_lane(context: Context, lane: int) -> Lane:
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
-        control=ControlFile(Path(control_path)) if lane == 0 else None,
+        control=_open_control(context) if lane == 0 else None,
         stage=context.telemetry.stage,
+        others_end=(lambda: context.running <= {0}) if lane == 0 else (lambda: True),
+        told_end=lambda: context.running.discard(lane),
     )
     opened.start(context.manifest.round)
+    context.running.add(lane)
     return opened
+
+
+def _open_control(context: Context) -> ControlReader:
+    """Where the control records come from."""
+    settings = context.settings
+    names = Names.of(context.scorer.voting, context.scorer.detectors)
+    if settings.control_topic is not None:
+        from dataflows.control.topic import ControlTopic
+
+        return ControlTopic(settings, names)
+    return ControlFile(settings.control_file or settings.state_dir / "control.jsonl", names)

@@ -16,7 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from features.errors import ConfigError
@@ -137,6 +144,9 @@ class Settings(BaseSettings):
     )
     control_file: Path | None = Field(
         None, description="control records (JSONL); none means control.jsonl in state_dir"
+    )
+    control_topic: str | None = Field(
+        None, description="Kafka topic (of kafka_brokers) with control records, in place of a file"
     )
 
     # -- simulator --------------------------------------------------------------------------------
@@ -269,6 +279,15 @@ class Settings(BaseSettings):
     def _sinks_exist(cls, value: list[str]) -> list[str]:
         shipped = ("console", "jsonl", "kafka", "pagerduty")
         _known(value, sorted({*_modules("dataflows.alerts"), *shipped}), "alert sink")
+        return value
+
+    @field_validator("control_topic")
+    @classmethod
+    def _one_control_lane(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("control_file") is not None:
+            raise ValueError("expected either control_topic or control_file, both are set")
+        if value == "":
+            raise ValueError("expected the name of a topic, or no such line")
         return value
 
     @field_validator("sim_start", "file_from", "file_until")

@@ -1,14 +1,24 @@
-"""`waxwing control`: write a control record; it is in force everywhere from the same round on."""
+"""`waxwing control`: write a control record; it is in force everywhere from the same round on.
+
+It goes to `control_topic` where that is set, else to the control file, and is there for good when
+the command says so. docs/control.md tells what each record does.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import uuid
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataflows.control.records import Names
+    from dataflows.settings import Settings
 
 __all__ = ["add_parser", "run"]
+
+LIFTED_US = 0
+"""A mute until then has ended, whatever time it is in the events."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,55 +35,106 @@ def add_parser(subparsers: Any) -> None:
     threshold.add_argument("detector", help="name of a detector, or ensemble")
     threshold.add_argument("value", type=float, help="in [0, 1]")
     mute = kinds.add_parser("mute", help="no alerts about an entity until a time")
-    mute.add_argument("entity_type")
-    mute.add_argument("entity")
-    mute.add_argument("until", help="event time, ISO 8601")
+    unmute = kinds.add_parser("unmute", help="lift a mute: alerts about an entity again")
+    for kind in (mute, unmute):
+        kind.add_argument("entity_type", help="card, customer, host, ...")
+        kind.add_argument("entity")
+    mute.add_argument("until", help="event time, ISO 8601 with its offset; now lifts the mute")
     stage = kinds.add_parser("stage", help="off, shadow, canary or live")
     stage.add_argument("detector")
-    stage.add_argument("stage")
-    for kind in (threshold, mute, stage):
+    stage.add_argument("stage", help="off, shadow, canary or live")
+    stage.add_argument(
+        "--percent", type=float, help="of the entities, for which a canary votes (default 100)"
+    )
+    for kind in (threshold, mute, unmute, stage):
         kind.add_argument("--why", default="", help="kept in the journal")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.cli.run import overrides_of
-    from dataflows.control.records import parse_record
+    from dataflows.control.records import append_record, parse_record
     from dataflows.settings import load
-    from dataflows.sources.simulator import time_us_of
-    from features.errors import ConfigError
-    from features.events import event_types
-    from models.detectors import detector_names
 
     settings = load(args.config, **overrides_of(args))
-    record: dict[str, Any] = {"kind": args.kind, "id": uuid.uuid4().hex, "why": args.why}
-    faults = []
-    if args.kind == "threshold":
-        record |= {
-            "anomaly_type": args.anomaly_type,
-            "detector": args.detector,
-            "value": args.value,
-        }
-    elif args.kind == "stage":
-        record |= {"detector": args.detector, "stage": args.stage}
-    else:
-        record |= {
-            "entity_type": args.entity_type,
-            "entity": args.entity,
-            "until_us": time_us_of(args.until),
-        }
-        known = sorted({e for t in event_types().values() for e in t.entities})
-        if args.entity_type not in known:
-            faults.append(f"unknown entity type {args.entity_type!r}; they are {', '.join(known)}")
-    if args.kind != "mute" and args.detector not in (*detector_names(), "ensemble"):
-        faults.append(f"unknown detector {args.detector!r}; they are {', '.join(detector_names())}")
-    if faults:
-        raise ConfigError(faults)
+    record = _record(args)
     line = json.dumps(record)
-    parse_record(line)
-    path = Path(settings.control_file or settings.state_dir / "control.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-    print(f"written to {path}: {line}")
+    parse_record(line, _names(settings))
+    if settings.control_topic is not None:
+        from dataflows.control.topic import send_record
+
+        where = send_record(settings, record)
+    else:
+        path = settings.control_file or settings.state_dir / "control.jsonl"
+        append_record(path, line)
+        where = str(path)
+    print(f"written to {where}: {line}")
     return 0
+
+
+def _record(args: argparse.Namespace) -> dict[str, Any]:
+    """The record that the arguments ask for.
+
+    Raises
+    ------
+    ConfigError : a percent without a canary, a time that is none
+    """
+    from features.errors import ConfigError
+
+    kind = "mute" if args.kind == "unmute" else args.kind
+    record: dict[str, Any] = {"kind": kind, "id": uuid.uuid4().hex, "why": args.why}
+    if kind == "threshold":
+        named = ["anomaly_type", "detector", "value"]
+    elif kind == "stage":
+        named = ["detector", "stage"]
+        if args.percent is not None:
+            if args.stage != "canary":
+                raise ConfigError(
+                    f"--percent is the share of a canary, got stage {args.stage!r}; say canary or"
+                    " leave it out"
+                )
+            record["percent"] = args.percent
+    else:
+        named = ["entity_type", "entity"]
+        record["until_us"] = LIFTED_US if args.kind == "unmute" else _until_us(args.until)
+    return record | {name: getattr(args, name) for name in named}
+
+
+def _until_us(text: str) -> int:
+    """When a mute ends.
+
+    Raises
+    ------
+    ConfigError : no time, or one without its offset
+    """
+    from datetime import datetime
+
+    from dataflows.sources.simulator import time_us_of
+    from features.errors import ConfigError
+
+    if text == "now":
+        return LIFTED_US
+    try:
+        if datetime.fromisoformat(text).tzinfo is not None:
+            return time_us_of(text)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"until: expected an ISO 8601 time with its offset, such as 2026-03-02T00:00:00Z, or now;"
+        f" got {text!r}"
+    )
+
+
+def _names(settings: Settings) -> Names:
+    """What the flow of these settings knows; where its rules are not at hand, all that anyone may.
+
+    The flow itself has the last word: what it does not know becomes a dead letter.
+    """
+    from dataflows.control.records import Names
+    from models.detectors import detector_names
+    from models.voting import Voting
+
+    path = settings.voting or settings.bundle / "voting.toml"
+    if path.exists():
+        return Names.of(Voting.load(path), settings.detectors)
+    return Names.of(None, sorted({*settings.detectors, *detector_names()}))

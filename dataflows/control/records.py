@@ -1,33 +1,173 @@
 """Control records: what a person changes while the flow runs, and what is in force.
 
-They come from one JSONL file (or topic), are read by lane 0 alone, stand in the journal beside the
-events of their round, and are in force for every lane from that round on: `in_force.apply(record)`
-is the whole of it, so a replay sees what the live run saw.
+They come from one JSONL file or one Kafka topic, are read by lane 0 alone, stand in the journal
+beside the events of their round, and are in force for every lane from that round on:
+`in_force.apply(record)` is the whole of it, so a replay sees what the live run saw. A record that
+is none, or names what this flow does not have, is refused where it is read and journaled as
+refused: a replay repeats the verdict, it does not judge again.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from features.errors import ConfigError, StateError
+from features.events import event_types
 
-__all__ = ["STAGES", "Control", "ControlFile", "parse_record"]
+if TYPE_CHECKING:
+    from models.voting import Voting
+
+__all__ = [
+    "STAGES",
+    "Control",
+    "ControlFile",
+    "ControlReader",
+    "Fault",
+    "Names",
+    "append_record",
+    "parse_record",
+    "read_line",
+]
 
 STAGES = ("off", "shadow", "canary", "live")
 
 READ_BYTES_MAX = 1_000_000
-"""Most of the file read in one round; chosen: thousands of records, a millisecond."""
+"""Most bytes of records taken in one round; chosen: thousands of records, a millisecond."""
 
 LINE_BYTES_MAX = 65_536
 """A longer line is no control record; chosen: a record has a handful of short fields."""
 
+_WANTED: dict[str, dict[str, tuple[type, ...]]] = {
+    "threshold": {"anomaly_type": (str,), "detector": (str,), "value": (int, float)},
+    "mute": {"entity_type": (str,), "entity": (str,), "until_us": (int,)},
+    "stage": {"detector": (str,), "stage": (str,)},
+}
+"""Kind -> the fields it must have."""
 
-def parse_record(line: str) -> dict[str, Any]:
+_ENSEMBLE = "ensemble"
+"""The name under which a vote as a whole has its threshold, as in `models.voting`."""
+
+_MAY: dict[str, tuple[str, ...]] = {"stage": ("percent",)}
+"""Kind -> fields it may have beside those every record may have (`id`, `by`, `why`)."""
+
+
+class Fault(NamedTuple):
+    """A line or message that is no control record.
+
+    Parameters
+    ----------
+    offset : where it stands: a byte of the file, an offset of the topic
+    raw : what it held, at most LINE_BYTES_MAX bytes
+    reason : what is wrong with it
+    partition : of the topic; 0 for a file
+    """
+
+    offset: int
+    raw: bytes
+    reason: str
+    partition: int = 0
+
+
+class ControlReader(Protocol):
+    """Where control records come from: lane 0 asks it in every round and journals what it gives."""
+
+    origin: str
+    """The file or topic, as dead letters name it."""
+
+    @property
+    def position(self) -> Any:
+        """Where it stands, JSON-able; journaled with the round."""
+        ...
+
+    def seek(self, position: Any) -> None:
+        """Stand at a journaled position, None for the beginning; asks nobody yet."""
+        ...
+
+    def open(self) -> None:
+        """Be ready for `take`; called before the first new round, never for a mere replay.
+
+        Raises
+        ------
+        ConfigError, SourceError : it does not exist, or cannot be reached
+        """
+        ...
+
+    def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
+        """New records in their order, and what was no record; never waits for more to come."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a record may speak of in this flow.
+
+    Parameters
+    ----------
+    votes : anomaly type -> detectors that vote on it, and `ensemble`; None where nobody knows
+    detectors : those that run, and so have a stage
+    entities : entity types of all events
+    """
+
+    votes: Mapping[str, tuple[str, ...]] | None
+    detectors: tuple[str, ...]
+    entities: tuple[str, ...]
+
+    @classmethod
+    def of(cls, voting: Voting | None, detectors: Iterable[str]) -> Names:
+        """The names of a flow: its rules, the detectors it runs, and all event types."""
+        run = tuple(dict.fromkeys(detectors))
+        votes: dict[str, tuple[str, ...]] | None = None
+        if voting is not None:
+            votes = {
+                rule.name: (*(name for name in run if name in rule.thresholds), _ENSEMBLE)
+                for rule in voting.anomaly_types.values()
+            }
+        entities = {name for declared in event_types().values() for name in declared.entities}
+        return cls(votes, run, tuple(sorted(entities)))
+
+    def faults(self, record: Mapping[str, Any]) -> list[str]:
+        """One sentence for each name that this flow does not have, with those it has."""
+        kind = record["kind"]
+        if kind == "mute":
+            return _unknown(kind, "entity type", record["entity_type"], self.entities)
+        if kind == "stage":
+            return _unknown(kind, "detector", record["detector"], self.detectors)
+        anomaly, detector = record["anomaly_type"], record["detector"]
+        if self.votes is not None and anomaly in self.votes:
+            return _unknown(kind, f"detector of {anomaly}", detector, self.votes[anomaly])
+        found = _unknown(kind, "detector", detector, (*self.detectors, _ENSEMBLE))
+        if self.votes is not None:
+            found = _unknown(kind, "anomaly type", anomaly, self.votes) + found
+        return found
+
+
+def _unknown(kind: str, what: str, name: str, valid: Iterable[str]) -> list[str]:
+    """A fault where a name is not among the valid ones."""
+    valid = list(valid)
+    if name in valid:
+        return []
+    name = name[:120]
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return [f"control record {kind}: unknown {what} {name!r}{hint}; there are {', '.join(valid)}"]
+
+
+def parse_record(line: str, names: Names | None = None) -> dict[str, Any]:
     """One control record from its JSON line.
+
+    Parameters
+    ----------
+    names : what it may speak of; None lets every name pass
 
     Raises
     ------
@@ -40,37 +180,56 @@ def parse_record(line: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ConfigError(f"control record: expected an object, got {line[:120]!r}")
     kind = record.get("kind")
-    wanted: dict[str, dict[str, tuple[type, ...]]] = {
-        "threshold": {"anomaly_type": (str,), "detector": (str,), "value": (int, float)},
-        "mute": {"entity_type": (str,), "entity": (str,), "until_us": (int,)},
-        "stage": {"detector": (str,), "stage": (str,)},
-    }
-    if not isinstance(kind, str) or kind not in wanted:
-        valid = ", ".join(wanted)
+    if not isinstance(kind, str) or kind not in _WANTED:
+        valid = ", ".join(_WANTED)
         raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {valid}")
     faults = [
         f"control record {kind}: expected `{name}` as {types[-1].__name__},"
         f" got {record.get(name)!r}"
-        for name, types in wanted[kind].items()
+        for name, types in _WANTED[kind].items()
         if not isinstance(record.get(name), types) or isinstance(record.get(name), bool)
     ]
-    extra = set(record) - set(wanted[kind]) - {"kind", "id", "by", "why", "percent"}
+    extra = set(record) - set(_WANTED[kind]) - {"kind", "id", "by", "why", *_MAY.get(kind, ())}
     faults += [f"control record {kind}: unknown field {name!r}" for name in sorted(extra)]
-    if not faults and kind == "threshold" and not 0 <= record["value"] <= 1:
-        faults.append(
-            f"control record threshold: expected a value in [0, 1], got {record['value']}"
-        )
-    if not faults and kind == "stage" and record["stage"] not in STAGES:
+    if not faults:
+        faults += _wrong_values(kind, record)
+        faults += [] if names is None else names.faults(record)
+    if faults:
+        raise ConfigError(faults)
+    return record
+
+
+def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
+    """Faults of values whose types are right."""
+    if kind == "threshold" and not 0 <= record["value"] <= 1:
+        return [f"control record threshold: expected a value in [0, 1], got {record['value']}"]
+    if kind != "stage":
+        return []
+    faults = []
+    if record["stage"] not in STAGES:
         faults.append(
             f"control record stage: unknown stage {record['stage']!r};"
             f" stages are {', '.join(STAGES)}"
         )
     percent = record.get("percent", 100)
-    if kind == "stage" and not (isinstance(percent, int | float) and 0 <= percent <= 100):
+    number = isinstance(percent, int | float) and not isinstance(percent, bool)
+    if not (number and 0 <= percent <= 100):
         faults.append(f"control record stage: expected `percent` in [0, 100], got {percent!r}")
-    if faults:
-        raise ConfigError(faults)
-    return record
+    return faults
+
+
+def read_line(
+    raw: bytes, at: int, partition: int, names: Names | None
+) -> dict[str, Any] | Fault | None:
+    """The record in a line or message, what is wrong with it, or None where it is blank."""
+    try:
+        if len(raw) > LINE_BYTES_MAX:
+            raise ConfigError(
+                f"control record: expected at most {LINE_BYTES_MAX} bytes, got {len(raw)}"
+            )
+        return parse_record(raw.decode("utf-8", "replace"), names) if raw.strip() else None
+    except ConfigError as error:
+        return Fault(at, raw[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,47 +297,91 @@ class ControlFile:
     Parameters
     ----------
     path : the file; it may appear later
+    names : what a record may speak of; None lets every name pass
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.position = 0
+    def __init__(self, path: Path, names: Names | None = None) -> None:
+        self.origin = str(path)
+        self._path = path
+        self._names = names
+        self._at = 0
 
-    def take(self) -> tuple[list[dict[str, Any]], list[tuple[int, bytes, str]]]:
-        """New records, and (byte offset, raw line, fault) of lines that are none.
+    @property
+    def position(self) -> int:
+        """The byte after the last line taken."""
+        return self._at
+
+    def seek(self, position: Any) -> None:
+        """Stand at a byte; a position of another kind (a topic's) is the beginning."""
+        self._at = position if isinstance(position, int) else 0
+
+    def open(self) -> None:
+        """Nothing to do: the file may appear later."""
+
+    def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
+        """New records, and lines that are none.
 
         A file that has become shorter is another file, and is read from its beginning.
+
+        Raises
+        ------
+        StateError : it is there and cannot be read
         """
         try:
-            with self.path.open("rb") as file:
+            with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                if size < self.position:
-                    self.position = 0
-                file.seek(self.position)
+                if size < self._at:
+                    self._at = 0
+                file.seek(self._at)
                 data = file.read(READ_BYTES_MAX)
         except FileNotFoundError:
             return [], []
         except OSError as error:
             raise StateError(
-                f"control file {self.path} cannot be read: {error.strerror}; make it readable, or"
+                f"control file {self._path} cannot be read: {error.strerror}; make it readable, or"
                 " set control_file to another"
             ) from error
         whole = data[: data.rfind(b"\n") + 1]
         if not whole and len(data) == READ_BYTES_MAX:
             whole = data
         records: list[dict[str, Any]] = []
-        faults: list[tuple[int, bytes, str]] = []
-        at = self.position
+        faults: list[Fault] = []
+        at = self._at
         for line in whole.split(b"\n"):
-            try:
-                if len(line) > LINE_BYTES_MAX:
-                    raise ConfigError(
-                        f"control record: expected at most {LINE_BYTES_MAX} bytes, got {len(line)}"
-                    )
-                if line.strip():
-                    records.append(parse_record(line.decode("utf-8", "replace")))
-            except ConfigError as error:
-                faults.append((at, line[:LINE_BYTES_MAX], "; ".join(error.faults)))
+            found = read_line(line, at, 0, self._names)
+            if isinstance(found, Fault):
+                faults.append(found)
+            elif found is not None:
+                records.append(found)
             at += len(line) + 1
-        self.position += len(whole)
+        self._at += len(whole)
         return records, faults
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def append_record(path: Path, line: str) -> None:
+    """Write a record at the end of a control file, and wait until the disk has it.
+
+    A line that someone else has left unfinished is ended first, so that it is refused for itself.
+
+    Raises
+    ------
+    StateError : it cannot be written
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StateError(
+            f"control file {path} cannot be written: {error.strerror}; make it writable, or set"
+            " control_file to another"
+        ) from error

@@ -115,21 +115,22 @@ def partitions_of(
     topics: Iterable[str],
     settings: Settings,
     troubles: Troubles,
+    wait_s: float = CONNECT_S,
 ) -> dict[str, int]:
     """Partitions of each topic.
 
     Raises
     ------
-    SourceError : no broker answers within CONNECT_S, with what was heard and the cure
+    SourceError : no broker answers within `wait_s`, with what was heard and the cure
     ConfigError : every topic that does not exist
     """
     try:
-        known = client.list_topics(timeout=CONNECT_S).topics
+        known = client.list_topics(timeout=wait_s).topics
     except KafkaException as error:
         client.poll(0)  # serves the error callback
         heard = troubles.last or error.args[0].str()
         raise SourceError(
-            f"Kafka {settings.kafka_brokers}: no answer within {CONNECT_S:.0f} s ({heard}); check"
+            f"Kafka {settings.kafka_brokers}: no answer within {wait_s:.0f} s ({heard}); check"
             " kafka_brokers, and in kafka_options security.protocol, sasl.* and ssl.*"
         ) from None
     found = {t: len(known[t].partitions) for t in topics if t in known and not known[t].error}

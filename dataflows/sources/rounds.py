@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
-from dataflows.control.records import ControlFile
+from dataflows.control.records import ControlReader
 from dataflows.sources.base import DeadLetter, LaneReader, Taken
 from dataflows.state.journal import Cut, LaneJournal, read_cuts, standing
 from features.batch import EventBatch
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(slots=True)
 class Lane:
-    """All that a lane needs to cut rounds: its reader, journal, control file and place to start."""
+    """All that a lane needs to cut rounds: its reader, journal, control lane and place to start."""
 
     lane: int
     reader: LaneReader
@@ -72,7 +72,12 @@ class Lane:
     round_ms: int
     rows_max: int
     stop: Callable[[], bool]
-    control: ControlFile | None = None
+    control: ControlReader | None = None
+    others_end: Callable[[], bool] = lambda: True
+    """Whether the other lanes have ended. The lane that reads the control records outlives them: it
+    cuts rounds without events until then, so that what a person says is heard to the end."""
+    told_end: Callable[[], None] = lambda: None
+    """Told when the lane has ended."""
     stage: Callable[[str, float], None] = lambda _name, _seconds: None
     """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
     round: int = 0
@@ -106,7 +111,7 @@ class Lane:
             self.cut_time_us = before.cut_time_us
             self.positions = before.positions
             if self.control is not None:
-                self.control.position = before.positions.get("control", 0)
+                self.control.seek(before.positions.get("control"))
         # A reader that asks the world (a registry) is told what the journal knows of its answers.
         recall: Callable[[dict[str, str], int], None] | None = getattr(self.reader, "recall", None)
         if recall is not None:
@@ -114,6 +119,8 @@ class Lane:
         self.reader.seek({k: v for k, v in self.positions.items() if k != "control"})
         self.replay = read_cuts(self.journal.folder, manifest_round)
         self.pending = next(self.replay, None)
+        if self.control is not None and self.pending is None:
+            self.control.open()
 
     def cut(self) -> Part:
         """The next round's part: the journaled one where there is one, else a new cut."""
@@ -150,7 +157,7 @@ class Lane:
             )
         self.cut_time_us, self.positions, self.ended = cut.cut_time_us, cut.positions, cut.final
         if self.control is not None:
-            self.control.position = cut.positions.get("control", 0)
+            self.control.seek(cut.positions.get("control"))
         self.pending = next(self.replay, None)
         return part
 
@@ -164,13 +171,13 @@ class Lane:
             taken = self.reader.take(self.rows_max)
             self.stage("source", time.perf_counter() - begun)
         records: list[dict[str, Any]] = []
-        faults: list[tuple[int, str, str]] = []
+        faults: list[tuple[int, str, str, int]] = []
         if self.control is not None and not final:
             records, bad = self.control.take()
-            faults = [(at, raw.decode("latin-1"), fault) for at, raw, fault in bad]
+            faults = [(f.offset, f.raw.decode("latin-1"), f.reason, f.partition) for f in bad]
             taken.rejects.extend(self._bad_lines(faults))
         cut_time_us = max(self.cut_time_us, taken.cut_time_us)
-        final = final or taken.eof
+        final = final or (taken.eof and self.others_end())
         part = self._part(taken, cut_time_us, tuple(records), final=final)
         positions = {k: v for k, v in taken.positions.items() if k != "control"}
         if self.control is not None:
@@ -194,14 +201,21 @@ class Lane:
         self.cut_time_us, self.positions, self.ended = cut_time_us, positions, final
         return part
 
-    def _bad_lines(self, faults: list[tuple[int, str, str]]) -> list[DeadLetter]:
-        """Dead letters of lines of the control file that are no record."""
-        path = "" if self.control is None else str(self.control.path)
+    def _bad_lines(self, faults: list[tuple[int, str, str, int]]) -> list[DeadLetter]:
+        """Dead letters of what the control lane held that is no record."""
+        origin = "" if self.control is None else self.control.origin
         return [
             DeadLetter(
-                "bad_control_record", fault, "control", None, path, 0, at, line.encode("latin-1")
+                "bad_control_record",
+                fault,
+                "control",
+                None,
+                origin,
+                partition,
+                at,
+                line.encode("latin-1"),
             )
-            for at, line, fault in faults
+            for at, line, fault, partition in faults
         ]
 
     def _part(
@@ -263,6 +277,8 @@ class _LanePartition(StatefulSourcePartition[Part, int]):
             raise StopIteration
         part = self._lane.cut()
         self._ended = part.final
+        if self._ended:
+            self._lane.told_end()
         step_s = self._lane.round_ms / 1000.0
         now = time.monotonic()
         self._due = now if part.replayed else max(self._due + step_s, now)
@@ -279,6 +295,8 @@ class _LanePartition(StatefulSourcePartition[Part, int]):
 
     def close(self) -> None:
         self._lane.reader.close()
+        if self._lane.control is not None:
+            self._lane.control.close()
         self._lane.journal.close()
 
 

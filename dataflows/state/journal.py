@@ -54,7 +54,8 @@ class Cut:
     control : control records read with this round
     schemas : schema id -> body, of schemas first met in this round (in the first record of a
         segment: of all)
-    faults : lines of the control file that are no record: (byte offset, the line, what is wrong)
+    faults : lines or messages of the control lane that are no record: (offset, what it held, what
+        is wrong with it, partition)
     source_time_us : the reader's own clock where `cut_time_us` was held back from running
         backwards; None where they are the same
     final : the lane ended with this round
@@ -67,7 +68,7 @@ class Cut:
     checksum: int = 0
     control: list[dict[str, Any]] = field(default_factory=list)
     schemas: dict[str, str] = field(default_factory=dict)
-    faults: list[tuple[int, str, str]] = field(default_factory=list)
+    faults: list[tuple[int, str, str, int]] = field(default_factory=list)
     source_time_us: int | None = None
     final: bool = False
 
@@ -93,7 +94,10 @@ class Cut:
     def from_bytes(cls, payload: bytes) -> Cut:
         """The cut that `to_bytes` wrote."""
         d = json.loads(payload)
-        faults = [(at, line, fault) for at, line, fault in d.get("f", [])]
+        faults = [
+            (at, line, fault, partition[0] if partition else 0)
+            for at, line, fault, *partition in d.get("f", [])
+        ]
         return cls(
             d["r"],
             d["t"],

@@ -50,6 +50,8 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         (json.dumps({**STAGE, "stage": "on"}), "stages are off, shadow, canary, live"),
         (json.dumps({**STAGE, "percent": 101}), "in [0, 100], got 101"),
         (json.dumps({**STAGE, "percent": None}), "in [0, 100], got None"),
+        (json.dumps({**STAGE, "percent": True}), "in [0, 100], got True"),
+        (json.dumps({**MUTE, "percent": 5}), "unknown field 'percent'"),
     ],
 )
 def test_a_bad_record_is_told_what_is_wrong(line: str, fault: str) -> None:
@@ -121,7 +123,7 @@ def test_a_reader_goes_on_at_a_journaled_position(
     all_records = [MUTE, STAGE, THRESHOLD]
     path.write_bytes(lines(*all_records))
     control = ControlFile(path)
-    control.position = len(lines(*all_records[:position]))
+    control.seek(len(lines(*all_records[:position])))
     assert control.take() == (all_records[position:], [])
 
 
@@ -131,8 +133,8 @@ def test_bad_lines_are_told_with_their_place_and_the_rest_is_taken(tmp_path: Pat
     path.write_bytes(b"\xff\xfe\n\n" + lines(MUTE) + b"nonsense\r\n" + long + b"\n" + lines(STAGE))
     records, faults = ControlFile(path).take()
     assert records == [MUTE, STAGE]
-    assert [at for at, _, _ in faults] == [0, 4 + len(lines(MUTE)), 14 + len(lines(MUTE))]
-    assert [raw for _, raw, _ in faults] == [b"\xff\xfe", b"nonsense\r", long[:-1]]
+    assert [at for at, *_ in faults] == [0, 4 + len(lines(MUTE)), 14 + len(lines(MUTE))]
+    assert [raw for _, raw, *_ in faults] == [b"\xff\xfe", b"nonsense\r", long[:-1]]
     assert "at most 65536 bytes, got 65537" in faults[2][2]
 
 
@@ -150,7 +152,7 @@ def test_a_huge_file_is_read_a_piece_a_round(
         bad += faults
         rounds += 1
     assert got == [MUTE] * 10 + [STAGE]
-    assert b"".join(raw for _, raw, _ in bad) == b"y" * 500
+    assert b"".join(raw for _, raw, *_ in bad) == b"y" * 500
     assert rounds > 5
 
 

@@ -45,7 +45,7 @@ def test_every_field_of_a_cut_comes_back(tmp_path: Path) -> None:
         7,
         [{"kind": "mute", "entity": "caf\u00e9 \ud800"}],
         {"8": '{"type":"record"}'},
-        [(9, "\xff\x00 not a record", "control record: not JSON")],
+        [(9, "\xff\x00 not a record", "control record: not JSON", 0)],
         10,
         True,
     )
