@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflows.cli.main import main
 from dataflows.control import records as module
-from dataflows.control.records import Control, ControlFile, parse_record
+from dataflows.control.records import (
+    Control,
+    ControlFile,
+    Fault,
+    Names,
+    append_record,
+    parse_record,
+)
 from features.errors import ConfigError, StateError
+from models.voting import AnomalyType, Voting
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "control.md"
+
+VOTING = Voting(
+    {
+        "payment_fraud": AnomalyType(
+            "payment_fraud", "payment", thresholds={"zscore": 0.9, "transformer": 0.99}
+        ),
+        "fraud": AnomalyType("fraud", "payment", thresholds={"iqr": 0.9}),
+    }
+)
+NAMES = Names.of(VOTING, ["zscore", "transformer"])
+"""What a flow with these rules knows that runs two of its three detectors."""
 
 MUTE: dict[str, Any] = {"kind": "mute", "entity_type": "card", "entity": "c1", "until_us": 50}
 STAGE: dict[str, Any] = {"kind": "stage", "detector": "zscore", "stage": "shadow"}
@@ -168,3 +192,116 @@ def test_a_file_that_was_replaced_by_a_shorter_one_is_read_anew(tmp_path: Path) 
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="Is a directory; make it readable"):
         ControlFile(tmp_path).take()
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({**THRESHOLD, "anomaly_type": "frauds"}, "unknown anomaly type 'frauds' (did you mean"),
+        (THRESHOLD, "unknown detector of fraud 'iqr'; there are ensemble"),
+        ({**STAGE, "detector": "iqr"}, "unknown detector 'iqr'; there are zscore, transformer"),
+        ({**STAGE, "detector": "ensemble"}, "unknown detector 'ensemble'"),
+        ({**MUTE, "entity_type": "cart"}, "unknown entity type 'cart' (did you mean 'card'?)"),
+    ],
+)
+def test_a_record_about_what_the_flow_does_not_have_is_refused(
+    record: dict[str, Any], fault: str
+) -> None:
+    assert parse_record(json.dumps(record)) == record, "well formed"
+    with pytest.raises(ConfigError) as caught:
+        parse_record(json.dumps(record), NAMES)
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        MUTE,
+        STAGE,
+        {**THRESHOLD, "detector": "ensemble"},
+        {**THRESHOLD, "anomaly_type": "payment_fraud", "detector": "transformer"},
+    ],
+)
+def test_a_record_about_what_the_flow_has_is_taken(record: dict[str, Any]) -> None:
+    assert parse_record(json.dumps(record), NAMES) == record
+
+
+def test_a_reader_refuses_by_the_names_of_its_flow(tmp_path: Path) -> None:
+    path = tmp_path / "control.jsonl"
+    path.write_bytes(lines(STAGE, {**STAGE, "detector": "iqr"}, MUTE))
+    records, faults = ControlFile(path, NAMES).take()
+    assert records == [STAGE, MUTE]
+    assert [(type(f), f.offset, f.partition) for f in faults] == [(Fault, len(lines(STAGE)), 0)]
+
+
+def test_a_position_of_a_topic_is_the_beginning_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "control.jsonl"
+    path.write_bytes(lines(MUTE))
+    control = ControlFile(path)
+    control.seek({"topic": "control", "at": {"0": 9}})
+    assert control.take() == ([MUTE], [])
+
+
+def test_a_line_that_was_left_unfinished_spoils_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "control.jsonl"
+    append_record(path, json.dumps(MUTE))
+    with path.open("ab") as file:
+        file.write(b'{"kind": "mu')
+    append_record(path, json.dumps(STAGE))
+    records, faults = ControlFile(path).take()
+    assert records == [MUTE, STAGE]
+    assert [f.raw for f in faults] == [b'{"kind": "mu']
+
+
+def blocks(language: str) -> list[str]:
+    """Lines of the page's code blocks of a language."""
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    return [line for block in found for line in block.splitlines()]
+
+
+def test_commands_of_the_page_write_the_records_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "voting.toml").write_text(VOTING.text(), encoding="utf-8")
+    sets = [f"state_dir={tmp_path}", f"bundle={tmp_path}"]
+    for line in blocks("sh"):
+        program, *words = shlex.split(line)
+        if program == "waxwing":
+            at = words.index("control") + 1
+            options = [part for one in sets for part in ("--set", one)]
+            assert main([*words[:at], *options, *words[at:]]) == 0, line
+    written = [json.loads(t) for t in (tmp_path / "control.jsonl").read_text().splitlines()]
+    told = [{k: v for k, v in r.items() if k not in ("id", "why")} for r in written]
+    assert told == [json.loads(line) for line in blocks("json")]
+    assert ControlFile(tmp_path / "control.jsonl", NAMES).take() == (written, [])
+    assert Control.of(written).expire(1).mutes == {}, "what was muted is heard again"
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["stage", "zscore", "live", "--percent", "10"], "share of a canary, got stage 'live'"),
+        (["stage", "zscore", "canary", "--percent", "101"], "in [0, 100], got 101"),
+        (["stage", "zsore", "off"], "did you mean 'zscore'"),
+        (["threshold", "frod", "ensemble", "0.9"], "did you mean 'fraud'"),
+        (["threshold", "fraud", "zscore", "0.9"], "unknown detector of fraud 'zscore'"),
+        (["mute", "cart", "c1", "now"], "unknown entity type 'cart'"),
+        (["mute", "card", "c1", "tomorrow"], "expected an ISO 8601 time"),
+        (["mute", "card", "c1", "2026-03-05T00:00:00"], "with its offset"),
+    ],
+)
+def test_a_command_that_would_do_nothing_writes_nothing(
+    words: list[str], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "voting.toml").write_text(VOTING.text(), encoding="utf-8")
+    sets = ["--set", f"state_dir={tmp_path}", "--set", f"bundle={tmp_path}"]
+    assert main(["control", *sets, *words]) == 2
+    assert fault in capsys.readouterr().err
+    assert not (tmp_path / "control.jsonl").exists()
+
+
+def test_without_the_rules_at_hand_a_command_knows_the_detectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["--set", f"state_dir={tmp_path}", "--set", f"bundle={tmp_path / 'none'}"]
+    assert main(["control", *sets, "threshold", "anything", "iqr", "0.9"]) == 0
+    assert main(["control", *sets, "threshold", "anything", "iqrr", "0.9"]) == 2
+    assert "did you mean 'iqr'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataflows.control.records import ControlFile
+from dataflows.control.records import ControlFile, Fault
 from dataflows.settings import load
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.rounds import Lane, Part, checksum
@@ -378,3 +378,49 @@ def test_the_simulator_is_cut_again_to_the_event(tmp_path: Path, died: int) -> N
     assert [seen(p) for p in rest] == [seen(p) for p in whole]
     assert sum(p.received for p in whole) > 1_000
     assert whole[-1].cut_time_us - whole[0].cut_time_us > 3600 * 1_000_000
+
+
+def test_the_lane_that_reads_control_records_outlives_the_others(
+    tmp_path: Path, batch: EventBatch
+) -> None:
+    stage = {"kind": "stage", "detector": "iqr", "stage": "off"}
+    ended: list[bool] = []
+    sizes = [*SIZES, 0, 0, 0, 0]
+    times = [START_US + i for i in range(len(sizes))]
+    lane = open_lane(tmp_path, Arrivals(batch, sizes, times))
+    lane.others_end = lambda: bool(ended)
+    with closing(lane.journal):
+        parts = [lane.cut() for _ in range(len(SIZES) + 2)]
+        assert not any(p.final for p in parts), "its source has ended, another lane has not"
+        say(tmp_path, stage)
+        parts.append(lane.cut())
+        ended.append(True)
+        parts.append(lane.cut())
+    assert [list(p.control) for p in parts[-3:]] == [[], [stage], []]
+    assert [p.received for p in parts[len(SIZES) :]] == [0] * 4
+    assert parts[-1].final
+    again = run(open_lane(tmp_path, Arrivals(batch, sizes, times)))
+    assert [seen(p) for p in again] == [seen(p) for p in parts], "a replay waits for nobody"
+
+
+def test_a_refused_message_keeps_its_place_in_the_journal(
+    tmp_path: Path, batch: EventBatch
+) -> None:
+    class Refused(ControlFile):
+        """A topic's reader as the lane sees it: one bad message in partition 3."""
+
+        def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
+            return [], [Fault(17, b"\xff\x00", "no record", 3)] if self.position == 0 else []
+
+    lane = open_lane(tmp_path, Arrivals(batch, SIZES, clocks()))
+    lane.control = Refused(tmp_path / "topic")
+    with closing(lane.journal):
+        first = lane.cut()
+    letters = [r for r in first.rejects if r.event_type == "control"]
+    assert [(r.topic, r.partition, r.offset, r.raw) for r in letters] == [
+        (str(tmp_path / "topic"), 3, 17, b"\xff\x00")
+    ]
+    again = open_lane(tmp_path, Arrivals(batch, SIZES, clocks()))
+    with closing(again.journal):
+        place = [(r.partition, r.offset, r.raw, r.detail) for r in again.cut().rejects]
+    assert place[-1] == (3, 17, b"\xff\x00", "no record")
