@@ -46,6 +46,15 @@ class Guard:
                 self.fault = fault
         return nothing
 
+    def close(
+        self, inner: StatefulSourcePartition[Any, Any] | StatefulSinkPartition[Any, Any]
+    ) -> None:
+        """Close a partition, also after a fault, which stays the first."""
+        try:
+            inner.close()
+        except WaxwingError as fault:
+            self.fault = self.fault or fault
+
     def source(self, inner: FixedPartitionedSource[X, Any]) -> FixedPartitionedSource[X, Any]:
         """The source; its partitions end the flow once there is a fault."""
         return _Source(self, inner) if self.on else inner
@@ -115,7 +124,7 @@ class _Partition(StatefulSourcePartition[X, Any]):
 
     def close(self) -> None:
         if self._inner is not None:
-            self._inner.close()
+            self._guard.close(self._inner)
 
 
 class _Logic(StatefulBatchLogic[X, Y, int]):
@@ -166,4 +175,4 @@ class _SinkPartition(StatefulSinkPartition[X, Any]):
 
     def close(self) -> None:
         if self._inner is not None:
-            self._inner.close()
+            self._guard.close(self._inner)

@@ -6,6 +6,7 @@ says and writes the replayed rounds again, so that each alert stands in it once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -57,7 +58,8 @@ class Sink:
             while body:
                 body = body[os.write(self._file, body) :]
         except OSError as error:
-            os.ftruncate(self._file, before)
+            with contextlib.suppress(OSError):  # a disk that is gone cannot be cut back either
+                os.ftruncate(self._file, before)
             raise SinkError(_fault(self.path, "be written", error)) from error
 
     def sync(self) -> None:
