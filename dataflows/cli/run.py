@@ -130,12 +130,13 @@ def with_data(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    from dataflows.observe.live import judgement_table
     from dataflows.observe.telemetry import Telemetry
     from dataflows.runner import run_flow, usage, write_json
     from dataflows.settings import load
 
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
-    telemetry = Telemetry()
+    telemetry = Telemetry(truth_names=_truth_names(settings))
     notify = _start_notify(args, settings)
     try:
         run_flow(settings, telemetry)
@@ -148,8 +149,19 @@ def run(args: argparse.Namespace) -> int:
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
     )
+    if report.get("detectors"):
+        judgement_table(report, sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, report)
     return 0
+
+
+def _truth_names(settings: Settings) -> dict[int, str] | None:
+    """Names of the codes in the labels of the mapping's files; None means the simulator's."""
+    from dataflows.sources.files import truth_names
+
+    if settings.source != "file" or settings.file_mapping is None:
+        return None
+    return truth_names(settings.file_mapping)
 
 
 def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Popen[bytes] | None:

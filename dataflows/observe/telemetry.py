@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,9 +71,14 @@ class Telemetry:
     Parameters
     ----------
     on_alert : called with each delivered alert, from the flow's thread; must be quick
+    truth_names : code in the truth -> name of the attack; the simulator's by default
     """
 
-    def __init__(self, on_alert: Callable[[Alert], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_alert: Callable[[Alert], None] | None = None,
+        truth_names: Mapping[int, str] | None = None,
+    ) -> None:
         self.begun = time.monotonic()
         self.first_alert_s: float | None = None
         self.alert_latency = LatencyHistogram()
@@ -90,7 +95,7 @@ class Telemetry:
         self.lag_ms_max = 0.0
         self.lag_ms_last = 0.0
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
-        self.tally = Tally()
+        self.tally = Tally(truth_names)
         self._on_alert = on_alert
         self._lock = threading.Lock()
 
