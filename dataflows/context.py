@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.settings import Settings
-from dataflows.sources.rounds import Lane, journal_folder
+from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
 from dataflows.state.lock import lock_state
@@ -92,8 +92,7 @@ class Context:
     telemetry: Telemetry
     store: StoreWriter | None
     stop: StopSwitch = field(default_factory=StopSwitch)
-    running: set[int] = field(default_factory=set)
-    """Lanes that this process has opened and that have not ended."""
+    lanes: Lanes = field(default_factory=Lanes)
 
     @property
     def store_columns(self) -> dict[tuple[str, str], list[int]]:
@@ -235,11 +234,10 @@ def open_lane(context: Context, lane: int) -> Lane:
         stop=context.stop,
         control=_open_control(context) if lane == 0 else None,
         stage=context.telemetry.stage,
-        others_end=(lambda: context.running <= {0}) if lane == 0 else (lambda: True),
-        told_end=lambda: context.running.discard(lane),
+        lanes=context.lanes,
     )
     opened.start(context.manifest.round)
-    context.running.add(lane)
+    context.lanes.cut(lane, opened.round)
     return opened
 
 

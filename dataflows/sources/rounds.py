@@ -25,7 +25,7 @@ from features.errors import StateError
 from features.events import event_code
 from features.keys import UInt64, hash_strings
 
-__all__ = ["Lane", "Part", "RoundSource", "checksum", "journal_folder", "lane_name"]
+__all__ = ["Lane", "Lanes", "Part", "RoundSource", "checksum", "journal_folder", "lane_name"]
 
 
 def lane_name(lane: int) -> str:
@@ -62,6 +62,27 @@ class Part:
     replayed: bool = False
 
 
+class Lanes:
+    """The lanes of one process that have not ended, and how far each has come.
+
+    The lane that reads the control records outlives the others: it cuts rounds without events until
+    they have ended, so that what a person says is heard to the end. It keeps to their pace.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: dict[int, int] = {}
+
+    def cut(self, lane: int, round_: int, final: bool = False) -> None:
+        """Note a lane's newest round; `final` ends it."""
+        self._rounds[lane] = round_
+        if final:
+            del self._rounds[lane]
+
+    def others(self, lane: int) -> list[int]:
+        """Newest rounds of the other lanes that have not ended."""
+        return [round_ for other, round_ in list(self._rounds.items()) if other != lane]
+
+
 @dataclass(slots=True)
 class Lane:
     """All that a lane needs to cut rounds: its reader, journal, control lane and place to start."""
@@ -73,11 +94,7 @@ class Lane:
     rows_max: int
     stop: Callable[[], bool]
     control: ControlReader | None = None
-    others_end: Callable[[], bool] = lambda: True
-    """Whether the other lanes have ended. The lane that reads the control records outlives them: it
-    cuts rounds without events until then, so that what a person says is heard to the end."""
-    told_end: Callable[[], None] = lambda: None
-    """Told when the lane has ended."""
+    lanes: Lanes = field(default_factory=Lanes)
     stage: Callable[[str, float], None] = lambda _name, _seconds: None
     """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
     round: int = 0
@@ -86,6 +103,7 @@ class Lane:
     replay: Iterator[Cut] = field(default_factory=lambda: iter(()))
     pending: Cut | None = None
     ended: bool = False
+    waits: bool = False
 
     def start(self, manifest_round: int) -> None:
         """Stand after round `manifest_round`, with the rounds after it waiting to be cut again.
@@ -125,9 +143,14 @@ class Lane:
     def cut(self) -> Part:
         """The next round's part: the journaled one where there is one, else a new cut."""
         self.round += 1
-        if self.pending is not None:
-            return self._cut_again(self.pending)
-        return self._cut_new()
+        part = self._cut_new() if self.pending is None else self._cut_again(self.pending)
+        self.lanes.cut(self.lane, self.round, part.final)
+        return part
+
+    @property
+    def behind(self) -> bool:
+        """Whether its source has ended and other lanes, for which it stays, are further."""
+        return self.waits and any(round_ > self.round for round_ in self.lanes.others(self.lane))
 
     def _cut_again(self, cut: Cut) -> Part:
         """Read exactly what the journal says the round held."""
@@ -177,7 +200,8 @@ class Lane:
             faults = [(f.offset, f.raw.decode("latin-1"), f.reason, f.partition) for f in bad]
             taken.rejects.extend(self._bad_lines(faults))
         cut_time_us = max(self.cut_time_us, taken.cut_time_us)
-        final = final or (taken.eof and self.others_end())
+        self.waits = taken.eof and self.control is not None and bool(self.lanes.others(self.lane))
+        final = final or (taken.eof and not self.waits)
         part = self._part(taken, cut_time_us, tuple(records), final=final)
         positions = {k: v for k, v in taken.positions.items() if k != "control"}
         if self.control is not None:
@@ -230,7 +254,9 @@ class Lane:
         batches = {name: batch.in_order() for name, batch in taken.batches.items() if len(batch)}
         batches = {name: batches[name] for name in sorted(batches, key=event_code)}
         ids = {name: hash_strings(batch.frame["event_id"]) for name, batch in batches.items()}
-        rejects = tuple(replace(letter, round=self.round) for letter in taken.rejects)
+        rejects = tuple(
+            replace(letter, round=self.round) for letter in sorted(taken.rejects, key=_place)
+        )
         return Part(
             self.lane,
             self.round,
@@ -243,6 +269,11 @@ class Lane:
             final,
             replayed,
         )
+
+
+def _place(letter: DeadLetter) -> tuple[str, int, int]:
+    """The order of rejects in a part: partitions arrive in another order every time."""
+    return letter.event_type, letter.partition, letter.offset
 
 
 def checksum(part: Part) -> int:
@@ -277,15 +308,14 @@ class _LanePartition(StatefulSourcePartition[Part, int]):
             raise StopIteration
         part = self._lane.cut()
         self._ended = part.final
-        if self._ended:
-            self._lane.told_end()
         step_s = self._lane.round_ms / 1000.0
         now = time.monotonic()
         self._due = now if part.replayed else max(self._due + step_s, now)
         return [part]
 
     def next_awake(self) -> datetime | None:
-        if self._lane.pending is not None or self._lane.reader.unpaced or self._ended:
+        lane = self._lane
+        if lane.pending is not None or lane.reader.unpaced or lane.behind or self._ended:
             return None
         wait_s = max(0.0, self._due - time.monotonic())
         return datetime.now(UTC) + timedelta(seconds=wait_s)

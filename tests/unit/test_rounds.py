@@ -384,17 +384,19 @@ def test_the_lane_that_reads_control_records_outlives_the_others(
     tmp_path: Path, batch: EventBatch
 ) -> None:
     stage = {"kind": "stage", "detector": "iqr", "stage": "off"}
-    ended: list[bool] = []
     sizes = [*SIZES, 0, 0, 0, 0, 0]
     times = [START_US + i for i in range(len(sizes))]
     lane = open_lane(tmp_path, Arrivals(batch, sizes, times))
-    lane.others_end = lambda: bool(ended)
+    lane.lanes.cut(1, 8)
     with closing(lane.journal):
-        parts = [lane.cut() for _ in range(len(SIZES) + 2)]
+        parts = [lane.cut() for _ in range(len(SIZES))]
+        assert lane.behind, "it does not make the other lane wait"
+        parts += [lane.cut(), lane.cut()]
+        assert not lane.behind, "nor does it run ahead"
         assert not any(p.final for p in parts), "its source has ended, another lane has not"
         say(tmp_path, stage)
         parts.append(lane.cut())
-        ended.append(True)
+        lane.lanes.cut(1, 9, final=True)
         parts.append(lane.cut())
     assert [list(p.control) for p in parts[-3:]] == [[], [stage], []]
     assert [p.received for p in parts[len(SIZES) :]] == [0] * 4
