@@ -387,10 +387,10 @@ def _alert_line(alert: Alert) -> str:
 
 
 NEXT_STEPS: tuple[tuple[str, str], ...] = (
-    ("waxwing demo --seed 11 --json out.json", "another world of traffic, and the figures as JSON"),
-    ("waxwing run --config waxwing.toml", "your own events, from Kafka or files"),
-    ("waxwing check", "every setting, its value and where it comes from"),
-    ("waxwing bench pipeline --rate 50000", "how much this machine carries, and at what latency"),
+    ("waxwing demo --seed 11 --json out.json", "other traffic, figures as JSON"),
+    ("waxwing run --config waxwing.toml", "your own events, Kafka or files"),
+    ("waxwing check", "every setting and its source"),
+    ("waxwing bench pipeline --rate 50000", "what this machine carries"),
 )
 """What the demo proposes at its end where it is not given better."""
 
@@ -418,6 +418,8 @@ def final_table(
     _print_judgement(console, report)
     if next_steps:
         steps = Table.grid(padding=(0, 2))
+        for wrap in (True, True, False):
+            steps.add_column(no_wrap=wrap)
         for command, what in next_steps:
             steps.add_row("", Text(command, "cyan"), what)
         console.print()
