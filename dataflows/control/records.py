@@ -54,7 +54,13 @@ _ENSEMBLE = "ensemble"
 """The name under which a vote as a whole has its threshold, as in `models.voting`."""
 
 _MAY: dict[str, tuple[str, ...]] = {"stage": ("percent",)}
-"""Kind -> fields it may have beside those every record may have (`id`, `by`, `why`)."""
+"""Kind -> fields it may have beside `_NOTES`."""
+
+_NOTES = ("id", "by", "why")
+"""Text that every record may have; it decides nothing."""
+
+SHOWN_MAX = 120
+"""Most characters of a value in what is said about it. Chosen: a line on a screen."""
 
 
 class Fault(NamedTuple):
@@ -156,7 +162,7 @@ def _unknown(kind: str, what: str, name: str, valid: Iterable[str]) -> list[str]
     valid = list(valid)
     if name in valid:
         return []
-    name = name[:120]
+    name = name[:SHOWN_MAX]
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return [f"control record {kind}: unknown {what} {name!r}{hint}; there are {', '.join(valid)}"]
@@ -176,21 +182,27 @@ def parse_record(line: str, names: Names | None = None) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"control record: not JSON ({error}): {line[:120]!r}") from None
+        raise ConfigError(f"control record: not JSON ({error}): {_shown(line)}") from None
     if not isinstance(record, dict):
-        raise ConfigError(f"control record: expected an object, got {line[:120]!r}")
+        raise ConfigError(f"control record: expected an object, got {_shown(line)}")
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _WANTED:
         valid = ", ".join(_WANTED)
-        raise ConfigError(f"control record: unknown kind {kind!r}; kinds are {valid}")
+        raise ConfigError(f"control record: unknown kind {_shown(kind)}; kinds are {valid}")
     faults = [
         f"control record {kind}: expected `{name}` as {types[-1].__name__},"
-        f" got {record.get(name)!r}"
+        f" got {_shown(record.get(name))}"
         for name, types in _WANTED[kind].items()
         if not isinstance(record.get(name), types) or isinstance(record.get(name), bool)
     ]
-    extra = set(record) - set(_WANTED[kind]) - {"kind", "id", "by", "why", *_MAY.get(kind, ())}
-    faults += [f"control record {kind}: unknown field {name!r}" for name in sorted(extra)]
+    # Nothing nested: what is read must be journaled, whatever depth that can be done to.
+    faults += [
+        f"control record {kind}: expected `{name}` as text, got {_shown(record[name])}"
+        for name in _NOTES
+        if not isinstance(record.get(name, ""), str)
+    ]
+    extra = set(record) - set(_WANTED[kind]) - {"kind", *_NOTES, *_MAY.get(kind, ())}
+    faults += [f"control record {kind}: unknown field {_shown(name)}" for name in sorted(extra)]
     if not faults:
         faults += _wrong_values(kind, record)
         faults += [] if names is None else names.faults(record)
@@ -199,22 +211,35 @@ def parse_record(line: str, names: Names | None = None) -> dict[str, Any]:
     return record
 
 
+def _shown(value: Any) -> str:
+    """A value in a message: short, and whatever it is."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested too deeply"
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+
+
 def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
     """Faults of values whose types are right."""
     if kind == "threshold" and not 0 <= record["value"] <= 1:
-        return [f"control record threshold: expected a value in [0, 1], got {record['value']}"]
+        return [
+            f"control record threshold: expected a value in [0, 1], got {_shown(record['value'])}"
+        ]
     if kind != "stage":
         return []
     faults = []
     if record["stage"] not in STAGES:
         faults.append(
-            f"control record stage: unknown stage {record['stage']!r};"
+            f"control record stage: unknown stage {_shown(record['stage'])};"
             f" stages are {', '.join(STAGES)}"
         )
     percent = record.get("percent", 100)
     number = isinstance(percent, int | float) and not isinstance(percent, bool)
     if not (number and 0 <= percent <= 100):
-        faults.append(f"control record stage: expected `percent` in [0, 100], got {percent!r}")
+        faults.append(
+            f"control record stage: expected `percent` in [0, 100], got {_shown(percent)}"
+        )
     return faults
 
 

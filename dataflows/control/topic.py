@@ -278,7 +278,7 @@ def send_record(settings: Settings, record: Mapping[str, Any]) -> str:
         try:
             producer.produce(
                 topic,
-                key=_key(record).encode(),
+                key=_key(record).encode("utf-8", "replace"),
                 value=json.dumps(record).encode(),
                 on_delivery=lambda error, message: told.append((error, message)),
             )

@@ -76,12 +76,27 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         (json.dumps({**STAGE, "percent": None}), "in [0, 100], got None"),
         (json.dumps({**STAGE, "percent": True}), "in [0, 100], got True"),
         (json.dumps({**MUTE, "percent": 5}), "unknown field 'percent'"),
+        (json.dumps({**MUTE, "why": ["because"]}), "expected `why` as text, got ['because']"),
+        (json.dumps({**MUTE, "entity": ["x" * 9_000]}), "expected `entity` as str, got ['xxx"),
     ],
 )
 def test_a_bad_record_is_told_what_is_wrong(line: str, fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_record(line)
     assert fault in str(caught.value)
+
+
+def test_no_depth_of_nesting_brings_a_reader_down(tmp_path: Path) -> None:
+    path = tmp_path / "control.jsonl"
+    depths = [1, 400, *range(800, 1_000, 10), 5_000]
+    records = [MUTE | {"entity": "@", "why": "@"}, MUTE | {"kind": "@"}, MUTE | {"@": 1, "id": "@"}]
+    for depth in depths:
+        nested = "[" * depth + "]" * depth
+        for record in records:
+            append_record(path, json.dumps(record).replace('"@"', nested, 2))
+    taken, faults = ControlFile(path).take()
+    assert taken == [] and len(faults) == len(depths) * len(records)
+    assert max(len(f.reason) for f in faults) < 1_000
 
 
 def test_all_faults_of_a_record_are_told_at_once() -> None:
