@@ -15,13 +15,13 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
-from features.batch import EventBatch, FeatureMatrix, Float64, Int64
+from features.batch import EventBatch, FeatureMatrix, Float64, Int32, Int64
 from features.events import event_type
 from features.keys import group_of, hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import reasons
 
-__all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = ["STORE_SHARDS", "EntityRows", "RoundOut", "Scored", "StoreRows", "score_round"]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -64,17 +64,34 @@ class RoundOut:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreRows:
-    """One lane's rows for one shard of the online store in one round.
+class EntityRows:
+    """Rows of one view of the online store.
 
-    `views` holds, by (event type, entity), the entity keys (n,), values float64 (n, F), event times
-    int64 (n,) and which rows belong to flagged events.
+    Parameters
+    ----------
+    keys : (n,), names of the entities
+    values : float64 (n, F)
+    time_us : int64 (n,), event time
+    partition, offset : (n,), the order of rows of the same time
+    urgent : bool (n,), rows of flagged events
     """
+
+    keys: pl.Series
+    values: Float64
+    time_us: Int64
+    partition: Int32
+    offset: Int64
+    urgent: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRows:
+    """One lane's rows for one shard of the online store in one round, by (event type, entity)."""
 
     lane: int
     round: int
     shard: int
-    views: dict[tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]]
+    views: dict[tuple[str, str], EntityRows]
     final: bool
 
 
@@ -219,9 +236,7 @@ def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
     """The entity rows of a lane's round, by shard of the store."""
-    shards: list[dict[tuple[str, str], tuple[pl.Series, Float64, Int64, npt.NDArray[np.bool_]]]] = [
-        {} for _ in range(STORE_SHARDS)
-    ]
+    shards: list[dict[tuple[str, str], EntityRows]] = [{} for _ in range(STORE_SHARDS)]
     for (name, entity), columns in context.store_columns.items():
         features = item.features.get(name)
         if features is None:
@@ -235,10 +250,12 @@ def _store_rows(
         for s in range(STORE_SHARDS):
             rows = np.flatnonzero(shard == s)
             if len(rows):
-                shards[s][name, entity] = (
+                shards[s][name, entity] = EntityRows(
                     names.gather(rows),
                     values[rows],
                     batch.time_us[rows],
+                    batch.partition[rows],
+                    batch.offset[rows],
                     flagged[name][rows],
                 )
     for s, views in enumerate(shards):

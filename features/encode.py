@@ -101,7 +101,8 @@ def confluent_header(schema_id: int) -> bytes:
 
 def _string_buffers(column: pl.Series) -> tuple[UInt8, Int64]:
     """Bytes and offsets (n + 1,) of a string column."""
-    array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    # A column of nulls alone has no type of its own yet.
+    array = column.cast(pl.String).rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, offsets_buffer, data_buffer = array.buffers()
     n = len(column)
     if offsets_buffer is None or n == 0:

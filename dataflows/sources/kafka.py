@@ -387,6 +387,9 @@ class KafkaReader:
         # Timestamps are milliseconds, cut down: rather a few events twice, which are found, than
         # one not at all.
         wanted = [TopicPartition(t, p, from_us // 1000) for t, p in places]
+        # Ends first: what a producer adds between the two questions is neither before the time
+        # nor skipped.
+        ends = self._offsets(places, "latest")
         try:
             answers = self._consumer.offsets_for_times(wanted, timeout=CONNECT_S)
         except KafkaException as error:
@@ -395,8 +398,7 @@ class KafkaReader:
         if faulty:
             raise self._no_answer("offsets by time", KafkaException(faulty[0].error))
         found = {(tp.topic, tp.partition): tp.offset for tp in answers}
-        later = [place for place, offset in found.items() if offset < 0]
-        return found | self._offsets(later, "latest")
+        return {place: at if at >= 0 else ends[place] for place, at in found.items()}
 
     def _offsets(self, places: list[Place], which: str) -> dict[Place, int]:
         """First offsets, or end offsets, of partitions."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bench", "Run", "alerts_of", "call", "start", "without_clock"]
+__all__ = ["Bench", "Run", "alerts_of", "call", "running", "start", "without_clock"]
 
 TIMEOUT_S = 240.0
 """Longest run of a command. Chosen: ten times what the slowest takes on two busy cores."""
@@ -50,6 +51,20 @@ def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     )
 
 
+@contextlib.contextmanager
+def running(*arguments: str, cwd: Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """`waxwing ...` while the block lasts; killed at its end where it still runs."""
+    process = start(*arguments, cwd=cwd, **extra)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 def alerts_of(state_dir: Path) -> list[dict[str, Any]]:
     """The alert log, line by line."""
     path = state_dir / "alerts.jsonl"
@@ -75,7 +90,8 @@ def wait_for(condition: Any, what: str, process: subprocess.Popen[str], limit_s:
         if time.monotonic() > give_up:
             process.kill()
             raise AssertionError(f"{limit_s:.0f} s passed before {what}")
-        time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
 
 
 @dataclass(slots=True)
@@ -113,10 +129,10 @@ class Run:
 
     def until(self, condition: Any, how: int = signal.SIGKILL, limit_s: float = 120.0) -> int:
         """Start, wait for `condition()`, end it by a signal; the exit status."""
-        process = start("run", *self.options(), cwd=self.bench.folder)
-        wait_for(condition, "the moment to stop it", process, limit_s)
-        process.send_signal(how)
-        out, _ = process.communicate(timeout=60)
+        with running("run", *self.options(), cwd=self.bench.folder) as process:
+            wait_for(condition, "the moment to stop it", process, limit_s)
+            process.send_signal(how)
+            out, _ = process.communicate(timeout=60)
         assert how == signal.SIGKILL or process.returncode == 0, out
         return int(process.returncode)
 

@@ -15,7 +15,7 @@ import pytest
 
 from dataflows.state.journal import read_cuts
 from dataflows.state.manifest import read_manifest
-from tests.flow.harness import Bench, Run, alerts_of, call, start, wait_for, without_clock
+from tests.flow.harness import Bench, Run, alerts_of, call, running, wait_for, without_clock
 
 DAY = {"sim_seconds": 6, "sim_speed": 7200.0}
 """Half a day of event time; 86,400 events."""
@@ -151,14 +151,14 @@ def test_control_records_are_in_force_from_their_round_on_and_replayed(
 ) -> None:
     state = tmp_path / "state"
     run = Run(bench, state, DAY | {"sim_paced": "true", "sim_seconds": 12, "sim_speed": 3600.0})
-    process = start("run", *run.options(), cwd=bench.folder)
-    wait_for(lambda: len(alerts_of(state)) >= 5, "five alerts", process, 120)
-    for detector in ("zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"):
-        done = call(
-            "control", *bench.sets(state_dir=state), "stage", detector, "off", cwd=bench.folder
-        )
-        assert done.returncode == 0, done.stderr
-    out, _ = process.communicate(timeout=120)
+    with running("run", *run.options(), cwd=bench.folder) as process:
+        wait_for(lambda: len(alerts_of(state)) >= 5, "five alerts", process, 120)
+        for detector in ("zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"):
+            done = call(
+                "control", *bench.sets(state_dir=state), "stage", detector, "off", cwd=bench.folder
+            )
+            assert done.returncode == 0, done.stderr
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     manifest = read_manifest(state)
     assert manifest is not None and len(manifest.control) == 5

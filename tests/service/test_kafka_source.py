@@ -680,3 +680,31 @@ def test_a_sink_that_gets_no_acknowledgement_raises_with_the_cure(
     sink.write([alert(1)])
     sink.close()
     assert alert(1).id in {(k or b"").decode() for k, _ in kafka.read(topic_prefix + "alerts")}
+
+
+def test_a_partition_that_fills_while_the_reader_asks_for_a_time_is_read_from_its_start(
+    settings: Settings, kafka: Kafka
+) -> None:
+    settings = with_(settings, kafka_format="json")
+    (batch,) = simulated(9, ["payment"])
+    with producer_of(settings) as producer:
+        late = producer.encode("payment", batch.frame[:3])
+        with reader_of(settings, from_us=int(batch.time_us[0])) as reader:
+            ask = reader._consumer.offsets_for_times
+
+            class Racing:
+                """The consumer, with a producer that is quicker than the next question."""
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(inner, name)
+
+                def offsets_for_times(self, *args: Any, **kwargs: Any) -> Any:
+                    found = ask(*args, **kwargs)
+                    producer.send_raw("payment", late, [0, 1, 2])
+                    assert producer._producer.flush(WAIT_S) == 0
+                    return found
+
+            inner = reader._consumer
+            reader._consumer = Racing()  # type: ignore[assignment]
+            assert sum(t.received for t in read(reader, 3)) == 3
+            reader._consumer = inner

@@ -1,0 +1,290 @@
+"""The whole over a real broker, registry and Redis: a producer, a kill -9, and what must be equal.
+
+One run of about a minute is shared by the tests: simulated events of all types, one in a hundred
+records broken, a producer that moves to a new schema on the way, the flow killed in the middle and
+started again. What came out is held against a replay of its journal and against a file run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import polars as pl
+import pytest
+import redis
+
+from dataflows.settings import Settings, load
+from dataflows.sources.base import Taken
+from dataflows.sources.kafka import KafkaReader
+from dataflows.sources.producer import EventProducer
+from dataflows.sources.rounds import journal_folder
+from dataflows.state.journal import read_cuts
+from dataflows.state.manifest import read_manifest
+from features.events import event_type
+from features.events.avro import avro_schema
+from features.simulate import Simulator
+from tests.flow.harness import Bench, alerts_of, call, running, wait_for, without_clock
+from tests.service.servers import Kafka, Redis, Registry
+
+TYPES = ("payment", "login", "metric", "app_log")
+
+HOURS, SPEED = 10, 720
+"""Ten simulated hours in fifty seconds: 72,000 events."""
+
+NEWER_EVENTS = 2_000
+"""Events written with the newer schema, at least."""
+
+LANES = 2
+
+@dataclass(slots=True)
+class Minute:
+    """What the shared run was and left."""
+
+    bench: Bench
+    settings: dict[str, str]
+    state: Path
+    topics: list[str]
+    sent: dict[str, Any]
+    newer: int
+    report: dict[str, Any]
+    broker_total: int
+    killed_at: int
+
+
+def _settings(bench: Bench, kafka: Kafka, registry: Registry, prefix: str) -> dict[str, str]:
+    """Settings of the flow over the services."""
+    return bench.settings | {
+        "source": "kafka",
+        "lanes": str(LANES),
+        "kafka_brokers": kafka.brokers,
+        "kafka_registry_url": registry.url,
+        "kafka_topic_prefix": prefix,
+        "alerts": "jsonl,kafka",
+        "alerts_topic": f"{prefix}alerts",
+        "store": "redis",
+        "snapshot_rounds": "20",
+        "time_past_s_max": "31536000",
+    }
+
+
+def _sets(settings: Mapping[str, str], **more: Any) -> list[str]:
+    """`--set` options."""
+    merged = dict(settings) | {k: str(v) for k, v in more.items()}
+    return [part for name, value in merged.items() for part in ("--set", f"{name}={value}")]
+
+
+def _newer_schema(name: str) -> dict[str, Any]:
+    """The schema of a producer that moved on: one more field, which we do not know."""
+    schema = avro_schema(name)
+    note = {"name": "note", "type": ["null", "string"], "default": None, "doc": "of a newer one"}
+    return schema | {"fields": [*schema["fields"][:3], note, *schema["fields"][3:]]}
+
+
+def _send_newer(kafka: Kafka, registry: Registry, prefix: str, settings: dict[str, str]) -> int:
+    """Payments and logins of the hour after the producer's, in the newer schema."""
+    simulator = Simulator(
+        seed=8,
+        population_seed=1,
+        events_per_s=2.0,
+        cards=int(settings["sim_cards"]),
+        event_types=("payment", "login"),
+    )
+    begin = 1_772_409_600_000_000 + HOURS * 3_600_000_000
+    producer = EventProducer(kafka.brokers, registry_url=registry.url, topic_prefix=prefix)
+    producer.open(("payment", "login"))
+    sent = 0
+    for name, batch in simulator.span(begin, begin + 1_500_000_000).items():
+        producer.use_schema(name, _newer_schema(name))
+        sent += producer.send(batch)
+    producer.close()
+    return sent
+
+
+@pytest.fixture(scope="module")
+def minute(
+    bench: Bench,
+    kafka: Kafka,
+    registry: Registry,
+    redis_server: Redis,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Minute:
+    """The run; see the module."""
+    folder = tmp_path_factory.mktemp("minute")
+    prefix = f"{folder.name}-"
+    settings = _settings(bench, kafka, registry, prefix)
+    settings["redis_url"] = _database(redis_server, 1)
+    topics = [kafka.create_topic(prefix + event_type(name).topic) for name in TYPES]
+    kafka.create_topic(settings["alerts_topic"], 4)
+    state, report = folder / "state", folder / "report.json"
+    command = ["run", *_sets(settings, state_dir=state), "--json", str(report)]
+    with running(*command, cwd=folder) as flow, running(
+        "simulate", "--to", "kafka", "--hours", str(HOURS), "--speed", str(SPEED),
+        "--malformed", "0.01", "--json", str(folder / "sent.json"), *_sets(settings), cwd=folder,
+    ) as producer:  # fmt: skip
+        wait_for(lambda: _round(state) >= 200, "the middle", flow, 180)
+        flow.send_signal(signal.SIGKILL)
+        flow.wait()
+        killed_at = _round(state)
+        with running(*command, cwd=folder) as flow:
+            out, _ = producer.communicate(timeout=240)
+            assert producer.returncode == 0, out
+            newer = _send_newer(kafka, registry, prefix, settings)
+            sent = json.loads((folder / "sent.json").read_text())
+            wait_for(lambda: _done(state) >= sent["in"] + newer, "all is through", flow, 180)
+            flow.send_signal(signal.SIGTERM)
+            out, _ = flow.communicate(timeout=60)
+            assert flow.returncode == 0, out
+    return Minute(
+        bench, settings, state, topics, sent, newer, json.loads(report.read_text()),
+        kafka.total(topics), killed_at,
+    )  # fmt: skip
+
+
+def test_every_record_of_the_broker_is_accounted_for(minute: Minute) -> None:
+    report = minute.report
+    assert minute.broker_total == minute.sent["in"] + minute.newer, "the producer's own count"
+    parts = ("scored", "dead_lettered", "duplicates", "pending")
+    assert report["in"] == minute.broker_total
+    assert report["in"] == sum(report[name] for name in parts) and report["pending"] == 0
+    assert report["dead_lettered"] == minute.sent["malformed"] > 500
+    assert report["duplicates"] >= minute.sent["repeats"] > 0
+    assert minute.killed_at >= 200, "it was killed with rounds behind it"
+
+
+def test_dead_letters_hold_the_record_as_it_came(minute: Minute) -> None:
+    log = (minute.state / "dead_letters.jsonl").read_text(encoding="utf-8")
+    letters = [json.loads(line) for line in log.splitlines()]
+    assert len(letters) == minute.sent["malformed"]
+    assert len({(x["topic"], x["partition"], x["offset"]) for x in letters}) == len(letters)
+    assert {x["reason"] for x in letters} >= {"unknown_schema", "out_of_range"}
+    assert all(x["detail"] and x["topic"] in minute.topics for x in letters)
+    assert all("raw" in x and "schema_id" in x for x in letters)
+
+
+def test_every_event_type_has_at_least_fifty_alerts(minute: Minute) -> None:
+    found = [alert["event_type"] for alert in alerts_of(minute.state)]
+    assert min(found.count(name) for name in TYPES) >= 50, {n: found.count(n) for n in TYPES}
+
+
+def test_the_alert_topic_holds_the_alerts_of_the_log(minute: Minute, kafka: Kafka) -> None:
+    logged = {alert["id"] for alert in alerts_of(minute.state)}
+    assert len(logged) == len(alerts_of(minute.state)), "the log has each once"
+    sent = [key.decode() for key, _ in kafka.read(minute.settings["alerts_topic"]) if key]
+    assert set(sent) == logged
+    assert len(sent) - len(logged) < 200, "only rounds that were delivered and not committed repeat"
+
+
+def test_the_replay_of_the_journal_gives_the_same_alerts_and_store(
+    minute: Minute, redis_server: Redis, tmp_path: Path
+) -> None:
+    again = tmp_path / "state"
+    copytree(minute.state / "journal", again / "journal")
+    url = _database(redis_server, 2)
+    done = call(
+        "run",
+        *_sets(
+            minute.settings, state_dir=again, redis_url=url, kafka_until_end="true", alerts="jsonl"
+        ),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert alerts_of(again) == alerts_of(minute.state), "line by line, as if nothing had happened"
+    _same_store(url, minute.settings["redis_url"])
+
+
+def test_a_file_run_in_the_order_of_the_journal_gives_the_same_alerts_and_store(
+    minute: Minute, redis_server: Redis, tmp_path: Path
+) -> None:
+    files = _as_files(minute, tmp_path)
+    url = _database(redis_server, 3)
+    done = call(
+        "run",
+        *_sets(
+            minute.settings, state_dir=tmp_path / "state", redis_url=url, alerts="jsonl",
+            source="file", file_round_column="cut",
+        ),
+        *[part for name, path in files.items() for part in ("--data", f"{name}={path}")],
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = without_clock(alerts_of(tmp_path / "state"))
+    assert ours == without_clock(alerts_of(minute.state))
+    _same_store(url, minute.settings["redis_url"])
+
+
+def _as_files(minute: Minute, folder: Path) -> dict[str, Path]:
+    """The events of the topics in the journal's order, a file for each type, `cut` its round."""
+    overrides: dict[str, Any] = {k: v for k, v in minute.settings.items() if k.startswith("kafka")}
+    settings = load(None, {}, lanes=LANES, time_past_s_max=31_536_000, **overrides)
+    rows: dict[str, list[pl.DataFrame]] = {}
+    for lane in range(LANES):
+        for round_, taken in _lane_again(minute, settings, lane):
+            for name, batch in taken.batches.items():
+                frame = batch.frame.with_columns(
+                    cut=pl.lit(round_), partition=batch.partition, offset=batch.offset
+                )
+                rows.setdefault(name, []).append(frame)
+    paths = {}
+    for name, frames in rows.items():
+        paths[name] = folder / f"{name}.parquet"
+        order = ["cut", "time_us", "partition", "offset"]
+        pl.concat(frames).sort(order).write_parquet(paths[name])
+    return paths
+
+
+def _lane_again(minute: Minute, settings: Settings, lane: int) -> Any:
+    """(round, what it held) of a lane, read again by its journal."""
+    folder = journal_folder(minute.state, lane)
+    reader = KafkaReader(settings, lane)
+    before: dict[str, Any] = {}
+    reader.seek(before)
+    for cut in read_cuts(folder):
+        after = {k: v for k, v in cut.positions.items() if k != "control"}
+        clock = cut.cut_time_us if cut.source_time_us is None else cut.source_time_us
+        taken: Taken = reader.retake(before, after, clock, cut.schemas)
+        yield cut.round, taken
+        before = after
+    reader.close()
+
+
+def _database(server: Redis, number: int) -> str:
+    """Address of one of the databases of the Redis, emptied."""
+    url = server.url.rsplit("/", 1)[0] + f"/{number}"
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        client.flushdb()
+    return url
+
+
+def _same_store(one: str, other: str) -> None:
+    """AssertionError where two stores differ in any key, field or value."""
+    contents = []
+    for url in (one, other):
+        with contextlib.closing(redis.Redis.from_url(url)) as client:
+            found = {}
+            for key in client.scan_iter(count=10_000):
+                if client.type(key) == b"hash":
+                    found[key] = client.hgetall(key)
+            contents.append(found)
+    assert len(contents[0]) > 1_000
+    differing = [k for k in contents[0].keys() | contents[1].keys()
+                 if contents[0].get(k) != contents[1].get(k)]  # fmt: skip
+    assert not differing, f"{len(differing)} of {len(contents[0])} keys, first {differing[0]!r}"
+
+
+def _round(state: Path) -> int:
+    """Round of the manifest, 0 before the first."""
+    found = read_manifest(state) if state.exists() else None
+    return 0 if found is None else found.round
+
+
+def _done(state: Path) -> int:
+    """Records that the manifest has accounted for."""
+    found = read_manifest(state)
+    return 0 if found is None else found.totals.get("in", 0)
