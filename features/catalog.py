@@ -59,7 +59,10 @@ class Catalog:
         self._features = {name: _ordered(name, declared) for name in event_types()}
         self._features = {name: found for name, found in self._features.items() if found}
         everything = [[asdict(f) for f in fs] for fs in self._features.values()]
-        types = [[t.name, dict(t.entities), t.primary] for t in event_types().values()]
+        # An event type that no feature knows changes no feature: models stay as good as they were.
+        used = set(self._features) | {feed for feature in declared for feed in feature.feeds}
+        known = [t for t in event_types().values() if t.name in used]
+        types = [[t.name, dict(t.entities), t.primary] for t in known]
         tokens = [
             [entity, event, [asdict(t) for t in numbers]]
             for entity, events in TOKENS.items()
