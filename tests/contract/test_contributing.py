@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from features.catalog import catalog
+from tests.flow.harness import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("features", "models", "dataflows")
@@ -37,14 +41,14 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def use(copy: Path, folder: str, program: str) -> str:
+def use(copy: Path, folder: str, program: str, *words: str) -> str:
     """Put a folder's example in place, run a program over the copy, take the example out again."""
     name, text = one(folder)
     assert not (copy / name).exists(), "the example must be an addition"
     (copy / name).write_text(text, encoding="utf-8")
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program],
+            [sys.executable, "-W", "error", "-c", program, *words],
             cwd=copy,
             env={"PATH": "", "PYTHONPATH": str(copy), "HOME": str(copy)},
             capture_output=True,
@@ -56,6 +60,96 @@ def use(copy: Path, folder: str, program: str) -> str:
         (copy / name).unlink()
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+EVENT = """
+import io, json, sys
+from pathlib import Path
+
+import fastavro
+import numpy as np
+
+from dataflows.cli.main import main
+from features.decode import decode
+from features.event_reference import event_page
+from features.events.avro import avro_schema
+
+sets = [part for name, value in json.loads(sys.argv[1]).items()
+        for part in ("--set", f"{name}={value}")]
+good = [{"event_id": f"p{i}", "time_us": 1_772_409_600_000_000 + i, "parcel_id": "x",
+         "depot_id": "d", "weight_kg": 0.5 + i} for i in range(3)]
+bad = good[0] | {"event_id": "p9", "weight_kg": -1.0}
+
+assert main(["schemas"]) == 0
+written = json.loads(Path("deploy/schemas/parcel.avsc").read_text())
+assert written == avro_schema("parcel")
+schema = fastavro.parse_schema(written)
+bodies = []
+for row in [*good, bad]:
+    out = io.BytesIO(b"\\0\\0\\0\\0\\7")
+    out.seek(5)
+    fastavro.schemaless_writer(out, schema, row)
+    bodies.append(out.getvalue())
+n = len(bodies)
+rest = (np.zeros(n, np.int32), np.arange(n), np.zeros(n, np.int64))
+limits = {"cut_time_us": good[0]["time_us"], "past_us_max": 10**9, "future_us_max": 10**9}
+texts = [json.dumps(row).encode() for row in [*good, bad]]
+for encoding, values in (("avro", bodies), ("json", texts)):
+    found = decode("parcel", encoding, values, *rest, {7: json.dumps(written)}, **limits)
+    assert found.batch.frame.to_dicts() == good, encoding
+    assert [(r.row, "weight_kg" in r.detail) for r in found.rejects] == [(3, True)], encoding
+assert "## parcel" in event_page()
+
+Path("parcels.jsonl").write_bytes(b"\\n".join(texts))
+assert main(["run", "--data", "parcel=parcels.jsonl", "--json", "out.json", *sets]) == 0
+report = json.loads(Path("out.json").read_text())
+print(*(report[name] for name in ("in", "scored", "dead_lettered", "pending")))
+"""
+
+
+def test_an_event_type_is_one_file(copy: Path, bench: Bench) -> None:
+    shutil.copytree(ROOT / "deploy", copy / "deploy")
+    trained = {"bundle": bench.settings["bundle"], "state_dir": str(copy / "state")}
+    sets = json.dumps(trained | {"alerts": "jsonl", "store": "off"})
+    said = use(copy, "features/events", EVENT, sets).splitlines()
+    assert said[-1] == "4 3 1 0", "models that know nothing of it go on as they are"
+
+
+FEATURE = """
+import numpy as np
+import polars as pl
+
+from features.batch import EventBatch
+from features.catalog import catalog
+from features.engine import OfflineEngine
+from features.events import event_type
+
+minutes = [0, 10, 20, 61, 200]
+codes = ["EUR", "USD", "EUR", "CHF", "CHF"]
+rows = {
+    "event_id": [f"e{i}" for i in range(5)],
+    "time_us": [1_772_409_600_000_000 + m * 60_000_000 for m in minutes],
+    "card_id": ["c"] * 5, "user_id": ["u"] * 5, "merchant_id": ["m"] * 5,
+    "amount": [1.0] * 5, "currency": codes,
+}
+empty = {f.name: [f.default] * 5 for f in event_type("payment").fields if f.name not in rows}
+frame = pl.DataFrame(rows | empty, schema=event_type("payment").schema)
+n = len(frame)
+batch = EventBatch("payment", frame, np.zeros(n, np.int32), np.arange(n), np.zeros(n, np.int64))
+name = "distinct_currencies_1h"
+found = OfflineEngine(catalog(), groups=4).process({"payment": batch})["payment"]
+column = catalog().names("payment").index(name)
+assert found.names[column] == name
+assert name in [f.name for f in catalog().views()["payment", "card"]], "a column of the store"
+assert catalog().feature("payment", name).why.format(value=3) == "paid in 3 currencies within 1 h"
+print(catalog().version, *found.values[:, column].astype(int))
+"""
+
+
+def test_a_feature_is_one_file(copy: Path) -> None:
+    version, *values = use(copy, "features/definitions", FEATURE).split()
+    assert values == ["1", "2", "2", "3", "1"], "0 to 20 min; the first is out at 61; all at 200"
+    assert version != catalog().version, "models must be trained again"
 
 
 def test_every_example_passes_the_linter(tmp_path: Path) -> None:
