@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.settings import Settings
@@ -93,6 +93,8 @@ class Context:
     store: StoreWriter | None
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
+    restored: dict[tuple[str, int], Any] = field(default_factory=dict)
+    """(kind, number) -> shard restored before the first round, until its step takes it over."""
 
     @property
     def store_columns(self) -> dict[tuple[str, str], list[int]]:

@@ -9,12 +9,13 @@ from datetime import timedelta
 
 from bytewax.run import cli_main
 
-from dataflows.context import Context, make_context, stop_on_signals
+from dataflows.context import Context, lanes_of, make_context, stop_on_signals
 from dataflows.detect import build_flow
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.report import write_json
 from dataflows.settings import Settings
+from dataflows.steps import restore_all
 
 __all__ = ["run_flow", "usage", "write_json"]
 
@@ -40,6 +41,7 @@ def run_flow(
     WaxwingError : the fault that ended the flow
     """
     context = make_context(settings, telemetry)
+    restore_all(context, lanes_of(settings))
     guard = Guard()
     stop_on_signals(context.stop)
     ended = threading.Event()

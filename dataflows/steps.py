@@ -25,7 +25,17 @@ from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
 from features.repeats import RepeatFilter, event_keys
 
-__all__ = ["Admit", "Barrier", "Durable", "Featured", "Group", "Home", "ToGroup", "ToHome"]
+__all__ = [
+    "Admit",
+    "Barrier",
+    "Durable",
+    "Featured",
+    "Group",
+    "Home",
+    "ToGroup",
+    "ToHome",
+    "restore_all",
+]
 
 X = TypeVar("X")
 
@@ -161,6 +171,37 @@ class _Shard:
         return Durable(self.name, round_, last, size, (time.perf_counter() - begun) * 1e3)
 
 
+def restore_all(context: Context, lanes: int) -> None:
+    """Restore every shard now, before the first round: for a flow of one process, which has all.
+
+    A process of a cluster does not know which shards will be its own; there each is restored when
+    its first round comes.
+    """
+    for lane in range(lanes):
+        context.restored["in", lane] = _restore_filter(context, lane)
+    for group in range(context.settings.groups):
+        context.restored["g", group] = _restore_group(context, group)
+
+
+def _restore_filter(context: Context, lane: int) -> tuple[RepeatFilter, _Shard]:
+    """A lane's filter of repeats as the manifest left it."""
+    shard = _Shard(context, f"in{lane:02d}")
+    repeats = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
+    base, deltas, _ = shard.store.load(context.manifest.round)
+    for arrays in ([] if base is None else [base]) + deltas:
+        repeats.load(arrays)
+    return repeats, shard
+
+
+def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
+    """A group's engine as the manifest left it."""
+    shard = _Shard(context, f"g{group:03d}")
+    base, deltas, _ = shard.store.load(context.manifest.round)
+    if base is None:
+        return GroupEngine(context.catalog, group), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas), shard
+
+
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
     """Per lane: take repeats out, then send each row to the groups of its entities."""
 
@@ -172,10 +213,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
 
     def _open(self, lane: int) -> _Shard:
         """Restore the lane's filter once its number is known."""
-        shard = _Shard(self._context, f"in{lane:02d}")
-        base, deltas, _ = shard.store.load(self._context.manifest.round)
-        for arrays in ([] if base is None else [base]) + deltas:
-            self._filter.load(arrays)
+        self._filter, shard = self._context.restored.pop(
+            ("in", lane), None
+        ) or _restore_filter(self._context, lane)
         return shard
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
@@ -231,12 +271,10 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
 
     def _open(self, group: int) -> tuple[GroupEngine, _Shard]:
         """Restore the group once its number is known."""
-        shard = _Shard(self._context, f"g{group:03d}")
-        base, deltas, _ = shard.store.load(self._context.manifest.round)
-        catalog = self._context.catalog
-        if base is None:
-            return GroupEngine(catalog, group), shard
-        return GroupEngine.restore(catalog, group, base, deltas), shard
+        found: tuple[GroupEngine, _Shard] = self._context.restored.pop(
+            ("g", group), None
+        ) or _restore_group(self._context, group)
+        return found
 
     def on_batch(self, values: list[ToGroup]) -> tuple[list[ToHome | Durable], bool]:
         if self._engine is None or self._shard is None:
