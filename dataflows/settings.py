@@ -174,6 +174,9 @@ class Settings(BaseSettings):
     sim_repeat_share: float = Field(
         0.002, ge=0, le=0.5, description="share of events that the producer sends twice"
     )
+    sim_strength: list[float] = Field(
+        [], description="bounds of the attacks' strength, in 0.1 to 1; none draws the default mix"
+    )
     sim_paced: bool = Field(
         True, description="send at sim_speed; false sends as fast as the flow takes them"
     )
@@ -288,6 +291,13 @@ class Settings(BaseSettings):
             raise ValueError("expected either control_topic or control_file, both are set")
         if value == "":
             raise ValueError("expected the name of a topic, or no such line")
+        return value
+
+    @field_validator("sim_strength")
+    @classmethod
+    def _strengths_are_bounds(cls, value: list[float]) -> list[float]:
+        if value and not (len(value) == 2 and 0.1 <= value[0] <= value[1] <= 1.0):
+            raise ValueError("expected two numbers, low and high, in 0.1 to 1")
         return value
 
     @field_validator("sim_start", "file_from", "file_until")

@@ -37,6 +37,9 @@ def make_simulator(settings: Settings, seed: int | None = None) -> Simulator:
         anomaly_share=settings.sim_anomaly_share,
         repeat_share=settings.sim_repeat_share,
         event_types=tuple(settings.event_types),
+        strength=(settings.sim_strength[0], settings.sim_strength[1])
+        if settings.sim_strength
+        else None,
     )
 
 
