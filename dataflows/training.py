@@ -131,6 +131,8 @@ def is_trained(settings: Settings) -> str | None:
     Only looks at what the folders say of themselves; a damaged file is found when it is loaded.
     """
     cat = catalog()
+    if not (settings.bundle / "bundle.json").is_file():
+        return "there are no models yet"
     try:
         head = read_head(settings.bundle)
         warm = read_manifest(settings.warm_state or warm_folder(settings))

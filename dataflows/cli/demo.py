@@ -105,7 +105,7 @@ def _prepare(settings: Settings, again: bool, say: Any) -> None:
         why = is_trained(settings)
         if why is None:
             return
-        say(f"waxwing demo: {why}")
+        say(f"waxwing demo: {why}; training first takes about a minute")
     train_simulated(settings, say)
 
 

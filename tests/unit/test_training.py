@@ -58,7 +58,7 @@ def test_a_demo_knows_whether_it_is_trained(settings: Settings) -> None:
     assert "another simulated world" in str(why(sim_cards=600))
     assert "another number of groups" in str(why(groups=3))
     assert "no warm state" in str(why(warm_state=settings.bundle / "none"))
-    assert "no model bundle" in str(why(bundle=settings.bundle / "none"))
+    assert "no models yet" in str(why(bundle=settings.bundle / "none"))
 
 
 def test_an_evaluation_finds_attacks_of_another_seed(settings: Settings) -> None:
