@@ -325,7 +325,8 @@ def _partitions(
     except ConfigError:
         raise ConfigError(
             f"Kafka {settings.kafka_brokers}: control_topic {topic!r} does not exist or may not be"
-            f" read; make it with `kafka-topics.sh --create --topic {topic} --partitions 1"
+            f" read; make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
+            f" --create --topic {topic} --partitions 1"
             " --config cleanup.policy=compact`, or leave the setting out to use control_file"
         ) from None
 

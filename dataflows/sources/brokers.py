@@ -142,8 +142,8 @@ def partitions_of(
         raise ConfigError(
             [
                 f"Kafka {settings.kafka_brokers}: topic {t!r} does not exist or may not be read;"
-                f" make it with `kafka-topics.sh --create --topic {t} --partitions 32`, fill it"
-                " with `waxwing simulate --to kafka`, or set kafka_topic_prefix (there are:"
+                f" make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers} --create"
+                f" --topic {t} --partitions 32`, fill it with `waxwing simulate --to kafka`, or set kafka_topic_prefix (there are:"
                 f" {some}{more})"
                 for t in missing
             ]
@@ -173,5 +173,6 @@ def ensure_topic(client: AdminClient, topic: str, settings: Settings, troubles: 
         said = reason.str() if isinstance(reason, KafkaError) else "no answer in time"
         raise ConfigError(
             f"Kafka {settings.kafka_brokers}: topic {topic!r} does not exist and cannot be made"
-            f" ({said}); make it with `kafka-topics.sh --create --topic {topic}`"
+            f" ({said}); make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
+            f" --create --topic {topic}`"
         ) from None
