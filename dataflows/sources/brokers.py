@@ -142,9 +142,9 @@ def partitions_of(
         raise ConfigError(
             [
                 f"Kafka {settings.kafka_brokers}: topic {t!r} does not exist or may not be read;"
-                f" make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers} --create"
-                f" --topic {t} --partitions 32`, fill it with `waxwing simulate --to kafka`, or set kafka_topic_prefix (there are:"
-                f" {some}{more})"
+                f" make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
+                f" --create --topic {t} --partitions 32`, fill it with `waxwing simulate --to"
+                f" kafka`, or set kafka_topic_prefix (there are: {some}{more})"
                 for t in missing
             ]
         )
