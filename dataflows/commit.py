@@ -8,20 +8,18 @@ has caught up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.alerts import open_sinks
 from dataflows.alerts.base import AlertSink
 from dataflows.context import Context
-from dataflows.score import STORE_SHARDS, EntityRows, RoundOut, StoreRows
+from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.manifest import Manifest, write_manifest
 from dataflows.steps import Barrier, Durable
@@ -64,9 +62,8 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
             self._barrier.add(item.lane, item.round, item, item.final)
         begun = time.perf_counter()
         for round_, items, last in self._barrier.ready():
-            for view, rows in _in_one_order([item.views for item in items.values()]):
-                writer.put(view, rows.keys, rows.values, rows.time_us, round_, rows.urgent)
-            self._waiting.append((round_, writer.ticket()))
+            ticket = writer.put_round(round_, [item.views for item in items.values()])
+            self._waiting.append((round_, ticket))
             self._round = round_
             if last and not writer.flush(STORE_FLUSH_S_MAX):
                 self._context.telemetry.say(
@@ -83,33 +80,6 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
 
     def snapshot(self) -> int:
         return self._round
-
-
-def _in_one_order(
-    lanes: list[dict[tuple[str, str], EntityRows]],
-) -> Iterator[tuple[tuple[str, str], EntityRows]]:
-    """The views of all lanes, rows in the one order of events: whoever is newest does not depend
-    on the number of lanes, even among rows of the same microsecond."""
-    for view in dict.fromkeys(view for views in lanes for view in views):
-        parts = [views[view] for views in lanes if view in views]
-        if len(parts) == 1:
-            yield view, parts[0]
-            continue
-        time_us = np.concatenate([p.time_us for p in parts])
-        partition = np.concatenate([p.partition for p in parts])
-        offset = np.concatenate([p.offset for p in parts])
-        order = np.lexsort((offset, partition, time_us))
-        yield (
-            view,
-            EntityRows(
-                pl.concat([p.keys for p in parts]).gather(order),
-                np.concatenate([p.values for p in parts])[order],
-                time_us[order],
-                partition[order],
-                offset[order],
-                np.concatenate([p.urgent for p in parts])[order],
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
@@ -95,15 +98,15 @@ class Context:
     lanes: Lanes = field(default_factory=Lanes)
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
+    """Event type -> entity -> columns of the feature matrix that its view holds."""
 
-    @property
-    def store_columns(self) -> dict[tuple[str, str], list[int]]:
-        """(event type, entity) -> columns of the feature matrix that its view holds."""
-        found: dict[tuple[str, str], list[int]] = {}
+    def __post_init__(self) -> None:
+        self.store_columns = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
-            found[name, entity] = [names.index(f.name) for f in features]
-        return found
+            columns = np.array([names.index(f.name) for f in features], np.intp)
+            self.store_columns.setdefault(name, {})[entity] = columns
 
     def shard(self, name: str) -> ShardStore:
         """State folder of a group or of a lane's filter of repeats."""

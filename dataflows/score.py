@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
-from features.batch import EventBatch, FeatureMatrix, Float64, Int32, Int64
+from dataflows.store.rows import Views, split_rows
+from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import event_type
-from features.keys import group_of, hash_columns
+from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import reasons
 
-__all__ = ["STORE_SHARDS", "EntityRows", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -64,42 +64,14 @@ class RoundOut:
 
 
 @dataclass(frozen=True, slots=True)
-class EntityRows:
-    """Rows of one view of the online store.
-
-    Parameters
-    ----------
-    keys : (n,), names of the entities
-    values : float64 (n, F)
-    time_us : int64 (n,), event time
-    partition, offset : (n,), the order of rows of the same time
-    urgent : bool (n,), rows of flagged events
-    """
-
-    keys: pl.Series
-    values: Float64
-    time_us: Int64
-    partition: Int32
-    offset: Int64
-    urgent: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
 class StoreRows:
-    """One lane's rows for one shard of the online store in one round, by (event type, entity)."""
+    """One lane's newest rows for one shard of the online store in one round."""
 
     lane: int
     round: int
     shard: int
-    views: dict[tuple[str, str], EntityRows]
+    views: Views
     final: bool
-
-
-def entity_strings(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.Series:
-    """The entity of each row as the store and the alerts name it; null where any part is absent."""
-    if len(columns) == 1:
-        return frame[columns[0]]
-    return frame.select(pl.concat_str([pl.col(c) for c in columns], separator="|")).to_series()
 
 
 def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRows]:
@@ -235,28 +207,13 @@ def _votes(scores: ScoreMatrix, decisions: Decisions, row: int, kind: int) -> tu
 def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
-    """The entity rows of a lane's round, by shard of the store."""
-    shards: list[dict[tuple[str, str], EntityRows]] = [{} for _ in range(STORE_SHARDS)]
-    for (name, entity), columns in context.store_columns.items():
-        features = item.features.get(name)
-        if features is None:
-            continue
-        batch = item.batches[name]
-        parts = event_type(name).entities[entity]
-        keys = hash_columns(batch.frame, parts)
-        names = entity_strings(batch.frame, parts)
-        values = features.values[:, columns]
-        shard = np.where(keys == 0, -1, group_of(keys, STORE_SHARDS))
-        for s in range(STORE_SHARDS):
-            rows = np.flatnonzero(shard == s)
-            if len(rows):
-                shards[s][name, entity] = EntityRows(
-                    names.gather(rows),
-                    values[rows],
-                    batch.time_us[rows],
-                    batch.partition[rows],
-                    batch.offset[rows],
-                    flagged[name][rows],
-                )
-    for s, views in enumerate(shards):
-        yield StoreRows(item.lane, item.round, s, views, item.final)
+    """The newest row of each entity of a lane's round, by shard of the store."""
+    shards: list[Views] = [{} for _ in range(STORE_SHARDS)]
+    for name, features in item.features.items():
+        views = context.store_columns.get(name, {})
+        parts = split_rows(item.batches[name], features.values, views, flagged[name], STORE_SHARDS)
+        for shard, part in zip(shards, parts, strict=True):
+            for entity, rows in part.items():
+                shard[name, entity] = rows
+    for s, found in enumerate(shards):
+        yield StoreRows(item.lane, item.round, s, found, item.final)

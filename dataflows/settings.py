@@ -255,6 +255,13 @@ class Settings(BaseSettings):
         ge=1000,
         description="most entity rows waiting for the store; older ones are coalesced",
     )
+    store_rows_s_max: int = Field(
+        20_000,
+        ge=100,
+        le=1_000_000,
+        description="most entity rows written a second; beyond it flushes come more rarely and"
+        " more rows are coalesced, flagged entities going first",
+    )
 
     @field_validator("event_types", "file_paths")
     @classmethod

@@ -46,6 +46,10 @@ kill -KILL $watch"""
 is left behind by `kill -9`, which no handler of our own could see to. A flow blocks SIGTERM, which
 its children inherit, hence the second signal; it loses nothing, see `appendonly`."""
 
+_NICE = ("nice", "-n", "10")
+"""What goes before the server's command: where cores are short, detection comes first, and the
+store falls behind and coalesces more. 10 is a ninth of the flow's share. Chosen."""
+
 _OPTIONS = (
     # No port: what may open the socket is what may read state_dir.
     ("port", "0"),
@@ -168,7 +172,7 @@ class EmbeddedRedis:
         options = [("dir", str(self.folder)), ("unixsocket", str(self._socket)), *_OPTIONS]
         words = [word for name, value in options for word in (f"--{name}", value)]
         self._server = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "waxwing-store", redis_server(), *words],
+            ["/bin/sh", "-c", _GUARD, "waxwing-store", *_NICE, redis_server(), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

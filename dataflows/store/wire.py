@@ -95,6 +95,25 @@ class Wire:
             self._reader.feed(data)
         return found
 
+    def numbers(self, count: int) -> list[Any]:
+        """The errors among the next answers, of commands that answer with a number or an error.
+
+        Such an answer is one line, so lines are counted; Python looks at each of them only where an
+        error is among them. All answers asked for before must have been taken.
+        """
+        got, lines = [], 0
+        while lines < count:
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise redis.ConnectionError("Redis closed the connection")
+            lines += data.count(b"\n")
+            got.append(data)
+        whole = b"".join(got)
+        if b"-" not in whole:
+            return []
+        self._reader.feed(whole)
+        return [answer for answer in self.answers(count) if isinstance(answer, Exception)]
+
     def ask(self, *words: Any) -> Any:
         """Send one command and return its answer, which may be an exception."""
         return self.ask_all([words])[0]

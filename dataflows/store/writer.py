@@ -1,11 +1,14 @@
 """Writes the newest features of each entity to Redis in Feast's layout; never holds the flow up.
 
-`put` only notes rows; one thread of its own coalesces them to the newest row of each entity and
-view and sends that every `store_flush_ms`, entities of flagged events first. The same thread waits
-for a Redis that is away; meanwhile rows go on being coalesced, at most `store_rows_max` of them.
+`put_round` only notes rows; one thread of its own coalesces them to the newest row of each entity
+and view and sends that every `store_flush_ms`, entities of flagged events first. It takes no more
+than its share of the machine: where there is more to write than `store_rows_s_max` or Redis takes,
+flushes come more rarely and more rows are coalesced. The same thread waits for a Redis that is
+away; meanwhile rows go on being coalesced, at most `store_rows_max` of them.
 
-The newest row is that of the latest event time, among equals the one put last. It is so whatever
-the moments of the flushes: a row older than what the store has is not written.
+The newest row is that of the latest event time, among equals that of the latest round, then of the
+last partition and offset. It is so whatever the moments of the flushes: a row older than what the
+store has is not written.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -13,12 +16,13 @@ the moments of the flushes: a row older than what the store has is not written.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,7 @@ import redis
 from dataflows.settings import Settings
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.layout import ViewLayout, entity_key, layouts, time_from_bytes
+from dataflows.store.rows import EntityRows, View, Views, warm_up
 from dataflows.store.wire import Wire, masked
 from features.batch import Float64, Int64
 from features.catalog import Catalog
@@ -40,14 +45,24 @@ from features.slots import SlotTable
 __all__ = ["StoreStats", "StoreWriter"]
 
 Bool = npt.NDArray[np.bool_]
-View = tuple[str, str]
 
 CHUNK_ROWS = 250
 """Rows sent before their answers are read; measured: 100 to 1,000 are alike."""
 
 FLUSH_ROWS_MAX = 20_000
-"""Rows of one flush; a third of a second of one Redis. The rest is coalesced with what has come
-since, so that a flagged entity waits no longer than this behind a backlog. Chosen."""
+"""Rows of one flush, or `store_rows_s_max` if that is less: at most a second's worth. The rest is
+coalesced with what has come since, so that a flagged entity waits no longer than this behind a
+backlog. Chosen."""
+
+BUSY_SHARE_MAX = 0.5
+"""Share of the time in which the writer may be at work. A flush that takes longer than half of
+`store_flush_ms` puts the next one off, so that a slow Redis or a busy machine is asked less, not
+more. Chosen."""
+
+NICENESS = 5
+"""Added to the niceness of the writer's thread where another thread wants its core: a third of the
+other's share. Not more: the flow waits where the thread is held up with the GIL in its hands.
+Chosen."""
 
 KNOWN_MAX = 1_000_000
 """Entities of a view whose last written time is remembered (40 bytes each); beyond it all are
@@ -68,7 +83,7 @@ class StoreStats:
 
     Parameters
     ----------
-    put : rows that came
+    put : rows that came, of each entity one a round and lane
     written : rows that went to Redis
     coalesced : rows that a newer one of the same entity took the place of before they were written
     stale : rows not written since the store had a later event time
@@ -76,6 +91,8 @@ class StoreStats:
     refused : rows that Redis refuses for good, its key being of another type
     waiting : rows not in Redis yet
     flushes : flushes that went through
+    stretched : flushes after which the next was put off beyond `store_flush_ms`
+    interval_s : seconds from the last flush's beginning to the next one's
     round : newest round of which rows came
     away_s : seconds without Redis, ever
     away : whether Redis is away now
@@ -89,6 +106,8 @@ class StoreStats:
     refused: int = 0
     waiting: int = 0
     flushes: int = 0
+    stretched: int = 0
+    interval_s: float = 0.0
     round: int = 0
     away_s: float = 0.0
     away: bool = False
@@ -96,66 +115,117 @@ class StoreStats:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows of one view in the order they came; `since` is the first put an entity waits for."""
+    """Rows of one view; `ticket` is the put of each, `since` the first put its entity waits for."""
 
     keys: pl.Series
     ids: Int64
     values: Float64
     time_us: Int64
+    place: Int64
+    ticket: Int64
     since: Int64
     urgent: Bool
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ids)
 
     def take(self, at: npt.NDArray[Any]) -> _Rows:
-        """Some of the rows."""
+        """Some of the rows, copied; `take` of numpy and polars hold no GIL."""
         if at.dtype == np.bool_:
             at = np.flatnonzero(at)
         return _Rows(
-            self.keys.gather(at), self.ids[at], self.values[at], self.time_us[at], self.since[at],
-            self.urgent[at],
+            self.keys.gather(at), self.ids.take(at), self.values.take(at, axis=0),
+            self.time_us.take(at), self.place.take(at, axis=0), self.ticket.take(at),
+            self.since.take(at), self.urgent.take(at),
         )  # fmt: skip
+
+    def part(self, begin: int, end: int) -> _Rows:
+        """Rows `begin` to `end`; nothing is copied."""
+        return _Rows(
+            self.keys.slice(begin, end - begin),
+            *(getattr(self, f.name)[begin:end] for f in fields(self)[1:]),
+        )
 
 
 @njit
-def _newest(slots, time_us, since, urgent, winner, first, flagged):  # type: ignore[no-untyped-def]
-    """Per slot: the newest row (the later of equals), the first put waited for, any flag."""
-    for i in range(len(slots)):
-        slot = slots[i]
-        if winner[slot] < 0 or time_us[i] >= time_us[winner[slot]]:
-            winner[slot] = i
-        first[slot] = min(first[slot], since[i])
-        flagged[slot] |= urgent[i]
+def _newest(  # type: ignore[no-untyped-def]
+    ids, time_us, place, ticket, since, urgent, table, newest, of, rows, firsts, marks
+):
+    """The newest row of each id, in row order, the first put waited for, any flag; their number.
+
+    `table` is full of -1 and a power of two long.
+    """
+    mask = np.uint64(len(table) - 1)
+    used = 0
+    for i in range(len(ids)):
+        at = np.uint64(ids[i]) & mask
+        while table[at] >= 0 and ids[newest[table[at]]] != ids[i]:
+            at = (at + np.uint64(1)) & mask
+        slot = table[at]
+        of[i] = slot if slot >= 0 else used
+        if slot < 0:
+            table[at] = used
+            newest[used], firsts[used], marks[used] = i, since[i], urgent[i]
+            used += 1
+            continue
+        j = newest[slot]
+        later = time_us[i] - time_us[j]
+        if later == 0:
+            later = ticket[i] - ticket[j]
+        if later == 0:
+            later = place[i, 0] - place[j, 0]
+        if later == 0:
+            later = place[i, 1] - place[j, 1]
+        if later >= 0:
+            newest[slot] = i
+        firsts[slot] = min(firsts[slot], since[i])
+        marks[slot] |= urgent[i]
+    kept = 0
+    for i in range(len(ids)):
+        if newest[of[i]] == i:
+            rows[kept] = i
+            kept += 1
+    return kept
 
 
 def _coalesce(parts: list[_Rows]) -> _Rows:
-    """The newest row of each entity, the parts being in the order they came."""
-    whole = parts[0]
-    if len(parts) > 1:
-        whole = _Rows(
-            pl.concat([p.keys for p in parts]),
-            np.concatenate([p.ids for p in parts]),
-            np.concatenate([p.values for p in parts]),
-            np.concatenate([p.time_us for p in parts]),
-            np.concatenate([p.since for p in parts]),
-            np.concatenate([p.urgent for p in parts]),
-        )
-    table = SlotTable()
-    table.reserve(len(whole))
-    slots, _ = table.intern(np.column_stack((whole.ids, whole.time_us)))
-    if table.used == len(whole):
-        return whole
-    winner = np.full(table.used, -1, np.int64)
-    first = np.full(table.used, np.iinfo(np.int64).max)
-    flagged = np.zeros(table.used, np.bool_)
-    _newest(slots, whole.time_us, whole.since, whole.urgent, winner, first, flagged)
-    return replace(whole.take(winner), since=first, urgent=flagged)
+    """The newest row of each entity, among equal places that of the later part."""
+    if len(parts) == 1 and len(parts[0]) < 2:
+        return parts[0]
+    flat = {
+        name: np.concatenate([getattr(p, name) for p in parts])
+        for name in ("ids", "time_us", "place", "ticket", "since", "urgent")
+    }
+    n = len(flat["ids"])
+    size = 64
+    while size < 2 * n:
+        size *= 2
+    of, rows, firsts = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64)
+    marks = np.empty(n, np.bool_)
+    kept = _newest(
+        flat["ids"], flat["time_us"], flat["place"], flat["ticket"], flat["since"], flat["urgent"],
+        np.full(size, -1, np.int32), np.empty(n, np.int64), of, rows, firsts, marks,
+    )  # fmt: skip
+    if kept == n and len(parts) == 1:
+        return parts[0]
+    rows = rows[:kept]
+    slots = of.take(rows)
+    begins = np.cumsum([0, *map(len, parts)])
+    bounds = np.searchsorted(rows, begins)
+    values = np.empty((kept, parts[0].values.shape[1]))
+    for p, part in enumerate(parts):
+        begin, end = bounds[p], bounds[p + 1]
+        np.take(part.values, rows[begin:end] - begins[p], 0, values[begin:end], mode="clip")
+    return _Rows(
+        pl.concat([p.keys for p in parts]).gather(rows), flat["ids"].take(rows), values,
+        flat["time_us"].take(rows), flat["place"].take(rows, axis=0), flat["ticket"].take(rows),
+        firsts.take(slots), marks.take(slots),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Rows that came and are not written, by view; the parts of a view in the order they came."""
+    """Rows that came and are not written, by view, the oldest parts first."""
 
     parts: dict[View, list[_Rows]] = field(default_factory=dict)
     rows: int = 0
@@ -197,7 +267,8 @@ class StoreWriter:
 
     Parameters
     ----------
-    settings : `store`, `redis_url`, `state_dir`, `store_flush_ms`, `store_rows_max`
+    settings : `store`, `redis_url`, `state_dir`, `store_flush_ms`, `store_rows_max`,
+        `store_rows_s_max`
     catalog : views and their features
     say : takes a sentence for the person who runs it: Redis is away, Redis is back
 
@@ -213,13 +284,14 @@ class StoreWriter:
         self._layouts = layouts(catalog)
         self._flush_s = settings.store_flush_ms / 1000.0
         self._rows_max = settings.store_rows_max
+        self._rows_s_max = settings.store_rows_s_max
         self._say = say or _say
         self._embedded = EmbeddedRedis(settings.state_dir) if settings.store == "embedded" else None
         self._url = settings.redis_url if self._embedded is None else self._embedded.url
         self._changed = threading.Condition()
         self._waiting = _Waiting()
         self._stats = StoreStats()
-        self._ticket = self._flushed = self._sending = 0
+        self._ticket = self._flushed = self._wanted = self._sending = self._compact = 0
         self._hurry = self._stop = False
         self._fault: BaseException | None = None
         self._known: dict[View, SlotTable] = {}
@@ -250,7 +322,7 @@ class StoreWriter:
         round: int,
         urgent: Bool,
     ) -> None:
-        """Note rows to be written; returns at once, whatever Redis does. The arrays are kept.
+        """Note rows of one view, one after another; `put_round` is what a flow uses.
 
         Parameters
         ----------
@@ -266,28 +338,56 @@ class StoreWriter:
         ShapeError : the columns do not fit each other or the view
         StateError : the writer's thread has died, of a bug
         """
-        layout = self._layouts[view]
         n = len(keys)
-        if rows.shape != (n, len(layout.features)) or len(time_us) != n or len(urgent) != n:
+        if not len(time_us) == len(urgent) == len(rows) == n:
             raise ShapeError(
-                f"store: view {layout.name!r}: expected {n} rows of {len(layout.features)}"
-                f" features, got {rows.shape}, {len(time_us)} times and {len(urgent)} flags"
+                f"store: view {self._layouts[view].name!r}: expected as many rows as keys, got"
+                f" {n} keys, {len(rows)} rows, {len(time_us)} times and {len(urgent)} flags"
             )
-        part = _Rows(
-            keys, hash_strings(keys).view(np.int64), rows, time_us, np.zeros(n, np.int64),
-            np.asarray(urgent, np.bool_),
+        ids = hash_strings(keys).view(np.int64)
+        there = np.flatnonzero(ids)
+        part = EntityRows(
+            keys.gather(there), ids[there], np.asarray(rows, np.float64)[there], time_us[there],
+            np.zeros((len(there), 2), np.int64), np.asarray(urgent, np.bool_)[there],
         )  # fmt: skip
-        if not part.ids.all():
-            part = part.take(part.ids != 0)
+        self.put_round(round, [{view: part}])
+
+    def put_round(self, round: int, lanes: Sequence[Views]) -> int:
+        """Note the rows of all lanes of a round, of one shard, as one; returns their ticket.
+
+        Returns at once, whatever Redis does. The arrays are kept. No flush falls between the lanes:
+        which of them has the newest row of an entity is found when they are coalesced.
+
+        Raises
+        ------
+        ShapeError : the columns do not fit the view
+        StateError : the writer's thread has died, of a bug
+        """
+        for views in lanes:
+            for view, rows in views.items():
+                layout = self._layouts[view]
+                if rows.values.shape != (len(rows), len(layout.features)):
+                    raise ShapeError(
+                        f"store: view {layout.name!r}: expected {len(rows)} rows of"
+                        f" {len(layout.features)} features, got {rows.values.shape}"
+                    )
         with self._changed:
             self._raise_fault()
             self._ticket += 1
             self._stats.round = max(self._stats.round, round)
-            self._stats.put += len(part)
-            if len(part):
-                part.since[:] = self._ticket
-                self._waiting.add(view, part)
-                self._bound()
+            for views in lanes:
+                for view, rows in views.items():
+                    if len(rows):
+                        ticket = np.full(len(rows), self._ticket, np.int64)
+                        self._waiting.add(view, _Rows(
+                            rows.keys, rows.ids, rows.values, rows.time_us, rows.place, ticket,
+                            ticket, rows.urgent,
+                        ))  # fmt: skip
+                        self._stats.put += len(rows)
+            if self._crowded():
+                self._changed.notify_all()
+            self._bound()
+            return self._ticket
 
     def ticket(self) -> int:
         """A number for all that was put so far; see `flushed_ticket`."""
@@ -305,6 +405,7 @@ class StoreWriter:
         """Write now; whether all that was put before is in Redis within the time."""
         with self._changed:
             wanted = self._ticket
+            self._wanted = max(self._wanted, wanted)
             self._hurry = True
             self._changed.notify_all()
             done = self._changed.wait_for(
@@ -344,10 +445,15 @@ class StoreWriter:
                 ' a bug: report it, and set store = "off" to go on'
             ) from self._fault
 
+    def _crowded(self) -> bool:
+        """Whether so much waits that the writer's thread should coalesce it, flush or no flush."""
+        return self._waiting.rows > max(self._rows_max // 2, 2 * self._compact)
+
     def _bound(self) -> None:
         """Keep at most `store_rows_max` rows: coalesce, then give up the entities longest silent.
 
-        Flagged ones are given up last. A quarter is made free, so that this is rare.
+        Flagged ones are given up last. A quarter is made free, so that this is rare; it falls to
+        the flow only where the writer's thread, which coalesces from half of it on, hangs.
         """
         if self._waiting.rows <= self._rows_max:
             return
@@ -371,54 +477,82 @@ class StoreWriter:
     def _run(self) -> None:
         """Flush in time, for ever; a fault ends it and is raised to the flow."""
         try:
-            wait_s, backoff_s = self._flush_s, BACKOFF_S[0]
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._hurry or self._stop, wait_s)
-                    self._hurry = False
-                    if self._stop:
-                        return
+            _step_back()
+            pause_s, backoff_s = self._flush_s, BACKOFF_S[0]
+            while self._rest(pause_s):
                 begun = time.monotonic()
                 try:
-                    more = self._flush_once()
+                    sent = self._flush_once()
                 except (redis.RedisError, OSError, ConfigError) as error:
                     self._went_away(error)
-                    wait_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
+                    pause_s, backoff_s = backoff_s, min(2 * backoff_s, BACKOFF_S[1])
                     continue
                 backoff_s = BACKOFF_S[0]
-                wait_s = 0.0 if more else max(0.0, begun + self._flush_s - time.monotonic())
+                pause_s = self._pause_s(sent, time.monotonic() - begun)
         except BaseException as error:
             with self._changed:
                 self._fault = error
                 self._changed.notify_all()
 
-    def _flush_once(self) -> bool:
-        """Write the newest row of each entity that waits; True where some were left for later."""
-        if self._wire is None:
-            self._connect()
+    def _rest(self, pause_s: float) -> bool:
+        """Wait, less where someone is in a hurry, coalescing what piles up; False at the end."""
+        until = time.monotonic() + pause_s
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._hurry or self._stop or self._crowded(),
+                    max(0.0, until - time.monotonic()),
+                )
+                if self._stop or self._hurry or time.monotonic() >= until:
+                    self._hurry = False
+                    return not self._stop
+            self._put_back(self._take()[0])
+
+    def _pause_s(self, sent: int, took_s: float) -> float:
+        """How long to leave Redis and the processor to others after a flush."""
+        with self._changed:
+            if self._flushed < self._wanted:
+                return 0.0
+            due_s = max(self._flush_s, sent / self._rows_s_max, took_s / BUSY_SHARE_MAX)
+            self._stats.stretched += due_s > self._flush_s
+            self._stats.interval_s = due_s
+            return due_s - took_s
+
+    def _take(self) -> tuple[dict[View, _Rows], int]:
+        """The newest row of each entity that waits, taken out, and the ticket they go up to."""
         with self._changed:
             taken, self._waiting = self._waiting, _Waiting()
             ticket = self._ticket
-        came = taken.rows
+            self._sending = came = taken.rows
         whole = taken.coalesced()
-        left = sum(len(rows) for rows in whole.values())
-        batch, later = _slice(whole)
         with self._changed:
-            self._stats.coalesced += came - left
-            self._waiting.put_back(later)
-            self._sending = sum(len(rows) for rows in batch.values())
+            self._sending = sum(len(rows) for rows in whole.values())
+            self._stats.coalesced += came - self._sending
+        return whole, ticket
+
+    def _put_back(self, whole: dict[View, _Rows]) -> None:
+        """Rows that go on waiting."""
+        with self._changed:
+            self._sending = 0
+            self._waiting.put_back(whole)
+            self._compact = sum(len(rows) for rows in whole.values())
+            self._bound()
+
+    def _flush_once(self) -> int:
+        """Write the newest row of each entity that waits, as many as a flush takes; how many."""
+        if self._wire is None:
+            self._connect()
+        whole, ticket = self._take()
+        batch, later = _slice(whole, min(FLUSH_ROWS_MAX, self._rows_s_max))
         try:
             counts = self._send(batch)
         except BaseException:
-            with self._changed:
-                self._sending = 0
-                self._waiting.put_back(batch)
-                self._bound()
+            self._put_back(whole)
             raise
         with self._changed:
+            self._put_back(later)
             if later:
                 ticket = min(int(rows.since.min()) for rows in later.values()) - 1
-            self._sending = 0
             self._flushed = max(self._flushed, ticket)
             self._stats.written += counts[0]
             self._stats.stale += counts[1]
@@ -427,7 +561,7 @@ class StoreWriter:
             self._changed.notify_all()
         if self._away_since is not None:
             self._came_back()
-        return bool(later)
+        return counts[0]
 
     def _send(self, batch: dict[View, _Rows]) -> tuple[int, int, int]:
         """Write rows, those of flagged events first; returns how many went, were stale, refused."""
@@ -439,17 +573,18 @@ class StoreWriter:
             fresh: dict[View, _Rows] = {}
             for view, whole in batch.items():
                 rows = whole.take(whole.urgent == urgent)
-                fresh[view] = rows.take(self._fresh(wire, view, rows))
+                new = self._fresh(wire, view, rows)
+                fresh[view] = rows if new.all() else rows.take(new)
                 stale += len(rows) - len(fresh[view])
             on_the_way = 0
             for view, part in _chunks(fresh):
                 data = self._layouts[view].encode(part.keys, part.values, part.time_us)
                 # Redis works on the chunk before while this one was made.
-                refused += _refused(wire.answers(on_the_way))
+                refused += _refused(wire.numbers(on_the_way))
                 wire.send(data)
                 on_the_way = len(part)
                 written += len(part)
-            refused += _refused(wire.answers(on_the_way))
+            refused += _refused(wire.numbers(on_the_way))
         return written - refused, stale, refused
 
     def _fresh(self, wire: Wire, view: View, rows: _Rows) -> Bool:
@@ -524,12 +659,14 @@ def _rank(rows: _Rows, then: Int64) -> Float64:
     return np.where(rows.urgent, -np.inf, then.astype(np.float64))
 
 
-def _slice(whole: dict[View, _Rows]) -> tuple[dict[View, _Rows], dict[View, _Rows]]:
+def _slice(
+    whole: dict[View, _Rows], rows_max: int
+) -> tuple[dict[View, _Rows], dict[View, _Rows]]:
     """What one flush takes (flagged first, then who has waited longest) and what stays."""
-    if sum(len(rows) for rows in whole.values()) <= FLUSH_ROWS_MAX:
+    if sum(len(rows) for rows in whole.values()) <= rows_max:
         return whole, {}
     batch, later = {}, {}
-    for view, kept in _oldest(whole, FLUSH_ROWS_MAX, lambda r: _rank(r, r.since)):
+    for view, kept in _oldest(whole, rows_max, lambda r: _rank(r, r.since)):
         batch[view] = whole[view].take(kept)
         if not kept.all():
             later[view] = whole[view].take(~kept)
@@ -540,7 +677,14 @@ def _chunks(whole: dict[View, _Rows]) -> Iterator[tuple[View, _Rows]]:
     """Rows in chunks of CHUNK_ROWS."""
     for view, rows in whole.items():
         for at in range(0, len(rows), CHUNK_ROWS):
-            yield view, rows.take(np.arange(at, min(at + CHUNK_ROWS, len(rows))))
+            yield view, rows.part(at, at + CHUNK_ROWS)
+
+
+def _step_back() -> None:
+    """Give other threads the core first; Linux alone knows the niceness of a thread."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def _refused(answers: list[Any]) -> int:
@@ -556,12 +700,16 @@ def _refused(answers: list[Any]) -> int:
 
 def _warm_up(layouts: dict[View, ViewLayout]) -> None:
     """Compile the kernels, so that the first rounds do not wait for it."""
+    # The threads of polars are born here: born of the writer's thread they had its niceness.
+    pl.thread_pool_size()
     layout = next(iter(layouts.values()))
     values = np.zeros((2, len(layout.features)))
-    zero = np.zeros(2, np.int64)
-    rows = _Rows(pl.Series(["a", "a"]), zero, values, zero, zero, zero.astype(np.bool_))
+    zero, no = np.zeros(2, np.int64), np.zeros(2, np.bool_)
+    place = np.zeros((2, 2), np.int64)
+    rows = _Rows(pl.Series(["a", "a"]), zero, values, zero, place, zero, zero, no)
     one = _coalesce([rows])
     layout.encode(one.keys, one.values, one.time_us)
+    warm_up()
 
 
 def _reason(error: BaseException) -> str:
