@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dataflows.store.resp import write_rows
+from dataflows.store.resp import write_asks, write_rows
 from features.batch import Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError, ShapeError
@@ -197,6 +197,27 @@ class ViewLayout:
             _array(_DOUBLE), data, offsets, rows, rows.view(np.uint8).reshape(n, width, 8),
             np.ascontiguousarray(time_us, np.int64), out,
         )  # fmt: skip
+        return out[:size]
+
+    def ask_times(self, keys: pl.Series) -> UInt8:
+        """The commands that ask for the times of entities' newest rows, as Redis reads them.
+
+        Parameters
+        ----------
+        keys : String (n,), entities, none null or empty
+
+        Returns
+        -------
+        uint8 (bytes,); Redis answers each with what `time_from_bytes` takes
+        """
+        data, offsets = _text(keys)
+        command = b"*3\r\n$4\r\nHGET\r\n$"
+        head, tail, field = _key_head(self.entity), PROJECT.encode(), _bulk(self.time_field)
+        each = len(command) + _KEY_DIGITS_MAX + 2 + len(head) + 4 + len(tail) + 2 + len(field)
+        out = np.empty(len(keys) * each + int(offsets[-1] - offsets[0]), np.uint8)
+        size = write_asks(
+            _array(command), _array(head), _array(tail), _array(field), data, offsets, out
+        )
         return out[:size]
 
 

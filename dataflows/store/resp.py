@@ -1,4 +1,4 @@
-"""The kernel that writes HSET commands as Redis reads them from the wire.
+"""The kernels that write HSET and HGET commands as Redis reads them from the wire.
 
 RESP, the protocol of Redis, is lengths and bytes; a row of thirty features is some six hundred of
 them, so they are put down by compiled code that holds no lock: 1 us a row of ten features.
@@ -13,7 +13,7 @@ import numpy as np
 
 from features.jit import njit
 
-__all__ = ["write_rows"]
+__all__ = ["write_asks", "write_rows"]
 
 
 @njit
@@ -60,6 +60,32 @@ def _copy(part, out, at):
 
 
 @njit
+def _key(head, data, tail, out, at):
+    """Write the key of an entity as a bulk string without its `$`; returns the place after it."""
+    size = len(data)
+    at = _digits(len(head) + 4 + size + len(tail), out, at)
+    at = _copy(head, out, at)
+    for shift in range(4):
+        out[at + shift] = (size >> (8 * shift)) & 255
+    at = _copy(data, out, at + 4)
+    at = _copy(tail, out, at)
+    out[at] = 13
+    out[at + 1] = 10
+    return at + 2
+
+
+@njit
+def write_asks(command, key_head, key_tail, field, data, offsets, out):
+    """Write the HGET command of one field of each entity into `out`; returns the bytes written."""
+    at = 0
+    for i in range(len(offsets) - 1):
+        at = _copy(command, out, at)
+        at = _key(key_head, data[offsets[i] : offsets[i + 1]], key_tail, out, at)
+        at = _copy(field, out, at)
+    return at
+
+
+@njit
 def write_rows(
     command, key_head, key_tail, fields, time_field, double, data, offsets, rows, bits, time_us, out
 ):
@@ -70,17 +96,8 @@ def write_rows(
     """
     at = 0
     for i in range(len(offsets) - 1):
-        size = offsets[i + 1] - offsets[i]
         at = _copy(command, out, at)
-        at = _digits(len(key_head) + 4 + size + len(key_tail), out, at)
-        at = _copy(key_head, out, at)
-        for shift in range(4):
-            out[at + shift] = (size >> (8 * shift)) & 255
-        at = _copy(data[offsets[i] : offsets[i + 1]], out, at + 4)
-        at = _copy(key_tail, out, at)
-        out[at] = 13
-        out[at + 1] = 10
-        at += 2
+        at = _key(key_head, data[offsets[i] : offsets[i + 1]], key_tail, out, at)
         for j in range(fields.shape[0]):
             at = _copy(fields[j], out, at)
             if np.isnan(rows[i, j]):

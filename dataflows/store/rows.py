@@ -144,9 +144,11 @@ def newest_rows(ids: UInt64, flagged: Bool, shards: int) -> tuple[Int64, Bool, I
 
 def _names(frame: pl.DataFrame, parts: tuple[str, ...], rows: Int64) -> pl.Series:
     """The entity of some rows as the store names it; none of its parts is absent there."""
-    names = frame[parts[0]].gather(rows)
+    # `Series.gather` takes the way of the lazy engine, 30 us a call; indexing does not.
+    at = pl.Series(rows.astype(np.uint32))
+    names = frame[parts[0]][at]
     for part in parts[1:]:
-        names = names + "|" + frame[part].gather(rows)
+        names = names + "|" + frame[part][at]
     return names
 
 

@@ -32,7 +32,7 @@ import redis
 
 from dataflows.settings import Settings
 from dataflows.store.embedded import EmbeddedRedis
-from dataflows.store.layout import ViewLayout, entity_key, layouts, time_from_bytes
+from dataflows.store.layout import ViewLayout, layouts, time_from_bytes
 from dataflows.store.rows import EntityRows, View, Views, warm_up
 from dataflows.store.wire import Wire, masked
 from features.batch import Float64, Int64
@@ -134,7 +134,7 @@ class _Rows:
         if at.dtype == np.bool_:
             at = np.flatnonzero(at)
         return _Rows(
-            self.keys.gather(at), self.ids.take(at), self.values.take(at, axis=0),
+            self.keys[at], self.ids.take(at), self.values.take(at, axis=0),
             self.time_us.take(at), self.place.take(at, axis=0), self.ticket.take(at),
             self.since.take(at), self.urgent.take(at),
         )  # fmt: skip
@@ -217,7 +217,7 @@ def _coalesce(parts: list[_Rows]) -> _Rows:
         begin, end = bounds[p], bounds[p + 1]
         np.take(part.values, rows[begin:end] - begins[p], 0, values[begin:end], mode="clip")
     return _Rows(
-        pl.concat([p.keys for p in parts]).gather(rows), flat["ids"].take(rows), values,
+        pl.concat([p.keys for p in parts])[rows], flat["ids"].take(rows), values,
         flat["time_us"].take(rows), flat["place"].take(rows, axis=0), flat["ticket"].take(rows),
         firsts.take(slots), marks.take(slots),
     )  # fmt: skip
@@ -248,9 +248,9 @@ class _Waiting:
         return whole
 
 
-def _oldest(whole: dict[View, _Rows], keep: int, order: Callable[[_Rows], Float64]) -> Iterator[
-    tuple[View, Bool]
-]:
+def _oldest(
+    whole: dict[View, _Rows], keep: int, order: Callable[[_Rows], Float64]
+) -> Iterator[tuple[View, Bool]]:
     """Which rows of each view are among the `keep` that stand first in `order` (small first)."""
     values = {view: order(rows) for view, rows in whole.items()}
     ranks = np.concatenate(list(values.values()))
@@ -347,7 +347,7 @@ class StoreWriter:
         ids = hash_strings(keys).view(np.int64)
         there = np.flatnonzero(ids)
         part = EntityRows(
-            keys.gather(there), ids[there], np.asarray(rows, np.float64)[there], time_us[there],
+            keys[there], ids[there], np.asarray(rows, np.float64)[there], time_us[there],
             np.zeros((len(there), 2), np.int64), np.asarray(urgent, np.bool_)[there],
         )  # fmt: skip
         self.put_round(round, [{view: part}])
@@ -600,11 +600,13 @@ class StoreWriter:
         layout = self._layouts[view]
         for at in range(0, len(unmet), CHUNK_ROWS):
             some = unmet[at : at + CHUNK_ROWS]
-            keys = (entity_key(layout.entity, key) for key in rows.keys.gather(some))
-            answers = wire.ask_all([("HGET", key, layout.time_field) for key in keys])
+            wire.send(layout.ask_times(rows.keys[some]))
+            answers = wire.answers(len(some))
             # A key of another type is refused when it is written, and counted there.
             _refused(answers)
             for row, answer in zip(some, answers, strict=True):
+                if answer is None:
+                    continue
                 has_us = None if isinstance(answer, Exception) else time_from_bytes(answer)
                 if has_us is not None and has_us > rows.time_us[row]:
                     fresh[row] = False
@@ -659,9 +661,7 @@ def _rank(rows: _Rows, then: Int64) -> Float64:
     return np.where(rows.urgent, -np.inf, then.astype(np.float64))
 
 
-def _slice(
-    whole: dict[View, _Rows], rows_max: int
-) -> tuple[dict[View, _Rows], dict[View, _Rows]]:
+def _slice(whole: dict[View, _Rows], rows_max: int) -> tuple[dict[View, _Rows], dict[View, _Rows]]:
     """What one flush takes (flagged first, then who has waited longest) and what stays."""
     if sum(len(rows) for rows in whole.values()) <= rows_max:
         return whole, {}
@@ -709,6 +709,7 @@ def _warm_up(layouts: dict[View, ViewLayout]) -> None:
     rows = _Rows(pl.Series(["a", "a"]), zero, values, zero, place, zero, zero, no)
     one = _coalesce([rows])
     layout.encode(one.keys, one.values, one.time_us)
+    layout.ask_times(one.keys)
     warm_up()
 
 
