@@ -12,7 +12,7 @@ the yardstick of the ensemble is as well tuned as the models that are measured w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -56,42 +56,47 @@ Bounds = Callable[[Float64], tuple[Float64, Float64, list[Float64]]]
 float64 (F,)."""
 
 
+SLACK = 1e-9
+"""How much nearer than its range a value is looked at when logarithms are taken, relatively.
+Chosen: a million times what the rounding of log and exp can do."""
+
+
 @njit
-def _deviations(values, low, high, scale, side, logs, squash, kept, out):
+def _deviations(values, low, high, scale, below, above, logs, squash, kept, out):
     """Sum of the `kept` largest deviations of each row.
+
+    Most values lie in their range: a first loop without branches finds those that may not, and only
+    of them are logarithms taken. A sum is squashed last, since log(1 + d)^2 keeps the order.
 
     Parameters
     ----------
     values : float64 (n, F)
-    low, high, scale : float64 (F,); scale infinite where a feature says nothing
-    side : int8 (F,), 1 only high is odd, -1 only low, 0 both
+    low, high : float64 (F,), -inf or inf on the side that is not odd
+    scale : float64 (F,)
+    below, above : float64 (F,), plain values between them (and NaN) do not deviate
     logs : bool, take sign(x) log(1 + |x|) of the values first
     squash : bool, take log(1 + d)^2 of each deviation
     kept : how many to add, 0 for all
     out : float64 (n,)
     """
+    n, width = values.shape
     top = np.zeros(max(kept, 1))
-    for i in range(values.shape[0]):
+    seen = np.zeros(width, np.int64)
+    for i in range(n):
+        count = 0
+        for j in range(width):
+            x = values[i, j]
+            seen[count] = j
+            count += (x > above[j]) | (x < below[j])
         total = 0.0
         top[:] = 0.0
-        for j in range(values.shape[1]):
+        for j in seen[:count]:
             x = values[i, j]
-            if x != x:
-                continue
             if logs:
                 x = np.copysign(np.log1p(abs(x)), x)
-            d = 0.0
-            if x > high[j] and side[j] >= 0:
-                d = (x - high[j]) / scale[j]
-            elif x < low[j] and side[j] <= 0:
-                d = (low[j] - x) / scale[j]
-            if not d > 0.0:
-                continue
-            d = min(d, 1e12)
-            if squash:
-                d = np.log1p(d) ** 2
+            d = min(max(x - high[j], low[j] - x, 0.0) / scale[j], 1e12)
             if kept == 0:
-                total += d
+                total += np.log1p(d) ** 2 if squash else d
             elif d > top[kept - 1]:
                 k = kept - 1
                 while k > 0 and top[k - 1] < d:
@@ -99,7 +104,7 @@ def _deviations(values, low, high, scale, side, logs, squash, kept, out):
                     k -= 1
                 top[k] = d
         for k in range(kept):
-            total += top[k]
+            total += np.log1p(top[k]) ** 2 if squash else top[k]
         out[i] = total
 
 
@@ -121,6 +126,10 @@ class Deviation:
     logs: bool
     squash: bool
     kept: int
+    _limits: tuple[Float64, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_limits", _limits(self))
 
     def raw(self, features: FeatureMatrix) -> Float64:
         """float64 (n,), higher is stranger; an unknown value is not strange."""
@@ -135,17 +144,7 @@ class Deviation:
         """Deviations of plain rows."""
         out = np.zeros(len(values))
         kernel = cast(Callable[..., Any], _deviations)
-        kernel(
-            values,
-            self.low,
-            self.high,
-            self.scale,
-            self.side,
-            self.logs,
-            self.squash,
-            self.kept,
-            out,
-        )
+        kernel(values, *self._limits, self.logs, self.squash, self.kept, out)
         return out
 
     def save(self) -> tuple[Arrays, dict[str, object]]:
@@ -165,6 +164,20 @@ class Deviation:
         side = plain(arrays["side"], np.int8)
         kept = int(cast(int, header["kept"]))
         return cls(low, high, scale, side, bool(header["logs"]), bool(header["squash"]), kept)
+
+
+def _limits(way: Deviation) -> tuple[Float64, ...]:
+    """`low`, `high`, `scale`, `below` and `above` of `_deviations`."""
+    silent = np.isinf(way.scale)
+    low = np.where(silent | (way.side > 0), -np.inf, way.low)
+    high = np.where(silent | (way.side < 0), np.inf, way.high)
+    below, above = low, high
+    if way.logs:
+        with np.errstate(over="ignore"):  # then no value is beyond
+            below, above = (np.copysign(np.expm1(np.abs(x)), x) for x in (low, high))
+        below = below * (1.0 + np.copysign(SLACK, below))
+        above = above * (1.0 - np.copysign(SLACK, above))
+    return low, high, way.scale, below, above
 
 
 def fit_deviation(

@@ -42,46 +42,62 @@ HUGE = 1e30
 """Values are cut to this: scikit-learn works in float32 and refuses what is larger."""
 
 
+ROOT, PLACE = np.uint64(1), np.uint64(0xFFFFFFFF)
+"""The first node; the bits of a node that say which value it looks at. Unsigned, so that no index
+is looked at for counting from the end."""
+
+INT32_MIN = np.int32(-(1 << 31))
+
+
 @njit
-def _walk(values, fill, low, high, feature, threshold, leaf, divisor, out):
+def _walk(values, fill, low, high, node, leaf, divisor, out):
     """Anomaly scores of rows, 2 ** -(mean path length / usual path length).
+
+    A block of rows goes down a tree level by level: the waits of 64 rows for memory overlap. Values
+    and thresholds are integers in the same order (see `_nodes`), a node is one number, and whether
+    a row goes to the second child is one comparison with it.
 
     Parameters
     ----------
     values : float64 (n, F)
     fill, low, high : float64 (F,), what stands for NaN, and the bounds values are cut to
-    feature : int32 (trees, 2**depth - 1), heap order: children of i are 2 i + 1 and 2 i + 2
-    threshold : float32, same shape; x <= threshold goes to the first child
+    node : int64 (trees, 2**depth), see `_nodes`; heap order, children of i are 2 i and 2 i + 1
     leaf : float64 (trees, 2**depth), path length of a row that ends there
     divisor : usual path length times trees
     out : float64 (n,)
     """
     n, width = values.shape
-    inner = threshold.shape[1]
+    leaves = np.uint64(leaf.shape[1])
     depth = 0
-    while (1 << depth) <= inner:
+    while (1 << depth) < leaf.shape[1]:
         depth += 1
-    block = np.empty((BLOCK, width), np.float32)
-    at = np.empty(BLOCK, np.int64)
+    block = np.zeros((width, BLOCK), np.float32)
+    key = np.zeros(width * BLOCK, np.int64)
+    at = np.empty(BLOCK, np.uint64)
     total = np.empty(BLOCK)
     for start in range(0, n, BLOCK):
         rows = min(BLOCK, n - start)
         for r in range(rows):
-            total[r] = 0.0
             for j in range(width):
                 x = values[start + r, j]
                 x = x if x == x else fill[j]
-                block[r, j] = np.float32(min(max(x, low[j]), high[j]))
-        for t in range(threshold.shape[0]):
-            features, thresholds = feature[t], threshold[t]
-            for r in range(rows):
-                at[r] = 0
+                block[j, r] = np.float32(min(max(x, low[j]), high[j])) + np.float32(0.0)
+        bits = block.view(np.int32).ravel()
+        for i in range(len(bits)):
+            ordered = bits[i] if bits[i] >= 0 else INT32_MIN - bits[i]
+            key[i] = np.int64(ordered) * (1 << 32)
+        total[:] = 0.0
+        for t in range(len(node)):
+            nodes, lengths = node[t], leaf[t]
+            at[:] = ROOT
             for _ in range(depth):
-                for r in range(rows):
+                for r in range(BLOCK):
                     k = at[r]
-                    at[r] = 2 * k + 1 + (block[r, features[k]] > thresholds[k])
-            for r in range(rows):
-                total[r] += leaf[t, at[r] - inner]
+                    cut = nodes[k]
+                    second = key[(np.uint64(cut) & PLACE) + np.uint64(r)] > cut
+                    at[r] = k + k + np.uint64(second)
+            for r in range(BLOCK):
+                total[r] += lengths[at[r] - leaves]
         for r in range(rows):
             out[start + r] = 2.0 ** (-total[r] / divisor)
 
@@ -96,7 +112,7 @@ class Model:
 
     Parameters
     ----------
-    arrays : what `_walk` takes, by name
+    arrays : fill, low, high and leaf of `_walk`, feature and threshold of `_nodes`
     divisor : usual path length times trees
 
     Source: Liu, Ting, Zhou, Isolation Forest, 2008; deviates in the rows a tree is grown on and in
@@ -108,6 +124,7 @@ class Model:
 
     def __init__(self, arrays: Arrays, divisor: float) -> None:
         self._arrays, self._divisor = arrays, divisor
+        self._node = _nodes(arrays["feature"], arrays["threshold"])
 
     @classmethod
     def fit(cls, train: TrainingSet, seed: int, options: Mapping[str, float]) -> Self:
@@ -144,7 +161,9 @@ class Model:
         out = np.zeros(len(features))
         cast(Callable[..., Any], _walk)(
             plain(features.values, np.float64),
-            *(a[k] for k in ("fill", "low", "high", "feature", "threshold", "leaf")),
+            *(a[k] for k in ("fill", "low", "high")),
+            self._node,
+            a["leaf"],
             self._divisor,
             out,
         )
@@ -164,6 +183,24 @@ class Model:
         for name in ("fill", "low", "high", "leaf"):
             found[name] = plain(arrays[name], np.float64)
         return cls(found, float(cast(float, header["divisor"])))
+
+
+def _nodes(feature: npt.NDArray[Any], threshold: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Nodes as `_walk` reads them, the threshold above the place of the feature in a block.
+
+    A value's number has nothing but zeros below: it is larger than the node's if and only if the
+    value is larger than the threshold.
+
+    Parameters
+    ----------
+    feature : int32 (trees, 2**depth - 1), heap order
+    threshold : float32, same shape; x <= threshold goes to the first child
+    """
+    node = np.zeros((len(feature), feature.shape[1] + 1), np.int64)  # there is no node 0
+    bits = (threshold.astype(np.float32) + np.float32(0.0)).view(np.int32)  # -0.0 is 0.0
+    ordered = np.where(bits >= 0, bits, INT32_MIN - bits).astype(np.int64)
+    node[:, 1:] = (ordered << 32) | (feature.astype(np.int64) * BLOCK)
+    return node
 
 
 def prepare(values: Float64, fill: Float64, low: Float64, high: Float64) -> npt.NDArray[np.float32]:

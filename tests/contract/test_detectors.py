@@ -7,6 +7,7 @@ taken up from the page.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import types
@@ -20,7 +21,7 @@ import pytest
 
 from features.batch import FeatureMatrix
 from features.catalog import catalog
-from features.errors import ConfigError, DeclarationError, ShapeError
+from features.errors import BundleError, ConfigError, DeclarationError, ShapeError
 from features.sequence import STEPS, WIDTH
 from models.base import Arrays, Detector, TrainingSet
 from models.detectors import (
@@ -498,6 +499,44 @@ def test_iqr_is_the_distance_from_the_quartiles_in_ranges() -> None:
     np.testing.assert_allclose(model.raw(replace(hours, values=values)), (2, 3, 0), atol=1e-9)
 
 
+def deviations(d: _deviation.Deviation, values: Any) -> Any:
+    """What the kernel is meant to do, value by value; the logarithms of libm, as in kernels."""
+    out = []
+    for row in values:
+        found = []
+        for j, x in enumerate(row):
+            if d.logs:
+                x = math.copysign(math.log1p(abs(x)), x)
+            far = 0.0
+            if x > d.high[j] and d.side[j] >= 0:
+                far = (x - d.high[j]) / d.scale[j]
+            elif x < d.low[j] and d.side[j] <= 0:
+                far = (d.low[j] - x) / d.scale[j]
+            far = min(far, 1e12) if far > 0.0 else 0.0
+            found.append(math.log1p(far) ** 2 if d.squash else far)
+        out.append(sum(found if d.kept == 0 else sorted(found, reverse=True)[: d.kept]))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("logs", [0, 1], ids=["plain", "logs"])
+@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("name", ["zscore", "iqr"])
+def test_values_at_the_edge_of_their_range_are_measured_as_all_are(
+    name: str, kept: int, logs: int, rng: np.random.Generator
+) -> None:
+    options = {"kept": float(kept), "log": float(logs), "squash": 1.0}
+    model: Any = detector(name).fit(relabelled(-1), 1, options)
+    d = model._deviation
+    edges = np.where(rng.random((500, len(NAMES))) < 0.5, d.low, d.high)
+    if logs:
+        edges = np.copysign(np.expm1(np.abs(edges)), edges)
+    edges *= 1.0 + rng.choice([0.0, 1e-16, -1e-16, 3e-16, 1e-12, 1e-8, -1e-8], edges.shape)
+    edges[0], edges[1], edges[2], edges[3] = np.inf, -np.inf, 0.0, -0.0
+    edges[4, ::2] = np.nan
+    raw = model.raw(replace(rows_of(training().features, np.arange(500)), values=edges))
+    np.testing.assert_allclose(raw, deviations(d, edges), rtol=1e-13, atol=0.0)
+
+
 # -- isolation forest ------------------------------------------------------------------------------
 
 
@@ -533,6 +572,43 @@ def test_gradient_boosting_equals_the_library() -> None:
     np.testing.assert_allclose(
         fitted("gradient_boosting").raw(rows), expected, rtol=1e-12, atol=1e-12
     )
+
+
+def test_gradient_boosting_equals_the_library_at_its_own_thresholds(
+    rng: np.random.Generator,
+) -> None:
+    """Values at a split, a hair beside it, infinite, and not known, in blocks of any length."""
+    lightgbm = pytest.importorskip("lightgbm")
+    model: Any = fitted("gradient_boosting")
+    text = model.save()[0]["model"].tobytes().decode()
+    source, _, _, column, limit, *_ = model._trees.arrays
+    values = training(1).features.values[:997].copy()
+    for row in values:
+        for k in rng.integers(0, len(limit), 3):
+            x = limit[k] if limit[k] < 1e300 else np.nan
+            row[source[column[k]]] = rng.choice((x, np.nextafter(x, -np.inf), x * (1 + 1e-15)))
+    values[rng.random(values.shape) < 0.05] = np.inf
+    values[rng.random(values.shape) < 0.05] = -np.inf
+    booster = lightgbm.Booster(model_str=text)
+    expected = booster.predict(values, raw_score=True, num_threads=1)
+    raw = model.raw(replace(rows_of(training().features, np.arange(997)), values=values))
+    np.testing.assert_allclose(raw, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_boosting_takes_trees_of_all_sizes_and_refuses_larger_ones() -> None:
+    lightgbm = pytest.importorskip("lightgbm")
+    train = training()
+    for leaves in (2, 3, gradient_boosting.LEAVES_MAX):
+        options = {"rounds": 10.0, "leaves": float(leaves)}
+        model = gradient_boosting.Model.fit(train, 1, options)
+        text = model.save()[0]["model"].tobytes().decode()
+        expected = lightgbm.Booster(model_str=text).predict(train.features.values, raw_score=True)
+        np.testing.assert_allclose(model.raw(train.features), expected, rtol=1e-12, atol=1e-12)
+    large = {"num_leaves": 60, "min_data_in_leaf": 1, "verbosity": -1, "num_threads": 1}
+    data = lightgbm.Dataset(np.nan_to_num(train.features.values), train.features.values[:, 4])
+    text = lightgbm.train(large, data, 1).model_to_string()
+    with pytest.raises(BundleError, match="60 leaves, expected at most 32"):
+        gradient_boosting.Model(text, len(NAMES))
 
 
 def test_gradient_boosting_learns_from_known_labels_alone() -> None:
