@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +208,50 @@ def test_flagged_entities_are_written_first(
     assert order[3:] == [f"c{i}" for i in range(7)], "those who wait longest come next"
     assert stored(server.url, ["c7"]) == {"c7": (2.0, 3)}
 
+
+def test_a_writer_with_much_to_do_puts_the_next_flush_off(open_writer: Open) -> None:
+    to = open_writer(store_rows_s_max=1000, store_flush_ms=100)
+    assert to._pause_s(sent=100, took_s=0.02) == pytest.approx(0.08)
+    assert to.stats().stretched == 0
+    assert to._pause_s(sent=700, took_s=0.2) == pytest.approx(0.5), "rows a second"
+    assert to._pause_s(sent=0, took_s=0.3) == pytest.approx(0.3), "half of the time at most"
+    assert (to.stats().stretched, to.stats().interval_s) == (2, 0.6)
+
+
+def test_a_flush_that_is_waited_for_is_not_put_off(
+    open_writer: Open, server: EmbeddedRedis
+) -> None:
+    to = open_writer(store_rows_s_max=100, store_flush_ms=60_000)
+    names = [f"c{i}" for i in range(3000)]
+    put(to, names, [1.0] * len(names), 1)
+    begun = time.monotonic()
+    assert to.flush(WAIT_S)
+    assert time.monotonic() - begun < 15.0, "3,000 rows at 100 a second are half a minute"
+    assert len(stored(server.url, names)) == to.stats().written == 3000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness of a thread is known to Linux alone")
+def test_the_writer_and_its_redis_give_way_to_the_flow(tmp_path: Path) -> None:
+    to = StoreWriter(Settings(state_dir=tmp_path), catalog())
+    assert to.flush(WAIT_S)
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert to._thread.native_id is not None
+    threads = os.getpriority(os.PRIO_PROCESS, to._thread.native_id)
+    servers = os.getpriority(os.PRIO_PROCESS, process_id(store_url(Settings(state_dir=tmp_path))))
+    to.close()
+    assert threads == min(19, own + writer.NICENESS)
+    assert servers == min(19, own + 10)
+
+
+def test_what_piles_up_between_flushes_is_coalesced_before_the_bound(open_writer: Open) -> None:
+    to = open_writer(store_rows_max=1000, store_flush_ms=60_000)
+    deadline = time.monotonic() + WAIT_S
+    for part in range(6):
+        put(to, [f"k{i}" for i in range(100)], [float(part)] * 100, part)
+    while to.stats().coalesced < 500 and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    stats = to.stats()
+    assert (stats.coalesced, stats.waiting, stats.flushes) == (500, 100, 0)
 
 
 def test_a_redis_that_died_holds_nothing_up_and_gets_the_newest_rows_afterwards(
