@@ -199,7 +199,7 @@ def _train_event(
     fit, scale, judge = (select_rows(rows, np.flatnonzero(parts == p)) for p in range(3))
     event = rows.features.event_type
     known = fit.features.values[fit.label <= 0]
-    view = View.fit(catalog, event, known)
+    view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
     calibrations, gate, surprise = _scale(detectors, scale)

@@ -9,7 +9,7 @@ from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
 from models.scoring import Scorer
 from models.train import join_sets, parts_of, select_rows, train
-from models.view import View
+from models.view import DAY_SEEN_US, View
 from tests.rows import training_set
 
 CHEAP = ("zscore", "iqr")
@@ -94,9 +94,26 @@ def test_joined_sets_stand_in_time_order(rng: np.random.Generator) -> None:
     assert both.features.sequence is not None and len(both.features.sequence) == 500
 
 
+@pytest.mark.parametrize("event", ["payment", "login", "metric", "app_log"])
+def test_a_history_shorter_than_a_day_says_nothing_of_the_hour(
+    event: str, rng: np.random.Generator
+) -> None:
+    rows = training_set(rng, event, rows=500, odd=5)
+    usual = rows.features.values[rows.label == 0]
+    day, minutes = (
+        View.fit(catalog(), event, usual, span) for span in (DAY_SEEN_US, DAY_SEEN_US - 1)
+    )
+    hidden = set(day.names) - set(minutes.names)
+    assert hidden == {n for n in day.names if n == "hour" or n.endswith("_season_z")}
+    assert hidden and set(minutes.names) < set(day.names)
+    assert int(np.ptp(rows.time_us)) < DAY_SEEN_US
+    bundle = train({event: rows}, catalog(), ("zscore",), 1)
+    assert bundle.models[event].view.names == minutes.names
+
+
 def test_detectors_do_not_see_what_only_grows_with_time(rng: np.random.Generator) -> None:
     rows = training_set(rng, rows=1_000)
-    view = View.fit(catalog(), "payment", rows.features.values[rows.label == 0])
+    view = View.fit(catalog(), "payment", rows.features.values[rows.label == 0], 2 * DAY_SEEN_US)
     seen = view.apply(rows.features)
     assert "card_usual_1h" not in seen.names and "card_count_1h" in seen.names
     age = rows.features.column("device_age_s")
