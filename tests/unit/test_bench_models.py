@@ -1,0 +1,54 @@
+"""`waxwing bench models`: a figure of every detector, and every key explained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dataflows.bench.models import BATCHES, measure
+from features.catalog import catalog
+from features.events import event_types
+from models.detectors import detector_names
+from models.train import train
+from tests.rows import training_set
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "json.md"
+
+DETECTORS = ("zscore", "isolation_forest", "transformer")
+
+
+def test_every_detector_has_figures_by_event_type_and_batch(rng: np.random.Generator) -> None:
+    options = {"transformer": {"epochs": 1.0}, "isolation_forest": {"trees": 5.0}}
+    rows = {name: training_set(rng, name, rows=1_500, odd=60) for name in ("payment", "login")}
+    bundle = train(rows, catalog(), DETECTORS, 1, options=options)
+    report = measure(bundle, rows)
+    sizes = {f"batch_{size}" for size in BATCHES}
+    for name, one in rows.items():
+        assert 0.0 < report["gate_opened"][name] < 0.5
+        stages = report["us_per_row"][name]
+        assert stages.keys() == {*DETECTORS, "score"}
+        for by_size in stages.values():
+            assert by_size.keys() == sizes
+            assert all(0.0 < x["best"] <= x["median"] for x in by_size.values())
+        assert len(one) < max(BATCHES), "fewer rows than a batch are one batch"
+    parts = report["us_per_event"]
+    assert parts.keys() == {*DETECTORS, "score"}
+    gated = max(report["us_per_row"][n]["transformer"]["batch_1000"]["median"] for n in rows)
+    assert parts["transformer"]["batch_1000"] <= 0.5 * gated, "only rows that pass the gate count"
+
+
+def test_the_keys_stand_on_the_page(rng: np.random.Generator) -> None:
+    rows = {"payment": training_set(rng, rows=1_500, odd=60)}
+    report = measure(train(rows, catalog(), ("zscore",), 1), rows)
+    named = {*detector_names(), *event_types()}
+
+    def keys(found: object) -> set[str]:
+        if not isinstance(found, dict):
+            return set()
+        return {k for k in found if k not in named}.union(*map(keys, found.values()))
+
+    page = PAGE.read_text(encoding="utf-8").partition("## `waxwing bench models`")[2]
+    told = {w for code in re.findall(r"`([^`\n]+)`", page) for w in re.split(r"[.\s]", code)}
+    assert keys(report) - told == set()
