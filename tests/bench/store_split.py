@@ -47,6 +47,12 @@ def made(cat: Catalog, seconds: float, rate: float, cards: int) -> list[Round]:
     return rounds
 
 
+def queued_s() -> float:
+    """Seconds this thread was ready and had no core, ever (Linux)."""
+    words = Path("/proc/thread-self/schedstat").read_text(encoding="utf-8").split()
+    return int(words[1]) / 1e9
+
+
 def measured(cat: Catalog, rounds: list[Round], settings: Settings) -> dict[str, Any]:
     """Let the rounds through and say what it took."""
     columns: dict[str, dict[str, Any]] = {name: {} for name in cat.event_types}
@@ -57,11 +63,12 @@ def measured(cat: Catalog, rounds: list[Round], settings: Settings) -> dict[str,
     writer = StoreWriter(settings, cat)
     client: Any = redis.Redis.from_url(store_url(settings))
     split_s = put_s = 0.0
+    blocked_ms = []
     server_begun, own_begun, begun = server_cpu_s(client), time.process_time(), time.perf_counter()
     for i, (batches, features) in enumerate(rounds):
         time.sleep(max(0.0, begun + i * ROUND_US / 1e6 - time.perf_counter()))
         flagged = {name: rng.random(len(batch)) < 0.001 for name, batch in batches.items()}
-        first = time.thread_time()
+        queued, clock, first = queued_s(), time.perf_counter(), time.thread_time()
         shards: list[Views] = [{} for _ in range(SHARDS)]
         for name, batch in batches.items():
             parts = split_rows(batch, features[name].values, columns[name], flagged[name], SHARDS)
@@ -70,7 +77,11 @@ def measured(cat: Catalog, rounds: list[Round], settings: Settings) -> dict[str,
         then = time.thread_time()
         for shard in shards:
             writer.put_round(i + 1, [shard])
-        split_s, put_s = split_s + then - first, put_s + time.thread_time() - then
+        last = time.thread_time()
+        split_s, put_s = split_s + then - first, put_s + last - then
+        # Neither at work nor in wait of a core: in wait of the GIL or the writer's lock.
+        off_s = time.perf_counter() - clock - (last - first) - (queued_s() - queued)
+        blocked_ms.append(max(0.0, off_s * 1e3))
     paced, wall_s = writer.stats(), time.perf_counter() - begun
     writer.flush(120.0)
     own_s = time.process_time() - own_begun - split_s - put_s
@@ -85,6 +96,8 @@ def measured(cat: Catalog, rounds: list[Round], settings: Settings) -> dict[str,
         "events": events,
         "split_us_per_event": round(split_s / events * 1e6, 2),
         "put_us_per_event": round(put_s / events * 1e6, 2),
+        "blocked_ms_a_round_p50": round(float(np.quantile(blocked_ms, 0.5)), 2),
+        "blocked_ms_a_round_p99": round(float(np.quantile(blocked_ms, 0.99)), 2),
         "entity_rows": entities,
         "rows_put": stats.put,
         "rows_written_per_s": round(paced.written / wall_s),
