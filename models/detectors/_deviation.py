@@ -80,7 +80,7 @@ def _deviations(values, low, high, scale, below, above, logs, squash, kept, out)
     out : float64 (n,)
     """
     n, width = values.shape
-    top = np.zeros(max(kept, 1))
+    top, far = np.zeros(max(kept, 1)), np.zeros(width)
     seen = np.zeros(width, np.int64)
     for i in range(n):
         count = 0
@@ -88,23 +88,27 @@ def _deviations(values, low, high, scale, below, above, logs, squash, kept, out)
             x = values[i, j]
             seen[count] = j
             count += (x > above[j]) | (x < below[j])
+        for s in range(count):
+            x = values[i, seen[s]]
+            far[s] = np.copysign(np.log1p(abs(x)), x) if logs else x
+        for s in range(count):
+            x, j = far[s], seen[s]
+            far[s] = min(max(x - high[j], low[j] - x, 0.0) / scale[j], 1e12)
         total = 0.0
-        top[:] = 0.0
-        for j in seen[:count]:
-            x = values[i, j]
-            if logs:
-                x = np.copysign(np.log1p(abs(x)), x)
-            d = min(max(x - high[j], low[j] - x, 0.0) / scale[j], 1e12)
-            if kept == 0:
-                total += np.log1p(d) ** 2 if squash else d
-            elif d > top[kept - 1]:
-                k = kept - 1
-                while k > 0 and top[k - 1] < d:
-                    top[k] = top[k - 1]
-                    k -= 1
-                top[k] = d
-        for k in range(kept):
-            total += np.log1p(top[k]) ** 2 if squash else top[k]
+        if kept == 0:
+            for s in range(count):
+                total += np.log1p(far[s]) ** 2 if squash else far[s]
+        else:
+            top[:] = 0.0
+            for s in range(count):
+                d, k = far[s], kept - 1
+                if d > top[k]:
+                    while k > 0 and top[k - 1] < d:
+                        top[k] = top[k - 1]
+                        k -= 1
+                    top[k] = d
+            for k in range(kept):
+                total += np.log1p(top[k]) ** 2 if squash else top[k]
         out[i] = total
 
 
