@@ -1,0 +1,379 @@
+"""Features against an oracle that no one here wrote: DuckDB, asked in SQL over all rows.
+
+The rows go through the very code of training and backfill (a reader, `run_history`, the kernels);
+the same rows are laid into DuckDB, each feature that has a meaning in SQL (`features.oracle`) is
+asked for, and every value of every row is held against the kernel's.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from dataflows.history import run_history
+from dataflows.settings import Settings
+from dataflows.sources.base import LaneReader, Taken
+from features.batch import EventBatch, FeatureMatrix, Float64, Int64
+from features.catalog import Catalog
+from features.errors import ConfigError
+from features.events import event_code, event_types
+from features.operations import OPERATIONS
+from features.oracle import Question, answer_table, operands, question, why_not
+from features.spec import Feature
+
+__all__ = ["REL_ERROR_MAX", "VARIANTS", "Variant", "verify"]
+
+REL_ERROR_MAX = 1e-9
+"""Largest difference of a float64, relative to the oracle's value (of a feature that subtracts two
+others: to the larger of them). Asked for; counts, times, shares and extremes must be the same to
+the last bit."""
+
+THREADS = 2
+MEMORY = "8GB"
+"""What DuckDB may use; chosen: a laptop. Beyond the memory it spills to a temporary folder."""
+
+DENSE = 1_440
+"""A day of the handbook's data becomes a minute: 1 % of its rows have another within 5 minutes, of
+the dense ones most have."""
+
+LONG = {"1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+"""The windows of delayed-label risk, in which the handbook's rows have many others."""
+
+NO_VALUE = "has no value in any row of this data, neither here nor there"
+
+EXAMPLES_MAX = 3
+"""Wrong rows shown of a feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to ask more of the same rows.
+
+    Parameters
+    ----------
+    doc : what it is, for people
+    divide : by what the time since the first row is divided
+    windows : suffix -> length of the windows in s, in place of those declared; None for those
+    """
+
+    doc: str
+    divide: int = 1
+    windows: Mapping[str, int] | None = None
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "as_is": Variant("the data as it is"),
+    "dense": Variant(f"its time divided by {DENSE:,}", divide=DENSE),
+    "long": Variant("windows of 1, 7 and 30 days", windows=LONG),
+}
+
+
+def verify(
+    settings: Settings,
+    catalog: Catalog,
+    open_reader: Callable[[], LaneReader],
+    variants: Mapping[str, Variant],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compare every feature that has a meaning in SQL with DuckDB's answer, on every row.
+
+    Parameters
+    ----------
+    settings : `groups`, `dedup_horizon_s`
+    catalog : the features
+    open_reader : gives the rows, from the start, once a variant
+    variants : what is done with them
+    say : told one line a variant
+
+    Returns
+    -------
+    `rows`, `features`, `mismatches`, `max_rel_error`, `not_compared`, and the same by variant
+
+    Raises
+    ------
+    ConfigError : the data has no event whose type has features
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, variant in variants.items():
+        say(f"{name}: {variant.doc}")
+        cat = catalog if variant.windows is None else _with_windows(catalog, variant.windows)
+        found[name] = _verify_one(settings, cat, open_reader(), variant.divide)
+        one = found[name]
+        say(
+            f"{name}: {one['rows']:,} rows, {one['features']} features,"
+            f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e}"
+        )
+    first = next(iter(found.values()))
+    return {
+        "rows": first["rows"],
+        "features": first["features"],
+        "mismatches": sum(one["mismatches"] for one in found.values()),
+        "max_rel_error": max(one["max_rel_error"] for one in found.values()),
+        "not_compared": first["not_compared"],
+        "variants": found,
+    }
+
+
+def _with_windows(catalog: Catalog, windows: Mapping[str, int]) -> Catalog:
+    """The features of windows, each with other lengths in place of its own."""
+    made: dict[tuple[str, str], Feature] = {}
+    for event in catalog.event_types:
+        for feature in catalog.features(event):
+            if feature.window_s is None or OPERATIONS[feature.op].family not in ("ring", "rate"):
+                continue
+            stem = re.sub(r"_\d+[smhd]$", "", feature.name)
+            for suffix, window_s in windows.items():
+                name = f"{stem}_{suffix}"
+                one = replace(feature, name=name, window_s=window_s, why="{value}", baseline=None)
+                made[event, name] = one
+    return Catalog(made.values())
+
+
+def _verify_one(
+    settings: Settings, catalog: Catalog, reader: LaneReader, divide: int
+) -> dict[str, Any]:
+    """One variant."""
+    with tempfile.TemporaryDirectory(prefix="waxwing-verify-") as folder:
+        config: dict[str, Any] = {
+            "threads": THREADS,
+            "memory_limit": MEMORY,
+            "temp_directory": folder,
+            "autoinstall_known_extensions": False,
+        }
+        with duckdb.connect(config=config) as oracle:
+            rows = _Rows(oracle)
+            slower = reader if divide == 1 else _Divided(reader, divide)
+            run_history(settings, catalog, slower, rows, progress=rows.cut)
+            reader.close()
+            ties = rows.close()
+            return _compare(oracle, rows, catalog, ties)
+
+
+class _Divided:
+    """A reader whose time goes slower.
+
+    Parameters
+    ----------
+    reader : gives events in the order of their time
+    divide : by what the time since the first of them is divided
+    """
+
+    unpaced = True
+
+    def __init__(self, reader: LaneReader, divide: int) -> None:
+        self._reader = reader
+        self._divide = divide
+        self._start_us: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def take(self, rows_max: int) -> Taken:
+        """As of the reader."""
+        taken = self._reader.take(rows_max)
+        if self._start_us is None and taken.batches:
+            self._start_us = min(int(b.time_us.min()) for b in taken.batches.values())
+        start_us = self._start_us or 0
+        time_us = start_us + (pl.col("time_us") - start_us) // self._divide
+        for name, batch in taken.batches.items():
+            taken.batches[name] = replace(batch, frame=batch.frame.with_columns(time_us=time_us))
+        taken.cut_time_us = start_us + (taken.cut_time_us - start_us) // self._divide
+        return taken
+
+
+class _Rows:
+    """Takes in what the kernels computed, and lays the same events into the oracle.
+
+    Parameters
+    ----------
+    oracle : where the table `events` is made
+    """
+
+    def __init__(self, oracle: duckdb.DuckDBPyConnection) -> None:
+        self._oracle = oracle
+        self._batches: list[EventBatch] = []
+        self._values: dict[str, list[Float64]] = {}
+        self._count = 0
+        self.counts: dict[str, int] = {}
+        fields = {n: t for declared in event_types().values() for n, t in declared.schema.items()}
+        self._schema = {"n": pl.Int64, "event": pl.String, "i": pl.Int64, **fields}
+        self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
+
+    def _insert(self, frame: pl.DataFrame, verb: str) -> None:
+        """Lay rows into the table `taken`."""
+        self._oracle.register("incoming", frame.to_arrow())
+        self._oracle.execute(f"{verb} SELECT * FROM incoming")
+        self._oracle.unregister("incoming")
+
+    def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
+        """Take in one batch and its features."""
+        self._batches.append(batch)
+        self._values.setdefault(batch.event_type, []).append(
+            np.ascontiguousarray(features.values.T)
+        )
+
+    def cut(self, events: int, time_us: int) -> None:
+        """Give the rows of a chunk their numbers: chunk after chunk, each in the global order."""
+        if not self._batches:
+            return
+        frames, keys = [], []
+        for batch in self._batches:
+            name, n = batch.event_type, len(batch)
+            begin = self.counts.get(name, 0)
+            numbers = pl.int_range(begin, begin + n, dtype=pl.Int64, eager=True)
+            frames.append(batch.frame.with_columns(event=pl.lit(name), i=numbers))
+            code = np.full(n, event_code(name))
+            keys.append(np.stack([batch.offset, batch.partition, code, batch.time_us]))
+            self.counts[name] = begin + n
+        place = np.empty(sum(len(f) for f in frames), np.int64)
+        place[np.lexsort(np.concatenate(keys, axis=1))] = np.arange(len(place)) + self._count
+        self._count += len(place)
+        rows = pl.concat(frames, how="diagonal").with_columns(n=pl.Series(place))
+        absent = [
+            pl.lit(None, dtype).alias(name)
+            for name, dtype in self._schema.items()
+            if name not in rows.columns
+        ]
+        self._insert(rows.with_columns(absent).select(*self._schema), "INSERT INTO taken")
+        self._batches = []
+
+    def close(self) -> int:
+        """Make the table `events`; returns `ties` (see `features.oracle`).
+
+        Raises
+        ------
+        ConfigError : there are no rows
+        """
+        if not self._count:
+            raise ConfigError("features verify: the data has no event of a type that has features")
+        self._oracle.execute(
+            "CREATE TABLE tied AS SELECT *,"
+            " row_number() OVER (PARTITION BY time_us ORDER BY n) - 1 AS tie FROM taken"
+        )
+        self._oracle.execute("DROP TABLE taken")
+        (found,) = self._oracle.execute("SELECT max(tie) + 1 FROM tied").fetchall()
+        ties = int(found[0])
+        self._oracle.execute(
+            "CREATE TABLE events AS SELECT * EXCLUDE (n),"
+            f" (time_us - (SELECT min(time_us) FROM tied)) * {ties} + tie AS k FROM tied"
+        )
+        self._oracle.execute("DROP TABLE tied")
+        return ties
+
+    def column(self, event: str, at: int) -> Float64:
+        """float64 (rows of the event type,), feature number `at` as the kernels gave it."""
+        return np.concatenate([values[at] for values in self._values[event]])
+
+    def event_id(self, event: str, row: int) -> str:
+        """Id of an event."""
+        query = "SELECT event_id FROM events WHERE event = ? AND i = ?"
+        (found,) = self._oracle.execute(query, [event, row]).fetchall()
+        return str(found[0])
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one comparison came to."""
+
+    wrong: Int64
+    rel_error: float
+    known: int
+    expected: Float64 = field(repr=False)
+
+
+def _compare(
+    oracle: duckdb.DuckDBPyConnection, rows: _Rows, catalog: Catalog, ties: int
+) -> dict[str, Any]:
+    """Every feature of every event type that has rows."""
+    not_compared: dict[str, str] = {}
+    mismatched: list[dict[str, Any]] = []
+    compared, largest = 0, 0.0
+    for event, n in rows.counts.items():
+        features = catalog.features(event)
+        names = catalog.names(event)
+        asked = _asked(features, not_compared)
+        read = {name for feature in asked for name in operands(feature)}
+        for feature in asked:
+            made = question(feature, ties)
+            if feature.name in read:
+                table = answer_table(event, feature.name)
+                oracle.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {made.sql}")
+                made = replace(made, sql=f"SELECT * FROM {table}")
+            actual = rows.column(event, names.index(feature.name))
+            found = _hold(oracle, made, actual, n)
+            if not found.known:
+                not_compared[f"{event}.{feature.name}"] = NO_VALUE
+                continue
+            compared += 1
+            largest = max(largest, found.rel_error)
+            if len(found.wrong):
+                mismatched.append(_about(rows, feature, found, actual))
+    return {
+        "rows": sum(rows.counts.values()),
+        "features": compared,
+        "mismatches": sum(one["rows"] for one in mismatched),
+        "max_rel_error": largest,
+        "mismatched": mismatched,
+        "not_compared": not_compared,
+    }
+
+
+def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[Feature]:
+    """Features that have a meaning in SQL, those that others read first; notes the rest."""
+    reasons = {f.name: why_not(f) for f in features}
+    for feature in features:
+        unsaid = [name for name in operands(feature) if reasons[name] is not None]
+        if unsaid:
+            reasons[feature.name] = f"it reads `{unsaid[0]}`, which is not compared"
+    for feature in features:
+        reason = reasons[feature.name]
+        if reason is not None:
+            not_compared[f"{feature.event}.{feature.name}"] = reason
+    asked = [f for f in features if reasons[f.name] is None]
+    return sorted(asked, key=lambda f: bool(operands(f)))
+
+
+def _hold(
+    oracle: duckdb.DuckDBPyConnection, made: Question, actual: Float64, n: int
+) -> _Found:
+    """Ask, and hold the answer against what the kernels gave."""
+    sql = f"SELECT i, coalesce(v, 'NaN') AS v, coalesce(size, 'NaN') AS size FROM ({made.sql})"
+    answer = oracle.execute(sql).fetchnumpy()
+    if len(np.unique(answer["i"])) != len(answer["i"]):
+        raise RuntimeError(f"{made.feature.name}: the query answers a row twice: {made.sql}")
+    expected, size = np.full(n, np.nan), np.full(n, np.nan)
+    expected[answer["i"]], size[answer["i"]] = answer["v"], np.abs(answer["size"])
+    same: npt.NDArray[np.bool_] = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(actual - expected) / size)
+    # A value that only one of the two knows is infinitely wrong.
+    error = np.where(np.isnan(error), np.inf, error)
+    right = same if made.exact else error <= REL_ERROR_MAX
+    known = np.count_nonzero(~np.isnan(expected) | ~np.isnan(actual))
+    return _Found(np.flatnonzero(~right), float(error.max(initial=0.0)), int(known), expected)
+
+
+def _about(rows: _Rows, feature: Feature, found: _Found, actual: Float64) -> dict[str, Any]:
+    """A feature that is wrong, with its first wrong rows."""
+    examples = [
+        {
+            "event_id": rows.event_id(feature.event, row),
+            "value": float(actual[row]),
+            "expected": float(found.expected[row]),
+        }
+        for row in found.wrong[:EXAMPLES_MAX].tolist()
+    ]
+    return {
+        "feature": f"{feature.event}.{feature.name}",
+        "rows": len(found.wrong),
+        "max_rel_error": found.rel_error,
+        "examples": examples,
+    }
