@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -24,6 +24,9 @@ from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.manifest import Manifest, write_manifest
 from dataflows.steps import Barrier, Durable
 from features.errors import StateError
+
+if TYPE_CHECKING:
+    from dataflows.store.writer import StoreWriter
 
 __all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
 
@@ -52,31 +55,43 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
         self._barrier: Barrier[StoreRows] = Barrier(lanes, context.manifest.round)
         self._round = context.manifest.round
         self._waiting: list[tuple[int, int]] = []
+        self._shard = 0
 
     def on_batch(self, values: list[StoreRows]) -> tuple[list[StoreAck], bool]:
         writer = self._context.store
         if writer is None:
             raise StateError("step 'store': the store is off, yet rows came; this is a bug")
-        shard = values[0].shard
+        self._shard = values[0].shard
         for item in values:
             self._barrier.add(item.lane, item.round, item, item.final)
         begun = time.perf_counter()
-        for round_, items, last in self._barrier.ready():
+        for round_, items, _last in self._barrier.ready():
             ticket = writer.put_round(round_, [item.views for item in items.values()])
             self._waiting.append((round_, ticket))
             self._round = round_
-            if last and not writer.flush(STORE_FLUSH_S_MAX):
-                self._context.telemetry.say(
-                    f"the store did not take its last rows within {STORE_FLUSH_S_MAX:.0f} s;"
-                    " the next start writes them again"
-                )
         self._context.telemetry.stage("store_put", time.perf_counter() - begun)
+        return self._acks(writer), False
+
+    def on_eof(self) -> tuple[list[StoreAck], bool]:
+        """The lanes have ended, the last alerts are out: wait for the store's last rows."""
+        writer = self._context.store
+        if writer is None or not self._waiting:
+            return [], False
+        if not writer.flush(STORE_FLUSH_S_MAX):
+            self._context.telemetry.say(
+                f"the store did not take its last rows within {STORE_FLUSH_S_MAX:.0f} s;"
+                " the next start writes them again"
+            )
+        return self._acks(writer), False
+
+    def _acks(self, writer: StoreWriter) -> list[StoreAck]:
+        """What the store has taken since the last time."""
         done = writer.flushed_ticket
         acked = [r for r, ticket in self._waiting if ticket <= done]
         if not acked:
-            return [], False
+            return []
         self._waiting = self._waiting[len(acked) :]
-        return [StoreAck(shard, acked[-1])], False
+        return [StoreAck(self._shard, acked[-1])]
 
     def snapshot(self) -> int:
         return self._round

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,10 @@ class Context:
     store: StoreWriter | None
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
+    writing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
+    )
+    """Writes snapshots one after another, beside the flow."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)

@@ -137,6 +137,10 @@ class _Logic(StatefulBatchLogic[X, Y, int]):
         nothing: tuple[Iterable[Y], bool] = ([], False)
         return self._guard.call(lambda: self._inner.on_batch(values), nothing)
 
+    def on_eof(self) -> tuple[Iterable[Y], bool]:
+        nothing: tuple[Iterable[Y], bool] = ([], False)
+        return self._guard.call(self._inner.on_eof, nothing)
+
     def snapshot(self) -> int:
         return self._inner.snapshot()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -139,13 +140,19 @@ class Featured:
 
 
 class _Shard:
-    """Snapshot and restore of one shard, shared by the steps that own state."""
+    """Snapshot and restore of one shard, shared by the steps that own state.
+
+    The flow pauses only while the state is copied; a thread of the process writes the copy, shard
+    after shard. A shard has one copy waiting at the most: where the disk cannot follow, the next
+    snapshot waits for it.
+    """
 
     def __init__(self, context: Context, name: str) -> None:
         self.name = name
         self.context = context
         self.store = context.shard(name)
         self.store.forget_after(context.manifest.round)
+        self._writing: tuple[int, bool, float, Future[int]] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
         """Whether the state after this round is to be made durable."""
@@ -157,18 +164,41 @@ class _Shard:
         last: bool,
         full: Callable[[], dict[str, npt.NDArray[Any]]],
         delta: Callable[[], dict[str, npt.NDArray[Any]]],
-        meta: dict[str, Any],
-    ) -> Durable:
-        """Write a base or a delta and drop what no restart can need any more."""
+    ) -> list[Durable]:
+        """Copy the state and let it be written; what was written before is told.
+
+        Raises
+        ------
+        StateError : what was given to the thread before could not be written
+        """
         begun = time.perf_counter()
-        folder = self.context.settings.state_dir
-        manifest = read_manifest(folder)
+        told = self.written(wait=True)
+        manifest = read_manifest(self.context.settings.state_dir)
         base = self.store.wants_base(0 if manifest is None else manifest.round)
         arrays = full() if base else delta()
-        size = self.store.write(round_, "base" if base else "delta", arrays, {**meta, "last": last})
+        future = self.context.writing.submit(self._save, round_, last, base, arrays)
+        pause_ms = (time.perf_counter() - begun) * 1e3
+        self._writing = (round_, last, pause_ms, future)
+        return told
+
+    def _save(
+        self, round_: int, last: bool, base: bool, arrays: dict[str, npt.NDArray[Any]]
+    ) -> int:
+        """Write a base or a delta and drop what no restart can need any more; the thread's part."""
+        size = self.store.write(round_, "base" if base else "delta", arrays, {"last": last})
         if base:
-            self.store.forget_before(oldest_round(folder))
-        return Durable(self.name, round_, last, size, (time.perf_counter() - begun) * 1e3)
+            self.store.forget_before(oldest_round(self.context.settings.state_dir))
+        return size
+
+    def written(self, wait: bool = False) -> list[Durable]:
+        """That the snapshot under way is on the disk, once it is."""
+        if self._writing is None:
+            return []
+        round_, last, pause_ms, future = self._writing
+        if not wait and not future.done():
+            return []
+        self._writing = None
+        return [Durable(self.name, round_, last, future.result(), pause_ms)]
 
 
 def restore_all(context: Context, lanes: int) -> None:
@@ -249,11 +279,16 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                    part.received, duplicates, part.rejects, part.final, part.replayed)
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
+        out.extend(shard.written())
         if shard.due(part.round, part.final):
-            out.append(
-                shard.write(part.round, part.final, self._filter.full, self._filter.delta, {})
-            )
+            out += shard.write(part.round, part.final, self._filter.full, self._filter.delta)
         return out
+
+    def on_eof(self) -> tuple[list[ToGroup | ToHome | Durable], bool]:
+        out: list[ToGroup | ToHome | Durable] = []
+        if self._shard is not None:
+            out.extend(self._shard.written(wait=True))
+        return out, False
 
     def snapshot(self) -> int:
         return self._round
@@ -300,9 +335,16 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
         ]
+        out += shard.written()
         if shard.due(round_, last):
-            out.append(shard.write(round_, last, engine.full, engine.delta, {}))
+            out += shard.write(round_, last, engine.full, engine.delta)
         return out
+
+    def on_eof(self) -> tuple[list[ToHome | Durable], bool]:
+        out: list[ToHome | Durable] = []
+        if self._shard is not None:
+            out.extend(self._shard.written(wait=True))
+        return out, False
 
     def snapshot(self) -> int:
         return self._round

@@ -98,6 +98,7 @@ class Flow:
         self.groups = [Group(context, LANES) for _ in range(GROUPS)]
         self.homes = [Home(context) for _ in range(LANES)]
         self.commit = Commit(context, LANES)
+        self.writing = context.writing
         self.done: dict[tuple[int, int], Featured] = {}
         self.channels: dict[tuple[str, str], deque[Any]] = {}
         start = context.manifest.round
@@ -146,8 +147,24 @@ class Flow:
     def run(self, moves: int = 1_000_000, close: bool = True) -> None:
         while moves and self.step():
             moves -= 1
+        if moves:
+            self.end()
+        # A process that dies takes its writing thread along; what is on its way may still land.
+        self.writing.shutdown(wait=True, cancel_futures=True)
         if close:
             self.commit.close()
+
+    def end(self) -> None:
+        """The sources have ended: the steps tell what they still held, as Bytewax asks them."""
+        steps = {f"admit{i}": s for i, s in enumerate(self.admits)}
+        steps |= {f"group{i}": s for i, s in enumerate(self.groups)}
+        for name, step in steps.items():
+            out, discard = step.on_eof()
+            assert not discard
+            for item in out:
+                self.route(name, item)
+        while self.step():
+            pass
 
 
 def round_out(item: Featured) -> RoundOut:
