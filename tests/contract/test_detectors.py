@@ -16,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pytest
+import torch
 
 from features.batch import FeatureMatrix
 from features.catalog import catalog
@@ -560,7 +562,6 @@ def test_isolation_forest_equals_the_library(samples: int) -> None:
 
 
 def test_gradient_boosting_equals_the_library() -> None:
-    lightgbm = pytest.importorskip("lightgbm")
     arrays, header = fitted("gradient_boosting").save()
     assert header["no_labels"] is False and arrays["model"].dtype == np.uint8
     booster = lightgbm.Booster(model_str=arrays["model"].tobytes().decode())
@@ -578,7 +579,6 @@ def test_gradient_boosting_equals_the_library_at_its_own_thresholds(
     rng: np.random.Generator,
 ) -> None:
     """Values at a split, a hair beside it, infinite, and not known, in blocks of any length."""
-    lightgbm = pytest.importorskip("lightgbm")
     model: Any = fitted("gradient_boosting")
     text = model.save()[0]["model"].tobytes().decode()
     source, _, _, column, limit, *_ = model._trees.arrays
@@ -596,7 +596,6 @@ def test_gradient_boosting_equals_the_library_at_its_own_thresholds(
 
 
 def test_gradient_boosting_takes_trees_of_all_sizes_and_refuses_larger_ones() -> None:
-    lightgbm = pytest.importorskip("lightgbm")
     train = training()
     for leaves in (2, 3, gradient_boosting.LEAVES_MAX):
         options = {"rounds": 10.0, "leaves": float(leaves)}
@@ -635,7 +634,6 @@ def test_gradient_boosting_learns_from_known_labels_alone() -> None:
 
 @pytest.mark.parametrize("label", [None, -1], ids=["labels", "no labels"])
 def test_transformer_equals_torch(label: int | None) -> None:
-    torch = pytest.importorskip("torch")
     train = training() if label is None else relabelled(label)
     arrays, header = fit("transformer", train).save()
     features = training(1).features
@@ -673,7 +671,6 @@ def test_transformer_stays_out_without_a_sequence() -> None:
 
 
 def test_training_leaves_the_threads_and_the_seed_of_torch_alone() -> None:
-    torch = pytest.importorskip("torch")
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     try:
         torch.set_num_threads(2)
