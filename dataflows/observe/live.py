@@ -211,7 +211,7 @@ class LiveView:
         print(_plain_line(self._stats, self._total_s), file=self._out, flush=True)
 
     def frame(self, width: int, height: int) -> RenderableType:
-        """The whole screen of `width` columns and at most `height` lines."""
+        """The whole screen of `width` columns and less than `height` lines, of 12 at the least."""
         head = _head(self._stats, self._total_s, self._rates, width)
         # 5 lines of head, and the cursor's own line below the frame.
         room = max(height - 6, 6)
@@ -232,7 +232,7 @@ class LiveView:
         lines = min((len(recall) + 1) // 2, max(room - 7, 1))
         return Group(
             head,
-            _alerts_panel(self._alerts, self._alerts_seen, width, max(room - lines - 4, 3)),
+            _alerts_panel(self._alerts, self._alerts_seen, width, max(room - lines - 4, 1)),
             _recall_panel(recall, lines, columns=2),
         )
 
