@@ -2,7 +2,8 @@
 
     python -m bytewax.run -s 0 "dataflows.detect:build('waxwing.toml')"
 
-`-s 0` makes an epoch of each round: Bytewax then never holds a round back for its snapshot timer.
+An epoch is a round: Bytewax then never holds one back for its snapshot timer. `-s 0` says so, and
+is what `build` sees to where no interval is given.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bytewax.dataflow import Dataflow
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
 from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
+from dataflows.entry import epoch_a_round, told_as_sentences
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows, score_round
@@ -31,11 +33,14 @@ def build(config: str | Path | None = None) -> Dataflow:
 
     Raises
     ------
-    ConfigError, BundleError, StateError : before the first event, all faults at once
+    ConfigError, BundleError, StateError : before the first event, all faults at once; where
+        Bytewax's command is the program, a sentence each and status 2
     """
-    context = make_context(load(config), Telemetry())
-    stop_on_signals(context.stop)
-    return build_flow(context, Guard(on=False))
+    with told_as_sentences():
+        context = make_context(load(config), Telemetry())
+        epoch_a_round()
+        stop_on_signals(context.stop)
+        return build_flow(context, Guard(on=False))
 
 
 def build_flow(context: Context, guard: Guard) -> Dataflow:

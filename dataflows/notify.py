@@ -29,6 +29,7 @@ from dataflows.alerts import open_sinks
 from dataflows.alerts.base import Alert, AlertSink, PatientSink
 from dataflows.alerts.jsonl import FILE_NAME
 from dataflows.context import StopSwitch, stop_on_signals
+from dataflows.entry import epoch_a_round, told_as_sentences
 from dataflows.guard import Guard
 from dataflows.settings import Settings, load
 from dataflows.sources.alert_log import AlertReader, FileTail, Lines, Place, TopicTail
@@ -454,9 +455,12 @@ def build(config: str | Path | None = None) -> Dataflow:
 
     Raises
     ------
-    ConfigError, SinkError, SourceError, StateError : before the first alert
+    ConfigError, SinkError, SourceError, StateError : before the first alert; where Bytewax's
+        command is the program, a sentence each and status 2
     """
-    reader, notifier = make_notifier(load(config))
-    stop = StopSwitch()
-    stop_on_signals(stop)
-    return build_flow(reader, notifier, stop)
+    with told_as_sentences():
+        reader, notifier = make_notifier(load(config))
+        epoch_a_round()
+        stop = StopSwitch()
+        stop_on_signals(stop)
+        return build_flow(reader, notifier, stop)

@@ -18,12 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import dataflows.cli
+from dataflows.entry import EXIT_FAULT, faults_of
 from features.errors import ConfigError, WaxwingError
 
 __all__ = ["command_names", "main", "parser"]
-
-EXIT_FAULT = 2
-"""Bad configuration, input or surroundings; the same status argparse gives for bad options."""
 
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells report it: 128 + SIGINT."""
@@ -77,12 +75,6 @@ def _unknown_command(name: str) -> str:
     return f"unknown command {name!r}{hint} (commands: {', '.join(command_names())})"
 
 
-def _faults(error: WaxwingError) -> tuple[str, ...]:
-    """Each fault of an error as one line."""
-    texts = error.faults if isinstance(error, ConfigError) else (str(error),)
-    return tuple(" ".join(text.split()) or type(error).__name__ for text in texts)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; 2 for a fault, one line each on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -102,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return int(status)
     except WaxwingError as error:
-        for fault in _faults(error):
+        for fault in faults_of(error):
             print(f"waxwing: {fault}", file=sys.stderr)
         return EXIT_FAULT
     except KeyboardInterrupt:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,3 +199,22 @@ def test_a_secret_is_in_no_message(bench: Bench, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert secret not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("flow", ["dataflows.detect", "dataflows.notify"])
+def test_bytewax_tells_bad_settings_as_waxwing_does(tmp_path: Path, flow: str) -> None:
+    (tmp_path / "waxwing.toml").write_text('round_mss = 50\ngroups = "many"\n', encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "bytewax.run", f"{flow}:build('waxwing.toml')"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3 and all(line.startswith("waxwing: ") for line in lines), done.stderr
+    assert "round_mss" in lines[0] and "groups" in lines[1] and "settings are" in lines[2]
