@@ -9,12 +9,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bench", "Run", "alerts_of", "call", "running", "start", "without_clock"]
+from dataflows.settings import load
+from dataflows.sources.simulator import make_simulator, time_us_of
+
+__all__ = [
+    "Bench",
+    "Run",
+    "alerts_of",
+    "call",
+    "counts_of",
+    "running",
+    "simulated_counts",
+    "start",
+    "without_clock",
+]
 
 TIMEOUT_S = 240.0
 """Longest run of a command. Chosen: ten times what the slowest takes on two busy cores."""
@@ -78,6 +91,27 @@ def without_clock(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     told = ("cut_time_us", "round")
     kept = [{k: v for k, v in alert.items() if k not in told} for alert in alerts]
     return sorted(kept, key=lambda alert: str(alert["id"]))
+
+
+def counts_of(report: dict[str, Any]) -> dict[str, int]:
+    """Where every event of a run went."""
+    names = ("in", "scored", "duplicates", "dead_lettered", "pending")
+    return {name: report[name] for name in names}
+
+
+def simulated_counts(given: Mapping[str, Any]) -> dict[str, int]:
+    """`counts_of` a run over the simulator with these `sim_*` settings: the ids it sends, counted.
+
+    Nothing of the flow has a part in it.
+    """
+    settings = load(None, {}, **{k: v for k, v in given.items() if k.startswith("sim_")})
+    start_us = time_us_of(settings.sim_start)
+    end_us = start_us + round(settings.sim_seconds * settings.sim_speed * 1e6)
+    batches = make_simulator(settings).span(start_us, end_us).values()
+    sent = sum(len(batch) for batch in batches)
+    different = sum(batch.frame["event_id"].n_unique() for batch in batches)
+    repeats = {"duplicates": sent - different, "dead_lettered": 0, "pending": 0}
+    return {"in": sent, "scored": different, **repeats}
 
 
 def wait_for(condition: Any, what: str, process: subprocess.Popen[str], limit_s: float) -> None:
