@@ -94,6 +94,7 @@ def data_file() -> Callable[[str], Path]:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A bundle trained on two simulated days by the command a user runs, and the state they leave.
 
+    `train.json` in its folder is what the training reported.
     A `tests.flow.harness.Bench`, shared by the tests of flows and services.
     """
     from tests.flow.harness import Bench, call
@@ -112,8 +113,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     sets = [part for name, value in WORLD.items() for part in ("--set", f"{name}={value}")]
     done = call(
-        "train", "--days", "2", *sets, "--set", f"bundle={folder / 'bundle'}", cwd=folder
-    )
+        "train", "--days", "2", *sets, "--set", f"bundle={folder / 'bundle'}",
+        "--json", "train.json", cwd=folder,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     return made
 

@@ -1,4 +1,7 @@
-"""Every key of every `--json` stands in docs/json.md (those of simulate in docs/simulator.md)."""
+"""Every key of every `--json` stands in docs/json.md (those of simulate in docs/simulator.md).
+
+The keys of `waxwing bench models` are looked at in tests/unit/test_bench_models.py.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,11 @@ def told(page: str) -> set[str]:
     return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.split(r"[.\s]", code)}
 
 
+def undocumented(report: Any, page: str = "json.md") -> list[str]:
+    """Keys of a report that a page does not have."""
+    return sorted(set(keys(report)) - told(page))
+
+
 def report_of(command: str, *arguments: str, cwd: Path) -> dict[str, Any]:
     """What a command writes."""
     done = call(command, *arguments, "--json", "out.json", cwd=cwd)
@@ -63,8 +71,15 @@ def test_every_key_is_documented(command: str, bench: Bench, tmp_path: Path) -> 
     if command == "backfill":
         assert call("simulate", *made, cwd=tmp_path).returncode == 0
     report = report_of(command, *arguments[command], cwd=tmp_path)
-    page = told("simulator.md" if command == "simulate" else "json.md")
-    assert sorted(set(keys(report)) - page) == []
+    assert undocumented(report, "simulator.md" if command == "simulate" else "json.md") == []
     if command in ("demo", "run", "evaluate"):
         assert report["detectors"]["ensemble"].keys() == {"recall", "precision", "fpr"}
         assert report["by_attack"], "attacks were sent"
+
+
+def test_every_key_of_a_training_is_documented(bench: Bench) -> None:
+    report = json.loads((bench.folder / "train.json").read_text(encoding="utf-8"))
+    assert undocumented(report) == []
+    assert report["rows"].keys() == set(event_types())
+    assert report["detectors"].keys() == {*detector_names(), "ensemble"}
+    assert report["by_attack"].keys() <= set(ATTACKS) and report["by_attack"]
