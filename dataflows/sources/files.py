@@ -18,7 +18,14 @@ import polars as pl
 
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, Taken
-from dataflows.sources.mapping import TableMapping, load_mapping, own_mapping, time_us
+from dataflows.sources.mapping import (
+    UNITS,
+    Column,
+    TableMapping,
+    load_mapping,
+    own_mapping,
+    time_us,
+)
 from dataflows.sources.simulator import time_us_of
 from dataflows.sources.tables import LineTable, Stretch, Table, columns_of_lines, open_table
 from features.batch import EventBatch, Int64, concat_batches
@@ -37,6 +44,13 @@ OFF_SHARE_MAX = 0.2
 
 _WINDOW_ROWS = 200_000
 """Rows whose neighbours are looked at in one go; chosen: 20 MB."""
+
+MEDIAN_US = (946_684_800_000_000, 4_102_444_800_000_000)
+"""2000-01-01 and 2100-01-01: where the median time of a file lies outside, its unit is another than
+what it was read in. Chosen: seconds taken for microseconds are in 1970, the reverse beyond 2100."""
+
+_YEAR_US = 31_556_952_000_000
+"""A year of the calendar, for what is said to people."""
 
 _ANY_US = 2**62
 """Time bounds that hold for every time: the file has its own."""
@@ -231,6 +245,7 @@ class _File:
         self.name, self.path = name, path
         self._table, self._mapping = table, mapping
         times, unread = self._times()
+        self._check_unit(times[~unread])
         self._off = _off(times, unread, past_us)
         self.keys = _keys(times, unread | (self._off != 0))
         self.clock = self.keys
@@ -285,6 +300,22 @@ class _File:
         ]
         times = pl.concat(pieces) if pieces else pl.Series(name, [], dtype=pl.Int64)
         return times.fill_null(0).to_numpy(), times.is_null().to_numpy()
+
+    def _check_unit(self, times: Int64) -> None:
+        """Refuse a file whose times are read in the wrong unit: all of it would be of 1970."""
+        median_us = int(np.median(times)) if len(times) else MEDIAN_US[0]
+        if MEDIAN_US[0] <= median_us <= MEDIAN_US[1]:
+            return
+        source = Column("time_us") if self._mapping is None else self._mapping.time
+        read_as = source.unit or "us"
+        number = median_us / UNITS[read_as]
+        fits = [u for u, us in UNITS.items() if MEDIAN_US[0] <= number * us <= MEDIAN_US[1]]
+        units = "|".join(f'"{unit}"' for unit in fits or UNITS)
+        raise ConfigError(
+            f"{self.path}: column {source.column!r} read in {read_as} has its median in the year"
+            f" {1970 + round(median_us / _YEAR_US)}, expected 2000 to 2100; name its unit in a"
+            f' mapping: time_us = {{ column = "{source.column}", unit = {units} }}'
+        )
 
     def read(self, end: int, due_ns: int) -> tuple[EventBatch | None, list[DeadLetter]]:
         """Events and rejects of the rows up to place `end`, and stand there."""

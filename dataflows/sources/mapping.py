@@ -30,11 +30,19 @@ import polars as pl
 from features.errors import ConfigError
 from features.events import EventType, Field, event_type, event_types
 
-__all__ = ["Column", "TableMapping", "load_mapping", "own_mapping"]
+__all__ = ["UNITS", "Column", "TableMapping", "load_mapping", "own_mapping"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 
-_UNITS = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
+UNITS = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
+"""Unit of a time that is a number -> microseconds."""
+
+_CONSTANTS: dict[str, tuple[type, ...]] = {
+    "string": (str,), "enum": (str,), "float64": (float, int), "int64": (int,), "bool": (bool,),
+    "time_us": (),
+}  # fmt: skip
+"""Types of TOML that a constant of each kind of field may have."""
+
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "1.0"), ("false", "f", "no", "n", "0", "0.0")
 _PLACE = re.compile(r"\{([^{}]+)\}")
 
@@ -149,7 +157,7 @@ def time_us(column: pl.Expr, dtype: pl.DataType, unit: str | None) -> pl.Expr:
     """A column as int64 microseconds UTC; null where it is no time. Times without zone are UTC."""
     if dtype in (pl.Datetime, pl.Date):
         return column.cast(pl.Datetime("us")).dt.epoch("us")
-    factor = _UNITS[unit or "us"]
+    factor = UNITS[unit or "us"]
     if dtype.is_integer():
         whole = column.cast(pl.Int64, strict=False)
         return whole // 1000 if unit == "ns" else _times(whole, int(factor))
@@ -219,33 +227,60 @@ def load_mapping(name_or_path: str) -> TableMapping:
 
 def _parse(table: dict[str, Any], where: str) -> TableMapping:
     """The mapping a table describes."""
-    name = table.get("event")
-    if name not in event_types():
-        raise ConfigError(
-            f"{where}: event = {name!r} is no event type; there are {', '.join(event_types())}"
-        )
     faults = _unknown(table, ("event", "fields", "truth", "doc"), where)
-    event = event_type(str(name))
-    fields = table.get("fields", {})
-    faults += _unknown(fields, [f.name for f in event.fields], f"{where}, fields")
+    fields = _table(table, "fields", where, faults)
+    truth, names = _labels(_table(table, "truth", where, faults), f"{where}, truth", faults)
+    name = table.get("event")
+    if not isinstance(name, str) or name not in event_types():
+        known = ", ".join(event_types())
+        raise ConfigError(
+            [f"{where}: event = {name!r} is no event type; there are {known}", *faults]
+        )
+    event = event_type(name)
     columns = {}
-    for key, value in fields.items():
-        if key in event.schema:
-            column = _column(value, event.field(key), f"{where}, fields.{key}", faults)
-            if column is not None:
-                columns[key] = column
-    faults += _lacking(event, fields, where)
-    truth = table.get("truth", {})
-    faults += _unknown(truth, ("column", "names"), f"{where}, truth")
-    names: dict[int, str] = {}
-    for code, meaning in truth.get("names", {}).items():
-        if not re.fullmatch(r"[1-9]\d{0,3}", code):
-            faults.append(f"{where}, truth.names: code {code!r}: expected a number from 1 to 9999")
-        else:
-            names[int(code)] = str(meaning)
+    if fields is not None:
+        faults += _unknown(fields, [f.name for f in event.fields], f"{where}, fields")
+        for key, value in fields.items():
+            if key in event.schema:
+                column = _column(value, event.field(key), f"{where}, fields.{key}", faults)
+                if column is not None:
+                    columns[key] = column
+        faults += _lacking(event, fields, where)
     if faults:
         raise ConfigError(faults)
-    return TableMapping(event.name, columns, truth.get("column"), names)
+    return TableMapping(event.name, columns, truth, names)
+
+
+def _table(
+    table: Mapping[str, Any], name: str, where: str, faults: list[str]
+) -> dict[str, Any] | None:
+    """A table inside a table, empty where it is left out; None and a fault where it is none."""
+    value = table.get(name, {})
+    if isinstance(value, dict):
+        return value
+    faults.append(f"{where}, {name}: expected a table, got {value!r}")
+    return None
+
+
+def _labels(
+    truth: dict[str, Any] | None, where: str, faults: list[str]
+) -> tuple[str | None, dict[int, str]]:
+    """Column of the labels and what its codes mean; faults go to the list."""
+    if truth is None:
+        return None, {}
+    faults += _unknown(truth, ("column", "names"), where)
+    column = truth.get("column")
+    if column is not None and not isinstance(column, str):
+        faults.append(f"{where}.column: expected the name of a column, got {column!r}")
+    names: dict[int, str] = {}
+    for code, meaning in (_table(truth, "names", where, faults) or {}).items():
+        if not re.fullmatch(r"[1-9]\d{0,3}", code):
+            faults.append(f"{where}.names: code {code!r}: expected a number from 1 to 9999")
+        elif not isinstance(meaning, str):
+            faults.append(f"{where}.names.{code}: expected a text, got {meaning!r}")
+        else:
+            names[int(code)] = meaning
+    return column, names
 
 
 def _unknown(table: Any, valid: Iterable[str], where: str) -> list[str]:
@@ -271,14 +306,19 @@ def _column(value: Any, declared: Field, where: str, faults: list[str]) -> Colum
         faults += unknown
         return None
     given = [key for key in ("column", "template", "constant") if key in value]
-    if len(given) != 1:
+    texts = [k for k in ("column", "template", "unit") if not isinstance(value.get(k, ""), str)]
+    if texts:
+        faults += [f"{where}.{key}: expected a text, got {value[key]!r}" for key in texts]
+    elif len(given) != 1:
         faults.append(f"{where}: expected one of column, template, constant; got {given or 'none'}")
     elif declared.kind == "time_us" and given != ["column"]:
         faults.append(f"{where}: a time must come from a column")
     elif given == ["template"] and declared.kind not in ("string", "enum"):
         faults.append(f"{where}: a template gives text, {declared.name} is {declared.kind}")
-    elif value.get("unit") is not None and value["unit"] not in _UNITS:
-        faults.append(f"{where}: unit {value['unit']!r}: expected one of {', '.join(_UNITS)}")
+    elif given == ["constant"] and type(value["constant"]) not in _CONSTANTS[declared.kind]:
+        faults.append(f"{where}.constant: expected {declared.kind}, got {value['constant']!r}")
+    elif value.get("unit") is not None and value["unit"] not in UNITS:
+        faults.append(f"{where}: unit {value['unit']!r}: expected one of {', '.join(UNITS)}")
     else:
         return Column(**value)
     return None

@@ -410,6 +410,53 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once(tmp_path: Path) -> Non
         load_mapping(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("event = 'payment'\nfields = 3\ntruth = 'x'", ["fields: expected a table, got 3",
+         "truth: expected a table, got 'x'"]),
+        ("event = ['payment']\nfields = []", ["['payment'] is no event type", "fields: expected"]),
+        ("event = 'payment'\n[fields]\ntime_us = { column = 't', unit = ['s'] }\namount = 3",
+         ["time_us.unit: expected a text, got ['s']", "amount: expected a table, got 3"]),
+        ("event = 'payment'\n[fields]\namount = { constant = 'x' }\ncard_id = { template = 1 }",
+         ["amount.constant: expected float64", "card_id.template: expected a text"]),
+        ("event = 'payment'\n[truth]\ncolumn = 3\nnames = 3",
+         ["truth.column: expected the name", "truth, names: expected a table, got 3"]),
+        ("event = 'payment'\n[truth]\nnames = { 1 = 2 }", ["names.1: expected a text, got 2"]),
+    ],
+)  # fmt: skip
+def test_a_mapping_of_another_shape_is_told_whole(
+    tmp_path: Path, text: str, said: list[str]
+) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_mapping(str(path))
+    for piece in said:
+        assert any(piece in fault for fault in caught.value.faults), (piece, caught.value.faults)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1e-6), ("ms", 1e-3)])
+def test_times_in_another_unit_than_said_are_refused_with_the_right_one(
+    tmp_path: Path, unit: str, factor: float
+) -> None:
+    frame = FRAMES["login"].with_columns(ts=(pl.col("time_us") * factor).cast(pl.Int64))
+    path = write(tmp_path, "login", frame.drop("time_us"), "csv")
+    fields = "\n".join(
+        f'{name} = "{name}"' for name in frame.columns if name[:2] not in ("ti", "ts")
+    )
+    mapping = tmp_path / "m.toml"
+    mapping.write_text(f'event = "login"\n[fields]\ntime_us = "ts"\n{fields}', encoding="utf-8")
+    settings = settings_of({"login": path}, file_mapping=str(mapping))
+    with pytest.raises(ConfigError, match=f'in the year 19[67].*unit = "{unit}"'):
+        FileReader(settings)
+    text = mapping.read_text(encoding="utf-8")
+    text = text.replace('"ts"', f'{{ column = "ts", unit = "{unit}" }}')
+    mapping.write_text(text, encoding="utf-8")
+    batches, _ = all_of(FileReader(settings))
+    assert len(batches["login"]) == len(frame)
+
+
 def test_a_mapping_of_keys_that_no_line_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "payment.jsonl"
     path.write_text('not json\n{"transaction_id": 1, "date_time": "2018-04-01"}\n')
