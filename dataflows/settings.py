@@ -405,6 +405,29 @@ def _fault(fault: Mapping[str, Any], where: Mapping[str, str]) -> str:
     return f"{where.get(name, 'default')}: {at}: {message}; got {got}"
 
 
+def _table(path: Path | str) -> dict[str, Any]:
+    """What a settings file holds.
+
+    Raises
+    ------
+    ConfigError : it is missing, cannot be read, or is not TOML
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"settings file {str(path)!r} does not exist; write it (`waxwing check` prints all"
+            " settings) or leave --config out to run on defaults"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"settings file {str(path)!r} cannot be read: {error.strerror or error}; name a file"
+            " of settings that may be read"
+        ) from None
+    except ValueError as error:  # TOML that is none, text that is not UTF-8, a name with NUL
+        raise ConfigError(f"settings file {str(path)!r} is not TOML: {error}") from None
+
+
 def load(
     path: Path | str | None = None,
     environ: Mapping[str, str] | None = None,
@@ -421,15 +444,7 @@ def load(
     where: dict[str, str] = {}
     faults: list[str] = []
     if path is not None:
-        try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"settings file {str(path)!r} does not exist; write it (`waxwing check` prints all"
-                " settings) or leave --config out to run on defaults"
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"settings file {str(path)!r} is not TOML: {error}") from None
+        table = _table(path)
         for name, value in table.items():
             if name in Settings.model_fields:
                 values[name], where[name] = value, str(path)
@@ -465,11 +480,16 @@ def _with_names(faults: list[str]) -> list[str]:
 def sources_of(
     path: Path | str | None = None, environ: Mapping[str, str] | None = None, **overrides: Any
 ) -> dict[str, str]:
-    """Setting name -> where its value is from: default, file, variable or command line."""
+    """Setting name -> where its value is from: default, file, variable or command line.
+
+    Raises
+    ------
+    ConfigError : the file cannot be read
+    """
     environ = os.environ if environ is None else environ
     found = dict.fromkeys(Settings.model_fields, "default")
     if path is not None:
-        found |= dict.fromkeys(tomllib.loads(Path(path).read_text(encoding="utf-8")), str(path))
+        found |= dict.fromkeys(_table(path), str(path))
     found |= {name: f"{PREFIX}{name.upper()}" for name in _environment(environ)}
     found |= {name: "command line" for name, value in overrides.items() if value is not None}
     return found

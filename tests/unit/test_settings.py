@@ -80,6 +80,16 @@ def test_file_that_is_not_toml_says_where_it_breaks(tmp_path: Path) -> None:
     assert "not TOML" in fault and "line 1" in fault
 
 
+def test_a_folder_in_place_of_the_file_is_one_sentence(tmp_path: Path) -> None:
+    (fault,) = faults_of(tmp_path)
+    assert "cannot be read: Is a directory" in fault and str(tmp_path) in fault
+    for reads in (load, sources_of):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            reads(tmp_path, {})
+        with pytest.raises(ConfigError, match="does not exist"):
+            reads(tmp_path / "none.toml", {})
+
+
 def test_file_source_without_files_is_refused() -> None:
     (fault,) = faults_of(source="file")
     assert "file_paths" in fault and "--data" in fault
