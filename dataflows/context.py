@@ -9,8 +9,11 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +25,8 @@ from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
 from dataflows.state.lock import lock_state
-from dataflows.state.manifest import Manifest, oldest_round, read_manifest, write_manifest
+from dataflows.state.manifest import Manifest, fallback, oldest_round, read_manifest, write_manifest
+from dataflows.warm import warm_start
 from features.catalog import Catalog, catalog
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
@@ -123,17 +127,17 @@ def lanes_of(settings: Settings) -> int:
     return settings.lanes if settings.source == "kafka" else 1
 
 
-def _first_manifest(settings: Settings, lanes: int, version: str) -> Manifest:
-    """The manifest of an empty state folder, with a backfill's warm state where there is one."""
-    if settings.warm_state is None:
+def _first_manifest(settings: Settings, lanes: int, version: str, start: Path | None) -> Manifest:
+    """The manifest of an empty state folder, with the warm state it starts from, if any."""
+    if start is None:
         return Manifest(0, settings.groups, lanes, version)
-    warm = read_manifest(settings.warm_state)
+    warm = read_manifest(start)
     if warm is None:
         raise ConfigError(
-            f"warm_state {str(settings.warm_state)!r} holds no state; run `waxwing backfill`"
-            " first, or leave the setting out to start cold"
+            f"warm_state {str(start)!r} holds no state; run `waxwing backfill`"
+            " first, or start without (`warm_state = \"cold\"`)"
         )
-    source = settings.warm_state / "deltas"
+    source = start / "deltas"
     for folder in sorted(source.iterdir()):
         # One filter of repeats is kept by a backfill; every lane of the live flow starts from it.
         names = (
@@ -144,12 +148,14 @@ def _first_manifest(settings: Settings, lanes: int, version: str) -> Manifest:
     return Manifest(0, warm.groups, lanes, warm.catalog_version, until_us=warm.until_us)
 
 
-def _load_manifest(settings: Settings, version: str) -> Manifest:
+def _load_manifest(
+    settings: Settings, version: str, start: Callable[[], Path | None]
+) -> Manifest:
     """The manifest to go on from, refused where the state was cut by other numbers."""
     lanes = lanes_of(settings)
     found = read_manifest(settings.state_dir)
     if found is None:
-        found = _first_manifest(settings, lanes, version)
+        found = _first_manifest(settings, lanes, version, start())
         settings.state_dir.mkdir(parents=True, exist_ok=True)
     faults = [
         f"{settings.state_dir}: state was written with {name} = {was}, settings say {now};"
@@ -200,7 +206,12 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if faults or scorer is None:
         raise ConfigError(faults)
     lock_state(settings.state_dir)
-    manifest = _load_manifest(settings, cat.version)
+    training = scorer.bundle.training
+    start = partial(warm_start, settings, training, cat.version, telemetry.say)
+    lost = fallback(settings.state_dir)
+    if lost is not None:
+        telemetry.say(lost)
+    manifest = _load_manifest(settings, cat.version, start)
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
@@ -247,6 +258,11 @@ def open_lane(context: Context, lane: int) -> Lane:
         lanes=context.lanes,
     )
     opened.start(context.manifest.round)
+    finished = getattr(reader, "finished", "") if opened.pending is None else ""
+    if context.manifest.round and finished:
+        context.telemetry.say(
+            f"already finished: {finished}; give another state_dir to begin anew"
+        )
     context.lanes.cut(lane, opened.round)
     return opened
 

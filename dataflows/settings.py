@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     )
     bundle: Path = Field(Path(".waxwing/bundle"), description="model bundle to score with")
     warm_state: Path | None = Field(
-        None, description="state left by `waxwing backfill` to start from where state_dir is empty"
+        None,
+        description="state left by `waxwing train` or `waxwing backfill` to start from where"
+        " state_dir is empty; unset: `warm` beside the bundle, where it fits; cold: none",
     )
 
     # -- what flows -------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
 from dataflows.state.manifest import read_manifest
+from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
@@ -77,21 +78,16 @@ class Trained:
     Parameters
     ----------
     bundle : as written to the settings' `bundle`
-    warm : folder of the warm state, None where there is none
+    warm : folder of the warm state
     events : events of history
     history_s, training_s : wall time of the two parts
     """
 
     bundle: Bundle
-    warm: Path | None
+    warm: Path
     events: int
     history_s: float
     training_s: float
-
-
-def warm_folder(settings: Settings) -> Path:
-    """Where training leaves warm state: beside the bundle."""
-    return settings.bundle.parent / "warm"
 
 
 def train_simulated(
@@ -101,7 +97,7 @@ def train_simulated(
 
     Parameters
     ----------
-    settings : the `sim_*` settings, `detectors`, `bundle`, `groups`
+    settings : the `sim_*` settings, `detectors`, `bundle`, `warm_state`, `groups`
     say : told what is being done, one sentence at a time
     days : of history
 
@@ -135,7 +131,7 @@ def is_trained(settings: Settings) -> str | None:
         return "there are no models yet"
     try:
         head = read_head(settings.bundle)
-        warm = read_manifest(settings.warm_state or warm_folder(settings))
+        warm = read_manifest(warm_folder(settings))
     except WaxwingError as error:
         return str(error)
     if head["catalog_version"] != cat.version:
@@ -172,7 +168,7 @@ def train_files(
 
     Parameters
     ----------
-    settings : `file_paths`, `file_mapping`, `detectors`, `bundle`, `groups`
+    settings : `file_paths`, `file_mapping`, `detectors`, `bundle`, `warm_state`, `groups`
     labels : event ids of known anomalies; without them, and without a label in the files,
         thresholds are set by the share of events they flag
     learn_from : event time, ISO 8601, before which rows only warm up; None leaves out the first

@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--until", metavar="T", help="stop before this event time, ISO 8601")
     parser.add_argument(
-        "--out", metavar="DIR", help="state folder to write (default: warm, beside the bundle)"
+        "--out",
+        metavar="DIR",
+        help="state folder to write (default: warm_state, or warm beside the bundle)",
     )
     parser.add_argument("--json", metavar="P", help="write counts at the end; - is stdout")
 
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from dataflows.runner import usage, write_json
     from dataflows.settings import load
     from dataflows.sources.files import FileReader
+    from dataflows.warm import warm_folder
     from features.catalog import catalog
     from features.engine import warm_up
 
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from dataflows.sources.simulator import time_us_of
 
         done = replace(done, until_us=time_us_of(args.until))
-    out = Path(args.out) if args.out else settings.bundle.parent / "warm"
+    out = Path(args.out) if args.out else warm_folder(settings)
     save_warm(out, settings, cat, done)
     print(
         f"waxwing: {done.events:,} events of history, {done.rejected:,} rejected,"

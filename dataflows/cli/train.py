@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
         help="models from history",
         description=__doc__,
         epilog="Without --data it learns from simulated history. The bundle goes to the setting"
-        " `bundle`, warm state for the live flow into `warm` beside it.",
+        " `bundle`, warm state for the live flow to `warm_state`, or to `warm` beside the bundle.",
     )
     settings_arguments(parser)
     add = parser.add_argument
