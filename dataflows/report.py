@@ -14,7 +14,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-__all__ = ["write_json"]
+__all__ = ["check_json", "write_json"]
 
 
 def write_json(path: str | None, report: dict[str, Any]) -> None:
@@ -35,10 +35,34 @@ def write_json(path: str | None, report: dict[str, Any]) -> None:
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"--json {path}: cannot be written ({error.strerror});"
-            " name a file in a folder that exists"
-        ) from None
+        raise _cannot(path, error) from None
+
+
+def check_json(path: str | None) -> None:
+    """Whether `write_json` will be able to write there, asked before hours of work and not after.
+
+    Raises
+    ------
+    ConfigError : the file cannot be written
+    """
+    if path is None or path == "-" or Path(path).is_fifo():  # opening a pipe waits for its reader
+        return
+    try:
+        made = not Path(path).exists()
+        with Path(path).open("a", encoding="utf-8"):
+            pass
+        if made:
+            Path(path).unlink()
+    except OSError as error:
+        raise _cannot(path, error) from None
+
+
+def _cannot(path: str, error: OSError) -> ConfigError:
+    """The fault of a report that cannot be written."""
+    return ConfigError(
+        f"--json {path}: cannot be written ({error.strerror});"
+        " name a file in a folder that exists"
+    )
 
 
 def _plain(value: Any) -> Any:

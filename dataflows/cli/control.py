@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,20 @@ def run(args: argparse.Namespace) -> int:
         append_record(path, line)
         where = str(path)
     print(f"written to {where}: {line}")
+    _note_no_flow(settings)
     return 0
+
+
+def _note_no_flow(settings: Settings) -> None:
+    """Say so where a record went into a folder that no flow has used: its name may be mistaken."""
+    if settings.control_topic is not None or settings.control_file is not None:
+        return
+    if not (settings.state_dir / "journal").is_dir():
+        print(
+            f"waxwing: note: no flow has run with state_dir {settings.state_dir} yet; the record"
+            " waits there for one, check the name if yours runs",
+            file=sys.stderr,
+        )
 
 
 def _record(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import dataflows.cli
-from dataflows.entry import EXIT_FAULT, faults_of
+from dataflows.entry import EXIT_FAULT, faults_of, tell_warnings
+from dataflows.report import check_json
 from features.errors import ConfigError, WaxwingError
 
 __all__ = ["command_names", "main", "parser"]
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; 2 for a fault, one line each on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
+    tell_warnings()
     try:
         if command and not command.startswith("-"):
             if command not in command_names():
@@ -90,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.command is None:
                 top.print_help()
                 return EXIT_FAULT
+        check_json(getattr(args, "json", None))
         status = _module(args.command).run(args)
         sys.stdout.flush()
         return int(status)

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dataflows.observe.telemetry import Telemetry
     from dataflows.settings import Settings
 
 __all__ = ["add_parser", "overrides_of", "run", "settings_arguments"]
@@ -80,40 +81,65 @@ def file_paths(items: list[str], mapping: str | None) -> dict[str, str]:
 
     Raises
     ------
-    ConfigError : a folder without files, or a bare file whose event type nobody names
+    ConfigError : a folder without files, a bare file whose event type nobody names, two files of
+        one event type, or none of the mapping's; all at once
     """
-    from pathlib import Path
-
     from dataflows.sources.files import mapping_event_type
     from features.errors import ConfigError
-    from features.events import event_types
 
     found: dict[str, str] = {}
+    faults: list[str] = []
+    mapped = None if mapping is None else mapping_event_type(mapping)
     for item in items:
-        name, equals, path = item.partition("=")
-        if equals and name in event_types():
-            found[name] = path
-            continue
-        folder = Path(item)
-        if folder.is_dir():
-            inside = {
-                n: str(p)
-                for n in event_types()
-                for p in (folder / f"{n}.parquet", folder / f"{n}.jsonl", folder / f"{n}.csv")
-                if p.exists()
-            }
-            if not inside:
-                raise ConfigError(
-                    f"--data {item}: no file named after an event type"
-                    f" ({', '.join(event_types())});"
-                    " write them with `waxwing simulate --to parquet` or give EVENT_TYPE=FILE"
+        for name, path in _files_of(item, mapped, faults).items():
+            if name in found:
+                faults.append(
+                    f"--data {item}: {name} has a file already, {found[name]}; join the two into"
+                    " one, or leave one out"
                 )
-            found |= inside
-        elif mapping is not None:
-            found[mapping_event_type(mapping)] = item
-        else:
-            raise ConfigError(f"--data {item}: say which event type it holds: EVENT_TYPE={item}")
+            else:
+                found[name] = path
+    if mapped is not None and mapped not in found and not faults:
+        faults.append(
+            f"--mapping {mapping} is for {mapped} events, and --data has {', '.join(found)};"
+            f" give {mapped}=FILE, or a mapping for what there is"
+        )
+    if faults:
+        raise ConfigError(faults)
     return found
+
+
+def _files_of(item: str, mapped: str | None, faults: list[str]) -> dict[str, str]:
+    """Event type -> file, of one `--data` option; faults go to the list."""
+    from pathlib import Path
+
+    from features.events import event_types
+
+    name, equals, path = item.partition("=")
+    if equals and name in event_types():
+        return {name: path}
+    folder = Path(item)
+    if folder.is_dir():
+        files = {
+            n: [p for s in ("parquet", "jsonl", "csv") if (p := folder / f"{n}.{s}").exists()]
+            for n in event_types()
+        }
+        for n, several in files.items():
+            if len(several) > 1:
+                names = ", ".join(p.name for p in several)
+                faults.append(f"--data {item}: several files of {n} ({names}); name one: {n}=FILE")
+        inside = {n: str(several[0]) for n, several in files.items() if several}
+        if not inside:
+            faults.append(
+                f"--data {item}: no file named after an event type"
+                f" ({', '.join(event_types())});"
+                " write them with `waxwing simulate --to parquet` or give EVENT_TYPE=FILE"
+            )
+        return inside
+    if mapped is not None:
+        return {mapped: item}
+    faults.append(f"--data {item}: say which event type it holds: EVENT_TYPE={item}")
+    return {}
 
 
 def with_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -148,11 +174,25 @@ def run(args: argparse.Namespace) -> int:
         f"{report['in']:,} events in, {report['scored']:,} scored,"
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
+        + _dead_letters(settings, telemetry)
     )
     if report.get("detectors"):
         judgement_table(report, sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, report)
     return 0
+
+
+def _dead_letters(settings: Settings, telemetry: Telemetry) -> str:
+    """Where this run's dead letters are and what is wrong with most of them; nothing without."""
+    if not telemetry.reasons:
+        return ""
+    ((reason, count),) = telemetry.reasons.most_common(1)
+    where = (
+        str(settings.state_dir / "dead_letters.jsonl")
+        if settings.dead_letters_topic is None
+        else f"topic {settings.dead_letters_topic}"
+    )
+    return f"; dead letters are in {where}, most often {reason} ({count:,})"
 
 
 def _truth_names(settings: Settings) -> dict[int, str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ class Telemetry:
         self.lag_ms_last = 0.0
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
         self.tally = Tally(truth_names)
+        self.reasons: Counter[str] = Counter()
         self._on_alert = on_alert
         self._lock = threading.Lock()
 
@@ -128,6 +129,7 @@ class Telemetry:
             self.totals = dict(totals)
             for out in outs:
                 self.cut_time_us = max(self.cut_time_us, out.cut_time_us)
+                self.reasons.update(r.reason for r in out.rejects if r.event_type != "control")
                 for s in out.known:
                     self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
                 if out.replayed:

@@ -218,3 +218,21 @@ def test_bytewax_tells_bad_settings_as_waxwing_does(tmp_path: Path, flow: str) -
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and all(line.startswith("waxwing: ") for line in lines), done.stderr
     assert "round_mss" in lines[0] and "groups" in lines[1] and "settings are" in lines[2]
+
+
+def test_a_run_that_refuses_everything_says_where_it_went_and_why(
+    bench: Bench, tmp_path: Path
+) -> None:
+    good = '{"event_id": "a%d", "time_us": 1772409600000000, "amount": -1}\n'
+    text = "".join(good % i for i in range(3)) + "no JSON\n"
+    (tmp_path / "payments.jsonl").write_text(text, encoding="utf-8")
+    state = tmp_path / "state"
+    sets = bench.sets(state_dir=state)
+    done = call("run", *sets, "--data", "payment=payments.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    letters = (state / "dead_letters.jsonl").read_text(encoding="utf-8").splitlines()
+    reasons = [json.loads(letter)["reason"] for letter in letters]
+    commonest = max(set(reasons), key=reasons.count)
+    (last,) = [line for line in done.stderr.splitlines() if "events in" in line]
+    assert "4 dead-lettered" in last and str(state / "dead_letters.jsonl") in last
+    assert f"most often {commonest} ({reasons.count(commonest)})" in last

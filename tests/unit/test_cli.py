@@ -154,3 +154,20 @@ def test_installed_script_and_module_are_the_same_program() -> None:
     )
     assert by_script.stdout == by_module.stdout
     assert by_script.stdout.startswith("waxwing 0.")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["demo", "run", "evaluate", "train", "bench pipeline", "bench models", "backfill --data x"],
+)
+def test_a_report_that_cannot_be_written_stops_a_command_before_its_work(
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words.split(), "--json", "none/out.json"]) == 2
+    (fault,) = capsys.readouterr().err.splitlines()
+    assert "--json none/out.json: cannot be written" in fault
+    assert not list(tmp_path.iterdir()), "nothing was begun"

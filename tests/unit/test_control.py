@@ -320,3 +320,16 @@ def test_without_the_rules_at_hand_a_command_knows_the_detectors(
     assert main(["control", *sets, "threshold", "anything", "iqr", "0.9"]) == 0
     assert main(["control", *sets, "threshold", "anything", "iqrr", "0.9"]) == 2
     assert "did you mean 'iqr'" in capsys.readouterr().err
+
+
+def test_a_folder_that_no_flow_has_used_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tpyo"
+    words = ["--set", f"state_dir={folder}", "stage", "zscore", "off"]
+    assert main(["control", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "written to" in out and "no flow has run with state_dir" in err and "tpyo" in err
+    (folder / "journal").mkdir()
+    assert main(["control", *words]) == 0
+    assert capsys.readouterr().err == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataflows.report import write_json
+from dataflows.report import check_json, write_json
 from features.errors import ConfigError
 
 REPORT = {"in": 5, "latency_ms": {"p50": math.nan, "p99": 2.5}, "sizes": [1, np.float64(2.0)]}
@@ -34,3 +34,14 @@ def test_nothing_is_written_where_nobody_asked(capsys: pytest.CaptureFixture[str
 def test_file_that_cannot_be_written_is_a_fault_with_its_cure(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="folder that exists"):
         write_json(str(tmp_path / "none" / "out.json"), REPORT)
+
+
+def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}", encoding="utf-8")
+    for fine in (None, "-", "/dev/null", str(tmp_path / "old.json"), str(tmp_path / "new.json")):
+        check_json(fine)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"], "nothing is made"
+    assert (tmp_path / "old.json").read_text(encoding="utf-8") == "{}"
+    for bad in (tmp_path, tmp_path / "none" / "out.json", tmp_path / "old.json" / "out.json"):
+        with pytest.raises(ConfigError, match="folder that exists"):
+            check_json(str(bad))
