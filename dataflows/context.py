@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 __all__ = ["Context", "StopSwitch", "lanes_of", "make_context", "open_lane", "stop_on_signals"]
 
 
+SCORING_THREADS = 2
+"""Event types scored at once. Chosen: payments are half of the work, the other types the rest."""
+
+
 class StopSwitch:
     """Asks all lanes of the process to end with their next round."""
 
@@ -105,6 +109,12 @@ class Context:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
     """Writes snapshots one after another, beside the flow."""
+    scoring: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(
+            SCORING_THREADS, thread_name_prefix="waxwing-score"
+        )
+    )
+    """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)

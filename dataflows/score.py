@@ -86,9 +86,14 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     muted = suppressed = 0
+    # The kernels hold no lock: event types are scored side by side, and taken in their order.
+    scored = {
+        name: context.scoring.submit(context.scorer.score, features, stages)
+        for name, features in item.features.items()
+    }
     for name, features in item.features.items():
         batch = item.batches[name]
-        scores = context.scorer.score(features, stages)
+        scores = scored[name].result()
         declared = event_type(name)
         primary = declared.entities[declared.primary]
         entity = hash_columns(batch.frame, primary) if canary else None

@@ -80,7 +80,7 @@ class GateCount:
 
 
 class Scorer:
-    """Scores and decides; one for a process, used by one thread at a time.
+    """Scores and decides; one for a process. One thread at a time scores an event type.
 
     Parameters
     ----------
