@@ -204,7 +204,8 @@ class _Rows:
         self._count = 0
         self.counts: dict[str, int] = {}
         fields = {n: t for declared in event_types().values() for n, t in declared.schema.items()}
-        self._schema = {"n": pl.Int64, "event": pl.String, "i": pl.Int64, **fields}
+        own: dict[str, Any] = {"n": pl.Int64, "event": pl.String, "i": pl.Int64}
+        self._schema = own | fields
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
 
     def _insert(self, frame: pl.DataFrame, verb: str) -> None:
@@ -341,9 +342,7 @@ def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[
     return sorted(asked, key=lambda f: bool(operands(f)))
 
 
-def _hold(
-    oracle: duckdb.DuckDBPyConnection, made: Question, actual: Float64, n: int
-) -> _Found:
+def _hold(oracle: duckdb.DuckDBPyConnection, made: Question, actual: Float64, n: int) -> _Found:
     """Ask, and hold the answer against what the kernels gave."""
     sql = f"SELECT i, coalesce(v, 'NaN') AS v, coalesce(size, 'NaN') AS size FROM ({made.sql})"
     answer = oracle.execute(sql).fetchnumpy()

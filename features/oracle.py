@@ -105,9 +105,7 @@ def why_not(feature: Feature) -> str | None:
     if op.family == "geo" and not (own or feature.event in feature.feeds):
         return "its place is another event's"
     columns = {feature.where, inputs_of(feature.column or "")[0]} - {None, ""}
-    unsaid = [
-        c for c in columns if op.family != "derived" and _column(feature, str(c)) is None
-    ]
+    unsaid = [c for c in columns if op.family != "derived" and _column(feature, str(c)) is None]
     return f"the column {unsaid[0]!r} is not written down in SQL" if unsaid else None
 
 

@@ -13,7 +13,7 @@ from features.operations import OPERATIONS
 from features.sequence import COMMON, STEPS, TOKENS, WIDTH
 from features.spec import Feature
 
-__all__ = ["formula", "reference"]
+__all__ = ["formula", "reference", "spoken"]
 
 
 def formula(feature: Feature) -> str:
@@ -41,11 +41,11 @@ def formula(feature: Feature) -> str:
     if feature.feeds not in ((), (feature.event,)):
         place += f", fed by {' and '.join(feature.feeds)}"
     if feature.window_s is not None:
-        place += f", window {_length(feature.window_s)}"
+        place += f", window {spoken(feature.window_s)}"
     return f"{op.formula.format(**words)}; {place}"
 
 
-def _length(seconds: int) -> str:
+def spoken(seconds: int) -> str:
     """A length of time as one says it."""
     for size, word in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds % size == 0:

@@ -1,0 +1,275 @@
+"""`waxwing features list|show|verify`: what features there are, what each means, that it is right.
+
+`verify` computes the features of all rows of a file and asks DuckDB for the same in SQL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from features.catalog import Catalog
+    from features.spec import Feature
+
+__all__ = ["about", "add_parser", "run"]
+
+NEAR_MAX = 5
+"""Names suggested for an unknown one; chosen: what one takes in at a glance."""
+
+SHOWN_MAX = 10
+"""Wrong features named on the screen; all stand in the JSON. Chosen: a screen."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser("features", help="list, show, verify", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    one = actions.add_parser("list", help="all features, one a line")
+    one.add_argument("--event-type", metavar="T", help="only those of this event type")
+    one.add_argument("--json", metavar="P", help="write them as JSON; - is stdout")
+    one = actions.add_parser("show", help="everything about one feature")
+    one.add_argument("name", metavar="NAME", help="a feature, or EVENT_TYPE.FEATURE")
+    one.add_argument("--json", metavar="P", help="write it as JSON; - is stdout")
+    one = actions.add_parser(
+        "verify",
+        help="compare every feature with what DuckDB finds in SQL",
+        epilog="Ends with status 1 where a value differs.",
+    )
+    one.add_argument(
+        "--data",
+        metavar="F",
+        action="append",
+        required=True,
+        help="[EVENT_TYPE=]file, or a folder of files named after event types",
+    )
+    one.add_argument(
+        "--mapping",
+        metavar="M",
+        help="mapping of foreign columns: shipped name or file (default: the shipped one whose"
+        " columns the file has)",
+    )
+    one.add_argument(
+        "--variant",
+        metavar="V",
+        action="append",
+        help="as_is, dense (time divided by 1,440) or long (windows of 1, 7, 30 days); may be"
+        " repeated (default: all)",
+    )
+    one.add_argument("--json", metavar="P", help="write the comparison; - is stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    if args.action == "verify":
+        return _verify(args)
+    from dataflows.report import write_json
+    from features.catalog import catalog
+
+    cat = catalog()
+    if args.action == "list":
+        found = _of_type(cat, args.event_type)
+        if args.json != "-":
+            _print_table(found)
+        report = {"catalog": cat.version, "features": [about(f, cat) for f in found]}
+    else:
+        found = _named(cat, args.name)
+        if args.json != "-":
+            print("\n\n".join(_page(f, cat) for f in found))
+        report = {"catalog": cat.version, "features": [about(f, cat) for f in found]}
+    write_json(args.json, report)
+    return 0
+
+
+def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
+    """Everything about a feature, as plain values; what does not apply is left out."""
+    from features.oracle import why_not
+    from features.reference import formula
+
+    readers = [
+        f"{e}.{f.name}"
+        for e in catalog.event_types
+        for f in catalog.features(e)
+        if e == feature.event and feature.name in (_input(f.column), f.other)
+    ]
+    found = {
+        "name": feature.name,
+        "event_type": feature.event,
+        "entity": feature.entity,
+        "op": feature.op,
+        "window_s": feature.window_s,
+        "unit": feature.unit,
+        "group": feature.group,
+        "formula": formula(feature),
+        "why": feature.why,
+        "feeds": list(feature.feeds or (feature.event,)),
+        "column": feature.column,
+        "where": feature.where,
+        "other": feature.other,
+        "baseline": feature.baseline,
+        "odd": {True: "high", False: "low", None: "both"}[feature.high_is_odd],
+        "read_by": readers,
+        "not_compared": why_not(feature),
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", [])}
+
+
+def _input(column: str | None) -> str:
+    """The feature or column that a column names."""
+    from features.catalog import inputs_of
+
+    return inputs_of(column or "")[0]
+
+
+def _of_type(cat: Catalog, event_type: str | None) -> list[Feature]:
+    """The features of an event type, of all where none is named."""
+    from features.errors import ConfigError
+
+    if event_type is not None and event_type not in cat.event_types:
+        raise ConfigError(
+            f"--event-type {event_type!r}: {_near(event_type, cat.event_types)}event types with"
+            f" features are {', '.join(cat.event_types)}"
+        )
+    return [f for e in cat.event_types if event_type in (None, e) for f in cat.features(e)]
+
+
+def _named(cat: Catalog, name: str) -> list[Feature]:
+    """The features of a name, one for each event type that has it."""
+    from features.errors import ConfigError
+
+    event, dot, bare = name.rpartition(".")
+    everything = _of_type(cat, None)
+    found = [f for f in everything if f.name == bare and (not dot or f.event == event)]
+    if not found:
+        raise ConfigError(
+            f"features show: no feature {name!r}; {_near(bare, (f.name for f in everything))}"
+            "`waxwing features list` names all"
+        )
+    return found
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """The names that `name` may have meant."""
+    near = difflib.get_close_matches(name, sorted(set(names)), n=NEAR_MAX, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def _print_table(features: list[Feature]) -> None:
+    """One line a feature."""
+    from features.reference import spoken
+
+    heads = ("name", "event type", "entity", "operation", "window", "unit", "group")
+    rows = [
+        (
+            f.name,
+            f.event,
+            f.entity or "-",
+            f.op,
+            "-" if f.window_s is None else spoken(f.window_s),
+            f.unit,
+            f.group,
+        )
+        for f in features
+    ]
+    widths = [max(len(row[k]) for row in (heads, *rows)) for k in range(len(heads))]
+    for row in (heads, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _page(feature: Feature, cat: Catalog) -> str:
+    """A feature as a page of text."""
+    from features.columns import DERIVED
+
+    told = about(feature, cat)
+    docs = {d.name: d.doc for d in DERIVED if d.event in told["feeds"]}
+    lines = [
+        ("what it is", told["formula"]),
+        ("in an alert", told["why"]),
+        ("entity", told.get("entity", "none: of the event alone")),
+        ("fed by", ", ".join(told["feeds"])),
+        ("column", _with_doc(feature.column, docs)),
+        ("condition", _with_doc(feature.where, docs)),
+        ("other", feature.other),
+        ("operation", feature.op),
+        ("window", None if feature.window_s is None else f"{feature.window_s} s"),
+        ("unit", feature.unit),
+        ("group", feature.group),
+        ("usual value", feature.baseline),
+        ("strange when", {"both": "high or low"}.get(told["odd"], told["odd"])),
+        ("read by", ", ".join(told.get("read_by", ())) or None),
+        ("verified", f"not: {told['not_compared']}" if "not_compared" in told else "by SQL"),
+    ]
+    shown = [f"  {label:<13} {text}" for label, text in lines if text]
+    return "\n".join([f"{feature.event}.{feature.name}", *shown])
+
+
+def _with_doc(name: str | None, docs: dict[str, str]) -> str | None:
+    """A column with what it means, where it is made from fields."""
+    doc = docs.get(_input(name))
+    return f"{name} ({doc})" if doc else name
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Compare with DuckDB."""
+    from dataflows.cli.run import with_data
+    from dataflows.report import write_json
+    from dataflows.settings import load
+    from dataflows.sources.files import FileReader
+    from dataflows.verify import VARIANTS, verify
+    from features.catalog import catalog
+    from features.errors import ConfigError
+
+    names = list(dict.fromkeys(args.variant or VARIANTS))
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ConfigError(
+            [f"--variant {name!r}: variants are {', '.join(VARIANTS)}" for name in unknown]
+        )
+    args.mapping = args.mapping or _fitting_mapping(args.data)
+    settings = load(None, **with_data(args))
+    out = sys.stderr if args.json == "-" else sys.stdout
+
+    def say(text: str) -> None:
+        print(f"waxwing: {text}", file=out, flush=True)
+
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), {n: VARIANTS[n] for n in names}, say
+    )
+    for name, one in report["variants"].items():
+        for wrong in one["mismatched"][:SHOWN_MAX]:
+            first = wrong["examples"][0]
+            say(
+                f"{name}: {wrong['feature']} differs in {wrong['rows']:,} rows, first at event"
+                f" {first['event_id']}: {first['value']!r}, DuckDB says {first['expected']!r}"
+            )
+    say(f"{len(report['not_compared'])} features are not compared:")
+    for reason in dict.fromkeys(report["not_compared"].values()):
+        mine = [name for name, why in report["not_compared"].items() if why == reason]
+        say(f"  {', '.join(mine)}: {reason}")
+    write_json(args.json, report)
+    return 1 if report["mismatches"] else 0
+
+
+def _fitting_mapping(items: list[str]) -> str | None:
+    """The shipped mapping whose columns a bare file has; None where no file is bare, or none fits.
+
+    A file with our own names is said as EVENT_TYPE=FILE.
+    """
+    from pathlib import Path
+
+    from dataflows.sources.mapping import FOLDER, load_mapping
+    from dataflows.sources.tables import open_table
+    from features.events import event_types
+
+    for item in items:
+        if item.partition("=")[0] in event_types() or not Path(item).is_file():
+            continue
+        columns = open_table(Path(item)).columns
+        for path in sorted(FOLDER.glob("*.toml")):
+            if not load_mapping(path.stem).missing(columns, item):
+                return path.stem
+    return None
