@@ -16,6 +16,7 @@ SEED ?= 7
 RATE ?= 50000
 DURATION_S ?= 60
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 .PHONY: help install demo test lint types contracts unit format constraints bench clean
 
@@ -34,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/install
 	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP) ## a minute of simulated traffic with attacks in it, live in the terminal
-	@$(BIN)/waxwing demo --seed $(SEED)
+	@$(BIN)/waxwing demo --seed $(SEED) $(DEMO_ARGS)
 
 # Every step runs, so that one call shows every fault; pytest last, so that its last line closes the output.
 test: $(STAMP) ## everything .ci/run runs: lint, types, import contracts, tests
