@@ -1,4 +1,8 @@
-"""Feast on what the flow writes: `feast apply` on a fresh clone, then the values read back."""
+"""Feast on what the flow writes: `feast apply` on a fresh clone, then the values read back.
+
+Once with rows given to the writer, and once with the flow run over recorded events, where Feast has
+to find what the features of the last event of every entity are by another way.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,11 @@ from dataflows.settings import Settings
 from dataflows.store import store_url
 from dataflows.store.layout import layouts, service_name
 from dataflows.store.writer import StoreWriter
+from features.batch import EventBatch, FeatureMatrix
 from features.catalog import catalog
+from features.engine import OfflineEngine
 from features.events import event_type
+from tests.flow.harness import Bench, Run, call
 from tests.service.servers import Redis
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +134,81 @@ def test_feast_reads_features_by_name_and_says_when_they_were(
     # The time is what tells an entity that is not there from one whose feature has no value.
     stamps = response.proto.results[-1].event_timestamps
     assert [s.seconds * 1_000_000 + s.nanos // 1_000 for s in stamps] == [time_us[0], 0]
+
+
+def in_files(folder: Path, event: str) -> pl.DataFrame:
+    """The events of a type, each id once, in their order."""
+    frame = pl.read_parquet(folder / f"{event}.parquet")
+    return frame.unique("event_id", keep="first", maintain_order=True)
+
+
+def last_rows(
+    folder: Path, event: str, entity: str, features: FeatureMatrix
+) -> dict[str, tuple[int, list[float]]]:
+    """Entity -> (time in us, features of its view) of its last event."""
+    columns = [features.names.index(name) for name in layouts(catalog())[event, entity].features]
+    frame = in_files(folder, event)
+    parts = [frame[column].to_list() for column in event_type(event).entities[entity]]
+    found = {}
+    for row, (time_us, *key) in enumerate(zip(frame["time_us"].to_list(), *parts, strict=True)):
+        if all(key):
+            found["|".join(key)] = (time_us, features.values[row, columns].tolist())
+    return found
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    bench: Bench, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two hours of events in files, after `waxwing run` has read them and written the store."""
+    folder = tmp_path_factory.mktemp("recorded")
+    world = bench.sets(sim_repeat_share=0.02)
+    made = call("simulate", "--out", "files", "--hours", "2", *world, cwd=folder)
+    assert made.returncode == 0, made.stderr
+    cold = {k: v for k, v in bench.settings.items() if k != "warm_state"}
+    store = {"store": "redis", "redis_url": redis_server.url, "round_rows_max": 500}
+    run = Run(Bench(folder, cold), folder / "state", store, ("--data", str(folder / "files")))
+    report = run.to_end()
+    assert report["in"] > 14_000 and report["dead_lettered"] == 0
+    return folder / "files"
+
+
+@pytest.fixture(scope="module")
+def computed(recorded: Path) -> dict[str, FeatureMatrix]:
+    """Features of the recorded events, from one process, one group and in one piece."""
+    batches = {}
+    for event in catalog().event_types:
+        frame = in_files(recorded, event)
+        zeros, rows = np.zeros(frame.height, np.int64), np.arange(frame.height)
+        batches[event] = EventBatch(event, frame, zeros.astype(np.int32), rows, zeros)
+    return OfflineEngine(catalog(), 1).process(batches)
+
+
+@pytest.mark.parametrize(("event", "entity"), list(layouts(catalog())))
+def test_feast_reads_the_values_that_the_flow_scored_last(
+    event: str,
+    entity: str,
+    feast_store: Any,
+    recorded: Path,
+    computed: dict[str, FeatureMatrix],
+    rng: np.random.Generator,
+) -> None:
+    layout = layouts(catalog())[event, entity]
+    expected = last_rows(recorded, event, entity, computed[event])
+    names = sorted(expected)
+    names = [names[i] for i in rng.permutation(len(names))[:100]]
+    assert len(names) >= (3 if entity == "service" else 15)
+    response = feast_store.get_online_features(
+        features=[f"{layout.name}:{feature}" for feature in layout.features],
+        entity_rows=[{entity: name} for name in [*names, "nobody"]],
+    )
+    found = response.to_dict()
+    for j, feature in enumerate(layout.features):
+        values = [expected[name][1][j] for name in names]
+        assert found[feature] == [*(None if np.isnan(v) else v for v in values), None], feature
+    stamps = response.proto.results[-1].event_timestamps
+    times = [s.seconds * 1_000_000 + s.nanos // 1_000 for s in stamps]
+    assert times == [*(expected[name][0] for name in names), 0]
 
 
 OWNER = """
