@@ -270,9 +270,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
-        context.telemetry.say(
-            f"already finished: {finished}; give another state_dir to begin anew"
-        )
+        context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
 

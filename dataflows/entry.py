@@ -7,14 +7,16 @@ than a second: its `-s 0` counts as not given and means ten. Here is the one pla
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from types import ModuleType
+from typing import TextIO
 
 from features.errors import ConfigError, WaxwingError
 
-__all__ = ["EXIT_FAULT", "epoch_a_round", "faults_of", "told_as_sentences"]
+__all__ = ["EXIT_FAULT", "epoch_a_round", "faults_of", "tell_warnings", "told_as_sentences"]
 
 EXIT_FAULT = 2
 """Bad configuration, input or surroundings; the same status argparse gives for bad options."""
@@ -32,9 +34,34 @@ def _started_by_bytewax(main: ModuleType | None) -> bool:
     return getattr(spec, "name", None) in ("bytewax.run", "bytewax.testing")
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Warnings as sentences on whatever stderr is at the moment."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where they go."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _stream: TextIO) -> None:
+        """Never kept: a test or a live view may put another in its place."""
+
+
+def tell_warnings() -> None:
+    """Let warnings of our modules begin with `waxwing: ` like everything we say; once a process."""
+    logger = logging.getLogger("dataflows")
+    if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):
+        handler = _ToStderr()
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter("waxwing: %(message)s"))
+        logger.addHandler(handler)
+
+
 @contextlib.contextmanager
 def told_as_sentences() -> Iterator[None]:
     """End a program that is Bytewax's command with a sentence a fault; elsewhere let them pass."""
+    if _started_by_bytewax(sys.modules.get("__main__")):
+        tell_warnings()
     try:
         yield
     except WaxwingError as error:

@@ -96,6 +96,13 @@ class FileReader:
             if file.name in positions:
                 file.at = int(positions[file.name])
 
+    @property
+    def finished(self) -> str:
+        """Why nothing is left to take; empty where something is, or nothing was there at all."""
+        if any(f.at < f.end for f in self._files) or not any(f.at > f.start for f in self._files):
+            return ""
+        return "every row of the files was read in an earlier run"
+
     def take(self, rows_max: int) -> Taken:
         """The next rows of all files in the order of time, `rows_max` or a round's time of them.
 

@@ -34,6 +34,12 @@ __all__ = ["UNITS", "Column", "TableMapping", "load_mapping", "own_mapping"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 
+COLUMNS_SHOWN_MAX = 40
+"""Columns of a file that a fault lists; chosen: more are no help."""
+
+NAME_SHOWN_MAX = 64
+"""Characters of a column's name that a fault shows; chosen: longer ones are no names."""
+
 UNITS = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 """Unit of a time that is a number -> microseconds."""
 
@@ -105,10 +111,12 @@ class TableMapping:
             if column not in there:
                 near = difflib.get_close_matches(column, there, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                faults.append(
-                    f"{where}: no column {column!r}, from which {name} is read{hint}"
-                    f" (columns: {', '.join(there)})"
-                )
+                faults.append(f"{where}: no column {column!r}, from which {name} is read{hint}")
+        if faults:
+            more = len(there) - COLUMNS_SHOWN_MAX
+            shown = [name[:NAME_SHOWN_MAX] for name in there[:COLUMNS_SHOWN_MAX]]
+            shown += [f"and {more} more"] if more > 0 else []
+            faults[-1] += f" (columns: {', '.join(shown)})"
         return faults
 
     def events(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:

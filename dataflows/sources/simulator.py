@@ -69,6 +69,13 @@ class SimulatorReader:
             if self._end_us is not None and "end_us" in positions:
                 self._end_us = int(positions["end_us"])
 
+    @property
+    def finished(self) -> str:
+        """Why nothing is left to take; empty where something is."""
+        if self._end_us is None or self._at_us < self._end_us:
+            return ""
+        return "the simulated time is over, and sim_seconds counts from the first start"
+
     def take(self, rows_max: int) -> Taken:
         """The events that have become due since the last call, at most about `rows_max`."""
         now_ns = time.time_ns()
@@ -120,8 +127,13 @@ class SimulatorReader:
         if self._end_us is not None:
             positions["end_us"] = self._end_us
         return Taken(
-            timed, [], positions, sum(len(b) for b in timed.values()),
-            self._end_us is not None and until_us >= self._end_us, {}, until_us,
+            timed,
+            [],
+            positions,
+            sum(len(b) for b in timed.values()),
+            self._end_us is not None and until_us >= self._end_us,
+            {},
+            until_us,
         )
 
     def close(self) -> None:

@@ -34,6 +34,12 @@ CELL_BYTES_MAX = 16_000_000
 LINE_BYTES_MAX = 16_000_000
 """Longest line of JSONL kept; what is beyond is a line of its own, and no JSON. Chosen as above."""
 
+HEADER_SHOWN_MAX = 40
+"""Characters of a header that is none which are shown; chosen: enough to know the file by."""
+
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+"""What stands in no name of a column: control characters, bytes that are not UTF-8."""
+
 KEY_LINES = 1_000
 """Lines of JSONL looked at for the names a mapping speaks of; chosen: optional ones show up too."""
 
@@ -125,7 +131,7 @@ def open_table(path: Path) -> Table:
         raise SourceError(
             f"{path}: cannot be read: {error.strerror or error}; is it a whole {path.suffix} file?"
         ) from error
-    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, csv.Error, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise SourceError(f"{path}: is no {path.suffix} file: {said}") from error
 
@@ -180,6 +186,12 @@ class CsvTable:
             header = next(csv.reader(file), None)
         if not header:
             raise ValueError("expected a header line with the names of the columns")
+        line = ",".join(header)
+        if _NO_TEXT.search(line):
+            raise ValueError(
+                "expected a header line with the names of the columns in UTF-8, got"
+                f" {_bytes(line[:HEADER_SHOWN_MAX])!a}"
+            )
         self._header = [name.strip().lstrip("\ufeff") for name in header]
         if len(set(self._header)) < len(header):
             raise ValueError("two columns have the same name")

@@ -17,7 +17,7 @@ from typing import Any
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
-__all__ = ["Manifest", "oldest_round", "read_manifest", "write_manifest"]
+__all__ = ["Manifest", "fallback", "oldest_round", "read_manifest", "write_manifest"]
 
 FORMAT = 1
 """Layout of the file; one with another number is refused."""
@@ -120,6 +120,18 @@ def read_manifest(folder: Path) -> Manifest | None:
             " copy, or start with an empty state_dir"
         )
     return None
+
+
+def fallback(folder: Path) -> str | None:
+    """What there is to say where the manifest in force is lost and the one before serves."""
+    current, previous = folder / _NAMES[0], folder / _NAMES[1]
+    if _parse(current) is not None or (found := _parse(previous)) is None:
+        return None
+    what = "damaged" if current.exists() else "gone"
+    return (
+        f"{current} is {what}; going on from {previous.name}, which knows of round {found.round}:"
+        " later rounds are cut again from the journal"
+    )
 
 
 def oldest_round(folder: Path) -> int:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from confluent_kafka import Producer
@@ -85,6 +86,12 @@ def test_an_unknown_column_is_told_with_those_there_are(bench: Bench, tmp_path: 
         (("run", "--data", "gone.parquet"), ("gone.parquet", "EVENT_TYPE=")),
         (("run", "--data", "x.csv", "--mapping", "fraud-hndbook"), ("fraud-handbook",)),
         (("run", "--config", "gone.toml"), ("gone.toml",)),
+        (("run", "--config", "."), ("'.'", "Is a directory")),
+        (("check", "--config", "."), ("'.'", "Is a directory")),
+        (("run", "--data", "payment=a.csv", "--data", "payment=b.csv"),
+         ("payment has a file already, a.csv",)),
+        (("run", "--data", "login=x.csv", "--mapping", "fraud-handbook"),
+         ("fraud-handbook is for payment events", "--data has login")),
         (("train", "--data", "payment=gone.csv"), ("gone.csv", "no such file")),
         (("backfill", "--data", "payment=gone.csv", "--until", "2026-03-02T00:00:00Z"),
          ("gone.csv", "no such file")),
@@ -167,6 +174,32 @@ def test_a_full_disk_stops_the_flow_with_one_sentence(bench: Bench, tmp_path: Pa
     (state / "alerts.jsonl").symlink_to("/dev/full")
     fault = one(refused("run", *bench.sets(state_dir=state, **DAY), cwd=tmp_path))
     assert "alerts.jsonl" in fault and "free space" in fault, fault
+
+
+def test_a_file_of_random_bytes_is_one_short_printable_sentence(
+    bench: Bench, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    (tmp_path / "x.csv").write_bytes(rng.bytes(100_000))
+    run = ("run", *bench.sets(state_dir=tmp_path / "s"), "--data", "login=x.csv")
+    fault = one(refused(*run, cwd=tmp_path))
+    assert "x.csv" in fault and "header line" in fault
+    assert fault.isprintable() and len(fault) < 400
+
+
+def test_a_run_that_has_nothing_left_to_do_says_so(bench: Bench, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    Run(bench, state, DAY | {"sim_seconds": 1}).to_end()
+    (state / "alerts.jsonl").write_bytes(b"")
+    (state / "manifest.json").write_bytes(b"{")
+    done = call("run", *bench.sets(state_dir=state, **DAY), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("waxwing: ") for line in lines), done.stderr
+    for said in ("manifest.json is damaged; going on from", "alerts.jsonl has 0 bytes"):
+        assert sum(said in line for line in lines) == 1, (said, done.stderr)
+    done = call("run", *bench.sets(state_dir=state, **DAY), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum("already finished: the simulated" in line for line in done.stderr.splitlines()) == 1
 
 
 def test_other_events_behind_a_journal_stop_the_flow_with_one_sentence(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataflows.state.lock import lock_state, process_id
-from dataflows.state.manifest import Manifest, oldest_round, read_manifest, write_manifest
+from dataflows.state.manifest import Manifest, fallback, oldest_round, read_manifest, write_manifest
 from features.errors import StateError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,19 @@ def test_a_manifest_cut_short_at_any_byte_gives_way_to_the_one_before(tmp_path: 
     for at in range(len(data) - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
         assert read_manifest(tmp_path) == make_manifest(100), at
+
+
+def test_a_manifest_that_is_lost_is_said_and_what_serves_in_its_place(tmp_path: Path) -> None:
+    assert fallback(tmp_path) is None
+    for round_ in (100, 200):
+        write_manifest(tmp_path, make_manifest(round_))
+        assert fallback(tmp_path) is None
+    path = tmp_path / "manifest.json"
+    path.write_bytes(b"x")
+    assert "damaged; going on from manifest.previous.json" in str(fallback(tmp_path))
+    path.unlink()
+    assert "gone; going on from" in str(fallback(tmp_path))
+    assert "round 100" in str(fallback(tmp_path))
 
 
 def test_a_death_between_any_two_steps_leaves_a_whole_manifest(tmp_path: Path) -> None:
