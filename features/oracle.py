@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM
 from features.catalog import inputs_of
-from features.columns import real_names
+from features.columns import flag_names, real_names
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
-from features.operations import OPERATIONS
+from features.operations import HISTORY_FROM, OPERATIONS
 from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
 from features.spec import Feature
@@ -43,6 +43,13 @@ SQL_COLUMNS: Mapping[str, str] = {
     "password": "method = 'password'",
     "token": "method = 'token'",
     "device_unknown": "coalesce(device_id, '') = ''",
+    "log_value": "sign(value) * ln(1 + abs(value))",
+    "log_duration": "ln(1 + duration_ms)",
+    "error": "level IN ('error', 'fatal')",
+    "fatal": "level = 'fatal'",
+    "warning": "level IN ('warning', 'error', 'fatal')",
+    "server_error": "status >= 500",
+    "untimed": "duration_ms IS NULL",
 }
 """Derived columns in SQL, written down from their `doc`, not from their code."""
 
@@ -59,9 +66,7 @@ NO_SQL: Mapping[str, str] = {
     "season_usual": "an exponentially weighted mean by hour that holds outliers back",
     "peer_mean": "the members of an entity give way to each other, event by event",
 }
-"""Why an operation of the kind has no meaning in SQL; by the first of its kind."""
-
-_KIND = {"baseline": "usual", "season": "season_usual", "members": "peer_mean"}
+"""Why an operation has no meaning in SQL; a family's first operation speaks for the family."""
 
 _BEFORE = "PARTITION BY e ORDER BY k ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING"
 _LAST = f"PARTITION BY e ORDER BY k ROWS BETWEEN {HISTORY} PRECEDING AND 1 PRECEDING"
@@ -96,17 +101,19 @@ def why_not(feature: Feature) -> str | None:
     own = feature.feeds in ((), (feature.event,))
     if op.name in NO_SQL:
         return NO_SQL[op.name]
-    if op.family == "baseline":
-        if op.code in range(9, 15) and own and feature.column in real_names(feature.event):
-            return None
-        return NO_SQL["usual"] if op.name != "last" else None
-    if op.family in _KIND:
-        return NO_SQL[_KIND[op.family]]
+    if op.family == "baseline" and op.code < HISTORY_FROM and op.name != "last":
+        return NO_SQL["usual"]
+    if op.family in ("season", "members"):
+        return NO_SQL["season_usual" if op.family == "season" else "peer_mean"]
+    name = inputs_of(feature.column or "")[0]
+    if op.family == "baseline" and not (own and name in real_names(feature.event)):
+        return "its values are another feature's, or of several event types"
     if op.family == "geo" and not (own or feature.event in feature.feeds):
         return "its place is another event's"
-    columns = {feature.where, inputs_of(feature.column or "")[0]} - {None, ""}
-    unsaid = [c for c in columns if op.family != "derived" and _column(feature, str(c)) is None]
-    return f"the column {unsaid[0]!r} is not written down in SQL" if unsaid else None
+    if op.family == "derived":
+        return None
+    unsaid = [c for c in (name, feature.where) if c and _column(feature, c) is None]
+    return f"the column `{unsaid[0]}` is not written down in SQL" if unsaid else None
 
 
 def question(feature: Feature, ties: int) -> Question:
@@ -117,12 +124,14 @@ def question(feature: Feature, ties: int) -> Question:
     ties : what `k` multiplies the time by, more than the most rows of one time
     """
     op = OPERATIONS[feature.op]
-    exact = op.name in EXACT or (op.family == "stateless" and feature.unit == "flag")
+    exact = op.name in EXACT or feature.column in flag_names(feature.event)
     if op.family == "derived":
         return Question(feature, _derived(feature), False)
     if op.family == "stateless":
-        value = _column(feature, str(feature.column))
-        sql = f"SELECT i, ({value})::DOUBLE AS v, v AS size FROM events"
+        value = f"({_column(feature, str(feature.column))})"
+        if feature.column in flag_names(feature.event):
+            value = f"coalesce({value}, false)"
+        sql = f"SELECT i, {value}::DOUBLE AS v, v AS size FROM events"
         return Question(feature, f"{sql} WHERE event = '{feature.event}'", exact)
     families = {"ring": _ring, "rate": _rate, "geo": _place, "baseline": _history}
     return Question(feature, families[op.family](feature, ties), exact)
@@ -256,7 +265,8 @@ def _place(feature: Feature, ties: int) -> str:
         f" FROM {rows} WHERE y IS NOT NULL AND x IS NOT NULL)"
     )
     half = "sin((y - y0) / 2) ** 2 + cos(y) * cos(y0) * sin((x - x0) / 2) ** 2"
-    km = f"{2 * EARTH_KM} * asin(least(sqrt({half}), 1))"
+    # Of a NULL and 1 the least is 1 in DuckDB.
+    km = f"CASE WHEN y0 IS NOT NULL THEN {2 * EARTH_KM} * asin(least(sqrt({half}), 1)) END"
     gap_s = "(time_us - t0) / 1e6"
     value = {
         "moved_km": km,
