@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,9 +105,11 @@ def verify(
     found: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
         say(f"{name}: {variant.doc}")
+        began = time.perf_counter()
         cat = catalog if variant.windows is None else _with_windows(catalog, variant.windows)
         found[name] = _verify_one(settings, cat, open_reader(), variant.divide)
         one = found[name]
+        one["seconds"] = round(time.perf_counter() - began, 1)
         say(
             f"{name}: {one['rows']:,} rows, {one['features']} features,"
             f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e}"

@@ -1,0 +1,174 @@
+"""`waxwing features verify`: the kernels equal DuckDB, and a kernel that is wrong is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dataflows.cli.main import main
+from dataflows.settings import load
+from dataflows.sources.files import FileReader
+from dataflows.verify import VARIANTS, verify
+from features.catalog import catalog
+from features.events import event_type
+from tests.flow.harness import call
+from tests.flow.test_json import told
+
+ROOT = Path(__file__).resolve().parents[2]
+
+START_US = 1_772_409_600_000_000
+
+STEP_US = 30_000_000
+"""Times stand on half minutes: many are exactly a window apart, and many are the same."""
+
+KINDS = ("as_is", "dense", "long")
+
+
+def made_of(name: str, rows: int, rng: np.random.Generator) -> pl.DataFrame:
+    """Events of few entities on a grid of times, in order."""
+    places = [None, 47.4, 47.5, -33.9]
+    few = {
+        "card_id": [f"c{k}" for k in range(6)],
+        "user_id": [f"u{k}" for k in range(4)],
+        "merchant_id": [f"m{k}" for k in range(3)],
+        "device_id": [None, "", "d1", "d2"],
+        "ip": [None, "i1", "i2"] if name == "payment" else ["i1", "i2"],
+        "country": [None, "CH", "ZA"],
+        "latitude": places,
+        "longitude": [8.5, 8.6, 18.4],
+        "amount": [0.5, 1.0, 2.99, 3.0, 50.0, 55.5, 60.0, 1999.99],
+    }
+    columns: dict[str, Any] = {}
+    for field in event_type(name).fields:
+        if field.name == "time_us":
+            values = START_US + np.sort(rng.integers(0, 400, rows)) * STEP_US
+            columns[field.name] = pl.Series(values)
+            continue
+        choices: list[Any] = few.get(field.name, list(field.values) or [field.default])
+        if field.kind == "bool":
+            choices = [True, False]
+        picked = rng.integers(0, len(choices), rows).tolist()
+        columns[field.name] = pl.Series([choices[k] for k in picked], dtype=field.dtype)
+    frame = pl.DataFrame(columns)
+    return frame.with_columns(event_id=pl.format("{}-{}", pl.lit(name), pl.int_range(pl.len())))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of payments and logins on the grid."""
+    folder = tmp_path_factory.mktemp("grid")
+    rng = np.random.default_rng(5)
+    for name, rows in (("payment", 1_200), ("login", 600)):
+        made_of(name, rows, rng).write_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def verified(*arguments: str, out: Path) -> dict[str, Any]:
+    """What `waxwing features verify` reports; its status says whether all is equal."""
+    status = main(["features", "verify", *arguments, "--json", str(out)])
+    report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    assert status == (1 if report["mismatches"] else 0)
+    return report
+
+
+def keys(report: Any) -> set[str]:
+    """All keys of a report, but names of features and variants."""
+    if isinstance(report, list):
+        return set().union(*(keys(item) for item in report))
+    if not isinstance(report, dict):
+        return set()
+    found = {k for k in report if k not in KINDS and "." not in k}
+    return found.union(*(keys(value) for value in report.values()))
+
+
+def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
+    grid: Path, tmp_path: Path
+) -> None:
+    report = verified("--data", str(grid), out=tmp_path / "out.json")
+    assert report["mismatches"] == 0, [v["mismatched"] for v in report["variants"].values()]
+    assert tuple(report["variants"]) == KINDS
+    assert report["rows"] == 1_800
+    assert report["max_rel_error"] <= 1e-9
+    assert keys(report) - told("json.md") == set()
+
+
+def test_simulated_traffic_has_the_features_that_sql_finds(tmp_path: Path) -> None:
+    made = call(
+        "simulate", "--out", "made", "--hours", "2", "--event-types", "payment,login",
+        "--anomaly-share", "0.02", cwd=tmp_path,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    data = ("--data", str(tmp_path / "made"), "--variant", "as_is")
+    report = verified(*data, out=tmp_path / "out.json")
+    assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
+    payment = [n for n in report["not_compared"] if n.startswith("payment.")]
+    assert len(catalog().names("payment")) - len(payment) >= 70
+    assert all(report["not_compared"].values()), "each says why"
+
+
+def test_a_week_of_the_handbook_has_the_features_that_sql_finds(
+    data_file: Callable[[str], Path],
+) -> None:
+    settings = load(
+        None,
+        source="file",
+        file_paths={"payment": data_file("fraud-handbook/transactions.parquet")},
+        file_mapping="fraud-handbook",
+        file_until="2018-04-08T00:00:00Z",
+    )
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), {"dense": VARIANTS["dense"]}, print
+    )
+    assert report["mismatches"] == 0, report["variants"]["dense"]["mismatched"]
+    assert report["rows"] > 60_000
+    assert report["features"] >= 40
+
+
+PROGRAM = "import sys; from dataflows.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+FAULTS = (
+    (
+        "features/windows.py",
+        "if arena_ints[place, 0] > since:",
+        "if arena_ints[place, 0] >= since:",
+        "payment.card_count_5m",
+    ),
+    ("features/rates.py", "out[i, to] = n\n", "out[i, to] = n + 1.0\n", "payment.card_ever"),
+)
+"""File, what stands there, a fault in its place (the window's edge is in it; the event itself is
+among those before it), a feature that only this fault spoils."""
+
+
+def test_a_wrong_kernel_is_found(grid: Path, tmp_path: Path) -> None:
+    for package in ("features", "models", "dataflows"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    for name, right, wrong, _ in FAULTS:
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert text.count(right) == 1, "the kernel has changed; say anew where its edge stands"
+        (tmp_path / name).write_text(text.replace(right, wrong), encoding="utf-8")
+    arguments = ["--data", str(grid), "--variant", "as_is", "--json", "out.json"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, "features", "verify", *arguments],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    found = [one["feature"] for one in report["variants"]["as_is"]["mismatched"]]
+    for *_, feature in FAULTS:
+        assert feature in found
+        assert f"{feature} differs" in done.stdout
+    assert "payment.card_since_s" not in found, "what is right is not accused"
