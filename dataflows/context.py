@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,38 +137,32 @@ def lanes_of(settings: Settings) -> int:
     return settings.lanes if settings.source == "kafka" else 1
 
 
-def _first_manifest(settings: Settings, lanes: int, version: str, start: Path | None) -> Manifest:
-    """The manifest of an empty state folder, with the warm state it starts from, if any."""
-    if start is None:
-        return Manifest(0, settings.groups, lanes, version)
-    warm = read_manifest(start)
-    if warm is None:
-        raise ConfigError(
-            f"warm_state {str(start)!r} holds no state; run `waxwing backfill`"
-            " first, or start without (`warm_state = \"cold\"`)"
-        )
-    source = start / "deltas"
-    for folder in sorted(source.iterdir()):
-        # One filter of repeats is kept by a backfill; every lane of the live flow starts from it.
-        names = (
-            [f"in{i:02d}" for i in range(lanes)] if folder.name.startswith("in") else [folder.name]
-        )
-        for name in names:
-            shutil.copytree(folder, settings.state_dir / "deltas" / name, dirs_exist_ok=True)
-    return Manifest(0, warm.groups, lanes, warm.catalog_version, until_us=warm.until_us)
-
-
-def _load_manifest(
+def _starting_point(
     settings: Settings, version: str, start: Callable[[], Path | None]
-) -> Manifest:
-    """The manifest to go on from, refused where the state was cut by other numbers."""
+) -> tuple[Manifest, Path | None]:
+    """The manifest to go on from, and the warm state to copy first; nothing is written.
+
+    Raises
+    ------
+    ConfigError : there is no warm state, or the state was cut by other numbers; all faults at once
+    """
     lanes = lanes_of(settings)
-    found = read_manifest(settings.state_dir)
+    found, folder = read_manifest(settings.state_dir), None
     if found is None:
-        found = _first_manifest(settings, lanes, version, start())
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        folder = start()
+        warm = None if folder is None else read_manifest(folder)
+        if folder is None:
+            found = Manifest(0, settings.groups, lanes, version)
+        elif warm is None:
+            raise ConfigError(
+                f"warm_state {str(folder)!r} holds no state; run `waxwing backfill`"
+                ' first, or start without (`warm_state = "cold"`)'
+            )
+        else:
+            found = Manifest(0, warm.groups, lanes, warm.catalog_version, until_us=warm.until_us)
+    where = settings.state_dir if folder is None else folder
     faults = [
-        f"{settings.state_dir}: state was written with {name} = {was}, settings say {now};"
+        f"{where}: state was written with {name} = {was}, settings say {now};"
         f" keep {was} or start with an empty state_dir"
         for name, was, now in (
             ("groups", found.groups, settings.groups),
@@ -178,14 +172,35 @@ def _load_manifest(
     ]
     if found.catalog_version != version:
         faults.append(
-            f"{settings.state_dir}: state was written with feature catalogue"
+            f"{where}: state was written with feature catalogue"
             f" {found.catalog_version}, this is {version}; start with an empty state_dir"
             " (or run `waxwing backfill` again)"
         )
     if faults:
         raise ConfigError(faults)
+    return found, folder
+
+
+def _load_manifest(settings: Settings, version: str, start: Callable[[], Path | None]) -> Manifest:
+    """Claim the state folder, and the manifest to go on from; a fault leaves no folder behind."""
+    if read_manifest(settings.state_dir) is None:
+        _starting_point(settings, version, start)
+    lock_state(settings.state_dir)
+    found, folder = _starting_point(settings, version, start)
+    if folder is not None:
+        _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
     write_manifest(settings.state_dir, found)
     return found
+
+
+def _copy_warm(source: Path, target: Path, lanes: int) -> None:
+    """Take warm state over; every lane starts from the one filter of repeats that it keeps."""
+    for folder in sorted(source.iterdir()):
+        names = (
+            [f"in{i:02d}" for i in range(lanes)] if folder.name.startswith("in") else [folder.name]
+        )
+        for name in names:
+            shutil.copytree(folder, target / name, dirs_exist_ok=True)
 
 
 def make_context(settings: Settings, telemetry: Telemetry) -> Context:
@@ -215,9 +230,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         faults.append(str(error))
     if faults or scorer is None:
         raise ConfigError(faults)
-    lock_state(settings.state_dir)
     training = scorer.bundle.training
-    start = partial(warm_start, settings, training, cat.version, telemetry.say)
+    start = cache(partial(warm_start, settings, training, cat.version, telemetry.say))
     lost = fallback(settings.state_dir)
     if lost is not None:
         telemetry.say(lost)

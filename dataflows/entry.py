@@ -90,7 +90,8 @@ def epoch_a_round(main: ModuleType | None = None) -> None:
         given["epoch_interval"] = timedelta(0)
         return
     print(
-        f"waxwing: start with -s 0 (an epoch is a round): with {interval.total_seconds():g} s"
-        f" alerts come up to {interval.total_seconds():g} s late",
+        f"waxwing: start with -s 0 (an epoch is a round): with {interval.total_seconds():g} s,"
+        f" alerts come up to {interval.total_seconds():g} s late where lanes or processes wait for"
+        " each other",
         file=sys.stderr,
     )

@@ -142,6 +142,16 @@ def test_a_bundle_that_does_not_serve_is_refused(
     assert not state.exists(), "nothing was begun"
 
 
+def test_a_wrong_warm_state_leaves_no_state_behind(bench: Bench, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for more, said in (
+        ({"warm_state": tmp_path / "none"}, "holds no state"), ({"groups": 8}, "groups = 16"),
+    ):  # fmt: skip
+        sets = bench.sets(state_dir=state, sim_seconds=1, **more)
+        assert said in one(refused("run", *sets, cwd=tmp_path))
+        assert not state.exists(), "nothing was begun"
+
+
 @pytest.fixture
 def broker() -> Iterator[str]:
     """Librdkafka's own broker in this process, without any topic; it creates none on request."""
