@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,15 @@ from dataflows.state.manifest import read_manifest
 from features.events import event_type
 from features.events.avro import avro_schema
 from features.simulate import Simulator
-from tests.flow.harness import Bench, alerts_of, call, running, wait_for, without_clock
+from tests.flow.harness import (
+    Bench,
+    alerts_of,
+    call,
+    counts_of,
+    running,
+    wait_for,
+    without_clock,
+)
 from tests.service.servers import Kafka, Redis, Registry
 
 TYPES = ("payment", "login", "metric", "app_log")
@@ -43,6 +52,21 @@ NEWER_EVENTS = 2_000
 
 LANES = 2
 
+REASON_OF = {
+    "truncated": "not_avro",
+    "garbage": "not_avro",
+    "empty": "empty",
+    "nan": "not_finite",
+    "infinite": "not_finite",
+    "out_of_range": "out_of_range",
+    "year_early": "time_past",
+    "year_late": "time_future",
+    "long_string": "too_long",
+    "unknown_schema": "unknown_schema",
+}
+"""What is wrong with a broken record of the simulator -> why it has to be refused."""
+
+
 @dataclass(slots=True)
 class Minute:
     """What the shared run was and left."""
@@ -53,6 +77,7 @@ class Minute:
     topics: list[str]
     sent: dict[str, Any]
     newer: int
+    newer_repeats: int
     report: dict[str, Any]
     broker_total: int
     killed_at: int
@@ -87,8 +112,10 @@ def _newer_schema(name: str) -> dict[str, Any]:
     return schema | {"fields": [*schema["fields"][:3], note, *schema["fields"][3:]]}
 
 
-def _send_newer(kafka: Kafka, registry: Registry, prefix: str, settings: dict[str, str]) -> int:
-    """Payments and logins of the hour after the producer's, in the newer schema."""
+def _send_newer(
+    kafka: Kafka, registry: Registry, prefix: str, settings: dict[str, str]
+) -> tuple[int, int]:
+    """Payments and logins of the next half hour, in the newer schema; (events, repeats)."""
     simulator = Simulator(
         seed=8,
         population_seed=1,
@@ -99,12 +126,13 @@ def _send_newer(kafka: Kafka, registry: Registry, prefix: str, settings: dict[st
     begin = 1_772_409_600_000_000 + HOURS * 3_600_000_000
     producer = EventProducer(kafka.brokers, registry_url=registry.url, topic_prefix=prefix)
     producer.open(("payment", "login"))
-    sent = 0
-    for name, batch in simulator.span(begin, begin + 1_500_000_000).items():
+    sent = repeats = 0
+    for name, batch in simulator.span(begin, begin + 1_800_000_000).items():
         producer.use_schema(name, _newer_schema(name))
         sent += producer.send(batch)
+        repeats += len(batch) - batch.frame["event_id"].n_unique()
     producer.close()
-    return sent
+    return sent, repeats
 
 
 @pytest.fixture(scope="module")
@@ -135,26 +163,31 @@ def minute(
         with running(*command, cwd=folder) as flow:
             out, _ = producer.communicate(timeout=240)
             assert producer.returncode == 0, out
-            newer = _send_newer(kafka, registry, prefix, settings)
+            newer, newer_repeats = _send_newer(kafka, registry, prefix, settings)
             sent = json.loads((folder / "sent.json").read_text())
             wait_for(lambda: _done(state) >= sent["in"] + newer, "all is through", flow, 180)
             flow.send_signal(signal.SIGTERM)
             out, _ = flow.communicate(timeout=60)
             assert flow.returncode == 0, out
     return Minute(
-        bench, settings, state, topics, sent, newer, json.loads(report.read_text()),
-        kafka.total(topics), killed_at,
+        bench, settings, state, topics, sent, newer, newer_repeats,
+        json.loads(report.read_text()), kafka.total(topics), killed_at,
     )  # fmt: skip
 
 
 def test_every_record_of_the_broker_is_accounted_for(minute: Minute) -> None:
     report = minute.report
     assert minute.broker_total == minute.sent["in"] + minute.newer, "the producer's own count"
-    parts = ("scored", "dead_lettered", "duplicates", "pending")
-    assert report["in"] == minute.broker_total
-    assert report["in"] == sum(report[name] for name in parts) and report["pending"] == 0
-    assert report["dead_lettered"] == minute.sent["malformed"] > 500
-    assert report["duplicates"] >= minute.sent["repeats"] > 0
+    repeats = minute.sent["repeats"] + minute.newer_repeats
+    assert minute.newer >= NEWER_EVENTS and minute.sent["malformed"] > 500
+    assert minute.sent["repeats"] > 100 and minute.newer_repeats > 0
+    assert counts_of(report) == {
+        "in": minute.broker_total,
+        "scored": minute.broker_total - minute.sent["malformed"] - repeats,
+        "duplicates": repeats,
+        "dead_lettered": minute.sent["malformed"],
+        "pending": 0,
+    }
     assert minute.killed_at >= 200, "it was killed with rounds behind it"
 
 
@@ -163,7 +196,11 @@ def test_dead_letters_hold_the_record_as_it_came(minute: Minute) -> None:
     letters = [json.loads(line) for line in log.splitlines()]
     assert len(letters) == minute.sent["malformed"]
     assert len({(x["topic"], x["partition"], x["offset"]) for x in letters}) == len(letters)
-    assert {x["reason"] for x in letters} >= {"unknown_schema", "out_of_range"}
+    assert minute.sent["by_fault"].keys() == REASON_OF.keys(), "everything that can be wrong was"
+    expected: Counter[str] = Counter()
+    for fault, count in minute.sent["by_fault"].items():
+        expected[REASON_OF[fault]] += count
+    assert Counter(x["reason"] for x in letters) == expected
     assert all(x["detail"] and x["topic"] in minute.topics for x in letters)
     assert all("raw" in x and "schema_id" in x for x in letters)
 
