@@ -95,7 +95,7 @@ def _settings(bench: Bench, kafka: Kafka, registry: Registry, prefix: str) -> di
         "alerts_topic": f"{prefix}alerts",
         "store": "redis",
         "snapshot_rounds": "20",
-        "time_past_s_max": "31536000",
+        "time_past_s_max": "3153600000",
     }
 
 
@@ -259,7 +259,7 @@ def test_a_file_run_in_the_order_of_the_journal_gives_the_same_alerts_and_store(
 def _as_files(minute: Minute, folder: Path) -> dict[str, Path]:
     """The events of the topics in the journal's order, a file for each type, `cut` its round."""
     overrides: dict[str, Any] = {k: v for k, v in minute.settings.items() if k.startswith("kafka")}
-    settings = load(None, {}, lanes=LANES, time_past_s_max=31_536_000, **overrides)
+    settings = load(None, {}, lanes=LANES, time_past_s_max=3_153_600_000, **overrides)
     rows: dict[str, list[pl.DataFrame]] = {}
     for lane in range(LANES):
         for round_, taken in _lane_again(minute, settings, lane):
