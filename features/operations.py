@@ -109,7 +109,8 @@ _RING = (
         "distinct_ever",
         "ring",
         11,
-        "number of different {other} it was ever seen with, this one included",
+        "number of different {other} it was ever seen with, this one included; one not seen for 45"
+        " days counts again",
         other="key",
     ),
 )

@@ -68,6 +68,12 @@ def reference(cat: Catalog) -> str:
         "Windows are `(t - w, t]` in event time: the row itself is in, an event exactly as old as",
         "the window is out. A value that is not known (no history yet, entity absent) is NaN.",
         "Baselines never contain the row they are compared with.",
+        "",
+        "`waxwing features list` and `show NAME` tell the same. `waxwing features verify --data F`",
+        "computes the features of all rows of a file and asks DuckDB for each in SQL",
+        "(`features/oracle.py`): counts, shares, extremes and times must be the same in every bit,",
+        "other numbers within 1e-9. What is found value by value, such as an exponentially weighted",
+        "mean that holds outliers back, has no meaning in SQL and is named as not compared.",
     ]
     for event in cat.event_types:
         lines += [
