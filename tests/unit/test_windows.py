@@ -203,3 +203,24 @@ def test_a_pair_lives_on_in_the_distinct_count_of_its_window_alone() -> None:
     found = run(rows)
     assert found.column("distinct_60").tolist() == [1.0] * 8
     assert found.column("count_60").tolist() == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_the_deviation_of_equal_amounts_is_zero_whatever_passed_before(
+    rng: np.random.Generator,
+) -> None:
+    rows = []
+    for day in range(300):
+        # A minute of all kinds of amounts, an hour of silence but for the last of them, two equal.
+        equal = round(float(rng.integers(1, 10_000)) / 100, 2)
+        amounts = [*np.round(rng.lognormal(3.0, 2.0, 6), 2).tolist(), equal, equal, equal]
+        at_s = day * 86_400
+        times_s = [*(at_s + np.arange(6)).tolist(), at_s + 3_000, at_s + 3_640, at_s + 3_650]
+        rows += [
+            {"time_us": START_US + int(t * 1e6), "amount": a}
+            for t, a in zip(times_s, amounts, strict=True)
+        ]
+    batch = make_batch("payment", rows)
+    found = OfflineEngine(CATALOG, 2).process({"payment": batch})["payment"]
+    std = found.values[:, CATALOG.names("payment").index("std_3600")].reshape(300, 9)
+    assert np.all(std[:, 7:] == 0.0), "of two and of three equal amounts"
+    assert np.all(std[:, 6] > 0.0)
