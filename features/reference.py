@@ -72,7 +72,7 @@ def reference(cat: Catalog) -> str:
         "`waxwing features list` and `show NAME` tell the same. `waxwing features verify --data F`",
         "computes the features of all rows of a file and asks DuckDB for each in SQL",
         "(`features/oracle.py`): counts, shares, extremes and times must be the same in every bit,",
-        "other numbers within 1e-9. What is found value by value, such as a running mean that holds",
+        "other numbers within 1e-9. What is found value by value, such as a mean that holds",
         "outliers back, has no meaning in SQL and is named as not compared.",
     ]
     for event in cat.event_types:
