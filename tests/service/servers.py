@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 __all__ = ["Kafka", "NotToBeHad", "Redis", "Registry", "Server"]
@@ -348,20 +348,29 @@ class Kafka(Server):
 
     def _watermarks(self, topics: Iterable[str], which: int) -> dict[str, dict[int, int]]:
         """Low (0) or high (1) watermark of all partitions of topics."""
-        consumer = self._consumer("waxwing-tests")
-        try:
-            known = consumer.list_topics(timeout=ANSWER_S).topics
-            return {
-                topic: {
-                    p: consumer.get_watermark_offsets(
-                        TopicPartition(topic, p), timeout=ANSWER_S, cached=False
-                    )[which]
-                    for p in sorted(known[topic].partitions)
+        topics = list(topics)
+        give_up = time.monotonic() + ANSWER_S
+        while True:
+            consumer = self._consumer("waxwing-tests")
+            try:
+                known = consumer.list_topics(timeout=ANSWER_S).topics
+                return {
+                    topic: {
+                        p: consumer.get_watermark_offsets(
+                            TopicPartition(topic, p), timeout=ANSWER_S, cached=False
+                        )[which]
+                        for p in sorted(known[topic].partitions)
+                    }
+                    for topic in topics
                 }
-                for topic in topics
-            }
-        finally:
-            consumer.close()
+            except KafkaException as error:
+                # A topic made, or a broker thawed, a moment ago leads its partitions soon.
+                leaderless = error.args[0].code() == KafkaError.NOT_LEADER_FOR_PARTITION
+                if not leaderless or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+            finally:
+                consumer.close()
 
     @staticmethod
     def _until(holds: Callable[[], bool]) -> None:

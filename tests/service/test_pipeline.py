@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ NEWER_EVENTS = 2_000
 """Events written with the newer schema, at least."""
 
 LANES = 2
+
+PAST_S = round(time.time()) - 1_772_409_600 + 30 * 86_400
+"""How old an event may be: the simulated days always, those that are another year older never."""
 
 REASON_OF = {
     "truncated": "not_avro",
@@ -95,7 +99,7 @@ def _settings(bench: Bench, kafka: Kafka, registry: Registry, prefix: str) -> di
         "alerts_topic": f"{prefix}alerts",
         "store": "redis",
         "snapshot_rounds": "20",
-        "time_past_s_max": "3153600000",
+        "time_past_s_max": str(PAST_S),
     }
 
 
@@ -259,7 +263,7 @@ def test_a_file_run_in_the_order_of_the_journal_gives_the_same_alerts_and_store(
 def _as_files(minute: Minute, folder: Path) -> dict[str, Path]:
     """The events of the topics in the journal's order, a file for each type, `cut` its round."""
     overrides: dict[str, Any] = {k: v for k, v in minute.settings.items() if k.startswith("kafka")}
-    settings = load(None, {}, lanes=LANES, time_past_s_max=3_153_600_000, **overrides)
+    settings = load(None, {}, lanes=LANES, time_past_s_max=PAST_S, **overrides)
     rows: dict[str, list[pl.DataFrame]] = {}
     for lane in range(LANES):
         for round_, taken in _lane_again(minute, settings, lane):
