@@ -10,13 +10,13 @@ import fastavro
 import numpy as np
 import polars as pl
 import pytest
-from features.events.avro import avro_schema
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features.encode import avro_bodies, confluent_header, json_bodies
 from features.errors import ContractError, DeclarationError
 from features.events import event_type, event_types
+from features.events.avro import avro_schema
 from features.simulate import Simulator
 from features.simulate.malformed import FAULTS, LONG_STRING_BYTES, break_some
 
