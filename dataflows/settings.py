@@ -255,7 +255,8 @@ class Settings(BaseSettings):
     store_rows_max: int = Field(
         500_000,
         ge=1000,
-        description="most entity rows waiting for the store; older ones are coalesced",
+        description="most entity rows waiting for the store, beside as many on their way; older"
+        " ones are coalesced",
     )
     store_rows_s_max: int = Field(
         20_000,

@@ -90,7 +90,7 @@ class StoreStats:
     stale : rows not written since the store had a later event time
     dropped : rows given up because more than `store_rows_max` waited
     refused : rows that Redis refuses for good, its key being of another type
-    waiting : rows not in Redis yet
+    waiting : rows not in Redis yet; at most `store_rows_max`, and as many in the thread's hands
     flushes : flushes that went through
     stretched : flushes after which the next was put off beyond `store_flush_ms`
     interval_s : seconds from the last flush's beginning to the next one's

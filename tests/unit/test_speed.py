@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
-from features import speed, state
-from features.speed import STAMP, prefetch
+from features import state
+from features.baselines import run_baselines
+from features.speed import prefetch, stamp
+from features.windows import run_ring
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_cached_machine_code_is_stamped_with_all_sources() -> None:
+def test_cached_machine_code_is_stamped_with_its_source_and_all_that_it_imports(
+    tmp_path: Path,
+) -> None:
     """numba itself would miss a change of a helper in another file."""
-    stamped: list[Any] = [state.run_ring, state.run_members, state.run_baselines]
-    assert {k._cache._cache_file._source_stamp for k in stamped} == {STAMP}
-    assert speed._sources() == STAMP
+    folder = tmp_path / "features"
+    shutil.copytree(ROOT / "features", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    stamped: dict[str, Any] = {"windows": run_ring, "baselines": run_baselines}
+    before = {name: stamp(folder / f"{name}.py") for name in stamped}
+    for name, kernel in stamped.items():
+        assert kernel._cache._cache_file._source_stamp == before[name]
+    with (folder / "exact.py").open("a") as file:
+        file.write("# changed\n")
+    assert stamp(folder / "windows.py") != before["windows"]
+    assert stamp(folder / "baselines.py") == before["baselines"]
 
 
 def test_code_made_from_other_sources_is_not_taken() -> None:
     kept = state.run_rates._cache._cache_file  # type: ignore[attr-defined]
-    kept._source_stamp = "other"
+    own, kept._source_stamp = kept._source_stamp, "other"
     try:
         assert kept._load_index() == {}
     finally:
-        kept._source_stamp = STAMP
+        kept._source_stamp = own
 
 
 def test_prefetching_any_row_changes_nothing() -> None:

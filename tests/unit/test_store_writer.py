@@ -324,7 +324,8 @@ def test_rows_beyond_the_bound_are_given_up_oldest_first_and_counted(
         ids = range(part * 100, part * 100 + 100)
         put(to, [f"k{i}" for i in ids], [float(i) for i in ids], [i + 1 for i in ids])
         put(to, ["k0"], [7.0], 10_000 + part)
-        assert to.stats().waiting <= 1000
+        # As many again may be in the hands of the thread, which coalesces or sends them.
+        assert to.stats().waiting <= 2000
     assert to.flush(WAIT_S)
     stats = to.stats()
     found = stored(server.url, ["flagged", *(f"k{i}" for i in range(3000))])
