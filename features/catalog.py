@@ -19,14 +19,14 @@ from functools import cache, cached_property
 from features import definitions
 from features.columns import flag_names, key_names, real_names
 from features.errors import DeclarationError
-from features.events import event_type, event_types
+from features.events import event_type, event_types, made_types
 from features.operations import OPERATIONS, SEMANTICS, Operation
 from features.sequence import TOKENS
 from features.spec import Feature
 
 __all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
 
-GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "context")
+GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "silence", "context")
 
 WINDOW_S_MAX = 86_400 * 31
 """Longest window; chosen: a month."""
@@ -56,13 +56,14 @@ class Catalog:
         faults = _faults(declared)
         if faults:
             raise DeclarationError(faults)
-        self._features = {name: _ordered(name, declared) for name in event_types()}
+        names = (*event_types(), *made_types())
+        self._features = {name: _ordered(name, declared) for name in names}
         self._features = {name: found for name, found in self._features.items() if found}
         everything = [[asdict(f) for f in fs] for fs in self._features.values()]
         # An event type that no feature knows changes no feature: models stay as good as they were.
         used = set(self._features) | {feed for feature in declared for feed in feature.feeds}
         known = [t for t in event_types().values() if t.name in used]
-        types = [[t.name, dict(t.entities), t.primary] for t in known]
+        types = [[t.name, dict(t.entities), t.primary, dict(t.silence)] for t in known]
         tokens = [
             [entity, event, [asdict(t) for t in numbers]]
             for entity, events in TOKENS.items()
@@ -140,10 +141,11 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
     known = {(f.event, f.name): f for f in declared}
     seen: set[tuple[str, str]] = set()
     for feature in declared:
-        if feature.event not in event_types():
+        known_types = (*event_types(), *made_types())
+        if feature.event not in known_types:
             faults.append(
                 f"feature {feature.name!r}: unknown event type {feature.event!r}; event types are"
-                f" {', '.join(event_types())}"
+                f" {', '.join(known_types)}"
             )
             continue
         if (feature.event, feature.name) in seen:

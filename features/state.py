@@ -17,11 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.errors import StateError
 from features.geo import GEO_FLOATS, run_geo
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
 from features.sequence import STEPS, WIDTH, run_sequence
+from features.silence import (
+    SILENCE_FLOATS,
+    SILENCE_INTS,
+    SILENCE_TOPS,
+    Overdue,
+    Wheel,
+    run_silence,
+)
 from features.slots import SlotTable
 from features.windows import (
     BOOK,
@@ -38,12 +47,16 @@ from features.windows import (
     run_ring,
 )
 
-__all__ = ["EntityState", "RingState"]
+__all__ = ["NAME_BYTES", "EntityState", "RingState"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Kernel = Callable[..., None]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+
+NAME_BYTES = 128
+"""Longest name kept of an entity whose silence is told; chosen: that of a host. Longer ones are
+cut."""
 
 ARENA_MIN = 1 << 10
 PAIRS_MIN = 1 << 10
@@ -247,6 +260,16 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.silence is not None:
+        yield (
+            run_silence,
+            plan.silence.tables,
+            [
+                ("silence_ints", SILENCE_INTS, np.int64),
+                ("silence_floats", SILENCE_FLOATS, np.float64),
+                ("silence_tops", SILENCE_TOPS, np.float32),
+            ],
+        )
 
 
 class EntityState:
@@ -261,6 +284,7 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
+        self.wheel: Wheel | None = None
         self._fixed: dict[str, npt.NDArray[Any]] = {}
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
         for kernel, tables, columns in _kernels(plan):
@@ -268,7 +292,13 @@ class EntityState:
                 name: np.zeros((0, width), dtype) for name, width, dtype in columns
             }
             self._fixed |= made
-            self._kernels.append((kernel, tables, list(made.values())))
+            arrays = list(made.values())
+            if kernel is run_silence:
+                self.wheel = Wheel()
+                self._fixed["names"] = np.zeros((0, NAME_BYTES), np.uint8)
+                # What it notices of rows goes to the wheel, which gives it at the end of the round.
+                arrays.append(self.wheel.notices)
+            self._kernels.append((kernel, tables, arrays))
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
@@ -280,11 +310,15 @@ class EntityState:
             array.resize((self.table.capacity, array.shape[1]), refcheck=False)
         for ring in self.rings:
             ring.grow(self.table.capacity)
+        if self.wheel is not None:
+            self.wheel.grow(self.table.capacity)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
+        if self.wheel is not None:
+            fixed += self.wheel.memory_bytes
         return self.table.memory_bytes + fixed + sum(r.memory_bytes for r in self.rings)
 
     def process(self, head: Int64, reals: Float64) -> tuple[Float64, npt.NDArray[np.int16] | None]:
@@ -298,10 +332,14 @@ class EntityState:
             self._grow()
         slots, taken_us = self.table.intern(head)
         out = np.full((len(head), self.plan.width), np.nan)
+        if self.wheel is not None:
+            self.wheel.reserve(len(head))
         for ring in self.rings:
             ring.run(slots, taken_us, head, reals, out)
         for kernel, tables, arrays in self._kernels:
             kernel(slots, taken_us, head, reals, *tables, *arrays, out)
+        if self.wheel is not None:
+            self.wheel.file(slots, self._fixed["silence_ints"])
         sequence = self.plan.sequence
         if sequence is None:
             return out, None
@@ -311,6 +349,29 @@ class EntityState:
         kernel = cast(Kernel, run_sequence)
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
+
+    def name(self, keys: Int64, names: npt.NDArray[np.uint8]) -> None:
+        """Remember what entities are called, uint8 (n, 128) in UTF-8; strangers are passed over."""
+        slots = self.table.find(keys)
+        known = np.flatnonzero(slots >= 0)
+        self._fixed["names"][slots[known]] = names[known]
+
+    def overdue(self, clock_us: int, most: int) -> tuple[Overdue, Int64, npt.NDArray[np.uint8]]:
+        """What is to be told of silence at the end of a round, with keys and names of its rows.
+
+        Parameters
+        ----------
+        clock_us : event-time clock, 0 where it is not known: nothing is due
+        most : absences of entities that have not spoken again
+        """
+        if self.wheel is None:
+            raise StateError(f"{self.plan.entity!r} has no rhythm; this is a bug")
+        table, fixed = self.table, self._fixed
+        state = (fixed["silence_ints"], fixed["silence_floats"])
+        told, changed = self.wheel.speak(clock_us, table.used, table.keys, state, most)
+        table.dirty[changed] = 1
+        slots = told.found[:, 0]
+        return told, table.keys[slots], fixed["names"][slots]
 
     def dump(self, everything: bool) -> Arrays:
         """State of the slots touched since the last dump (or of all); clears the marks."""
@@ -337,6 +398,8 @@ class EntityState:
             self._grow()
         for name, array in self._fixed.items():
             array[slots] = arrays[name]
+        if self.wheel is not None:
+            self.wheel.file(slots, self._fixed["silence_ints"])
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
