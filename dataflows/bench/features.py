@@ -199,7 +199,7 @@ class Bench:
 
         batches = {EVENT: batch}
         at = [time.process_time()]
-        parts = split(self.catalog, batches, self.groups)
+        parts = split(self.catalog, batches, self.groups, round_=self.round, clock_us=self.now_us)
         at.append(time.process_time())
         found = [e.process(merge([p]))[0] for e, p in zip(self.engines, parts, strict=True)]
         at.append(time.process_time())
