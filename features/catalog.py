@@ -169,13 +169,18 @@ def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> 
             "has no unit; `1` is that of a plain number, `flag` that of yes (1) or no (0)"
         )
     feeds = feature.feeds or (feature.event,)
-    unknown = [name for name in feeds if name not in event_types()]
+    unknown = [name for name in feature.feeds if name not in event_types()]
     faults += [
         f"fed by unknown event type {n!r}; event types are {', '.join(event_types())}"
         for n in unknown
     ]
     feeds = tuple(name for name in feeds if name not in unknown)
     stateful = op is not None and op.family not in ("stateless", "derived")
+    if stateful and feature.event in made_types():
+        faults.append(
+            f"operation {feature.op!r} keeps state of entities, which no {feature.event!r} enters;"
+            " it may have `value`, `ratio`, `difference` and `surprise`"
+        )
     for name in dict.fromkeys((feature.event, *feeds)):
         entities = event_type(name).entities
         if (feature.entity or stateful) and feature.entity not in entities:

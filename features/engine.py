@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.absences import Absences, Names, Peers
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
-from features.plan import plan_of
-from features.rows import GroupFeatures, GroupRows, assemble, merge, split
+from features.plan import ABSENCE, plan_of
+from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
+from features.silence import DUE_MAX, Overdue
 from features.state import EntityState
 
 __all__ = [
+    "Correction",
     "GroupEngine",
     "GroupFeatures",
     "GroupRows",
     "OfflineEngine",
+    "amend",
     "assemble",
     "merge",
     "split",
@@ -33,6 +37,9 @@ __all__ = [
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+EVERYONE = 1 << 40
+"""No bound on the absences of a stretch of history: it may be hours long."""
 
 STATE_FORMAT = 1
 """Layout of snapshots; one with another number is refused."""
@@ -64,24 +71,32 @@ class GroupEngine:
         return sum(state.table.late for state in self._states.values())
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of state by entity type."""
+        return {name: state.memory_bytes for name, state in self._states.items()}
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of state."""
-        return sum(state.memory_bytes for state in self._states.values())
+        return sum(self.memory.values())
 
-    def process(self, rows: GroupRows) -> dict[int, GroupFeatures]:
-        """Features of the group's rows of one round.
+    def process(
+        self, rows: GroupRows, lanes: tuple[int, ...] = (), due_max: int = DUE_MAX
+    ) -> dict[int, GroupFeatures]:
+        """Features of the group's rows of one round, and who is overdue at its end.
 
         Parameters
         ----------
         rows : merged parts of all lanes, in the global order
+        lanes : those that take part in the round; only needed where several do
+        due_max : absences of an entity type that may be told of in a round, see `features.silence`
 
         Returns
         -------
         lane -> features of that lane's rows
         """
-        results: dict[int, GroupFeatures] = {}
-        if rows.lane >= 0:
-            results[rows.lane] = GroupFeatures(rows.lane)
+        present = lanes or ((rows.lane,) if rows.lane >= 0 else ())
+        results = {lane: GroupFeatures(lane) for lane in sorted(present)}
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted = state.process(head, rows.reals[entity])
@@ -93,7 +108,32 @@ class GroupEngine:
                 self._parts(state, mine, values, result)
                 if emitted is not None:
                     _sequences(state, head, emitted, lane, len(lanes) == 1, result)
+        for entity, (keys, names) in rows.names.items():
+            self._states[entity].name(keys, names)
+        if results:
+            self._tell_overdue(rows.clock_us, due_max, results)
         return results
+
+    def _tell_overdue(
+        self, clock_us: int, due_max: int, results: dict[int, GroupFeatures]
+    ) -> None:
+        """Let the lowest lane know who is overdue, and all lanes what has changed among peers."""
+        for entity, state in self._states.items():
+            if state.wheel is None:
+                continue
+            told, keys, names = state.overdue(clock_us, due_max)
+            first = min(results)
+            for lane, result in results.items():
+                if lane == first and len(keys):
+                    result.absences.append(Absences(entity, told, keys, names))
+                elif len(told.changes):
+                    none = Overdue(told.found[:0], told.known[:0], told.changes)
+                    result.absences.append(Absences(entity, none, keys[:0], names[:0]))
+
+    @property
+    def overdue(self) -> int:
+        """Entities that are overdue and were beyond what a round may tell of."""
+        return sum(s.wheel.waiting for s in self._states.values() if s.wheel is not None)
 
     def _parts(
         self,
@@ -192,6 +232,8 @@ class OfflineEngine:
         self.catalog = catalog
         self.engines = [GroupEngine(catalog, group) for group in range(groups)]
         self._round = 0
+        self._names, self._peers = Names(), Peers()
+        self._absent: list[tuple[EventBatch, FeatureMatrix]] = []
 
     def process(
         self, batches: dict[str, EventBatch], clock_us: int = 0
@@ -210,12 +252,25 @@ class OfflineEngine:
         >>> OfflineEngine(catalog(), groups=4).process({})
         {}
         """
-        parts = split(
-            self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
-        )
+        groups = len(self.engines)
+        parts = split(self.catalog, batches, groups, 0, self._round, clock_us, self._names)
         self._round += 1
-        found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
-        return assemble(self.catalog, batches, [f[0] for f in found])
+        found = [
+            engine.process(part, due_max=EVERYONE)[0]
+            for engine, part in zip(self.engines, parts, strict=True)
+        ]
+        absent = self._peers.take(one for result in found for one in result.absences)
+        if absent is not None:
+            self._absent.append((absent, assemble(self.catalog, {ABSENCE: absent}, [])[ABSENCE]))
+        return assemble(self.catalog, batches, found)
+
+    def take_absences(self) -> list[tuple[EventBatch, FeatureMatrix]]:
+        """Absences found since the last call, a batch a round, with their features.
+
+        An absence may come after events later than it: it stands at the time it was due.
+        """
+        found, self._absent = self._absent, []
+        return found
 
 
 def warm_up(catalog: Catalog) -> None:

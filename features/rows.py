@@ -10,11 +10,13 @@ the groups computed back beside the lane's events.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from features.absences import Absences, Named, Names
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
@@ -25,7 +27,7 @@ from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-__all__ = ["GroupFeatures", "GroupRows", "assemble", "merge", "split"]
+__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class GroupRows:
     clock_us : event-time clock of the sender with this round's events in it; of all senders once
         merged (the largest). It never goes back; rows are held against that of the round before.
         0: not known, so that nothing is late, due or too old
+    names : entity type -> keys and names of entities that are named for the first time
     """
 
     lane: int
@@ -49,9 +52,31 @@ class GroupRows:
     reals: dict[str, Float64] = field(default_factory=dict)
     round: int = -1
     clock_us: int = 0
+    names: dict[str, Named] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Features of rows given before, as a late row has changed them; numpy arrays only.
+
+    Parameters
+    ----------
+    event_type, entity : whose view changed; a row's other views stay as they are
+    rounds : int64 (n,), round in which the row came
+    rows : int64 (n,), its row in its lane's batch of that round
+    values : float64 (n, features of the view), all of them, changed or not
+    sequences : int16 (n, 16, 12), or None where the view has none
+    """
+
+    event_type: str
+    entity: str
+    rounds: Int64
+    rows: Int64
+    values: Float64
+    sequences: npt.NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +88,17 @@ class GroupFeatures:
     lane : whose rows
     parts : (event type, entity) -> (rows int64 (n,), values float64 (n, features of the view))
     sequences : event type -> (rows int64 (n,), int16 (n, 16, 12))
+    corrections : rows of this lane given in earlier rounds that late ones have changed; `amend`
+        puts them in
+    absences : what the group tells of silence: the lowest lane of the round gets the absences, all
+        lanes what has changed among peers
     """
 
     lane: int
     parts: dict[tuple[str, str], tuple[Int64, Float64]] = field(default_factory=dict)
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
+    corrections: tuple[Correction, ...] = ()
+    absences: list[Absences] = field(default_factory=list)
 
 
 def split(
@@ -77,6 +108,7 @@ def split(
     lane: int = 0,
     round_: int = -1,
     clock_us: int = 0,
+    names: Names | None = None,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -87,6 +119,7 @@ def split(
     lane : number of the lane, carried with each row
     round_ : number of the round, carried with each part
     clock_us : the lane's event-time clock after this round, carried with each part
+    names : what the lane has named before; None names nobody, and absences go by their keys
 
     Returns
     -------
@@ -111,6 +144,8 @@ def split(
             # Each part is in order and the parts stand by event code: time alone decides the rest.
             order = np.argsort(head[:, 1], kind="stable")
             head, reals = head[order], reals[order]
+        if names is not None and plan.silence is not None:
+            _send_names(parts, entity, names.of(entity, head, batches))
         group = group_of(head[:, 0].view(np.uint64), groups)
         # A stable sort keeps the global order within each group.
         order = np.argsort(group.astype(np.int16), kind="stable")
@@ -123,6 +158,16 @@ def split(
                 part.reals[entity] = reals[start:end]
             start = end
     return parts
+
+
+def _send_names(parts: list[GroupRows], entity: str, named: Named | None) -> None:
+    """Give each group the names of its entities."""
+    if named is None:
+        return
+    keys, texts = named
+    group = group_of(keys.view(np.uint64), len(parts))
+    for g in np.unique(group).tolist():
+        parts[g].names[entity] = (keys[group == g], texts[group == g])
 
 
 def _entity_rows(
@@ -195,6 +240,10 @@ def merge(rows: list[GroupRows]) -> GroupRows:
         reals = [part.reals[entity] for part in rows if entity in part.heads]
         head, real = np.concatenate(heads), np.concatenate(reals)
         merged.heads[entity], merged.reals[entity] = _in_order(head, real)
+    for entity in dict.fromkeys(e for part in rows for e in part.names):
+        named = [part.names[entity] for part in rows if entity in part.names]
+        keys, texts = (np.concatenate(columns) for columns in zip(*named, strict=True))
+        merged.names[entity] = keys, texts
     return merged
 
 
@@ -240,12 +289,44 @@ def _assemble_one(
             column = str(feature.column)
             flags = flag_names(name)
             values[:, i] = columns.flag(column) if column in flags else columns.real(column)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def _derive_all(catalog: Catalog, name: str, values: Float64) -> None:
+    """Fill the columns that are made of two others."""
+    names = catalog.names(name)
     for i, feature in enumerate(catalog.features(name)):
         if OPERATIONS[feature.op].family == "derived":
             left = values[:, names.index(str(feature.column))]
             right = values[:, names.index(str(feature.other))]
             values[:, i] = derive(feature.op, left, right)
-    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def amend(
+    catalog: Catalog, matrix: FeatureMatrix, round_: int, corrections: Iterable[Correction]
+) -> FeatureMatrix:
+    """The features a round would have had, had the late rows come in time.
+
+    Parameters
+    ----------
+    matrix : features of one event type as `assemble` (or `amend`) gave them for the round
+    round_ : number of that round
+    corrections : of the lane, oldest first: the last one about a row holds
+    """
+    name, plan = matrix.event_type, plan_of(catalog)
+    values = matrix.values.copy()
+    sequence = None if matrix.sequence is None else matrix.sequence.copy()
+    for correction in corrections:
+        at = np.flatnonzero(correction.rounds == round_)
+        if correction.event_type != name or not len(at):
+            continue
+        rows, first = correction.rows[at], plan.columns[name, correction.entity]
+        _place(rows, correction.values[at], first, values)
+        if sequence is not None and correction.sequences is not None:
+            widen(rows, correction.sequences[at], sequence)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, matrix.names, values, sequence, matrix.catalog_version)
 
 
 @kernel
