@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from dataflows.state.manifest import (
     write_manifest,
 )
 from dataflows.warm import warm_start
+from features.batch import EventBatch
 from features.catalog import Catalog, catalog
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
@@ -125,6 +126,9 @@ class Context:
     """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    absence_truth: Callable[[EventBatch], npt.NDArray[np.int16]] | None = None
+    """What is known of absences: code of the attack that silenced the entity, 0 for none. Of the
+    simulator alone, and only to judge by."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
@@ -134,6 +138,12 @@ class Context:
             names = self.catalog.names(name)
             columns = np.array([names.index(f.name) for f in features], np.intp)
             self.store_columns.setdefault(name, {})[entity] = columns
+
+    def judged(self, absences: EventBatch) -> EventBatch:
+        """Absences with their truth, where it is known."""
+        if self.absence_truth is None:
+            return absences
+        return replace(absences, truth=self.absence_truth(absences))
 
     def shard(self, name: str) -> ShardStore:
         """State folder of a group or of a lane's filter of repeats."""

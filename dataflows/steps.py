@@ -22,6 +22,7 @@ from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
 from dataflows.sources.rounds import Part
 from dataflows.state.manifest import oldest_round, read_manifest
+from features.absences import Names, Peers
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
 from features.repeats import RepeatFilter, event_keys
@@ -239,6 +240,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._context = context
         self._filter = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
         self._shard: _Shard | None = None
+        self._names = Names()
         self._round = context.manifest.round
 
     def _open(self, lane: int) -> _Shard:
@@ -341,7 +343,8 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        features = engine.process(merge([item.rows for item in items.values()]))
+        rows = merge([item.rows for item in items.values()])
+        features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
@@ -380,6 +383,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
         self._control = Control.of(context.manifest.control)
+        self._peers = Peers()
         self._round = context.manifest.round
 
     def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
@@ -410,7 +414,11 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         for record in waiting.control:
             self._control = self._control.apply(record)
         self._control = self._control.expire(waiting.cut_time_us)
-        batches = own.batches or {}
+        batches = dict(own.batches or {})
+        told = (one for group in waiting.features for one in group.absences)
+        absent = self._peers.take(told, waiting.cut_time_us * 1_000)
+        if absent is not None:
+            batches[absent.event_type] = self._context.judged(absent)
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(

@@ -164,6 +164,7 @@ class Telemetry:
                 "alerts": got.get("alerts", 0),
                 "muted": got.get("muted", 0),
                 "suppressed": got.get("suppressed", 0),
+                "absences": got.get("absences", 0),
                 "rounds": self.round_done,
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),
