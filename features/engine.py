@@ -193,9 +193,18 @@ class OfflineEngine:
     def __init__(self, catalog: Catalog, groups: int) -> None:
         self.catalog = catalog
         self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+        self._round = 0
 
-    def process(self, batches: dict[str, EventBatch]) -> dict[str, FeatureMatrix]:
+    def process(
+        self, batches: dict[str, EventBatch], clock_us: int = 0
+    ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
+
+        Each call is a round. Groups without events in it hear the clock too.
+
+        Parameters
+        ----------
+        clock_us : event-time clock with this stretch in it, as in `GroupRows`
 
         Examples
         --------
@@ -203,12 +212,11 @@ class OfflineEngine:
         >>> OfflineEngine(catalog(), groups=4).process({})
         {}
         """
-        parts = split(self.catalog, batches, len(self.engines))
-        found = [
-            engine.process(part)
-            for engine, part in zip(self.engines, parts, strict=True)
-            if part.heads
-        ]
+        parts = split(
+            self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
+        )
+        self._round += 1
+        found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
 
 

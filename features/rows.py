@@ -38,11 +38,17 @@ class GroupRows:
     heads : entity type -> int64 (n, 8 + keys): key, time in us, event code, lane, row in the lane's
         batch, partition, offset, flags as bits, keys of other entities; in the global order
     reals : entity type -> float64 (n, columns)
+    round : number of the round, -1 where there is none
+    clock_us : event-time clock of the sender with this round's events in it; of all senders once
+        merged (the largest). It never goes back; rows are held against that of the round before.
+        0: not known, so that nothing is late, due or too old
     """
 
     lane: int
     heads: dict[str, Int64] = field(default_factory=dict)
     reals: dict[str, Float64] = field(default_factory=dict)
+    round: int = -1
+    clock_us: int = 0
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
@@ -65,7 +71,12 @@ class GroupFeatures:
 
 
 def split(
-    catalog: Catalog, batches: dict[str, EventBatch], groups: int, lane: int = 0
+    catalog: Catalog,
+    batches: dict[str, EventBatch],
+    groups: int,
+    lane: int = 0,
+    round_: int = -1,
+    clock_us: int = 0,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -74,12 +85,14 @@ def split(
     batches : event type -> events of one round
     groups : number of shard groups
     lane : number of the lane, carried with each row
+    round_ : number of the round, carried with each part
+    clock_us : the lane's event-time clock after this round, carried with each part
 
     Returns
     -------
     list of `groups` GroupRows; index is the group
     """
-    parts = [GroupRows(lane) for _ in range(groups)]
+    parts = [GroupRows(lane, round=round_, clock_us=clock_us) for _ in range(groups)]
     columns = {name: Columns(batch) for name, batch in batches.items() if len(batch)}
     for entity, plan in plan_of(catalog).entities.items():
         found = [
@@ -168,10 +181,15 @@ def merge(rows: list[GroupRows]) -> GroupRows:
     Parameters
     ----------
     rows : parts of one group and one round, any order of lanes
+
+    Returns
+    -------
+    GroupRows, its clock the largest of the parts'
     """
     if len(rows) == 1:
         return rows[0]
-    merged = GroupRows(-1)
+    clock_us = max((part.clock_us for part in rows), default=0)
+    merged = GroupRows(-1, round=max((p.round for p in rows), default=-1), clock_us=clock_us)
     for entity in dict.fromkeys(e for part in rows for e in part.heads):
         heads = [part.heads[entity] for part in rows if entity in part.heads]
         reals = [part.reals[entity] for part in rows if entity in part.heads]
