@@ -1,4 +1,4 @@
-"""Rings in snapshots: what came since the last one is copied out, and put back behind what is there.
+"""Rings in snapshots: what came since the last one is copied out, and put back behind the rest.
 
 A snapshot holds of each slot its row of counts and sums, and of its ring only the records from
 SAVED on. Marks set since on older records stand in a log. The queues of maxima are in none: they
@@ -75,9 +75,7 @@ def copy_rings(slots, ints, arena_ints, arena_reals, rows, live_ints, live_reals
 
 
 @kernel
-def place_rings(
-    slots, rows, live_ints, live_reals, ints, longest, book, arena_ints, arena_reals
-):
+def place_rings(slots, rows, live_ints, live_reals, ints, longest, book, arena_ints, arena_reals):
     """Put saved rows back, and their records behind those of earlier snapshots.
 
     The arena has room for all of `rows` anew. Queues of maxima are left to `restore_queues`.

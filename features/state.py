@@ -52,7 +52,8 @@ Float64 = npt.NDArray[np.float64]
 ARENA_MIN = 1 << 10
 PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
-"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a group."""
+"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
+group."""
 
 PURGE_SLACK_US = 3_600_000_000
 """A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
@@ -172,9 +173,7 @@ class RingState:
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
-        copy_rings(
-            slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals
-        )
+        copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
         at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
         self.touched.fill(0)
         marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()

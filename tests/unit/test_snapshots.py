@@ -103,13 +103,14 @@ def same(left: Arrays, right: Arrays) -> None:
 @given(
     steps=st.lists(
         st.tuples(
-            st.integers(1, ROWS // 12), st.sampled_from(["delta", "delta", "delta", "base", "none"]),
+            st.integers(1, ROWS // 12),
+            st.sampled_from(["delta", "delta", "delta", "base", "none"]),
             st.booleans(),
         ),
         min_size=2,
         max_size=12,
     )
-)  # fmt: skip
+)
 def test_any_chain_of_deltas_and_restores_gives_back_the_whole_state(
     steps: list[tuple[int, str, bool]],
 ) -> None:
