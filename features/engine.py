@@ -18,14 +18,16 @@ from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.plan import plan_of
-from features.rows import GroupFeatures, GroupRows, assemble, merge, split
+from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
 from features.state import EntityState
 
 __all__ = [
+    "Correction",
     "GroupEngine",
     "GroupFeatures",
     "GroupRows",
     "OfflineEngine",
+    "amend",
     "assemble",
     "merge",
     "split",

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
@@ -270,7 +271,8 @@ def _kernels(
             plan.bases.tables,
             [
                 ("bases", len(plan.bases.logs) * BASE_FLOATS, np.float64),
-                ("history", histories * 2 * HISTORY, np.float64),
+                ("history", histories * HISTORY, np.float64),
+                ("order", histories * HISTORY, np.uint8),
             ],
         )
     if plan.seasons is not None:
@@ -290,7 +292,8 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
-        self._fixed: dict[str, npt.NDArray[Any]] = {}
+        self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
+        self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
         for kernel, tables, columns in _kernels(plan):
             made: dict[str, npt.NDArray[Any]] = {
@@ -329,8 +332,9 @@ class EntityState:
         out = np.full((len(head), self.plan.width), np.nan)
         for ring in self.rings:
             ring.run(slots, taken_us, head, reals, out)
+        marked = self._marked(slots, taken_us, head)
         for kernel, tables, arrays in self._kernels:
-            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
+            kernel(slots, taken_us, marked, reals, *tables, *arrays, out)
         sequence = self.plan.sequence
         if sequence is None:
             return out, None
@@ -340,6 +344,38 @@ class EntityState:
         kernel = cast(Kernel, run_sequence)
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
+
+    def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
+        """The rows' heads, those of frozen entities marked; `head` itself where none is."""
+        if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
+            return head
+        marked = head.copy()
+        mark_frozen(slots, taken_us, self._fixed["frozen_until_us"], marked)
+        return marked
+
+    def freeze(self, keys: npt.NDArray[np.uint64], until_us: int) -> int:
+        """Let what is usual of some entities stand still: their rows are scored and not learned.
+
+        Never shortens a freeze; an entity that was never met has nothing to protect. In force from
+        the next `process` on, so from the round in which the label came.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+        until_us : event time from which they learn again
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = slots[slots >= 0]
+        if len(slots):
+            frozen = self._fixed["frozen_until_us"]
+            frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
+            self.table.dirty[slots] = 1
+            self._frozen_until_us = max(self._frozen_until_us, until_us)
+        return len(slots)
 
     def dump(self, everything: bool) -> Arrays:
         """What has changed since the last dump (or all there is); all counts as saved then."""
@@ -366,6 +402,7 @@ class EntityState:
             self._grow()
         for name, array in self._fixed.items():
             array[slots] = arrays[name]
+        self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
