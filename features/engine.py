@@ -41,7 +41,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Layout of snapshots; one with another number is refused."""
 
 
@@ -196,6 +196,8 @@ class GroupEngine:
                         f"group {group}: state of {name!r} does not fit the catalogue"
                         f" {catalog.version} ({error}); run `waxwing backfill` again"
                     ) from error
+        for state in engine._states.values():
+            state.settle()
         return engine
 
 
