@@ -300,7 +300,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             if kept:
                 batches[name] = batch if kept == len(batch) else batch.take(np.flatnonzero(fresh))
         groups = self._context.settings.groups
-        rows = split(self._context.catalog, batches, groups, part.lane)
+        rows = split(
+            self._context.catalog, batches, groups, part.lane, part.round, names=self._names
+        )
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.batch import EventBatch, Float64, Int64
+from features.batch import EventBatch, Int64
 from features.events import event_type, event_types
 from features.plan import ABSENCE
 from features.silence import Overdue
@@ -32,7 +32,8 @@ Named = tuple[Int64, UInt8]
 """Keys int64 (n,) and names uint8 (n, 128) of entities of one type."""
 
 NAMES_MAX = 1 << 20
-"""Entities of a type a lane remembers to have named; beyond it all are named anew. Chosen: 16 MB."""
+"""Entities of a type a lane remembers to have named; beyond it all are named anew.
+Chosen: 32 MB."""
 
 NAMES_MIN = 1 << 10
 

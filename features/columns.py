@@ -177,7 +177,9 @@ def _known_days(columns: Columns) -> Float64:
 
 
 def _silences_a_day(columns: Columns) -> Float64:
-    return np.asarray(columns.real("silences") / np.maximum(columns.real("known_s") / 86_400.0, 1.0))
+    return np.asarray(
+        columns.real("silences") / np.maximum(columns.real("known_s") / 86_400.0, 1.0)
+    )
 
 
 DERIVED: tuple[Derived, ...] = (
@@ -219,7 +221,11 @@ DERIVED: tuple[Derived, ...] = (
     Derived("app_log", "untimed", "flag", _no_duration, "reports no duration"),
     Derived("absence", "usual_gaps", "real", _gaps("usual_gap_s"), "silence over its usual gap"),
     Derived(
-        "absence", "hour_gaps", "real", _gaps("hour_gap_s"), "silence over its usual gap at this hour"
+        "absence",
+        "hour_gaps",
+        "real",
+        _gaps("hour_gap_s"),
+        "silence over its usual gap at this hour",
     ),
     Derived("absence", "leeway", "real", _leeway, "gap allowed over its usual gap"),
     Derived(

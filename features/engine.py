@@ -114,9 +114,7 @@ class GroupEngine:
             self._tell_overdue(rows.clock_us, due_max, results)
         return results
 
-    def _tell_overdue(
-        self, clock_us: int, due_max: int, results: dict[int, GroupFeatures]
-    ) -> None:
+    def _tell_overdue(self, clock_us: int, due_max: int, results: dict[int, GroupFeatures]) -> None:
         """Let the lowest lane know who is overdue, and all lanes what has changed among peers."""
         for entity, state in self._states.items():
             if state.wheel is None:

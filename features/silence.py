@@ -232,7 +232,7 @@ def run_silence(slots, taken_us, head, reals_in, feeds, peers, ints, floats, top
             if gaps[GAPS] == KNOWN_FROM:
                 _notice(notices, _JOINS, slot, now, row, gaps)
         if gaps[GAPS] >= KNOWN_FROM:
-            row[LIMIT] = int(_allowed_s(gaps, tops[slot], _hour(now), days) * 1e6)
+            row[LIMIT] = int(_allowed_s(gaps, tops[slot], _hour(now), days) * 1e3) * 1_000
             row[DUE] = now + row[LIMIT]
 
 
@@ -511,4 +511,5 @@ def peers_before(changes: Int64, ints: Int64, floats: Float64, used: int) -> Int
     summed = np.zeros((len(names), PEER_INTS), np.int64)
     summed[:, :3] = names
     np.add.at(summed[:, 3:], at.ravel(), both[:, 3:])
-    return summed[(summed[:, 3:] != 0).any(axis=1)]
+    left: Int64 = summed[(summed[:, 3:] != 0).any(axis=1)]
+    return left

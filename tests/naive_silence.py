@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 __all__ = ["Absence", "NaiveSilence"]
 
 
@@ -60,7 +62,7 @@ class _Entity:
         if gap_s >= 1.0:
             self._learn(gap_s, begun_us, now_us)
         if len(self.gaps) >= 8:
-            self.allowed_us = int(self._allowed_s(now_us) * 1e6)
+            self.allowed_us = int(self._allowed_s(now_us) * 1e3) * 1_000
 
     def _learn(self, gap_s: float, begun_us: int, now_us: int) -> None:
         n, x = len(self.gaps), math.log(gap_s)
@@ -77,17 +79,14 @@ class _Entity:
             self.variance = (1.0 - a) * (self.variance + a * d * d)
         days = now_us / 86_400e6
         kept = self.kept[begun_us // 3_600_000_000 % 24]
-        kept.append((gap_s, days))
+        kept.append((float(np.float32(gap_s)), float(np.float32(days))))
         fresh = [(g, d) for g, d in kept if days - d <= 28.0]
         kept[:] = sorted(fresh, key=lambda one: -one[0])[:2]
 
     def _allowed_s(self, now_us: int) -> float:
         hour, days = now_us // 3_600_000_000 % 24, now_us / 86_400e6
         near = [
-            g
-            for h in (hour - 1, hour, hour + 1)
-            for g, d in self.kept[h % 24]
-            if days - d <= 28.0
+            g for h in (hour - 1, hour, hour + 1) for g, d in self.kept[h % 24] if days - d <= 28.0
         ]
         second = sorted(near, reverse=True)[1] if len(near) > 1 else 0.0
         return max(60.0, 1.5 * second, math.exp(self.mean + 2.0 * math.sqrt(self.variance)))
