@@ -54,7 +54,6 @@ class RoundOut:
     duplicates: int
     rejects: tuple[DeadLetter, ...]
     scored: dict[str, int]
-    absences: int
     alerts: tuple[Alert, ...]
     muted: int
     suppressed: int
@@ -63,6 +62,7 @@ class RoundOut:
     control: Control
     final: bool
     replayed: bool
+    absences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,6 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.duplicates,
         item.rejects,
         {name: len(batch) for name, batch in events.items()},
-        sum(len(batch) for name, batch in item.batches.items() if name not in events),
         tuple(alerts),
         muted,
         suppressed,
@@ -127,6 +126,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.control,
         item.final,
         item.replayed,
+        sum(len(batch) for name, batch in item.batches.items() if name not in events),
     )
     if context.store is not None:
         begun = time.perf_counter()
