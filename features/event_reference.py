@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from features.clock import REFUSALS
 from features.decode import REASONS
 from features.events import EventType, Field, event_types
 
@@ -51,7 +52,7 @@ def event_page() -> str:
         "",
         "| reason | meaning |",
         "| --- | --- |",
-        *(f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()),
+        *(f"| `{reason}` | {meaning} |" for reason, meaning in (REASONS | REFUSALS).items()),
         "| `not_a_row` | a line of CSV that has not the cells its header names |",
     ]
     return "\n".join(lines) + "\n"
