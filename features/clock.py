@@ -70,6 +70,9 @@ _GOLDEN = 2_654_435_769
 that those still there when the next round has pushed some out stand for all of the round; in their
 own order only the newest would be left, among them all that are wrong."""
 
+_TURNS = [np.argsort(np.arange(n) * _GOLDEN % 2**32) for n in range(_KEPT + 1)]
+"""That order for any number of event times."""
+
 _ONE_PLACE = -1
 """Key of the place of a source that is one place."""
 
@@ -86,12 +89,13 @@ class _Place:
         """Take in the admitted event times of a round, int64 (n,) > 0, in order."""
         n = len(times)
         spread = times if n <= _KEPT else times[np.arange(_KEPT) * (n - 1) // (_KEPT - 1)]
-        turn = np.argsort(np.arange(len(spread)) * _GOLDEN % 2**32)
-        self.times = np.concatenate([self.times, spread[turn]])[-_KEPT:]
+        spread = spread[_TURNS[len(spread)]]
+        kept = spread if n >= _KEPT else np.concatenate([self.times, spread])[-_KEPT:]
+        self.times = kept
         self.seen += n
         if self.seen < _SURE:
             return
-        kept = np.sort(self.times)
+        kept = np.sort(kept)
         middle, quarter = int(kept[(len(kept) - 1) // 2]), int(kept[(len(kept) - 1) // 4])
         bound_us = min(middle + _AHEAD * (middle - quarter) + _SLACK_US, cut_time_us)
         for known in (kept, times):
