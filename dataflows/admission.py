@@ -124,12 +124,17 @@ class Admission:
             )
         return letters
 
+    @property
+    def needed_since_us(self) -> int:
+        """What `delta` gave before this cut time is needed no more."""
+        return self._repeats.needed_since_us
+
     def full(self) -> dict[str, npt.NDArray[Any]]:
         """The whole state as arrays by name."""
         return {**self._repeats.full(), **self._clock.dump()}
 
     def delta(self) -> dict[str, npt.NDArray[Any]]:
-        """What changed since the last `full` or `delta`, the clock whole."""
+        """What changed since the last `full` or `delta`; the clock always whole."""
         return {**self._repeats.delta(), **self._clock.dump()}
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -150,7 +150,9 @@ class _Shard:
         self.name = name
         self.context = context
         self.store = context.shard(name)
+        self.log = context.log(name)
         self.store.forget_after(context.manifest.round)
+        self.log.forget_after(context.manifest.round)
         self._writing: tuple[int, bool, float, Future[int]] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
@@ -179,6 +181,34 @@ class _Shard:
         pause_ms = (time.perf_counter() - begun) * 1e3
         self._writing = (round_, last, pause_ms, future)
         return told
+
+    def append(
+        self,
+        round_: int,
+        last: bool,
+        arrays: Callable[[], dict[str, npt.NDArray[Any]]],
+        us: int,
+        since_us: int,
+    ) -> list[Durable]:
+        """As `write`, of a shard that is a log; see `dataflows.state.logs.LogStore.write`."""
+        begun = time.perf_counter()
+        told = self.written(wait=True)
+        future = self.context.writing.submit(self._save_log, round_, last, arrays(), us, since_us)
+        self._writing = (round_, last, (time.perf_counter() - begun) * 1e3, future)
+        return told
+
+    def _save_log(
+        self,
+        round_: int,
+        last: bool,
+        arrays: dict[str, npt.NDArray[Any]],
+        us: int,
+        since_us: int,
+    ) -> int:
+        """Write a log's next file and drop those no restart can need; the thread's part."""
+        size = self.log.write(round_, arrays, us, since_us, last)
+        self.log.forget_before(oldest_round(self.context.settings.state_dir))
+        return size
 
     def _save(
         self, round_: int, last: bool, base: bool, arrays: dict[str, npt.NDArray[Any]]
@@ -216,8 +246,7 @@ def _restore_door(context: Context, lane: int) -> tuple[Admission, _Shard]:
     """A lane's filter of repeats and clock as the manifest left them."""
     shard = _Shard(context, f"in{lane:02d}")
     door = Admission(context.settings, by_partition=context.settings.source == "kafka")
-    base, deltas, _ = shard.store.load(context.manifest.round)
-    for arrays in ([] if base is None else [base]) + deltas:
+    for arrays in shard.log.load(context.manifest.round):
         door.load(arrays)
     return door, shard
 
@@ -272,14 +301,27 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             for g in range(groups)
         ]
         out.append(
-            ToHome(part.lane, part.round, -1, part.cut_time_us, part.control, done.batches, None,
-                   part.received, done.duplicates, part.rejects + done.refused, part.final,
-                   part.replayed)
+            ToHome(
+                part.lane,
+                part.round,
+                -1,
+                part.cut_time_us,
+                part.control,
+                done.batches,
+                None,
+                part.received,
+                done.duplicates,
+                part.rejects + done.refused,
+                part.final,
+                part.replayed,
+            )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
         out.extend(shard.written())
         if shard.due(part.round, part.final):
-            out += shard.write(part.round, part.final, door.full, door.delta)
+            out += shard.append(
+                part.round, part.final, door.delta, part.cut_time_us, door.needed_since_us
+            )
         return out
 
     def on_eof(self) -> tuple[list[ToGroup | ToHome | Durable], bool]:
@@ -400,8 +442,17 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(
-            own.lane, own.round, waiting.cut_time_us, batches, features, self._control,
-            own.received, own.duplicates, own.rejects, own.final, own.replayed,
+            own.lane,
+            own.round,
+            waiting.cut_time_us,
+            batches,
+            features,
+            self._control,
+            own.received,
+            own.duplicates,
+            own.rejects,
+            own.final,
+            own.replayed,
         )
 
     def snapshot(self) -> int:

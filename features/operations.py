@@ -220,6 +220,14 @@ _BASELINE = (
         "exp - 1 of the median of the last 32 earlier values of {column}",
         "input",
     ),
+    Operation(
+        "mad_z",
+        "baseline",
+        15,
+        "({column} - median) / (1.4826 median absolute deviations), by the last 32 earlier values,"
+        " in sigma of a normal law",
+        "input",
+    ),
 )
 
 _SEASON = (

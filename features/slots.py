@@ -61,6 +61,13 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
 
 
 @kernel
+def _slots_of(keys, table_key, table_slot, slots):
+    """Fill in the slot of each key, -1 where it has none."""
+    for i in range(len(keys)):
+        slots[i] = table_slot[_find(keys[i], table_key, table_slot)]
+
+
+@kernel
 def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):
@@ -141,6 +148,13 @@ class SlotTable:
         )
         self.late += late
         return slots, taken_us
+
+    def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
+        """int64 (n,): the slot of each key, -1 where the entity was never met."""
+        slots = np.empty(len(keys), np.int64)
+        wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
+        _slots_of(wanted, self._table_key, self._table_slot, slots)
+        return slots
 
     def take_dirty(self) -> Int64:
         """Slots touched since the last call, and none after it."""
