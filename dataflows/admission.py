@@ -26,6 +26,7 @@ from features.repeats import RepeatFilter, event_keys
 
 __all__ = ["Admission", "Admitted", "origin_of"]
 
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """What a round came to at the door.

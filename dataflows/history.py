@@ -215,7 +215,5 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
     for group, engine in enumerate(done.engine.engines):
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
     door = done.door
-    LogStore(folder / "deltas" / "in00").write(
-        0, door.full(), done.until_us, door.needed_since_us
-    )
+    LogStore(folder / "deltas" / "in00").write(0, door.full(), done.until_us, door.needed_since_us)
     write_manifest(folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us))

@@ -286,9 +286,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             self._round = part.round
         return out, False
 
-    def _one(
-        self, part: Part, door: Admission, shard: _Shard
-    ) -> list[ToGroup | ToHome | Durable]:
+    def _one(self, part: Part, door: Admission, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
         begun = time.perf_counter()
         done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)

@@ -226,9 +226,7 @@ class LaneClock:
         heads = arrays["clock_places"].tolist()
         self._places = {
             key: _Place(times[:kept].astype(np.int64), seen, clock_us)
-            for (key, seen, clock_us, kept), times in zip(
-                heads, arrays["clock_times"], strict=True
-            )
+            for (key, seen, clock_us, kept), times in zip(heads, arrays["clock_times"], strict=True)
         }
 
 
