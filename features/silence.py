@@ -13,6 +13,7 @@ are a function of the events alone: cut into rounds or in one piece, they are th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "Wheel",
     "peers_now",
     "run_silence",
+    "warm_up",
 ]
 
 Int64 = npt.NDArray[np.int64]
@@ -447,7 +449,13 @@ class Wheel:
         _file(slots, ints, self._tick - 1, self._heads, self._links)
 
     def speak(
-        self, clock_us: int, used: int, keys: Int64, state: tuple[Any, Any], most: int
+        self,
+        clock_us: int,
+        used: int,
+        keys: Int64,
+        state: tuple[Any, Any],
+        most: int,
+        keep: Callable[[Int64], None],
     ) -> tuple[Overdue, Int64]:
         """What is to be told at the end of a round; notices are used up.
 
@@ -457,6 +465,7 @@ class Wheel:
         used, keys : slots in use, their keys
         state : integers and floats of the slots
         most : absences the wheel may give
+        keep : called with slots whose state is about to change
 
         Returns
         -------
@@ -475,6 +484,7 @@ class Wheel:
         while len(due) and n - begun < most:
             order = np.lexsort((keys[due], ints[due, DUE]))
             now, due = due[order[: most - (n - begun)]], due[order[most - (n - begun) :]]
+            keep(now)
             n, many = _give(now, ints, floats, found, known, changes, n, many)
             again = (ints[now, DUE] > 0) & (ints[now, DUE] < clock_us)
             self.file(now[~again], ints)
@@ -513,3 +523,14 @@ def peers_before(changes: Int64, ints: Int64, floats: Float64, used: int) -> Int
     np.add.at(summed[:, 3:], at.ravel(), both[:, 3:])
     left: Int64 = summed[(summed[:, 3:] != 0).any(axis=1)]
     return left
+
+
+def warm_up() -> None:
+    """Compile (or load from the cache) what only runs once somebody is overdue."""
+    ints, floats = np.zeros((2, SILENCE_INTS), np.int64), np.zeros((2, SILENCE_FLOATS))
+    ints[:, :2], ints[:, LIMIT], ints[:, PEERS] = (1, 2 * TICK_US), TICK_US, 1
+    slots = np.arange(2, dtype=np.int64)
+    wheel = Wheel()
+    wheel.grow(2)
+    wheel.file(slots, ints)
+    wheel.speak(3 * TICK_US, 2, slots, (ints, floats), 1, lambda _: None)
