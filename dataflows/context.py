@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,9 +127,8 @@ class Context:
     """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
-    absence_truth: Callable[[EventBatch], npt.NDArray[np.int16]] | None = None
-    """What is known of absences: code of the attack that silenced the entity, 0 for none. Of the
-    simulator alone, and only to judge by."""
+    judge: Callable[[EventBatch], EventBatch] | None = None
+    """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
@@ -142,9 +141,7 @@ class Context:
 
     def judged(self, absences: EventBatch) -> EventBatch:
         """Absences with their truth, where it is known."""
-        if self.absence_truth is None:
-            return absences
-        return replace(absences, truth=self.absence_truth(absences))
+        return absences if self.judge is None else self.judge(absences)
 
     def shard(self, name: str) -> ShardStore:
         """State folder of a group."""
@@ -325,7 +322,11 @@ def open_lane(context: Context, lane: int) -> Lane:
     if settings.source == "simulator":
         from dataflows.sources.simulator import SimulatorReader
 
-        reader = SimulatorReader(settings, context.manifest.until_us)
+        simulated = SimulatorReader(settings, context.manifest.until_us)
+        context.judge = simulated.judged
+        context.telemetry.silences = simulated.silences
+        context.telemetry.begun_us = simulated.begins_us
+        reader = simulated
     elif settings.source == "file":
         from dataflows.sources.files import FileReader
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
@@ -35,12 +36,16 @@ tenth of a round."""
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores and votes of one event type in a round, kept where the truth is known."""
+    """Scores and votes of one event type in a round, kept where the truth is known.
+
+    `absences` is set where these are no events of a source but absences.
+    """
 
     event_type: str
     truth: npt.NDArray[np.int16]
     scores: ScoreMatrix
     decisions: Decisions
+    absences: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,8 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = np.asarray(decisions.flagged.any(axis=1))
         if batch.truth is not None:
-            known.append(Scored(name, batch.truth, scores, decisions))
+            absences = batch.frame if name in made_types() else None
+            known.append(Scored(name, batch.truth, scores, decisions, absences))
         made, silenced, dropped = _alerts(context, item, batch, features, scores, decisions)
         alerts += made
         muted += silenced

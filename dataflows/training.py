@@ -28,7 +28,7 @@ from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
-from features.simulate import ATTACKS
+from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
@@ -115,7 +115,7 @@ def train_simulated(
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
-    names = {code: name for name, code in ATTACKS.items()}
+    names = {code: name for name, code in (ATTACKS | SILENCES).items()}
     about = {"traffic_seed": seed, "world": _world(settings)}
     return _learn(settings, cat, done, sets, names, history_s, say, about)
 

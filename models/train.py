@@ -20,6 +20,7 @@ import numpy.typing as npt
 from features.batch import Float64
 from features.catalog import Catalog
 from features.errors import ConfigError
+from features.events import made_types
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
 from models.calibration import Calibration
@@ -97,6 +98,7 @@ def train(
     ------
     ConfigError : too few rows of an event type, or none at all; unknown detectors
     """
+    sets = _without_rare(sets, say)
     faults = [
         f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
         " or leave the event type out"
@@ -124,6 +126,14 @@ def train(
     )  # fmt: skip
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
+
+
+def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, TrainingSet]:
+    """The sets without events that waxwing makes itself and that were too few to learn from."""
+    rare = [name for name in made_types() if name in sets and len(sets[name]) < ROWS_MIN]
+    for name in rare:
+        say(f"{name}: only {len(sets[name])} rows of {ROWS_MIN} needed; goes without a model")
+    return {name: rows for name, rows in sets.items() if name not in rare}
 
 
 def _about(rows: TrainingSet) -> dict[str, Any]:
@@ -283,10 +293,12 @@ def _metrics(
 ) -> dict[str, Any]:
     """What the bundle does on the rows that nothing but its thresholds was fitted on."""
     scorer = Scorer(bundle, bundle.detectors)
-    tally = Tally(attacks)
+    tally, apart = Tally(attacks), Tally(attacks)
     for name, rows in judged.items():
         scores: ScoreMatrix = scorer.score(rows.features, {})
         decisions = scorer.decide(scores, {})
-        tally.add(name, np.where(rows.label == 1, np.maximum(rows.attack, 1), 0).astype(np.int16),
-                  scores, decisions)  # fmt: skip
-    return tally.report()
+        odd = np.where(rows.label == 1, np.maximum(rows.attack, 1), 0).astype(np.int16)
+        # Absences are no events of a source: they are judged by themselves.
+        (apart if name in made_types() else tally).add(name, odd, scores, decisions)
+    made = apart.report()
+    return tally.report() | ({"absences": made} if made else {})

@@ -297,8 +297,7 @@ def _faults(rule: Any) -> list[str]:
     known_types = (*event_types(), *made_types())
     if rule.get("event_type") not in known_types:
         faults.append(
-            f"event_type: expected one of {', '.join(known_types)},"
-            f" got {rule.get('event_type')!r}"
+            f"event_type: expected one of {', '.join(known_types)}, got {rule.get('event_type')!r}"
         )
     if rule.get("severity", "warning") not in SEVERITIES:
         faults.append(
