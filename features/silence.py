@@ -76,10 +76,10 @@ CLIP_FROM = 16.0
 TOP_DAYS = 28.0
 """A large gap is remembered so long. Chosen: four of every weekday."""
 
-SLACK = 1.5
+SLACK = 1.25
 """How far beyond the second largest gap of its hour (and of the hours beside it) an entity may be
 silent. Chosen: one outage teaches nothing, a second at the same hour does; of 3,000 random gaps of
-one mean the second largest is 7.4 means, and 11 means come once in 60,000 gaps."""
+one mean the second largest is 7.4 means, and 9 means come once in 10,000 gaps."""
 
 SPREAD_SIGMA = 2.0
 """It may be silent so many deviations of the logarithm above its usual gap, however few it had."""

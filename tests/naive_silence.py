@@ -89,7 +89,7 @@ class _Entity:
             g for h in (hour - 1, hour, hour + 1) for g, d in self.kept[h % 24] if days - d <= 28.0
         ]
         second = sorted(near, reverse=True)[1] if len(near) > 1 else 0.0
-        return max(60.0, 1.5 * second, math.exp(self.mean + 2.0 * math.sqrt(self.variance)))
+        return max(60.0, 1.25 * second, math.exp(self.mean + 2.0 * math.sqrt(self.variance)))
 
 
 class NaiveSilence:

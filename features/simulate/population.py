@@ -337,10 +337,10 @@ _SERVICES = (
 HOSTS_AT_DEFAULT = 15
 """Hosts at the default of 2 events/s: three services of five, each sampled every 180 s."""
 
-RESTART_SAMPLES = 1.7
+RESTART_SAMPLES = 1.1
 RESTART_H_MAX = 0.1
 """How long a host is away when it restarts, in intervals of its samples, and at the most. Chosen:
-one or two samples are missed, where they are not far apart."""
+one sample is missed, now and then two, where they are not far apart."""
 
 NIGHT_SHARE = 0.3
 """Share of a service's lines that its job writes while it runs at night."""

@@ -38,6 +38,8 @@ def _plan(world: World, campaign: Campaign) -> Plan:
     names = park.host_names[hosts.tolist()].to_list()
     silent = [("host", name) for name in names]
     silent += [("series", f"{name}|{metric}") for name in names for metric in METRICS]
+    if len(hosts) > 1:
+        silent.append(("service", str(park.service_names[int(park.host_service[host])])))
     end_us = campaign.start_us + round(missed * park.interval_us)
     hushes = {"metric": hush, "app_log": hush}
     return Plan(silences=(Silence(campaign.start_us, end_us, hushes, tuple(silent)),))
