@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from dataflows.sources.rounds import Part
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
+from features.labels import label_of
 from features.repeats import RepeatFilter, event_keys
 
 __all__ = [
@@ -270,6 +271,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 batches[name] = batch if kept == len(batch) else batch.take(np.flatnonzero(fresh))
         groups = self._context.settings.groups
         rows = split(self._context.catalog, batches, groups, part.lane)
+        labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
+        if labels:
+            rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)

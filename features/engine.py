@@ -8,6 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
+from features.labels import Label
 from features.plan import plan_of
 from features.rows import GroupFeatures, GroupRows, assemble, merge, split
 from features.state import EntityState
@@ -50,6 +52,7 @@ class GroupEngine:
     def __init__(self, catalog: Catalog, group: int) -> None:
         self.catalog = catalog
         self.group = group
+        self.labels = 0
         self._plan = plan_of(catalog)
         self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
 
@@ -82,6 +85,9 @@ class GroupEngine:
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
+        if rows.labels:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted = state.process(head, rows.reals[entity])
@@ -192,8 +198,15 @@ class OfflineEngine:
         self.catalog = catalog
         self.engines = [GroupEngine(catalog, group) for group in range(groups)]
 
-    def process(self, batches: dict[str, EventBatch]) -> dict[str, FeatureMatrix]:
+    def process(
+        self, batches: dict[str, EventBatch], labels: tuple[Label, ...] = ()
+    ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
+
+        Parameters
+        ----------
+        batches : event type -> events
+        labels : verdicts that become known before these events
 
         Examples
         --------
@@ -203,9 +216,9 @@ class OfflineEngine:
         """
         parts = split(self.catalog, batches, len(self.engines))
         found = [
-            engine.process(part)
+            engine.process(replace(part, labels=labels) if labels else part)
             for engine, part in zip(self.engines, parts, strict=True)
-            if part.heads
+            if part.heads or labels
         ]
         return assemble(self.catalog, batches, [f[0] for f in found])
 
@@ -232,5 +245,7 @@ def warm_up(catalog: Catalog) -> None:
     engine.process(batches)
     group = engine.engines[0]
     base, parts = group.full(), split(catalog, batches, 1)
-    group.process(merge(parts * 2))
+    keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
+    label = Label(0, 1, 1_000_000, True, keys)
+    group.process(replace(merge(parts * 2), labels=(label,)))
     GroupEngine.restore(catalog, 0, base, [group.delta()])

@@ -20,6 +20,7 @@ from features.catalog import Catalog
 from features.columns import Columns, flag_names
 from features.events import event_code, event_type, event_types
 from features.keys import group_of
+from features.labels import Label
 from features.operations import OPERATIONS
 from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
@@ -38,11 +39,13 @@ class GroupRows:
     heads : entity type -> int64 (n, 8 + keys): key, time in us, event code, lane, row in the lane's
         batch, partition, offset, flags as bits, keys of other entities; in the global order
     reals : entity type -> float64 (n, columns)
+    labels : verdicts that become known in this round, before its rows pass
     """
 
     lane: int
     heads: dict[str, Int64] = field(default_factory=dict)
     reals: dict[str, Float64] = field(default_factory=dict)
+    labels: tuple[Label, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
@@ -171,7 +174,7 @@ def merge(rows: list[GroupRows]) -> GroupRows:
     """
     if len(rows) == 1:
         return rows[0]
-    merged = GroupRows(-1)
+    merged = GroupRows(-1, labels=tuple(label for part in rows for label in part.labels))
     for entity in dict.fromkeys(e for part in rows for e in part.heads):
         heads = [part.heads[entity] for part in rows if entity in part.heads]
         reals = [part.reals[entity] for part in rows if entity in part.heads]

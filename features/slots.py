@@ -61,6 +61,13 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
 
 
 @kernel
+def _look(wanted, table_key, table_slot, slots):
+    """Slots of some keys, -1 where a key has none."""
+    for i in range(len(wanted)):
+        slots[i] = table_slot[_find(wanted[i], table_key, table_slot)]
+
+
+@kernel
 def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):
@@ -141,6 +148,12 @@ class SlotTable:
         )
         self.late += late
         return slots, taken_us
+
+    def find(self, keys: Int64) -> Int64:
+        """int64 (n,), slot of each key, -1 where it has none; gives no new ones."""
+        slots = np.empty(len(keys), np.int64)
+        _look(keys, self._table_key, self._table_slot, slots)
+        return slots
 
     def take_dirty(self) -> Int64:
         """Slots touched since the last call, and none after it."""

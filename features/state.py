@@ -10,7 +10,7 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -18,9 +18,11 @@ import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.geo import GEO_FLOATS, run_geo
+from features.labels import FRAUD, GENUINE, Label, LabelBook
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
+from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import SlotTable
 from features.windows import (
@@ -247,6 +249,17 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.risk is not None:
+        instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
+        yield (
+            run_risk,
+            plan.risk.tables,
+            [
+                ("risk", instances * RISK_FLOATS, np.float64),
+                ("risk_frauds", instances * RISK_DAYS, np.uint16),
+                ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
 
 
 class EntityState:
@@ -261,6 +274,7 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
+        self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {}
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
         for kernel, tables, columns in _kernels(plan):
@@ -312,6 +326,39 @@ class EntityState:
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
+    def label(self, labels: Sequence[Label]) -> int:
+        """Let verdicts become known of the entities there are; gives how many were news.
+
+        An entity never seen, or forgotten, has no state and gets none. An event later than the
+        newest its entity has seen is taken at that time.
+        """
+        risk = self.plan.risk
+        if risk is None:
+            return 0
+        named = [
+            (key, label)
+            for label in labels
+            for entity, key in label.entities
+            if entity == self.plan.entity
+        ]
+        found = self.table.find(np.array([key for key, _ in named], np.int64))
+        rows: list[tuple[int, ...]] = []
+        for slot, (key, label) in zip(found.tolist(), named, strict=True):
+            if slot < 0:
+                continue
+            verdict = FRAUD if label.fraud else GENUINE
+            time_us = min(label.time_us, int(self.table.newest_us[slot]))
+            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            if verdict != before:
+                rows.append((slot, label.code, time_us, verdict, before))
+        if rows:
+            columns = np.array(rows, np.int64).T.copy()
+            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
+            kernel = cast(Kernel, apply_labels)
+            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
+            self.table.dirty[columns[0]] = 1
+        return len(rows)
+
     def dump(self, everything: bool) -> Arrays:
         """State of the slots touched since the last dump (or of all); clears the marks."""
         slots = self.table.take_dirty()
@@ -324,6 +371,8 @@ class EntityState:
             "late": np.array([self.table.late]),
         }
         arrays |= {name: array[slots] for name, array in self._fixed.items()}
+        if self.plan.risk is not None:
+            arrays["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
             arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
         return arrays
@@ -337,6 +386,8 @@ class EntityState:
             self._grow()
         for name, array in self._fixed.items():
             array[slots] = arrays[name]
+        if self.plan.risk is not None:
+            self.labels.load(arrays["labels"])
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
