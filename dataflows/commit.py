@@ -199,8 +199,17 @@ class Commit(StatefulSinkPartition[Any, int]):
                     sync()
             write_manifest(
                 context.settings.state_dir,
-                Manifest(round_, context.settings.groups, self._lanes, context.catalog.version,
-                         snapshot.totals, snapshot.control, snapshot.logs),
+                Manifest(
+                    round_,
+                    context.settings.groups,
+                    self._lanes,
+                    context.catalog.version,
+                    snapshot.totals,
+                    snapshot.control,
+                    snapshot.logs,
+                ),
+                # As far apart as two bases of state.
+                (context.settings.deltas_max + 1) * context.settings.snapshot_rounds,
             )
             context.telemetry.committed(round_)
 

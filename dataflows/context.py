@@ -25,12 +25,20 @@ from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
 from dataflows.state.lock import lock_state
-from dataflows.state.manifest import Manifest, fallback, oldest_round, read_manifest, write_manifest
+from dataflows.state.manifest import (
+    Manifest,
+    fallback,
+    go_back,
+    oldest_round,
+    read_manifest,
+    whole_manifests,
+    write_manifest,
+)
 from dataflows.warm import warm_start
 from features.catalog import Catalog, catalog
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
-from features.errors import BundleError, ConfigError
+from features.errors import BundleError, ConfigError, StateError
 from features.events import event_types
 from features.repeats import warm_up as warm_up_repeats
 from models.bundle import Bundle
@@ -181,7 +189,12 @@ def _starting_point(
     return found, folder
 
 
-def _load_manifest(settings: Settings, version: str, start: Callable[[], Path | None]) -> Manifest:
+def _load_manifest(
+    settings: Settings,
+    version: str,
+    start: Callable[[], Path | None],
+    say: Callable[[str], None],
+) -> Manifest:
     """Claim the state folder, and the manifest to go on from; a fault leaves no folder behind."""
     if read_manifest(settings.state_dir) is None:
         _starting_point(settings, version, start)
@@ -189,8 +202,49 @@ def _load_manifest(settings: Settings, version: str, start: Callable[[], Path | 
     found, folder = _starting_point(settings, version, start)
     if folder is not None:
         _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
-    write_manifest(settings.state_dir, found)
-    return found
+        write_manifest(settings.state_dir, found)
+        return found
+    usable = _usable(settings, found, say)
+    if usable.round != found.round:
+        go_back(settings.state_dir, usable)
+    else:
+        write_manifest(settings.state_dir, usable)
+    return usable
+
+
+def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> Manifest:
+    """The newest manifest whose state is whole on the disk; says what was wrong with newer ones.
+
+    Raises
+    ------
+    StateError : the state of no manifest is whole
+    """
+    faults: list[str] = []
+    older = [m for m in whole_manifests(settings.state_dir) if m.round < found.round]
+    for manifest in (found, *sorted(older, key=lambda m: -m.round)):
+        fault = _damage(settings, manifest)
+        if fault is None:
+            if faults:
+                say(
+                    f"{faults[0]}; going on from round {manifest.round} in its place: later rounds"
+                    " are cut again from the journal"
+                )
+            return manifest
+        faults.append(fault)
+    raise StateError(faults[0])
+
+
+def _damage(settings: Settings, manifest: Manifest) -> str | None:
+    """What keeps the state of a manifest from being used, None where every checksum is right."""
+    shards = [f"g{group:03d}" for group in range(manifest.groups)]
+    for name in (*shards, *(f"in{lane:02d}" for lane in range(manifest.lanes))):
+        try:
+            ShardStore(settings.state_dir / "deltas" / name, settings.deltas_max).load(
+                manifest.round
+            )
+        except StateError as error:
+            return str(error)
+    return None
 
 
 def _copy_warm(source: Path, target: Path, lanes: int) -> None:
@@ -235,7 +289,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     lost = fallback(settings.state_dir)
     if lost is not None:
         telemetry.say(lost)
-    manifest = _load_manifest(settings, cat.version, start)
+    manifest = _load_manifest(settings, cat.version, start, telemetry.say)
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter

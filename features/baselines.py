@@ -2,7 +2,8 @@
 
 A row is always compared with what came before it and only then enters the baseline. The slow mean
 and deviation take in an outlier at no more than three deviations, so that one wild value does not
-make the next one look usual.
+make the next one look usual. The row of a frozen entity (`features.freeze`) changes only what is of
+late: the fast mean, the last value and its run.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.freeze import learns
 from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
@@ -20,8 +22,8 @@ BASE_FLOATS = 8
 """Per instance: n, slow mean, variance, fast mean, last value, run length, slow and fast step."""
 
 HISTORY = 32
-"""Values kept for quantiles; chosen: 256 bytes, and quartiles of 32 values are good to a third of a
-standard deviation."""
+"""Values kept for quantiles; chosen: 256 bytes and 32 for their order, and quartiles of 32 values
+are good to a third of a standard deviation."""
 
 SLOW_EVENTS = 200.0
 FAST_EVENTS = 8.0
@@ -44,6 +46,9 @@ FLOOR = 1e-9
 FREEDOM_MAX = 200.0
 """Degrees of freedom of a deviation are the values it was measured on, at most this: the memory of
 the slow mean."""
+
+MAD_SIGMA = 1.4826
+"""A normal law's deviation is this many median absolute deviations: 1 / 0.6745."""
 
 SEASON_FLOATS = 24 * 3
 """Per instance: n, mean, variance of each hour of the day (UTC)."""
@@ -71,43 +76,62 @@ def as_sigma(t, n):
 
 
 @kernel
-def _quantile(values, n, q):
-    """Quantile of sorted values[:n], linear between neighbours (numpy's default)."""
+def _quantile(ring, order, n, q):
+    """Quantile of ring[order[:n]], which ascends, linear between neighbours (numpy's default)."""
     at = q * (n - 1)
     low = int(at)
     if low >= n - 1:
-        return values[n - 1]
-    return values[low] + (at - low) * (values[low + 1] - values[low])
+        return ring[order[n - 1]]
+    return ring[order[low]] + (at - low) * (ring[order[low + 1]] - ring[order[low]])
 
 
 @kernel
-def _position(values, n, x):
-    """First place in sorted values[:n] that is not below x."""
+def _position(ring, order, n, x):
+    """First place in ring[order[:n]], which ascends, that is not below x."""
     low, high = 0, n
     while low < high:
         middle = (low + high) >> 1
-        if values[middle] < x:
+        if ring[order[middle]] < x:
             low = middle + 1
         else:
             high = middle
     return low
 
 
+@kernel
+def _median_deviation(ring, order, n, median):
+    """Median of |value - median| of ring[order[:n]], which ascends: a merge from the middle out."""
+    left, right = n // 2 - 1, n // 2
+    before, last = 0.0, 0.0
+    for _ in range(n // 2 + 1):
+        low = median - ring[order[left]] if left >= 0 else np.inf
+        high = ring[order[right]] - median if right < n else np.inf
+        before = last
+        if low < high:
+            last = low
+            left -= 1
+        else:
+            last = high
+            right += 1
+    return last if n % 2 else 0.5 * (before + last)
+
+
 @inlined
-def _remember(row, n, x):
-    """Put x into the ring row[:32] and its sorted copy row[32:]; n values came before."""
-    ring, ordered = row[:HISTORY], row[HISTORY:]
-    kept = min(n, HISTORY)
+def _remember(ring, order, n, x):
+    """Put x into the ring and its place into the order; n values came before."""
+    kept, place = min(n, HISTORY), n % HISTORY
     if n >= HISTORY:
-        at = _position(ordered, kept, ring[n % HISTORY])
+        at = _position(ring, order, kept, ring[place])
+        while order[at] != place:  # of equal values any may stand first
+            at += 1
         kept -= 1
         for k in range(at, kept):
-            ordered[k] = ordered[k + 1]
-    ring[n % HISTORY] = x
-    at = _position(ordered, kept, x)
+            order[k] = order[k + 1]
+    at = _position(ring, order, kept, x)
+    ring[place] = x
     for k in range(kept, at, -1):
-        ordered[k] = ordered[k - 1]
-    ordered[at] = x
+        order[k] = order[k - 1]
+    order[at] = place
 
 
 @inlined
@@ -131,6 +155,15 @@ def _update(row, x):
     row[5] = row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
     row[4] = x
     row[0] = n + 1.0
+
+
+@inlined
+def _pass_by(row, x):
+    """Take x into what is of late, and not into what is usual."""
+    if row[0] > 0.0:
+        row[3] += max(1.0 / (row[0] + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
+        row[5] = row[5] + 1.0 if x == row[4] else 1.0
+        row[4] = x
 
 
 @inlined
@@ -165,23 +198,26 @@ def _running(op, row, x):
 
 
 @inlined
-def _ranked(op, row, kept, x):
+def _ranked(op, ring, order, kept, x):
     """A statistic of the last values; NaN where not enough is known."""
     if kept < KNOWN_FROM:
         return np.nan
-    ordered = row[HISTORY:]
-    median = _quantile(ordered, kept, 0.5)
+    median = _quantile(ring, order, kept, 0.5)
     if op == 9:
         return median
     if op == 14:
         return np.copysign(np.expm1(abs(median)), median)
     if op == 13:
-        below = _position(ordered, kept, x)
+        below = _position(ring, order, kept, x)
         equal = 0
-        while below + equal < kept and ordered[below + equal] == x:
+        while below + equal < kept and ring[order[below + equal]] == x:
             equal += 1
         return (below + 0.5 * equal) / kept
-    low, high = _quantile(ordered, kept, 0.25), _quantile(ordered, kept, 0.75)
+    if op == 15:
+        spread = MAD_SIGMA * _median_deviation(ring, order, kept, median) + _floor(median)
+        return as_sigma((x - median) / spread, float(kept))
+    low = _quantile(ring, order, kept, 0.25)
+    high = _quantile(ring, order, kept, 0.75)
     if op == 10:
         return high - low
     spread = high - low + _floor(median)
@@ -202,7 +238,7 @@ def _input(source, log, i, reals_in, out):
 @kernel
 def run_baselines(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
-    history, out
+    history, order, out
 ):  # fmt: skip
     """Baselines of rows in order.
 
@@ -215,13 +251,15 @@ def run_baselines(
     plan : int64 (features, 4): operation, instance, -, where to
     plan_at : int64 (event types * instances + 1,), by event type, then instance
     state : float64 (slots, instances * 8)
-    history : float64 (slots, histories * 64)
+    history : float64 (slots, histories * 32), the last values, the oldest overwritten
+    order : uint8 (slots, histories * 32), their places in ascending order of the values
     """
     instances = len(logs)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
             prefetch(state, slots[i + AHEAD])
             prefetch(history, slots[i + AHEAD])
+            prefetch(order, slots[i + AHEAD])
         code, slot = head[i, 2], slots[i]
         for b in range(instances):
             e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
@@ -231,19 +269,23 @@ def run_baselines(
             if x != x:
                 continue
             row = state[slot, b * BASE_FLOATS : (b + 1) * BASE_FLOATS]
-            h = histories[b]
+            h = max(histories[b], 0) * HISTORY
+            kept, ranks = history[slot, h : h + HISTORY], order[slot, h : h + HISTORY]
             n = int(row[0])
             for k in range(e0, e1):
                 op, to = plan[k, 0], plan[k, 3]
                 if op < 9:
                     out[i, to] = _running(op, row, x)
                 else:
-                    kept = history[slot, h * 2 * HISTORY : (h + 1) * 2 * HISTORY]
-                    out[i, to] = _ranked(op, kept, min(n, HISTORY), x)
-            if feeds[b, code]:
-                if h >= 0:
-                    _remember(history[slot, h * 2 * HISTORY : (h + 1) * 2 * HISTORY], n, x)
+                    out[i, to] = _ranked(op, kept, ranks, min(n, HISTORY), x)
+            if not feeds[b, code]:
+                continue
+            if learns(head, i):
+                if histories[b] >= 0:
+                    _remember(kept, ranks, n, x)
                 _update(row, x)
+            else:
+                _pass_by(row, x)
 
 
 @kernel
@@ -271,7 +313,7 @@ def run_seasons(
                         usual = (x - row[1]) / (np.sqrt(row[2]) + _floor(row[1]))
                         usual = as_sigma(usual, row[0])
                     out[i, plan[k, 3]] = usual
-            if feeds[b, code]:
+            if feeds[b, code] and learns(head, i):
                 if row[0] == 0.0:
                     row[1] = x
                 else:

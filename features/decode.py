@@ -138,8 +138,10 @@ def decode(
     ------
     KeyError : a schema id that `schemas` does not speak of (the caller's fault, not the data's)
     """
-    read = _read_avro(event_type_name, values, schemas) if encoding == "avro" else _read_json(
-        event_type_name, values
+    read = (
+        _read_avro(event_type_name, values, schemas)
+        if encoding == "avro"
+        else _read_json(event_type_name, values)
     )
     hold, faults = check_contract(
         event_type_name,
@@ -343,9 +345,7 @@ def _resolve(event_type_name: str, schema: Any) -> _Writer:
         return _Writer(fault=endless)
     names = {f["name"] for f in schema["fields"]}
     lacking = [
-        f.name
-        for f in event.fields
-        if f.name not in names and not f.nullable and f.default is None
+        f.name for f in event.fields if f.name not in names and not f.nullable and f.default is None
     ]
     if lacking:
         return _Writer(fault=f"it lacks {', '.join(lacking)}, and there is no default")
@@ -629,8 +629,7 @@ def _collect(
             rejects.append(Reject(row, reason, detail[:DETAIL_CHARS_MAX], schema_id))
     cells = zip(*found, strict=True) if found else [()] * len(fields)
     columns = [
-        pl.Series(f.name, column, dtype=f.dtype)
-        for f, column in zip(fields, cells, strict=True)
+        pl.Series(f.name, column, dtype=f.dtype) for f, column in zip(fields, cells, strict=True)
     ]
     return _Read(pl.DataFrame(columns), np.array(good, np.intp), rejects)
 

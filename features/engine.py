@@ -20,14 +20,16 @@ from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.labels import Label
 from features.plan import plan_of
-from features.rows import GroupFeatures, GroupRows, assemble, merge, split
+from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
 from features.state import EntityState
 
 __all__ = [
+    "Correction",
     "GroupEngine",
     "GroupFeatures",
     "GroupRows",
     "OfflineEngine",
+    "amend",
     "assemble",
     "merge",
     "split",
@@ -67,9 +69,14 @@ class GroupEngine:
         return sum(state.table.late for state in self._states.values())
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of state by entity type."""
+        return {name: state.memory_bytes for name, state in self._states.items()}
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of state."""
-        return sum(state.memory_bytes for state in self._states.values())
+        return sum(self.memory.values())
 
     def process(self, rows: GroupRows) -> dict[int, GroupFeatures]:
         """Features of the group's rows of one round.
@@ -197,15 +204,21 @@ class OfflineEngine:
     def __init__(self, catalog: Catalog, groups: int) -> None:
         self.catalog = catalog
         self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+        self._round = 0
 
     def process(
-        self, batches: dict[str, EventBatch], labels: tuple[Label, ...] = ()
+        self,
+        batches: dict[str, EventBatch],
+        clock_us: int = 0,
+        labels: tuple[Label, ...] = (),
     ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
 
+        Each call is a round. Groups without events in it hear the clock too.
+
         Parameters
         ----------
-        batches : event type -> events
+        clock_us : event-time clock with this stretch in it, as in `GroupRows`
         labels : verdicts that become known before these events
 
         Examples
@@ -214,12 +227,13 @@ class OfflineEngine:
         >>> OfflineEngine(catalog(), groups=4).process({})
         {}
         """
-        parts = split(self.catalog, batches, len(self.engines))
-        found = [
-            engine.process(replace(part, labels=labels) if labels else part)
-            for engine, part in zip(self.engines, parts, strict=True)
-            if part.heads or labels
-        ]
+        parts = split(
+            self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
+        )
+        if labels:
+            parts = [replace(part, labels=labels) for part in parts]
+        self._round += 1
+        found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
 
 

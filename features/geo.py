@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.freeze import learns
 from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["GEO_FLOATS", "run_geo"]
@@ -79,8 +80,9 @@ def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state
                 continue
             at = g * GEO_FLOATS
             a = max(1.0 / (row[at + 3] + 1.0), 1.0 / HOME_EVENTS)
-            row[at] += a * (x - row[at])
-            row[at + 1] += a * (y - row[at + 1])
-            row[at + 2] += a * (z - row[at + 2])
-            row[at + 3] += 1.0
+            if learns(head, i):
+                row[at] += a * (x - row[at])
+                row[at + 1] += a * (y - row[at + 1])
+                row[at + 2] += a * (z - row[at + 2])
+                row[at + 3] += 1.0
             row[at + 4], row[at + 5], row[at + 6], row[at + 7] = x, y, z, now

@@ -46,6 +46,7 @@ class Label:
     time_us : its event time
     fraud : the verdict
     entities : (entity type, key) of those it touched
+    primary : the entity type whose behaviour the event is
     """
 
     code: int
@@ -53,6 +54,7 @@ class Label:
     time_us: int
     fraud: bool
     entities: tuple[tuple[str, int], ...]
+    primary: str = ""
 
 
 def label_of(record: Mapping[str, Any]) -> Label:
@@ -71,6 +73,7 @@ def label_of(record: Mapping[str, Any]) -> Label:
         int(record["event_time_us"]),
         record["verdict"] == "fraud",
         tuple((entity, _key(name, entity, text)) for entity, text in record["entities"].items()),
+        event_type(name).primary,
     )
 
 

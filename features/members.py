@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.baselines import as_sigma
+from features.freeze import learns
 from features.speed import inlined, kernel
 
 __all__ = ["MEMBERS_MAX", "MEMBER_FLOATS", "run_members"]
@@ -165,10 +166,11 @@ def run_members(
             for k in range(e0, e1):
                 out[i, plan[k, 3]] = _statistic(plan[k, 0], found, x, z, gap_z)
             if own >= 0 and feeds[b, code]:
-                _learn(row, at, row[at], x, 3, 4)
-                if peers:
-                    _learn(row, at, row[at + 8], gap, 6, 7)
-                    row[at + 8] += 1.0
-                row[at] += 1.0
+                if learns(head, i) or row[at] == 0.0:
+                    _learn(row, at, row[at], x, 3, 4)
+                    if peers:
+                        _learn(row, at, row[at + 8], gap, 6, 7)
+                        row[at + 8] += 1.0
+                    row[at] += 1.0
                 row[at + 1], row[at + 2] = now, x
                 row[at + 5] = 0.0 if z != z else z

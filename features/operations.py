@@ -21,7 +21,8 @@ class Operation:
     ----------
     name : how features name it
     family : the kernel that computes it: ring, rate, baseline, season, geo, members, risk;
-        `stateless` is a column of the event, `derived` is computed from other features of the same row
+        `stateless` is a column of the event, `derived` is computed from other features of the same
+        row
     code : number of the operation within its kernel
     formula : what it gives, in words, with {column}, {other} and {where} in their places
     column : what `column` must be: `real`, `input` (real, or another feature of the same entity, or
@@ -218,6 +219,14 @@ _BASELINE = (
         "baseline",
         14,
         "exp - 1 of the median of the last 32 earlier values of {column}",
+        "input",
+    ),
+    Operation(
+        "mad_z",
+        "baseline",
+        15,
+        "({column} - median) / (1.4826 median absolute deviations), by the last 32 earlier values,"
+        " in sigma of a normal law",
         "input",
     ),
 )

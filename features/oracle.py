@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM
+from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM, MAD_SIGMA
 from features.catalog import inputs_of
 from features.columns import flag_names, real_names
 from features.events import event_type
@@ -286,11 +286,13 @@ def _history(feature: Feature, ties: int) -> str:
     known = (
         f"(SELECT *, count(x) OVER ({_LAST}) AS n, list(x) OVER ({_LAST}) AS l, lag(x) OVER"
         f" (PARTITION BY e ORDER BY k) AS x0, quantile_cont(x, [0.25, 0.5, 0.75]) OVER ({_LAST})"
-        f" AS q FROM {rows} WHERE x IS NOT NULL)"
+        f" AS q, mad(x) OVER ({_LAST}) AS m FROM {rows} WHERE x IS NOT NULL)"
     )
-    spread = f"(q[3] - q[1] + {FLOOR_SHARE} * abs(q[2]) + {FLOOR})"
+    floor = f"{FLOOR_SHARE} * abs(q[2]) + {FLOOR}"
+    spread = f"(q[3] - q[1] + {floor})"
     # Wallace (1959), see `features.baselines.as_sigma`; ln(1 + y) = 2 atanh(y / (2 + y)).
-    t = f"((x - q[2]) / ({spread} / 1.349))"
+    robust = f"({MAD_SIGMA} * m + {floor})" if feature.op == "mad_z" else f"({spread} / 1.349)"
+    t = f"((x - q[2]) / {robust})"
     log1p = f"2 * atanh({t} ** 2 / (n - 1) / (2 + {t} ** 2 / (n - 1)))"
     size = f"(8 * (n - 1) + 1) / (8 * (n - 1) + 3) * sqrt((n - 1) * {log1p})"
     value = {
@@ -299,6 +301,7 @@ def _history(feature: Feature, ties: int) -> str:
         "median_size": "sign(q[2]) * (exp(abs(q[2])) - 1)",
         "iqr": "q[3] - q[1]",
         "robust_z": f"sign({t}) * {size}",
+        "mad_z": f"sign({t}) * {size}",
         "iqr_distance": f"greatest(q[1] - x, x - q[3], 0) / {spread}",
         "quantile": "(len(list_filter(l, lambda y: y < x)) +"
         " 0.5 * len(list_filter(l, lambda y: y = x))) / n",

@@ -1,7 +1,9 @@
 """How often an entity usually acts, and how long ago it last did: one decayed count per entity.
 
 The usual count of a window is what the entity's own rate of the last week or so leads one to
-expect in it; the current event is never part of what it is compared with.
+expect in it; the current event is never part of what it is compared with. While an entity is
+frozen (`features.freeze`) its clock stands still: its events count and are dated, and the usual
+count neither grows by them nor fades.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.freeze import learns
 from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["RATE_FLOATS", "RATE_TAU_S", "run_rates"]
@@ -72,7 +75,7 @@ def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, s
             if row[at + 3] == 0.0:
                 row[at + 2] = now
                 row[at] = 1.0
-            else:
+            elif learns(head, i):
                 row[at] = row[at] * np.exp((row[at + 1] - now) / tau_us) + 1.0
             row[at + 1] = now
             row[at + 3] += 1.0

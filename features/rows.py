@@ -10,6 +10,7 @@ the groups computed back beside the lane's events.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,7 @@ from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-__all__ = ["GroupFeatures", "GroupRows", "assemble", "merge", "split"]
+__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,43 @@ class GroupRows:
     heads : entity type -> int64 (n, 8 + keys): key, time in us, event code, lane, row in the lane's
         batch, partition, offset, flags as bits, keys of other entities; in the global order
     reals : entity type -> float64 (n, columns)
+    round : number of the round, -1 where there is none
+    clock_us : event-time clock of the sender with this round's events in it; of all senders once
+        merged (the largest). It never goes back; rows are held against that of the round before.
+        0: not known, so that nothing is late, due or too old
     labels : verdicts that become known in this round, before its rows pass
     """
 
     lane: int
     heads: dict[str, Int64] = field(default_factory=dict)
     reals: dict[str, Float64] = field(default_factory=dict)
+    round: int = -1
+    clock_us: int = 0
     labels: tuple[Label, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Features of rows given before, as a late row has changed them; numpy arrays only.
+
+    Parameters
+    ----------
+    event_type, entity : whose view changed; a row's other views stay as they are
+    rounds : int64 (n,), round in which the row came
+    rows : int64 (n,), its row in its lane's batch of that round
+    values : float64 (n, features of the view), all of them, changed or not
+    sequences : int16 (n, 16, 12), or None where the view has none
+    """
+
+    event_type: str
+    entity: str
+    rounds: Int64
+    rows: Int64
+    values: Float64
+    sequences: npt.NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +88,23 @@ class GroupFeatures:
     lane : whose rows
     parts : (event type, entity) -> (rows int64 (n,), values float64 (n, features of the view))
     sequences : event type -> (rows int64 (n,), int16 (n, 16, 12))
+    corrections : rows of this lane given in earlier rounds that late ones have changed; `amend`
+        puts them in
     """
 
     lane: int
     parts: dict[tuple[str, str], tuple[Int64, Float64]] = field(default_factory=dict)
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
+    corrections: tuple[Correction, ...] = ()
 
 
 def split(
-    catalog: Catalog, batches: dict[str, EventBatch], groups: int, lane: int = 0
+    catalog: Catalog,
+    batches: dict[str, EventBatch],
+    groups: int,
+    lane: int = 0,
+    round_: int = -1,
+    clock_us: int = 0,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -77,12 +113,14 @@ def split(
     batches : event type -> events of one round
     groups : number of shard groups
     lane : number of the lane, carried with each row
+    round_ : number of the round, carried with each part
+    clock_us : the lane's event-time clock after this round, carried with each part
 
     Returns
     -------
     list of `groups` GroupRows; index is the group
     """
-    parts = [GroupRows(lane) for _ in range(groups)]
+    parts = [GroupRows(lane, round=round_, clock_us=clock_us) for _ in range(groups)]
     columns = {name: Columns(batch) for name, batch in batches.items() if len(batch)}
     for entity, plan in plan_of(catalog).entities.items():
         found = [
@@ -171,10 +209,17 @@ def merge(rows: list[GroupRows]) -> GroupRows:
     Parameters
     ----------
     rows : parts of one group and one round, any order of lanes
+
+    Returns
+    -------
+    GroupRows, its clock the largest of the parts'
     """
     if len(rows) == 1:
         return rows[0]
-    merged = GroupRows(-1, labels=tuple(label for part in rows for label in part.labels))
+    clock_us = max((part.clock_us for part in rows), default=0)
+    labels = tuple(label for part in rows for label in part.labels)
+    round_ = max((part.round for part in rows), default=-1)
+    merged = GroupRows(-1, round=round_, clock_us=clock_us, labels=labels)
     for entity in dict.fromkeys(e for part in rows for e in part.heads):
         heads = [part.heads[entity] for part in rows if entity in part.heads]
         reals = [part.reals[entity] for part in rows if entity in part.heads]
@@ -225,12 +270,44 @@ def _assemble_one(
             column = str(feature.column)
             flags = flag_names(name)
             values[:, i] = columns.flag(column) if column in flags else columns.real(column)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def _derive_all(catalog: Catalog, name: str, values: Float64) -> None:
+    """Fill the columns that are made of two others."""
+    names = catalog.names(name)
     for i, feature in enumerate(catalog.features(name)):
         if OPERATIONS[feature.op].family == "derived":
             left = values[:, names.index(str(feature.column))]
             right = values[:, names.index(str(feature.other))]
             values[:, i] = derive(feature.op, left, right)
-    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def amend(
+    catalog: Catalog, matrix: FeatureMatrix, round_: int, corrections: Iterable[Correction]
+) -> FeatureMatrix:
+    """The features a round would have had, had the late rows come in time.
+
+    Parameters
+    ----------
+    matrix : features of one event type as `assemble` (or `amend`) gave them for the round
+    round_ : number of that round
+    corrections : of the lane, oldest first: the last one about a row holds
+    """
+    name, plan = matrix.event_type, plan_of(catalog)
+    values = matrix.values.copy()
+    sequence = None if matrix.sequence is None else matrix.sequence.copy()
+    for correction in corrections:
+        at = np.flatnonzero(correction.rounds == round_)
+        if correction.event_type != name or not len(at):
+            continue
+        rows, first = correction.rows[at], plan.columns[name, correction.entity]
+        _place(rows, correction.values[at], first, values)
+        if sequence is not None and correction.sequences is not None:
+            widen(rows, correction.sequences[at], sequence)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, matrix.names, values, sequence, matrix.catalog_version)
 
 
 @kernel

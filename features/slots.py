@@ -61,10 +61,10 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
 
 
 @kernel
-def _look(wanted, table_key, table_slot, slots):
-    """Slots of some keys, -1 where a key has none."""
-    for i in range(len(wanted)):
-        slots[i] = table_slot[_find(wanted[i], table_key, table_slot)]
+def _slots_of(keys, table_key, table_slot, slots):
+    """Fill in the slot of each key, -1 where it has none."""
+    for i in range(len(keys)):
+        slots[i] = table_slot[_find(keys[i], table_key, table_slot)]
 
 
 @kernel
@@ -149,10 +149,11 @@ class SlotTable:
         self.late += late
         return slots, taken_us
 
-    def find(self, keys: Int64) -> Int64:
-        """int64 (n,), slot of each key, -1 where it has none; gives no new ones."""
+    def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
+        """int64 (n,): the slot of each key, -1 where the entity was never met."""
         slots = np.empty(len(keys), np.int64)
-        _look(keys, self._table_key, self._table_slot, slots)
+        wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
+        _slots_of(wanted, self._table_key, self._table_slot, slots)
         return slots
 
     def take_dirty(self) -> Int64:

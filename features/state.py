@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
-from features.labels import FRAUD, GENUINE, Label, LabelBook
+from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
@@ -243,7 +244,8 @@ def _kernels(
             plan.bases.tables,
             [
                 ("bases", len(plan.bases.logs) * BASE_FLOATS, np.float64),
-                ("history", histories * 2 * HISTORY, np.float64),
+                ("history", histories * HISTORY, np.float64),
+                ("order", histories * HISTORY, np.uint8),
             ],
         )
     if plan.seasons is not None:
@@ -275,7 +277,8 @@ class EntityState:
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
         self.labels = LabelBook()
-        self._fixed: dict[str, npt.NDArray[Any]] = {}
+        self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
+        self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
         for kernel, tables, columns in _kernels(plan):
             made: dict[str, npt.NDArray[Any]] = {
@@ -314,8 +317,9 @@ class EntityState:
         out = np.full((len(head), self.plan.width), np.nan)
         for ring in self.rings:
             ring.run(slots, taken_us, head, reals, out)
+        marked = self._marked(slots, taken_us, head)
         for kernel, tables, arrays in self._kernels:
-            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
+            kernel(slots, taken_us, marked, reals, *tables, *arrays, out)
         sequence = self.plan.sequence
         if sequence is None:
             return out, None
@@ -330,34 +334,68 @@ class EntityState:
         """Let verdicts become known of the entities there are; gives how many were news.
 
         An entity never seen, or forgotten, has no state and gets none. An event later than the
-        newest its entity has seen is taken at that time.
+        newest its entity has seen is taken at that time. What is usual of the entity that a fraud
+        is of (its event type's primary one) stands still for a while.
         """
-        risk = self.plan.risk
-        if risk is None:
-            return 0
         named = [
             (key, label)
             for label in labels
             for entity, key in label.entities
             if entity == self.plan.entity
         ]
-        found = self.table.find(np.array([key for key, _ in named], np.int64))
+        found = self.table.find(np.array([key for key, _ in named], np.int64).view(np.uint64))
         rows: list[tuple[int, ...]] = []
         for slot, (key, label) in zip(found.tolist(), named, strict=True):
             if slot < 0:
                 continue
-            verdict = FRAUD if label.fraud else GENUINE
-            time_us = min(label.time_us, int(self.table.newest_us[slot]))
+            verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
+            time_us = min(label.time_us, newest_us)
             before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
-            if verdict != before:
-                rows.append((slot, label.code, time_us, verdict, before))
-        if rows:
+            if verdict == before:
+                continue
+            rows.append((slot, label.code, time_us, verdict, before))
+            if label.fraud and label.primary == self.plan.entity:
+                self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
+        risk = self.plan.risk
+        if rows and risk is not None:
             columns = np.array(rows, np.int64).T.copy()
             state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
             kernel = cast(Kernel, apply_labels)
             kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
             self.table.dirty[columns[0]] = 1
         return len(rows)
+
+    def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
+        """The rows' heads, those of frozen entities marked; `head` itself where none is."""
+        if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
+            return head
+        marked = head.copy()
+        mark_frozen(slots, taken_us, self._fixed["frozen_until_us"], marked)
+        return marked
+
+    def freeze(self, keys: npt.NDArray[np.uint64], until_us: int) -> int:
+        """Let what is usual of some entities stand still: their rows are scored and not learned.
+
+        Never shortens a freeze; an entity that was never met has nothing to protect. In force from
+        the next `process` on, so from the round in which the label came.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+        until_us : event time from which they learn again
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = slots[slots >= 0]
+        if len(slots):
+            frozen = self._fixed["frozen_until_us"]
+            frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
+            self.table.dirty[slots] = 1
+            self._frozen_until_us = max(self._frozen_until_us, until_us)
+        return len(slots)
 
     def dump(self, everything: bool) -> Arrays:
         """State of the slots touched since the last dump (or of all); clears the marks."""
@@ -371,8 +409,7 @@ class EntityState:
             "late": np.array([self.table.late]),
         }
         arrays |= {name: array[slots] for name, array in self._fixed.items()}
-        if self.plan.risk is not None:
-            arrays["labels"] = self.labels.dump(everything)
+        arrays["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
             arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
         return arrays
@@ -386,8 +423,8 @@ class EntityState:
             self._grow()
         for name, array in self._fixed.items():
             array[slots] = arrays[name]
-        if self.plan.risk is not None:
-            self.labels.load(arrays["labels"])
+        self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
+        self.labels.load(arrays.get("labels", np.zeros((0, 3), np.int64)))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(

@@ -278,9 +278,7 @@ def column_of(
     return column, everything
 
 
-def _strings(
-    data: UInt8, places: Int64, lengths: Int64, valid: Bool
-) -> tuple[pl.Series, Bool]:
+def _strings(data: UInt8, places: Int64, lengths: Int64, valid: Bool) -> tuple[pl.Series, Bool]:
     """A string column, and which rows are UTF-8."""
     offsets = np.zeros(len(places) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

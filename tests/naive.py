@@ -21,6 +21,7 @@ from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
 from tests import naive_risk
+from tests.naive_baselines import as_sigma, mad_z
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
 
@@ -90,13 +91,6 @@ def number(value: Any) -> float:
 def window(records: list[tuple[int, Event]], now_us: int, window_s: int) -> list[Event]:
     """Events of (now - window, now]."""
     return [e for t, e in records if now_us - window_s * 1_000_000 < t <= now_us]
-
-
-def as_sigma(t: float, n: float) -> float:
-    """Wallace's normal deviate of Student's t on n values."""
-    f = min(max(n - 1.0, 1.0), 200.0)
-    size = (8 * f + 1) / (8 * f + 3) * math.sqrt(f * math.log1p(t * t / f))
-    return math.copysign(size, t)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -176,6 +170,7 @@ def ranked(op: str, kept: list[float], x: float) -> float:
         "iqr": high - low,
         "robust_z": as_sigma((x - median) / (spread / 1.349), len(kept)),
         "iqr_distance": max(low - x, x - high, 0.0) / spread,
+        "mad_z": mad_z(kept, x),
         "quantile": (sum(v < x for v in kept) + 0.5 * sum(v == x for v in kept)) / len(kept),
     }[op]
 

@@ -17,13 +17,26 @@ from typing import Any
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
-__all__ = ["Manifest", "fallback", "oldest_round", "read_manifest", "write_manifest"]
+__all__ = [
+    "Manifest",
+    "fallback",
+    "go_back",
+    "oldest_round",
+    "read_manifest",
+    "whole_manifests",
+    "write_manifest",
+]
 
 FORMAT = 1
 """Layout of the file; one with another number is refused."""
 
 _NAMES = ("manifest.json", "manifest.previous.json")
 """The manifest in force, and the one before, which is used where the first is damaged."""
+
+_HELD = "manifest.held-*.json"
+HELD = 2
+"""Older manifests kept, a base of state apart: where a base is damaged, the flow goes on from the
+one before it. Two are enough, since the older of them is always older than the newest base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +65,33 @@ class Manifest:
     format: int = FORMAT
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> None:
     """Replace the manifest, atomically and durably; the one before stays beside it.
+
+    Parameters
+    ----------
+    hold_rounds : keep this one for longer where the last so kept is so many rounds old; 0 keeps
+        none
 
     Raises
     ------
     StateError : the disk refused it; the manifest there was is still in force
     """
-    body = json.dumps(asdict(manifest), indent=1, sort_keys=True)
-    text = f"{body}\ncrc32 {zlib.crc32(body.encode()):08x}\n"
     temporary, current = folder / "manifest.json.tmp", folder / _NAMES[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, manifest)
         if _parse(current) is not None:
             # A second name for the same file, put in place in one step: at no moment is there no
             # whole manifest, and a damaged one never takes the place of a whole one.
-            second = folder / "manifest.previous.tmp"
-            second.unlink(missing_ok=True)
-            os.link(current, second)
-            second.replace(folder / _NAMES[1])
+            _link(current, folder / _NAMES[1])
         temporary.replace(current)
+        if hold_rounds:
+            held = _held(folder)
+            if not held or manifest.round - held[-1][0] >= hold_rounds:
+                _link(current, folder / _HELD.replace("*", f"{manifest.round:012d}"))
+                for _, path in held[: 1 - HELD]:
+                    path.unlink()
         fsync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -84,6 +100,45 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             f"manifest in {folder} could not be written: {error.strerror}; free space or mend the"
             " disk and start again"
         ) from error
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    """Write a manifest with its checksum and see it to the disk."""
+    body = json.dumps(asdict(manifest), indent=1, sort_keys=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f"{body}\ncrc32 {zlib.crc32(body.encode()):08x}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give a file another name, which takes the place of what had it."""
+    second = name.with_suffix(".tmp")
+    second.unlink(missing_ok=True)
+    os.link(path, second)
+    second.replace(name)
+
+
+def _held(folder: Path) -> list[tuple[int, Path]]:
+    """(round, path) of the manifests kept for longer, oldest first."""
+    return sorted((int(path.stem.rpartition("-")[2]), path) for path in folder.glob(_HELD))
+
+
+def _paths(folder: Path) -> list[Path]:
+    """All manifests there are, the one in force first, then newest first."""
+    return [*(folder / name for name in _NAMES), *(path for _, path in reversed(_held(folder)))]
+
+
+def go_back(folder: Path, manifest: Manifest) -> None:
+    """Put an older manifest in force: the state of newer ones cannot be used."""
+    temporary = folder / "manifest.json.tmp"
+    _write(temporary, manifest)
+    temporary.replace(folder / _NAMES[0])
+    for path in _paths(folder)[1:]:
+        found = _parse(path)
+        if found is not None and found.round > manifest.round:
+            path.unlink()
+    fsync_folder(folder)
 
 
 def _parse(path: Path) -> Manifest | None:
@@ -102,6 +157,16 @@ def _parse(path: Path) -> Manifest | None:
     return Manifest(**data)
 
 
+def whole_manifests(folder: Path) -> list[Manifest]:
+    """The manifests of a state folder that are whole, the one in force first, of each round one."""
+    found: dict[int, Manifest] = {}
+    for path in _paths(folder):
+        manifest = _parse(path)
+        if manifest is not None:
+            found.setdefault(manifest.round, manifest)
+    return list(found.values())
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The newest whole manifest of a state folder, None where there never was one.
 
@@ -109,11 +174,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     ------
     StateError : there are manifests, but none is whole
     """
-    for name in _NAMES:
-        found = _parse(folder / name)
+    for path in _paths(folder):
+        found = _parse(path)
         if found is not None:
             return found
-    damaged = [str(folder / name) for name in _NAMES if (folder / name).exists()]
+    damaged = [str(path) for path in _paths(folder) if path.exists()]
     if damaged:
         raise StateError(
             f"{' and '.join(damaged)}: damaged, and there is no other manifest; restore one from a"
@@ -123,21 +188,24 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def fallback(folder: Path) -> str | None:
-    """What there is to say where the manifest in force is lost and the one before serves."""
-    current, previous = folder / _NAMES[0], folder / _NAMES[1]
-    if _parse(current) is not None or (found := _parse(previous)) is None:
+    """What there is to say where the manifest in force is lost and an older one serves."""
+    current = folder / _NAMES[0]
+    if _parse(current) is not None:
         return None
-    what = "damaged" if current.exists() else "gone"
-    return (
-        f"{current} is {what}; going on from {previous.name}, which knows of round {found.round}:"
-        " later rounds are cut again from the journal"
-    )
+    for path in _paths(folder)[1:]:
+        found = _parse(path)
+        if found is not None:
+            what = "damaged" if current.exists() else "gone"
+            return (
+                f"{current} is {what}; going on from {path.name}, which knows of round"
+                f" {found.round}: later rounds are cut again from the journal"
+            )
+    return None
 
 
 def oldest_round(folder: Path) -> int:
-    """The round before which no restart begins: that of the older of the manifests kept.
+    """The round before which no restart begins: that of the oldest of the manifests kept.
 
     What is needed to go on from there (deltas, journal) must stay; 0 before the first manifest.
     """
-    found = [_parse(folder / name) for name in _NAMES]
-    return min((manifest.round for manifest in found if manifest is not None), default=0)
+    return min((manifest.round for manifest in whole_manifests(folder)), default=0)

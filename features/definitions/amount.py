@@ -104,6 +104,16 @@ FEATURES: tuple[Feature, ...] = (
         high_is_odd=None,
     ),
     _pay(
+        "card_amount_mad_z",
+        "card",
+        "mad_z",
+        "the amount is {value} (by median deviations) from this card's median {baseline}",
+        "sigma",
+        column="log_amount",
+        baseline="card_amount_median",
+        high_is_odd=None,
+    ),
+    _pay(
         "card_amount_iqr_distance",
         "card",
         "iqr_distance",

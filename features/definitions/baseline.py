@@ -97,6 +97,13 @@ _METRIC = (
         baseline="series_median",
     ),
     _series(
+        "mad_z",
+        "mad_z",
+        "the value is {value} (by median deviations) from the median {baseline}",
+        "sigma",
+        baseline="series_median",
+    ),
+    _series(
         "iqr_distance",
         "iqr_distance",
         "the value is {value} interquartile ranges outside the quartiles (median {baseline})",

@@ -149,9 +149,7 @@ def main() -> None:
         settings = Settings(**options)
         result: dict[str, Any] = {"cpus": os.cpu_count()}
         result["at_once"] = written(settings, args.rows, args.entities, 0, START_US)
-        result["paced"] = written(
-            settings, args.rows, args.entities, args.rate, START_US + 10**12
-        )
+        result["paced"] = written(settings, args.rows, args.entities, args.rate, START_US + 10**12)
         result |= read(settings, args.reads)
     print(json.dumps(result, indent=1))
 

@@ -40,9 +40,7 @@ def counts(bench: Bench) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    bench: Bench, counts: dict[str, int], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
+def whole(bench: Bench, counts: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An undisturbed run of the day."""
     run = Run(bench, tmp_path_factory.mktemp("whole") / "state", DAY)
     report = run.to_end()

@@ -49,9 +49,7 @@ def run(bench: Bench, folder: Path, workers: int) -> Path:
     return state
 
 
-def test_one_worker_and_three_give_the_same_alerts_and_counts(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_one_worker_and_three_give_the_same_alerts_and_counts(bench: Bench, tmp_path: Path) -> None:
     one, three = run(bench, tmp_path, 1), run(bench, tmp_path, 3)
     alerts = alerts_of(one)
     assert len(alerts) > 100

@@ -39,9 +39,7 @@ APPLY_S_MAX = 180.0
 
 
 @pytest.fixture(scope="module")
-def feature_repo(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: Redis
-) -> Iterator[Path]:
+def feature_repo(tmp_path_factory: pytest.TempPathFactory, redis_server: Redis) -> Iterator[Path]:
     """A copy of feature_repo, applied as a user would."""
     folder = tmp_path_factory.mktemp("clone") / "feature_repo"
     shutil.copytree(ROOT / "feature_repo", folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -157,9 +155,7 @@ def last_rows(
 
 
 @pytest.fixture(scope="module")
-def recorded(
-    bench: Bench, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def recorded(bench: Bench, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hours of events in files, after `waxwing run` has read them and written the store."""
     folder = tmp_path_factory.mktemp("recorded")
     world = bench.sets(sim_repeat_share=0.02)

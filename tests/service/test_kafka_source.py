@@ -560,9 +560,7 @@ def test_wrong_security_settings_are_one_sentence_within_ten_seconds(settings: S
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_registry_address_stops_the_start(
-    settings: Settings, registry: Registry
-) -> None:
+def test_a_wrong_registry_address_stops_the_start(settings: Settings, registry: Registry) -> None:
     with producer_of(settings):
         pass
     for url in (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{registry.port}"):
@@ -668,9 +666,7 @@ def test_a_sink_that_gets_no_acknowledgement_raises_with_the_cure(
     settings: Settings, kafka: Kafka, topic_prefix: str
 ) -> None:
     options = {"message.timeout.ms": "2000"}
-    sink = Sink(
-        with_(settings, alerts_topic=topic_prefix + "alerts", kafka_options=options)
-    )
+    sink = Sink(with_(settings, alerts_topic=topic_prefix + "alerts", kafka_options=options))
     kafka.freeze()
     try:
         with pytest.raises(SinkError, match=r"sink 'kafka': 1 alerts.*were not acknowledged"):

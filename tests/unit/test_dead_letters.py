@@ -151,9 +151,7 @@ def drain(brokers: str, topic: str, count: int) -> list[Message]:
 
 
 def test_a_letter_on_a_topic_is_its_raw_bytes_with_headers(brokers: str, tmp_path: Path) -> None:
-    settings = load(
-        None, state_dir=str(tmp_path), dead_letters_topic="dead", kafka_brokers=brokers
-    )
+    settings = load(None, state_dir=str(tmp_path), dead_letters_topic="dead", kafka_brokers=brokers)
     topic = open_dead_letters(settings)
     topic.truncate(topic.position())
     topic.write([letter(5), letter(6, b"", None), letter(7, b"x" * 1_100_000)])

@@ -198,6 +198,21 @@ def test_any_number_of_lanes_gives_the_same_features(
         np.testing.assert_array_equal(sequences[name], matrix.sequence)
 
 
+def test_the_round_and_the_largest_clock_of_the_lanes_reach_a_group(cat: Catalog) -> None:
+    batches, _ = whole()
+    sent = [
+        split(cat, batches, 2, lane, round_=7, clock_us=clock) for lane, clock in ((0, 5), (1, 9))
+    ]
+    for group in range(2):
+        parts = [rows[group] for rows in sent]
+        assert [(p.lane, p.round, p.clock_us) for p in parts] == [(0, 7, 5), (1, 7, 9)]
+        merged = merge(parts)
+        assert (merged.round, merged.clock_us) == (7, 9)
+        assert (merge(parts[:1]).round, merge(parts[:1]).clock_us) == (7, 5)
+    nothing = split(cat, {}, 3, 1, round_=8, clock_us=11)
+    assert [(p.round, p.clock_us, len(p)) for p in nothing] == [(8, 11, 0)] * 3
+
+
 @settings(max_examples=15)
 @given(edges=EDGES, base=st.integers(0, 3), forget=st.booleans())
 def test_snapshot_and_restore_anywhere_gives_the_same_features(

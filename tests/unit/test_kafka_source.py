@@ -180,9 +180,7 @@ def test_the_clock_does_not_run_back_over_a_restart(settings: Settings) -> None:
 
 def test_every_missing_topic_is_named(settings: Settings) -> None:
     with pytest.raises(ConfigError) as caught:
-        KafkaReader(
-            with_(settings, kafka_topic_prefix="no-", event_types=["payment", "login"]), 0
-        )
+        KafkaReader(with_(settings, kafka_topic_prefix="no-", event_types=["payment", "login"]), 0)
     assert len(caught.value.faults) == 2
     assert "'no-payments' does not exist" in caught.value.faults[0]
     assert "waxwing simulate --to kafka" in caught.value.faults[0]

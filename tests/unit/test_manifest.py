@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from dataflows.state.lock import lock_state, process_id
-from dataflows.state.manifest import Manifest, fallback, oldest_round, read_manifest, write_manifest
+from dataflows.state.manifest import (
+    Manifest,
+    fallback,
+    go_back,
+    oldest_round,
+    read_manifest,
+    whole_manifests,
+    write_manifest,
+)
 from features.errors import StateError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,3 +196,31 @@ def test_each_process_of_a_cluster_has_its_own_lock(
     argv: list[str], environ: dict[str, str], number: str
 ) -> None:
     assert process_id(argv, environ) == number
+
+
+def test_manifests_are_held_a_base_apart_and_serve_where_newer_ones_are_damaged(
+    tmp_path: Path,
+) -> None:
+    for round_ in range(0, 1000, 10):
+        write_manifest(tmp_path, make_manifest(round_), 130)
+        kept = [manifest.round for manifest in whole_manifests(tmp_path)]
+        assert kept[0] == round_ and min(kept) == oldest_round(tmp_path)
+        if round_ >= 260:
+            assert 130 <= round_ - oldest_round(tmp_path) < 260
+    assert len(list(tmp_path.iterdir())) == 4, "two in turn, two held"
+    for name in ("manifest.json", "manifest.previous.json"):
+        (tmp_path / name).write_bytes(b"x")
+    assert read_manifest(tmp_path) == make_manifest(910)
+    assert "manifest.held-000000000910.json, which knows of round 910" in str(fallback(tmp_path))
+
+
+def test_going_back_leaves_no_newer_manifest(tmp_path: Path) -> None:
+    for round_ in range(0, 300, 10):
+        write_manifest(tmp_path, make_manifest(round_), 130)
+    older = whole_manifests(tmp_path)[-1]
+    assert older.round == 130
+    go_back(tmp_path, older)
+    assert [manifest.round for manifest in whole_manifests(tmp_path)] == [130]
+    assert read_manifest(tmp_path) == older
+    write_manifest(tmp_path, make_manifest(140), 130)
+    assert sorted(m.round for m in whole_manifests(tmp_path)) == [130, 140]

@@ -96,7 +96,7 @@ def run(steps: list[Step], groups: int = 3, cat: Catalog | None = None) -> dict[
     found: dict[str, list[np.ndarray]] = {}
     for records, events in steps:
         labels = tuple(label_of(record) for record in records)
-        for name, matrix in engine.process(batches_of(events), labels).items():
+        for name, matrix in engine.process(batches_of(events), labels=labels).items():
             found.setdefault(name, []).append(matrix.values)
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -160,7 +160,7 @@ def test_the_share_is_of_the_days_that_end_a_week_ago() -> None:
 def test_a_label_of_an_entity_never_seen_makes_no_state() -> None:
     engine = OfflineEngine(small(), 1)
     stranger = label_of(said(payment(1, 0.0, "nobody", "nobody"), True))
-    engine.process({}, (stranger,) * 3)
+    engine.process({}, labels=(stranger,) * 3)
     assert engine.engines[0].entities == {"card": 0, "user": 0}
     assert engine.engines[0].labels == 0
     assert all(len(state.labels) == 0 for state in engine.engines[0]._states.values())
