@@ -17,6 +17,7 @@ from features.engine import GroupEngine, OfflineEngine, split
 from features.errors import DeclarationError
 from features.labels import Label, LabelBook, label_of
 from features.risk import RISK_DAYS
+from features.snapshots import join
 from features.spec import Feature
 from tests.naive import NaiveEngine, in_global_order
 from tests.streams import START_US, make_batch
@@ -137,6 +138,24 @@ def test_restored_or_sharded_anywhere_gives_the_same(number: int, at: int, group
         result = engine.process(replace(rows, labels=tuple(map(label_of, records))))
         found.append(result[0].parts["payment", "card"][1][:, : len(OPS)])
     np.testing.assert_array_equal(np.concatenate(found), expected[:, : len(OPS)])
+
+
+def test_a_label_that_comes_while_a_snapshot_is_copied_is_not_in_it() -> None:
+    first, later = payment(1, 0.0), payment(2, 9.0)
+    engine = GroupEngine(small(), 0)
+    engine.process(split(small(), batches_of([first]), 1)[0])
+    engine.begin(everything=True)
+    labelled = replace(split(small(), {}, 1)[0], labels=(label_of(said(first, True)),))
+    engine.process(labelled)
+    base = join(engine.take())
+    for deltas, expected in (([], 0.0), ([engine.delta()], 1.0)):
+        again = GroupEngine.restore(small(), 0, base, deltas)
+        assert again.process(labelled) is not None  # a repeat where the label was in it
+        rows = again.process(split(small(), batches_of([later]), 1)[0])[0]
+        assert rows.parts["payment", "card"][1][0, 0] == 1.0
+        plain = GroupEngine.restore(small(), 0, base, deltas)
+        rows = plain.process(split(small(), batches_of([later]), 1)[0])[0]
+        assert rows.parts["payment", "card"][1][0, 0] == expected
 
 
 def test_a_label_shows_from_its_round_on_before_the_rows_of_the_round() -> None:
