@@ -141,7 +141,7 @@ def test_restored_or_sharded_anywhere_gives_the_same(number: int, at: int, group
 
 
 def test_a_label_that_comes_while_a_snapshot_is_copied_is_not_in_it() -> None:
-    first, later = payment(1, 0.0), payment(2, 9.0)
+    first, later = payment(1, 0.0), payment(2, 8.0)
     engine = GroupEngine(small(), 0)
     engine.process(split(small(), batches_of([first]), 1)[0])
     engine.begin(everything=True)
