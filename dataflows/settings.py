@@ -143,6 +143,12 @@ class Settings(BaseSettings):
         description="an event further beyond that clock and its round's cut_time is dead-lettered;"
         " 0 refuses none",
     )
+    label_delay_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        description="training and backfill: an anomaly that the data know becomes a label so long"
+        " after its event, as it would in the stream",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,
