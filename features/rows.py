@@ -67,7 +67,7 @@ class Correction:
     event_type, entity : whose view changed; a row's other views stay as they are
     rounds : int64 (n,), round in which the row came
     rows : int64 (n,), its row in its lane's batch of that round
-    values : float64 (n, features of the view), all of them, changed or not
+    values : float64 (n, features of the view or more), all of them, changed or not
     sequences : int16 (n, 16, 12), or None where the view has none
     """
 
@@ -239,7 +239,7 @@ def amend(
         if correction.event_type != name or not len(at):
             continue
         rows, first = correction.rows[at], plan.columns[name, correction.entity]
-        width = correction.values.shape[1]
+        width = len(plan.entities[correction.entity].features[name])
         _place(rows, correction.values[at], width, first, values)
         if sequence is not None and correction.sequences is not None:
             widen(rows, correction.sequences[at], sequence)
