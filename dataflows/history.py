@@ -213,6 +213,4 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
     for group, engine in enumerate(done.engine.engines):
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
     ShardStore(folder / "deltas" / "in00", 1).write(0, "base", done.repeats.full(), {})
-    write_manifest(
-        folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us)
-    )
+    write_manifest(folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us))

@@ -60,8 +60,7 @@ def check_json(path: str | None) -> None:
 def _cannot(path: str, error: OSError) -> ConfigError:
     """The fault of a report that cannot be written."""
     return ConfigError(
-        f"--json {path}: cannot be written ({error.strerror});"
-        " name a file in a folder that exists"
+        f"--json {path}: cannot be written ({error.strerror}); name a file in a folder that exists"
     )
 
 

@@ -243,9 +243,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
 
     def _open(self, lane: int) -> _Shard:
         """Restore the lane's filter once its number is known."""
-        self._filter, shard = self._context.restored.pop(
-            ("in", lane), None
-        ) or _restore_filter(self._context, lane)
+        self._filter, shard = self._context.restored.pop(("in", lane), None) or _restore_filter(
+            self._context, lane
+        )
         return shard
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
@@ -275,8 +275,20 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             for g in range(groups)
         ]
         out.append(
-            ToHome(part.lane, part.round, -1, part.cut_time_us, part.control, batches, None,
-                   part.received, duplicates, part.rejects, part.final, part.replayed)
+            ToHome(
+                part.lane,
+                part.round,
+                -1,
+                part.cut_time_us,
+                part.control,
+                batches,
+                None,
+                part.received,
+                duplicates,
+                part.rejects,
+                part.final,
+                part.replayed,
+            )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
         out.extend(shard.written())
@@ -402,8 +414,17 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(
-            own.lane, own.round, waiting.cut_time_us, batches, features, self._control,
-            own.received, own.duplicates, own.rejects, own.final, own.replayed,
+            own.lane,
+            own.round,
+            waiting.cut_time_us,
+            batches,
+            features,
+            self._control,
+            own.received,
+            own.duplicates,
+            own.rejects,
+            own.final,
+            own.replayed,
         )
 
     def snapshot(self) -> int:

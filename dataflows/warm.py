@@ -54,9 +54,7 @@ def warm_start(
             f" {until:%Y-%m-%dT%H:%M:%SZ} (warm_state = {str(COLD)!r} starts without)"
         )
         return folder
-    say(
-        f"starts cold ({why}): expect many alerts until entities are known; see `waxwing backfill`"
-    )
+    say(f"starts cold ({why}): expect many alerts until entities are known; see `waxwing backfill`")
     return None
 
 

@@ -10,6 +10,7 @@ the groups computed back beside the lane's events.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,7 @@ from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-__all__ = ["GroupFeatures", "GroupRows", "assemble", "merge", "split"]
+__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,27 @@ class GroupRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """Features of rows given before, as a late row has changed them; numpy arrays only.
+
+    Parameters
+    ----------
+    event_type, entity : whose view changed; a row's other views stay as they are
+    rounds : int64 (n,), round in which the row came
+    rows : int64 (n,), its row in its lane's batch of that round
+    values : float64 (n, features of the view), all of them, changed or not
+    sequences : int16 (n, 16, 12), or None where the view has none
+    """
+
+    event_type: str
+    entity: str
+    rounds: Int64
+    rows: Int64
+    values: Float64
+    sequences: npt.NDArray[np.int16] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GroupFeatures:
     """What one group computed for the rows of one lane; numpy arrays only.
 
@@ -63,11 +85,14 @@ class GroupFeatures:
     lane : whose rows
     parts : (event type, entity) -> (rows int64 (n,), values float64 (n, features of the view))
     sequences : event type -> (rows int64 (n,), int16 (n, 16, 12))
+    corrections : rows of this lane given in earlier rounds that late ones have changed; `amend`
+        puts them in
     """
 
     lane: int
     parts: dict[tuple[str, str], tuple[Int64, Float64]] = field(default_factory=dict)
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
+    corrections: tuple[Correction, ...] = ()
 
 
 def split(
@@ -240,12 +265,44 @@ def _assemble_one(
             column = str(feature.column)
             flags = flag_names(name)
             values[:, i] = columns.flag(column) if column in flags else columns.real(column)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def _derive_all(catalog: Catalog, name: str, values: Float64) -> None:
+    """Fill the columns that are made of two others."""
+    names = catalog.names(name)
     for i, feature in enumerate(catalog.features(name)):
         if OPERATIONS[feature.op].family == "derived":
             left = values[:, names.index(str(feature.column))]
             right = values[:, names.index(str(feature.other))]
             values[:, i] = derive(feature.op, left, right)
-    return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
+
+
+def amend(
+    catalog: Catalog, matrix: FeatureMatrix, round_: int, corrections: Iterable[Correction]
+) -> FeatureMatrix:
+    """The features a round would have had, had the late rows come in time.
+
+    Parameters
+    ----------
+    matrix : features of one event type as `assemble` (or `amend`) gave them for the round
+    round_ : number of that round
+    corrections : of the lane, oldest first: the last one about a row holds
+    """
+    name, plan = matrix.event_type, plan_of(catalog)
+    values = matrix.values.copy()
+    sequence = None if matrix.sequence is None else matrix.sequence.copy()
+    for correction in corrections:
+        at = np.flatnonzero(correction.rounds == round_)
+        if correction.event_type != name or not len(at):
+            continue
+        rows, first = correction.rows[at], plan.columns[name, correction.entity]
+        _place(rows, correction.values[at], first, values)
+        if sequence is not None and correction.sequences is not None:
+            widen(rows, correction.sequences[at], sequence)
+    _derive_all(catalog, name, values)
+    return FeatureMatrix(name, matrix.names, values, sequence, matrix.catalog_version)
 
 
 @kernel
