@@ -11,6 +11,7 @@ from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.simulator import time_us_of
 from dataflows.state.deltas import ShardStore
+from dataflows.state.logs import LogStore
 from dataflows.state.manifest import read_manifest
 from dataflows.training import simulated, warm_folder
 from features.batch import EventBatch, FeatureMatrix
@@ -124,8 +125,6 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
         base, deltas, _ = store.load(manifest.round)
         engine.engines.append(GroupEngine.restore(cat, group, base, deltas))
     repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
-    store = ShardStore(folder / "deltas" / "in00", settings.deltas_max)
-    base, deltas, _ = store.load(manifest.round)
-    for arrays in ([] if base is None else [base]) + deltas:
+    for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
         repeats.load(arrays)
     return Pass(engine, repeats, manifest.until_us or 0, 0, 0, 0)

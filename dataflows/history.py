@@ -19,6 +19,7 @@ import polars as pl
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader
 from dataflows.state.deltas import ShardStore
+from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest, write_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
@@ -212,5 +213,8 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
     """Write the warm state of a pass as a state folder that a live run can start from."""
     for group, engine in enumerate(done.engine.engines):
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
-    ShardStore(folder / "deltas" / "in00", 1).write(0, "base", done.repeats.full(), {})
+    repeats = done.repeats
+    LogStore(folder / "deltas" / "in00").write(
+        0, repeats.full(), done.until_us, repeats.needed_since_us
+    )
     write_manifest(folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us))

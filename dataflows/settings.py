@@ -133,7 +133,8 @@ class Settings(BaseSettings):
         3_600,
         ge=0,
         le=86_400,
-        description="time (cut_time) within which a repeated event id is a duplicate",
+        description="time (cut_time) within which a repeated event id is a duplicate, to a 240th;"
+        " memory: 11 to 22 bytes x events/s x seconds, 33 while the table grows",
     )
 
     # -- models -----------------------------------------------------------------------------------

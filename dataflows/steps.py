@@ -151,7 +151,9 @@ class _Shard:
         self.name = name
         self.context = context
         self.store = context.shard(name)
+        self.log = context.log(name)
         self.store.forget_after(context.manifest.round)
+        self.log.forget_after(context.manifest.round)
         self._writing: tuple[int, bool, float, Future[int]] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
@@ -180,6 +182,34 @@ class _Shard:
         pause_ms = (time.perf_counter() - begun) * 1e3
         self._writing = (round_, last, pause_ms, future)
         return told
+
+    def append(
+        self,
+        round_: int,
+        last: bool,
+        arrays: Callable[[], dict[str, npt.NDArray[Any]]],
+        us: int,
+        since_us: int,
+    ) -> list[Durable]:
+        """As `write`, of a shard that is a log; see `dataflows.state.logs.LogStore.write`."""
+        begun = time.perf_counter()
+        told = self.written(wait=True)
+        future = self.context.writing.submit(self._save_log, round_, last, arrays(), us, since_us)
+        self._writing = (round_, last, (time.perf_counter() - begun) * 1e3, future)
+        return told
+
+    def _save_log(
+        self,
+        round_: int,
+        last: bool,
+        arrays: dict[str, npt.NDArray[Any]],
+        us: int,
+        since_us: int,
+    ) -> int:
+        """Write a log's next file and drop those no restart can need; the thread's part."""
+        size = self.log.write(round_, arrays, us, since_us, last)
+        self.log.forget_before(oldest_round(self.context.settings.state_dir))
+        return size
 
     def _save(
         self, round_: int, last: bool, base: bool, arrays: dict[str, npt.NDArray[Any]]
@@ -217,8 +247,7 @@ def _restore_filter(context: Context, lane: int) -> tuple[RepeatFilter, _Shard]:
     """A lane's filter of repeats as the manifest left it."""
     shard = _Shard(context, f"in{lane:02d}")
     repeats = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
-    base, deltas, _ = shard.store.load(context.manifest.round)
-    for arrays in ([] if base is None else [base]) + deltas:
+    for arrays in shard.log.load(context.manifest.round):
         repeats.load(arrays)
     return repeats, shard
 
@@ -293,7 +322,10 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
         out.extend(shard.written())
         if shard.due(part.round, part.final):
-            out += shard.write(part.round, part.final, self._filter.full, self._filter.delta)
+            seen = self._filter
+            out += shard.append(
+                part.round, part.final, seen.delta, part.cut_time_us, seen.needed_since_us
+            )
         return out
 
     def on_eof(self) -> tuple[list[ToGroup | ToHome | Durable], bool]:

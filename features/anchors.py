@@ -3,18 +3,20 @@
 Whoever raises a level by a little each day trains any baseline that forgets within days. An anchor
 learns as slowly as the slower of 128 events and four weeks, takes in a value at no more than 1.5 of
 its deviations (Huber's weight by the row's own z against the anchor), and measures its deviation in
-the same way over three times as long. So it moves by at most 1.5 deviations, and its deviation
-grows by at most a third, in four weeks, whatever comes; bursts weigh as much as the time they take.
-`creep` is how far the level of the last day (at least of 8 events) is from the anchor: it grows for
-as long as a ramp goes on, by more each day than the anchor follows, from 0.16 deviations a day on
-past three deviations before the slow growth of the deviation could hide it.
+the same way over three times as long. Once it is as old as its memories, it moves by at most 1.5
+deviations in four weeks whatever comes, and its deviation grows by at most two fifths; a younger
+one of age T by as much in T. A burst weighs as much as the time it takes. `creep` is how far the
+level of the last day (at least of 8 events) is from the anchor: while a ramp goes on, it grows by
+what the ramp gains on the anchor. `tests/unit/test_ramp.py` shows it pass 2.5 deviations for ramps
+of 0.2 deviations a day and more, while usual traffic stays below 1.3.
 
-A change that lasts is accepted. Below 2 deviations the anchor follows by itself, half the way in
-about three weeks. Beyond, a rival is noted where the level of the day stands; when that level has
-stayed within one deviation of its rival for 28 days (silence counts one day at most) it becomes the
-anchor, which then learns as one that is a week old. A ramp does not stand still, so it is not
-accepted. Labels do it at once: `accept` for a change known to be genuine; a frozen entity's anchor
-stands still (`features.freeze`) while the level of the day goes on.
+A change that lasts is accepted. Up to some 3 deviations the anchor follows by itself within six
+weeks. Beyond, a rival is noted where the level of the day stands; when that level has stayed within
+one deviation of its rival for 28 days (an event counts for the time since the one before, at most a
+day) it becomes the anchor, which then learns as one that is a week old. A ramp of more than a
+deviation in 28 days does not stand still, so it is not accepted. A label does it at once:
+`EntityState.accept` for a change known to be genuine. The anchor of a frozen entity stands still
+(`features.freeze`), while the level of the day goes on.
 
 The hours of the week are learned in the same way, 48 cells: 24 hours of working days, 24 of
 Saturdays and Sundays, by UTC. 168 cells would take 2 kB an instance and need two months to be known

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.catalog import Catalog
+from features.columns import Columns
 from features.engine import GroupEngine, OfflineEngine, assemble, split
-from features.keys import hash_columns
 from features.spec import Feature
 from tests.naive_baselines import Anchor, Trend, Week, mad_z
 from tests.streams import START_US, make_batch
@@ -64,9 +63,29 @@ def test_they_equal_their_twins_whatever_comes(steps: list[tuple[float, float]])
 
 
 def test_they_equal_their_twins_over_months(rng: np.random.Generator) -> None:
-    """Long enough that every memory is full, rivals stand and are accepted, silence comes between."""
+    """So long that every memory is full; a rival is accepted; five days of silence."""
     n = 1_200
     times_s = np.cumsum(rng.exponential(8_000.0, n))
     times_s[700:] += 5 * DAY_S
     values = 10.0 + rng.standard_t(3, n) + 12.0 * (times_s > 30 * DAY_S)
     assert_like_twins(np.round(times_s), values)
+
+
+def test_a_label_makes_a_new_level_the_anchor_at_once(rng: np.random.Generator) -> None:
+    times_s = np.arange(300) * 7_200.0
+    values = 10.0 + rng.normal(size=300) + 6.0 * (times_s > 20 * DAY_S)
+    engines = [GroupEngine(CATALOG, 0) for _ in range(2)]
+    batches = samples(times_s, values)
+    after = samples([301 * 7_200.0, 302 * 7_200.0], [16.0, 16.0])
+    found = []
+    for number, engine in enumerate(engines):
+        engine.process(split(CATALOG, batches, 1)[0])
+        if number:
+            keys = Columns(batches["metric"]).key("series")
+            stranger = np.array([77], np.uint64)
+            assert engine._states["series"].accept(np.append(keys[:2], stranger)) == 1
+        parts = engine.process(split(CATALOG, after, 1)[0])
+        found.append(assemble(CATALOG, after, [parts[0]])["metric"])
+    assert found[0].column("creep")[-1] > 3.0
+    assert abs(found[1].column("creep")[-1]) < 0.3
+    assert found[1].column("anchor")[0] == pytest.approx(16.0, abs=0.5)
