@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 from bytewax.operators import StatefulBatchLogic
 
+from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
@@ -24,7 +24,6 @@ from dataflows.sources.rounds import Part
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
-from features.repeats import RepeatFilter, event_keys
 
 __all__ = [
     "Admit",
@@ -238,18 +237,18 @@ def restore_all(context: Context, lanes: int) -> None:
     its first round comes.
     """
     for lane in range(lanes):
-        context.restored["in", lane] = _restore_filter(context, lane)
+        context.restored["in", lane] = _restore_door(context, lane)
     for group in range(context.settings.groups):
         context.restored["g", group] = _restore_group(context, group)
 
 
-def _restore_filter(context: Context, lane: int) -> tuple[RepeatFilter, _Shard]:
-    """A lane's filter of repeats as the manifest left it."""
+def _restore_door(context: Context, lane: int) -> tuple[Admission, _Shard]:
+    """A lane's filter of repeats and clock as the manifest left them."""
     shard = _Shard(context, f"in{lane:02d}")
-    repeats = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
+    door = Admission(context.settings, by_partition=context.settings.source == "kafka")
     for arrays in shard.log.load(context.manifest.round):
-        repeats.load(arrays)
-    return repeats, shard
+        door.load(arrays)
+    return door, shard
 
 
 def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
@@ -262,43 +261,39 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
-    """Per lane: take repeats out, then send each row to the groups of its entities."""
+    """Per lane: take out repeats and what comes too late, then send each row to the groups of its
+    entities."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._filter = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
+        self._door: Admission | None = None
         self._shard: _Shard | None = None
         self._round = context.manifest.round
 
-    def _open(self, lane: int) -> _Shard:
-        """Restore the lane's filter once its number is known."""
-        self._filter, shard = self._context.restored.pop(("in", lane), None) or _restore_filter(
-            self._context, lane
-        )
-        return shard
+    def _open(self, lane: int) -> tuple[Admission, _Shard]:
+        """Restore the lane's door once its number is known."""
+        found: tuple[Admission, _Shard] = self._context.restored.pop(
+            ("in", lane), None
+        ) or _restore_door(self._context, lane)
+        return found
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
         out: list[ToGroup | ToHome | Durable] = []
         for part in values:
-            if self._shard is None:
-                self._shard = self._open(part.lane)
-            out.extend(self._one(part, self._shard))
+            if self._door is None or self._shard is None:
+                self._door, self._shard = self._open(part.lane)
+            out.extend(self._one(part, self._door, self._shard))
             self._round = part.round
         return out, False
 
-    def _one(self, part: Part, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
+    def _one(self, part: Part, door: Admission, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
         begun = time.perf_counter()
-        batches: dict[str, EventBatch] = {}
-        duplicates = 0
-        for name, batch in part.batches.items():
-            fresh = self._filter.admit(event_keys(name, part.ids[name]), part.cut_time_us)
-            kept = int(np.count_nonzero(fresh))
-            duplicates += len(batch) - kept
-            if kept:
-                batches[name] = batch if kept == len(batch) else batch.take(np.flatnonzero(fresh))
+        done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)
         groups = self._context.settings.groups
-        rows = split(self._context.catalog, batches, groups, part.lane)
+        rows = split(
+            self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us
+        )
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)
@@ -310,11 +305,11 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 -1,
                 part.cut_time_us,
                 part.control,
-                batches,
+                done.batches,
                 None,
                 part.received,
-                duplicates,
-                part.rejects,
+                done.duplicates,
+                part.rejects + done.refused,
                 part.final,
                 part.replayed,
             )
@@ -322,9 +317,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
         out.extend(shard.written())
         if shard.due(part.round, part.final):
-            seen = self._filter
             out += shard.append(
-                part.round, part.final, seen.delta, part.cut_time_us, seen.needed_since_us
+                part.round, part.final, door.delta, part.cut_time_us, door.needed_since_us
             )
         return out
 

@@ -54,6 +54,9 @@ class GroupEngine:
         self.group = group
         self._plan = plan_of(catalog)
         self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
+        self.clock_us = 0
+        """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
+        lanes have a part in a round."""
 
     @property
     def entities(self) -> dict[str, int]:
@@ -86,6 +89,7 @@ class GroupEngine:
         -------
         lane -> features of that lane's rows
         """
+        self.clock_us = max(self.clock_us, rows.clock_us)
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
@@ -130,7 +134,10 @@ class GroupEngine:
         return self._dump(everything=True)
 
     def _dump(self, everything: bool) -> Arrays:
-        arrays: Arrays = {"format": np.array([STATE_FORMAT])}
+        arrays: Arrays = {
+            "format": np.array([STATE_FORMAT]),
+            "clock_us": np.array([self.clock_us], np.int64),
+        }
         for name, state in self._states.items():
             arrays |= {f"{name}.{k}": v for k, v in state.dump(everything).items()}
         return arrays
@@ -153,6 +160,8 @@ class GroupEngine:
                     f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"
                 )
+            if "clock_us" in arrays:
+                engine.clock_us = int(arrays["clock_us"][0])
             for name, state in engine._states.items():
                 prefix = f"{name}."
                 mine = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}

@@ -285,8 +285,11 @@ def _kernels(
         yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
     if plan.weeks is not None:
         many = len(plan.weeks.logs)
-        columns = [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)]
-        yield run_weeks, plan.weeks.tables, columns
+        yield (
+            run_weeks,
+            plan.weeks.tables,
+            [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
         yield run_trends, plan.trends.tables, [("trends", width, np.float64)]

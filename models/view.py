@@ -73,9 +73,11 @@ class View:
         span_us : event time from the first row of training to the last
         """
         features = catalog.features(event_type)
-        hidden = CONTEXT if span_us >= DAY_SEEN_US else CONTEXT + DAILY
-        if span_us < WEEK_SEEN_US:
-            hidden += WEEKLY
+        hidden = {
+            *CONTEXT,
+            *(DAILY if span_us < DAY_SEEN_US else ()),
+            *(WEEKLY if span_us < WEEK_SEEN_US else ()),
+        }
         kept = [
             i
             for i, f in enumerate(features)
