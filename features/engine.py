@@ -8,6 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
+from features.labels import Label
 from features.plan import plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
 from features.snapshots import join
@@ -53,6 +55,7 @@ class GroupEngine:
     def __init__(self, catalog: Catalog, group: int) -> None:
         self.catalog = catalog
         self.group = group
+        self.labels = 0
         self._plan = plan_of(catalog)
         self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
         self.clock_us = self._saved_clock_us = 0
@@ -94,6 +97,9 @@ class GroupEngine:
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
+        if rows.labels:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted = state.process(head, rows.reals[entity])
@@ -237,7 +243,10 @@ class OfflineEngine:
         self._round = 0
 
     def process(
-        self, batches: dict[str, EventBatch], clock_us: int = 0
+        self,
+        batches: dict[str, EventBatch],
+        clock_us: int = 0,
+        labels: tuple[Label, ...] = (),
     ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
 
@@ -246,6 +255,7 @@ class OfflineEngine:
         Parameters
         ----------
         clock_us : event-time clock with this stretch in it, as in `GroupRows`
+        labels : verdicts that become known before these events
 
         Examples
         --------
@@ -256,6 +266,8 @@ class OfflineEngine:
         parts = split(
             self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
         )
+        if labels:
+            parts = [replace(part, labels=labels) for part in parts]
         self._round += 1
         found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
@@ -283,7 +295,9 @@ def warm_up(catalog: Catalog) -> None:
     engine.process(batches)
     group = engine.engines[0]
     parts = split(catalog, batches, 1)
+    keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
+    label = Label(0, 1, 1_000_000, True, keys)
     group.begin(everything=True)
-    group.process(merge(parts * 2))
+    group.process(replace(merge(parts * 2), labels=(label,)))
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])
