@@ -108,6 +108,8 @@ def why_not(feature: Feature) -> str | None:
         return NO_SQL["usual"]
     firsts = {"season": "season_usual", "anchor": "anchor", "week": "week_usual"}
     firsts |= {"trend": "trend", "members": "peer_mean"}
+    if op.family == "risk":
+        return "labels come by the control lane, not as events"
     if op.family in firsts:
         return NO_SQL[firsts[op.family]]
     name = inputs_of(feature.column or "")[0]
