@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
 from features.freeze import mark_frozen
@@ -37,6 +38,7 @@ from features.snapshots import (
     restore_queues,
     take_pending,
 )
+from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
     CAPACITY,
@@ -329,6 +331,19 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
+    if plan.weeks is not None:
+        many = len(plan.weeks.logs)
+        yield (
+            run_weeks,
+            plan.weeks.tables,
+            [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
+    if plan.trends is not None:
+        width = len(plan.trends.logs) * TREND_FLOATS
+        yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -486,6 +501,27 @@ class EntityState:
             frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
             self.table.dirty[slots] = 1
             self._frozen_until_us = max(self._frozen_until_us, until_us)
+        return len(slots)
+
+    def accept(self, keys: npt.NDArray[np.uint64]) -> int:
+        """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = np.unique(slots[slots >= 0])
+        if "anchors" in self._fixed and len(slots):
+            self.keep(slots)
+            rows = self._fixed["anchors"][slots]
+            accept(rows)
+            self._fixed["anchors"][slots] = rows
+            self.table.dirty[slots] = 1
         return len(slots)
 
     def begin(self, everything: bool) -> None:
