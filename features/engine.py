@@ -36,7 +36,7 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Layout of snapshots; one with another number is refused."""
 
 
@@ -158,6 +158,8 @@ class GroupEngine:
                         f"group {group}: state of {name!r} does not fit the catalogue"
                         f" {catalog.version} ({error}); run `waxwing backfill` again"
                     ) from error
+        for state in engine._states.values():
+            state.settle()
         return engine
 
 

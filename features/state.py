@@ -24,18 +24,22 @@ from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import SlotTable
+from features.snapshots import (
+    copy_rings,
+    count_records,
+    mark_records,
+    place_rings,
+    restore_queues,
+)
 from features.windows import (
     BOOK,
     CAPACITY,
     CAPACITY_MIN,
-    HEAD,
+    LOGGED,
     PAIRS_FILLED,
     SHARED,
     TOP,
-    gather_rings,
     insert_pairs,
-    place_rings,
-    release_rings,
     run_ring,
 )
 
@@ -48,7 +52,9 @@ Float64 = npt.NDArray[np.float64]
 
 ARENA_MIN = 1 << 10
 PAIRS_MIN = 1 << 10
-"""Records and pairs a ring starts with room for; chosen: some tens of kilobytes a group."""
+MARKS_MIN = 1 << 5
+"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
+group."""
 
 PURGE_SLACK_US = 3_600_000_000
 """A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
@@ -76,9 +82,10 @@ class RingState:
         self.floats = np.zeros((0, self._float_columns))
         self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
         self.arena_reals = np.zeros((ARENA_MIN, reals))
+        self.marked = np.zeros((MARKS_MIN, 2), np.int64)
         self._new_pairs(PAIRS_MIN if pairs else 1)
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[TOP] = self.book[PAIRS_FILLED] = 0
+        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = 0
 
     def _new_pairs(self, size: int) -> None:
         self.pairs = np.zeros((size, 4), np.int64)
@@ -94,6 +101,7 @@ class RingState:
             self.arena_reals,
             self.pairs,
             self.touched,
+            self.marked,
         )
         return sum(a.nbytes for a in arrays)
 
@@ -148,59 +156,68 @@ class RingState:
                 self.arena_reals,
                 self.pairs,
                 self.touched,
+                self.marked,
                 self.book,
                 out,
             )
             if done == len(slots):
                 return
+            if self.book[LOGGED] + len(ring.others) > len(self.marked):
+                self.marked.resize((2 * len(self.marked), 2), refcheck=False)
+                continue
             slot = slots[done]
             self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
 
     def dump(self, slots: Int64, everything: bool) -> Arrays:
-        """State of some slots, and pairs touched (or all)."""
-        ints = self.ints[slots]
-        live = int((ints[:, HEAD] - ints[:, self._longest]).sum())
+        """State of some slots, pairs and marks as far as no snapshot has them (or all)."""
+        live = count_records(slots, self.ints, self._longest, everything)
+        rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
-        gather_rings(
-            slots,
-            self.ints,
-            self._longest,
-            self.arena_ints,
-            self.arena_reals,
-            live_ints,
-            live_reals,
-        )
+        copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
         at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
         self.touched.fill(0)
+        marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
+        self.book[LOGGED] = 0
         return {
-            "ints": ints,
-            "floats": self.floats[slots],
+            "ints": rows,
+            "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "pairs": self.pairs[at],
+            "marked": marked,
+            "pairs": np.take(self.pairs, at, axis=0),
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
-        """Put saved slots back."""
-        release_rings(slots, self.ints, self.book, self.arena_ints)
-        self.ints[slots] = arrays["ints"]
-        self.floats[slots] = arrays["floats"]
+        """Put saved slots back; `settle` is called after the last.
+
+        Raises
+        ------
+        ValueError : records are missing between what is there and the snapshot
+        """
+        rows = arrays["ints"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
-        self._reserve_records(int(arrays["ints"][:, CAPACITY].sum()))
-        place_rings(
+        moved = rows[:, CAPACITY] != self.ints[slots, CAPACITY]
+        self._reserve_records(int(rows[moved, CAPACITY].sum()))
+        wrong = place_rings(
             slots,
+            rows,
             arrays["live_ints"],
             arrays["live_reals"],
             self.ints,
-            np.array(self.ring.shape, np.int64),
-            self.ring.max_columns,
-            self.ring.signs,
+            self._longest,
+            self.book,
             self.arena_ints,
             self.arena_reals,
-            self.book,
         )
-        entries = arrays["pairs"]
+        if wrong >= 0:
+            raise ValueError(f"slot {slots[wrong]} does not continue the snapshot before")
+        mark_records(arrays["marked"], slots, rows, self.ints, self._longest, self.arena_ints)
+        self.floats[slots] = arrays["floats"]
+        self._load_pairs(arrays["pairs"])
+
+    def _load_pairs(self, entries: Int64) -> None:
+        """Put saved pairs back."""
         filled = int(self.book[PAIRS_FILLED]) + len(entries)
         if 5 * filled > 3 * len(self.pairs):
             live = np.flatnonzero(self.pairs[:, 0])
@@ -212,6 +229,18 @@ class RingState:
             self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
         self.book[PAIRS_FILLED] += insert_pairs(
             entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
+        )
+
+    def settle(self, used: int) -> None:
+        """Find again, after the last `load`, what is in no snapshot."""
+        restore_queues(
+            used,
+            self.ints,
+            np.array(self.ring.shape, np.int64),
+            self.ring.max_columns,
+            self.ring.signs,
+            self.arena_ints,
+            self.arena_reals,
         )
 
 
@@ -349,7 +378,7 @@ class EntityState:
         return len(slots)
 
     def dump(self, everything: bool) -> Arrays:
-        """State of the slots touched since the last dump (or of all); clears the marks."""
+        """What has changed since the last dump (or all there is); all counts as saved then."""
         slots = self.table.take_dirty()
         if everything:
             slots = np.arange(self.table.used, dtype=np.int64)
@@ -359,13 +388,13 @@ class EntityState:
             "newest_us": self.table.newest_us[slots],
             "late": np.array([self.table.late]),
         }
-        arrays |= {name: array[slots] for name, array in self._fixed.items()}
+        arrays |= {name: np.take(array, slots, axis=0) for name, array in self._fixed.items()}
         for i, ring in enumerate(self.rings):
             arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
         return arrays
 
     def load(self, arrays: Arrays) -> None:
-        """Put a dump back, oldest first."""
+        """Put a dump back, oldest first; `settle` is called after the last."""
         slots = arrays["slots"]
         before = self.table.capacity
         self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
@@ -379,3 +408,8 @@ class EntityState:
             ring.load(
                 slots, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
+
+    def settle(self) -> None:
+        """Find again, after the last `load`, what is in no snapshot."""
+        for ring in self.rings:
+            ring.settle(self.table.used)

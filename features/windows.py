@@ -22,19 +22,24 @@ from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
     "BOOK",
+    "CAPACITY",
     "CAPACITY_MIN",
     "FLAG_BITS",
     "FREE",
-    "PAIRS_FILLED",
+    "HEAD",
     "KEPT",
+    "LOGGED",
     "LONG_AGO",
+    "PAIRS_FILLED",
     "PLACED",
+    "SAVED",
+    "SHARED",
+    "START",
     "TOP",
+    "allocate",
     "find_pair",
-    "gather_rings",
     "insert_pairs",
-    "place_rings",
-    "release_rings",
+    "release",
     "run_ring",
     "slot_layout",
 ]
@@ -59,15 +64,16 @@ LONG_AGO = -(1 << 62)
 """Time of a pair that was never met; no event is so old, and differences stay within int64."""
 
 # Places in `book`, the arena's own numbers.
-TOP, PAIRS_FILLED, PLACED, FREE = 0, 1, 2, 3
+TOP, PAIRS_FILLED, LOGGED, PLACED, FREE = 0, 1, 2, 3, 4
 BOOK = FREE + 48
-"""Length of `book`: top of the arena, filled places of the pairs, whether late rows are put in
-their place (`features.late`), free blocks by log2 of size."""
+"""Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks,
+whether late rows are put in their place (`features.late`), free blocks by log2 of size."""
 
 # Places in a slot's row of `ints`.
-START, CAPACITY, HEAD, KEPT, SHARED = 0, 1, 2, 3, 4
-# Records are numbered from 0 by slot; HEAD is the next one's number, KEPT that of the oldest one
-# that must not be lost: the longest window's, or what `features.late` may go back to.
+START, CAPACITY, HEAD, SAVED, KEPT, SHARED = 0, 1, 2, 3, 4, 5
+# Records are numbered from 0 by slot; HEAD is the next one's number. Those from SAVED on are in no
+# snapshot yet: whoever changes or takes back older ones lowers SAVED to the first of them. KEPT is
+# the oldest that must not be lost: the longest window's, or what `features.late` may go back to.
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
@@ -114,7 +120,7 @@ def insert_pairs(entries, pairs, touched, mark):
 
 
 @kernel
-def _allocate(capacity, book, arena_ints):
+def allocate(capacity, book, arena_ints):
     """Start of a free block of so many records (a power of two), -1 where the arena is full."""
     size_class = 0
     while (1 << size_class) < capacity:
@@ -131,7 +137,7 @@ def _allocate(capacity, book, arena_ints):
 
 
 @kernel
-def _release(start, capacity, book, arena_ints):
+def release(start, capacity, book, arena_ints):
     """Give a block back."""
     size_class = 0
     while (1 << size_class) < capacity:
@@ -145,7 +151,7 @@ def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):
     """Move a full ring (or none yet) to a block twice as large; False where the arena is full."""
     capacity = row[CAPACITY]
     larger = 2 * capacity if capacity > 0 else CAPACITY_MIN
-    start = _allocate(larger, book, arena_ints)
+    start = allocate(larger, book, arena_ints)
     if start < 0:
         return False
     if capacity > 0:
@@ -161,7 +167,7 @@ def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):
             for at in range(max(end - capacity, 0), end):
                 a = row[START] + (at & (capacity - 1))
                 arena_ints[start + (at & (larger - 1)), 2 + m] = arena_ints[a, 2 + m]
-        _release(row[START], capacity, book, arena_ints)
+        release(row[START], capacity, book, arena_ints)
     row[START] = start
     row[CAPACITY] = larger
     return True
@@ -304,10 +310,13 @@ def _note(i, pairs, met, before):
 
 
 @inlined
-def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, book, arena_ints):
+def _meet(
+    row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints
+):  # fmt: skip
     """Note the newest record's pairs; returns its marks.
 
     A record carries for each pair column whether it has a value, and whether the value came again.
+    What comes to a record that is in a snapshot already goes to the log of marks, too.
     """
     marks = np.int64(0)
     for p in range(pairs):
@@ -325,6 +334,10 @@ def _meet(row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, boo
         elif met[p, 4] >= oldest:
             place = row[START] + (met[p, 4] & (row[CAPACITY] - 1))
             arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
+            if met[p, 4] < row[SAVED]:
+                marked[book[LOGGED], 0] = slot
+                marked[book[LOGGED], 1] = met[p, 4] * 16 + p
+                book[LOGGED] += 1
         pairs_table[at, 2] = seq
         pairs_table[at, 3] = time_us
         touched[at] = 1
@@ -499,9 +512,11 @@ def _record(row, i, time_us, bits, flag_bits, columns, head, reals_in, arena_int
 @kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
-    arena_reals, pairs_table, touched, book, before, out
+    arena_reals, pairs_table, touched, marked, book, before, out
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
+
+    Room is asked of the arena and of `marked`, the log of marks: `pairs` entries for a row.
 
     Parameters
     ----------
@@ -521,6 +536,8 @@ def run_ring(
     longest = newest + (windows - 1) * stride
     met = np.empty((pairs, 5), np.int64)
     for i in range(first, len(slots)):
+        if book[LOGGED] + pairs > len(marked):
+            return i
         _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, newest,
              stride, windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
@@ -530,7 +547,7 @@ def run_ring(
         if not book[PLACED]:
             row[KEPT] = row[longest]
         if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
-            _release(row[START], row[CAPACITY], book, arena_ints)
+            release(row[START], row[CAPACITY], book, arena_ints)
             row[CAPACITY] = 0
         full = feeds[code] and row[HEAD] - row[KEPT] >= row[CAPACITY]
         if full and not _double(row, row[KEPT], maxima, pairs, book, arena_ints, arena_reals):
@@ -541,7 +558,7 @@ def run_ring(
             if book[PLACED]:
                 _note(i, pairs, met, before)
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
-                         book, arena_ints)  # fmt: skip
+                         marked, book, arena_ints)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,
                                   arena_ints, arena_reals)  # fmt: skip
             _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
@@ -553,84 +570,3 @@ def run_ring(
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == 0, time_us, arena_ints, arena_reals, out)  # fmt: skip
     return len(slots)
-
-
-@kernel
-def _restore_queue(row, n, longest, m, column, sign, at, shared, arena_ints, arena_reals):
-    """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
-    mask = row[CAPACITY] - 1
-    place = row[shared + m]
-    best = -np.inf
-    for back in range(n):
-        seq = row[HEAD] - 1 - back
-        x = sign * arena_reals[row[START] + (seq & mask), column]
-        if x > best and place > at:
-            best = x
-            place -= 1
-            arena_ints[row[START] + (place & mask), 2 + m] = seq
-
-
-@kernel
-def gather_rings(slots, ints, longest, arena_ints, arena_reals, live_ints, live_reals):
-    """Copy the live records of the given slots out, one slot after another."""
-    taken = 0
-    for i in range(len(slots)):
-        row = ints[slots[i]]
-        for seq in range(row[longest], row[HEAD]):
-            place = row[START] + (seq & (row[CAPACITY] - 1))
-            live_ints[taken, 0] = arena_ints[place, 0]
-            live_ints[taken, 1] = arena_ints[place, 1]
-            for v in range(arena_reals.shape[1]):
-                live_reals[taken, v] = arena_reals[place, v]
-            taken += 1
-
-
-@kernel
-def place_rings(
-    slots, live_ints, live_reals, ints, shape, max_columns, signs, arena_ints, arena_reals, book
-):
-    """Lay saved rings of the given slots into an arena that has room.
-
-    `shape` is (windows, flags, reals, maxima, pairs).
-    """
-    windows, flags, reals, maxima, pairs = shape
-    stride = 2 + flags + reals + maxima + pairs
-    longest = SHARED + pairs + maxima + (windows - 1) * stride
-    taken = 0
-    for i in range(len(slots)):
-        row = ints[slots[i]]
-        capacity = row[CAPACITY]
-        if capacity == 0:
-            continue
-        row[START] = _allocate(capacity, book, arena_ints)
-        n = row[HEAD] - row[longest]
-        for k in range(n):
-            place = row[START] + ((row[longest] + k) & (capacity - 1))
-            arena_ints[place, 0] = live_ints[taken + k, 0]
-            arena_ints[place, 1] = live_ints[taken + k, 1]
-            for v in range(reals):
-                arena_reals[place, v] = live_reals[taken + k, v]
-        for m in range(maxima):
-            _restore_queue(
-                row,
-                n,
-                longest,
-                m,
-                max_columns[m],
-                signs[m],
-                row[longest + 2 + flags + reals + m],
-                SHARED + pairs,
-                arena_ints,
-                arena_reals,
-            )
-        taken += n
-
-
-@kernel
-def release_rings(slots, ints, book, arena_ints):
-    """Give back the blocks of the given slots, before newer copies of them are laid in."""
-    for i in range(len(slots)):
-        row = ints[slots[i]]
-        if row[CAPACITY] > 0:
-            _release(row[START], row[CAPACITY], book, arena_ints)
-            row[CAPACITY] = 0

@@ -439,9 +439,11 @@ def test_nothing_is_compiled_after_the_warm_up(cat: Catalog, seed: int) -> None:
         state.run_geo,
         state.run_members,
         state.run_sequence,
-        state.gather_rings,
+        state.count_records,
+        state.copy_rings,
         state.place_rings,
-        state.release_rings,
+        state.mark_records,
+        state.restore_queues,
         state.insert_pairs,
     ]
     before = [len(k.signatures) for k in kernels]  # type: ignore[attr-defined]
