@@ -66,9 +66,14 @@ class GroupEngine:
         return sum(state.table.late for state in self._states.values())
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of state by entity type."""
+        return {name: state.memory_bytes for name, state in self._states.items()}
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of state."""
-        return sum(state.memory_bytes for state in self._states.values())
+        return sum(self.memory.values())
 
     def process(self, rows: GroupRows) -> dict[int, GroupFeatures]:
         """Features of the group's rows of one round.
