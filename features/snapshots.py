@@ -24,7 +24,7 @@ from features.windows import (
     release,
 )
 
-__all__ = ["copy_rings", "count_records", "mark_records", "place_rings", "restore_queues"]
+__all__ = ["copy_rings", "count_records", "mark_records", "place_rings", "restore_queue", "restore_queues"]
 
 
 @kernel
@@ -137,7 +137,7 @@ def mark_records(marked, slots, rows, ints, longest, arena_ints):
 
 
 @kernel
-def _restore_queue(row, longest, m, column, sign, at, shared, arena_ints, arena_reals):
+def restore_queue(row, longest, m, column, sign, at, shared, arena_ints, arena_reals):
     """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
     mask = row[CAPACITY] - 1
     place = row[shared + m]
@@ -165,5 +165,5 @@ def restore_queues(used, ints, shape, max_columns, signs, arena_ints, arena_real
             continue
         for m in range(maxima):
             at = row[longest + 2 + flags + reals + m]
-            _restore_queue(row, longest, m, max_columns[m], signs[m], at, SHARED + pairs,
+            restore_queue(row, longest, m, max_columns[m], signs[m], at, SHARED + pairs,
                            arena_ints, arena_reals)  # fmt: skip

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
+from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
@@ -35,10 +36,12 @@ from features.windows import (
     BOOK,
     CAPACITY,
     CAPACITY_MIN,
+    KEPT,
     LOGGED,
     PAIRS_FILLED,
-    SHARED,
+    PLACED,
     TOP,
+    longest_at,
     insert_pairs,
     run_ring,
 )
@@ -73,11 +76,9 @@ class RingState:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self._config = ring.config
-        windows, flags, reals, maxima, pairs = ring.shape
+        _, _, reals, maxima, pairs = ring.shape
         self._int_columns, self._float_columns = ring.per_slot
-        self._longest = (
-            SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
-        )
+        self.longest = longest_at(*ring.shape)
         self.ints = np.zeros((0, self._int_columns), np.int64)
         self.floats = np.zeros((0, self._float_columns))
         self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
@@ -85,7 +86,7 @@ class RingState:
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
         self._new_pairs(PAIRS_MIN if pairs else 1)
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = 0
+        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = self.book[PLACED] = 0
 
     def _new_pairs(self, size: int) -> None:
         self.pairs = np.zeros((size, 4), np.int64)
@@ -134,8 +135,16 @@ class RingState:
         self._new_pairs(size)
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
-    def run(self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64) -> None:
-        """Let the rows pass; fills their columns of `out`."""
+    def run(
+        self,
+        slots: Int64,
+        taken_us: Int64,
+        head: Int64,
+        reals: Float64,
+        before: Int64,
+        out: Float64,
+    ) -> None:
+        """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
         ring = self.ring
         if len(ring.others):
             self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
@@ -158,6 +167,7 @@ class RingState:
                 self.touched,
                 self.marked,
                 self.book,
+                before,
                 out,
             )
             if done == len(slots):
@@ -170,7 +180,7 @@ class RingState:
 
     def dump(self, slots: Int64, everything: bool) -> Arrays:
         """State of some slots, pairs and marks as far as no snapshot has them (or all)."""
-        live = count_records(slots, self.ints, self._longest, everything)
+        live = count_records(slots, self.ints, KEPT, everything)
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
@@ -205,14 +215,14 @@ class RingState:
             arrays["live_ints"],
             arrays["live_reals"],
             self.ints,
-            self._longest,
+            KEPT,
             self.book,
             self.arena_ints,
             self.arena_reals,
         )
         if wrong >= 0:
             raise ValueError(f"slot {slots[wrong]} does not continue the snapshot before")
-        mark_records(arrays["marked"], slots, rows, self.ints, self._longest, self.arena_ints)
+        mark_records(arrays["marked"], slots, rows, self.ints, KEPT, self.arena_ints)
         self.floats[slots] = arrays["floats"]
         self._load_pairs(arrays["pairs"])
 
@@ -286,9 +296,10 @@ class EntityState:
     Parameters
     ----------
     plan : what the kernels are told
+    late_us : rows that come so much late are put in their place (`features.late`), 0 for none
     """
 
-    def __init__(self, plan: EntityPlan) -> None:
+    def __init__(self, plan: EntityPlan, late_us: int = 0) -> None:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
@@ -304,6 +315,7 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self.late = LateRows(self, late_us)
         self._grow()
 
     def _grow(self) -> None:
@@ -312,29 +324,57 @@ class EntityState:
             array.resize((self.table.capacity, array.shape[1]), refcheck=False)
         for ring in self.rings:
             ring.grow(self.table.capacity)
+        self.late.grow(self.table.capacity)
+
+    def by_slot(self) -> Arrays:
+        """All state of slots that rows change: name -> array by slot, the very arrays."""
+        found = {name: a for name, a in self._fixed.items() if name != "frozen_until_us"}
+        for i, ring in enumerate(self.rings):
+            found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
+        return found
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
-        return self.table.memory_bytes + fixed + sum(r.memory_bytes for r in self.rings)
+        rings = sum(r.memory_bytes for r in self.rings)
+        return self.table.memory_bytes + fixed + rings + self.late.memory_bytes
 
-    def process(self, head: Int64, reals: Float64) -> tuple[Float64, npt.NDArray[np.int16] | None]:
+    def process(
+        self, head: Int64, reals: Float64, round_: int = -1, clock_us: int = 0
+    ) -> tuple[Float64, npt.NDArray[np.int16] | None, Changed | None]:
         """Features of rows in order.
+
+        Parameters
+        ----------
+        round_, clock_us : of `GroupRows`
 
         Returns
         -------
-        float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12)
+        float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
+        rows of earlier rounds give now, where late ones have come
         """
         if self.table.reserve(len(head)):
             self._grow()
-        slots, taken_us = self.table.intern(head)
+        if self.late.active(clock_us):
+            return self.late.process(head, reals, round_, clock_us)
+        slots, taken_us, _ = self.table.intern(head)
+        head = self.mark(slots, taken_us, head)
+        return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+
+    def notes(self, rows: int) -> list[Int64]:
+        """Room for what each ring's pairs said before rows."""
+        return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
+
+    def run(
+        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, notes: list[Int64]
+    ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
+        """Let rows pass the kernels, each entity's in order; `notes` is filled if it has room."""
         out = np.full((len(head), self.plan.width), np.nan)
-        for ring in self.rings:
-            ring.run(slots, taken_us, head, reals, out)
-        marked = self._marked(slots, taken_us, head)
+        for ring, before in zip(self.rings, notes, strict=True):
+            ring.run(slots, taken_us, head, reals, before, out)
         for kernel, tables, arrays in self._kernels:
-            kernel(slots, taken_us, marked, reals, *tables, *arrays, out)
+            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
         sequence = self.plan.sequence
         if sequence is None:
             return out, None
@@ -345,7 +385,7 @@ class EntityState:
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
-    def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
+    def mark(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
         if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
             return head
@@ -391,6 +431,7 @@ class EntityState:
         arrays |= {name: np.take(array, slots, axis=0) for name, array in self._fixed.items()}
         for i, ring in enumerate(self.rings):
             arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
+        arrays |= {f"late.{k}": v for k, v in self.late.dump(slots, everything).items()}
         return arrays
 
     def load(self, arrays: Arrays) -> None:
@@ -408,6 +449,7 @@ class EntityState:
             ring.load(
                 slots, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
+        self.late.load(slots, {k[5:]: v for k, v in arrays.items() if k.startswith("late.")})
 
     def settle(self) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
