@@ -25,6 +25,7 @@ from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
 from dataflows.state.lock import lock_state
+from dataflows.state.logs import LogStore
 from dataflows.state.manifest import (
     Manifest,
     fallback,
@@ -136,8 +137,12 @@ class Context:
             self.store_columns.setdefault(name, {})[entity] = columns
 
     def shard(self, name: str) -> ShardStore:
-        """State folder of a group or of a lane's filter of repeats."""
+        """State folder of a group."""
         return ShardStore(self.settings.state_dir / "deltas" / name, self.settings.deltas_max)
+
+    def log(self, name: str) -> LogStore:
+        """State folder of a lane's filter of repeats."""
+        return LogStore(self.settings.state_dir / "deltas" / name)
 
 
 def lanes_of(settings: Settings) -> int:
@@ -236,14 +241,14 @@ def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> 
 
 def _damage(settings: Settings, manifest: Manifest) -> str | None:
     """What keeps the state of a manifest from being used, None where every checksum is right."""
-    shards = [f"g{group:03d}" for group in range(manifest.groups)]
-    for name in (*shards, *(f"in{lane:02d}" for lane in range(manifest.lanes))):
-        try:
-            ShardStore(settings.state_dir / "deltas" / name, settings.deltas_max).load(
-                manifest.round
-            )
-        except StateError as error:
-            return str(error)
+    folder = settings.state_dir / "deltas"
+    try:
+        for group in range(manifest.groups):
+            ShardStore(folder / f"g{group:03d}", settings.deltas_max).load(manifest.round)
+        for lane in range(manifest.lanes):
+            LogStore(folder / f"in{lane:02d}").load(manifest.round)
+    except StateError as error:
+        return str(error)
     return None
 
 

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dataflows.admission import Admission
 from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.simulator import time_us_of
 from dataflows.state.deltas import ShardStore
+from dataflows.state.logs import LogStore
 from dataflows.state.manifest import read_manifest
 from dataflows.training import simulated, warm_folder
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError
-from features.repeats import RepeatFilter
 from models.bundle import Bundle
 from models.evaluate import Tally
 from models.scoring import Scorer
@@ -123,9 +124,7 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
         store = ShardStore(folder / "deltas" / f"g{group:03d}", settings.deltas_max)
         base, deltas, _ = store.load(manifest.round)
         engine.engines.append(GroupEngine.restore(cat, group, base, deltas))
-    repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
-    store = ShardStore(folder / "deltas" / "in00", settings.deltas_max)
-    base, deltas, _ = store.load(manifest.round)
-    for arrays in ([] if base is None else [base]) + deltas:
-        repeats.load(arrays)
-    return Pass(engine, repeats, manifest.until_us or 0, 0, 0, 0)
+    door = Admission(settings)
+    for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
+        door.load(arrays)
+    return Pass(engine, door, manifest.until_us or 0, 0, 0, 0)

@@ -7,6 +7,7 @@ features they had on the way are what the models learn from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dataflows.admission import Admission
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader
 from dataflows.state.deltas import ShardStore
+from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest, write_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.engine import OfflineEngine
 from features.events import event_code, event_type
 from features.keys import UInt64, hash_columns, hash_strings
-from features.repeats import RepeatFilter, event_keys
 from models.base import TrainingSet
 
 __all__ = ["Collector", "Pass", "Taker", "run_history", "save_warm"]
@@ -146,17 +148,19 @@ class Pass:
     Parameters
     ----------
     engine : the groups, warm
-    repeats : the filter of repeats, warm
+    door : the filter of repeats and the event-time clock, warm
     until_us : event time up to which history has gone; the live flow takes over here
     events, rejected, duplicates : counts
+    reasons : reason -> how many were rejected for it
     """
 
     engine: OfflineEngine
-    repeats: RepeatFilter
+    door: Admission
     until_us: int
     events: int
     rejected: int
     duplicates: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_history(
@@ -176,41 +180,40 @@ def run_history(
     progress : called after each chunk with (events so far, event time in us)
     begin : an earlier pass to go on from; its engine is used up
     """
-    until_us = events = rejected = duplicates = 0
     if begin is None:
-        engine = OfflineEngine(catalog, settings.groups)
-        repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
+        engine, door = OfflineEngine(catalog, settings.groups), Admission(settings)
+        until_us = events = duplicates = 0
+        reasons: Counter[str] = Counter()
     else:
-        engine, repeats = begin.engine, begin.repeats
-        until_us, events = begin.until_us, begin.events
-        rejected, duplicates = begin.rejected, begin.duplicates
+        engine, door, until_us = begin.engine, begin.door, begin.until_us
+        events, duplicates = begin.events, begin.duplicates
+        reasons = Counter(begin.reasons)
     while True:
         taken = reader.take(CHUNK_ROWS)
         until_us = max(until_us, taken.cut_time_us)
-        rejected += len(taken.rejects)
-        batches: dict[str, EventBatch] = {}
-        for name in sorted(taken.batches, key=event_code):
-            batch = taken.batches[name].in_order()
-            ids = event_keys(name, hash_strings(batch.frame["event_id"]))
-            fresh = repeats.admit(ids, until_us)
-            if fresh.any():
-                batches[name] = batch.take(np.flatnonzero(fresh))
-            duplicates += int(np.count_nonzero(~fresh))
-        if batches:
-            features = engine.process(batches)
+        named = sorted(taken.batches, key=event_code)
+        batches = {name: taken.batches[name].in_order() for name in named}
+        ids = {name: hash_strings(batch.frame["event_id"]) for name, batch in batches.items()}
+        done = door.admit(batches, ids, until_us)
+        reasons.update(letter.reason for letter in (*taken.rejects, *done.refused))
+        duplicates += done.duplicates
+        if done.batches:
+            features = engine.process(done.batches, done.clock_us)
             if collector is not None:
                 for name, matrix in features.items():
-                    collector.add(batches[name], matrix)
-            events += sum(len(b) for b in batches.values())
+                    collector.add(done.batches[name], matrix)
+            events += sum(len(b) for b in done.batches.values())
         if progress is not None:
             progress(events, until_us)
         if taken.eof:
-            return Pass(engine, repeats, until_us, events, rejected, duplicates)
+            rejected = sum(reasons.values())
+            return Pass(engine, door, until_us, events, rejected, duplicates, dict(reasons))
 
 
 def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) -> None:
     """Write the warm state of a pass as a state folder that a live run can start from."""
     for group, engine in enumerate(done.engine.engines):
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
-    ShardStore(folder / "deltas" / "in00", 1).write(0, "base", done.repeats.full(), {})
+    door = done.door
+    LogStore(folder / "deltas" / "in00").write(0, door.full(), done.until_us, door.needed_since_us)
     write_manifest(folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us))

@@ -129,11 +129,26 @@ class Settings(BaseSettings):
         ge=1,
         description="an event older than this against its round's cut_time is dead-lettered",
     )
+    late_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="an event further before the event-time clock of its partition (or file) is"
+        " dead-lettered; 0 refuses none",
+    )
+    early_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="an event further beyond that clock and its round's cut_time is dead-lettered;"
+        " 0 refuses none",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,
         le=86_400,
-        description="time (cut_time) within which a repeated event id is a duplicate",
+        description="time (cut_time) within which a repeated event id is a duplicate, to a 240th;"
+        " memory: 11 to 22 bytes x events/s x seconds, 33 while the table grows",
     )
 
     # -- models -----------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 from bytewax.operators import StatefulBatchLogic
 
+from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.sources.base import DeadLetter
@@ -24,7 +24,6 @@ from dataflows.sources.rounds import Part
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
-from features.repeats import RepeatFilter, event_keys
 
 __all__ = [
     "Admit",
@@ -151,7 +150,9 @@ class _Shard:
         self.name = name
         self.context = context
         self.store = context.shard(name)
+        self.log = context.log(name)
         self.store.forget_after(context.manifest.round)
+        self.log.forget_after(context.manifest.round)
         self._writing: tuple[int, bool, float, Future[int]] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
@@ -181,6 +182,34 @@ class _Shard:
         self._writing = (round_, last, pause_ms, future)
         return told
 
+    def append(
+        self,
+        round_: int,
+        last: bool,
+        arrays: Callable[[], dict[str, npt.NDArray[Any]]],
+        us: int,
+        since_us: int,
+    ) -> list[Durable]:
+        """As `write`, of a shard that is a log; see `dataflows.state.logs.LogStore.write`."""
+        begun = time.perf_counter()
+        told = self.written(wait=True)
+        future = self.context.writing.submit(self._save_log, round_, last, arrays(), us, since_us)
+        self._writing = (round_, last, (time.perf_counter() - begun) * 1e3, future)
+        return told
+
+    def _save_log(
+        self,
+        round_: int,
+        last: bool,
+        arrays: dict[str, npt.NDArray[Any]],
+        us: int,
+        since_us: int,
+    ) -> int:
+        """Write a log's next file and drop those no restart can need; the thread's part."""
+        size = self.log.write(round_, arrays, us, since_us, last)
+        self.log.forget_before(oldest_round(self.context.settings.state_dir))
+        return size
+
     def _save(
         self, round_: int, last: bool, base: bool, arrays: dict[str, npt.NDArray[Any]]
     ) -> int:
@@ -208,19 +237,18 @@ def restore_all(context: Context, lanes: int) -> None:
     its first round comes.
     """
     for lane in range(lanes):
-        context.restored["in", lane] = _restore_filter(context, lane)
+        context.restored["in", lane] = _restore_door(context, lane)
     for group in range(context.settings.groups):
         context.restored["g", group] = _restore_group(context, group)
 
 
-def _restore_filter(context: Context, lane: int) -> tuple[RepeatFilter, _Shard]:
-    """A lane's filter of repeats as the manifest left it."""
+def _restore_door(context: Context, lane: int) -> tuple[Admission, _Shard]:
+    """A lane's filter of repeats and clock as the manifest left them."""
     shard = _Shard(context, f"in{lane:02d}")
-    repeats = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
-    base, deltas, _ = shard.store.load(context.manifest.round)
-    for arrays in ([] if base is None else [base]) + deltas:
-        repeats.load(arrays)
-    return repeats, shard
+    door = Admission(context.settings, by_partition=context.settings.source == "kafka")
+    for arrays in shard.log.load(context.manifest.round):
+        door.load(arrays)
+    return door, shard
 
 
 def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
@@ -233,43 +261,39 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
-    """Per lane: take repeats out, then send each row to the groups of its entities."""
+    """Per lane: take out repeats and what comes too late, then send each row to the groups of its
+    entities."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._filter = RepeatFilter(context.settings.dedup_horizon_s * 1_000_000)
+        self._door: Admission | None = None
         self._shard: _Shard | None = None
         self._round = context.manifest.round
 
-    def _open(self, lane: int) -> _Shard:
-        """Restore the lane's filter once its number is known."""
-        self._filter, shard = self._context.restored.pop(("in", lane), None) or _restore_filter(
-            self._context, lane
-        )
-        return shard
+    def _open(self, lane: int) -> tuple[Admission, _Shard]:
+        """Restore the lane's door once its number is known."""
+        found: tuple[Admission, _Shard] = self._context.restored.pop(
+            ("in", lane), None
+        ) or _restore_door(self._context, lane)
+        return found
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
         out: list[ToGroup | ToHome | Durable] = []
         for part in values:
-            if self._shard is None:
-                self._shard = self._open(part.lane)
-            out.extend(self._one(part, self._shard))
+            if self._door is None or self._shard is None:
+                self._door, self._shard = self._open(part.lane)
+            out.extend(self._one(part, self._door, self._shard))
             self._round = part.round
         return out, False
 
-    def _one(self, part: Part, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
+    def _one(self, part: Part, door: Admission, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
         begun = time.perf_counter()
-        batches: dict[str, EventBatch] = {}
-        duplicates = 0
-        for name, batch in part.batches.items():
-            fresh = self._filter.admit(event_keys(name, part.ids[name]), part.cut_time_us)
-            kept = int(np.count_nonzero(fresh))
-            duplicates += len(batch) - kept
-            if kept:
-                batches[name] = batch if kept == len(batch) else batch.take(np.flatnonzero(fresh))
+        done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)
         groups = self._context.settings.groups
-        rows = split(self._context.catalog, batches, groups, part.lane)
+        rows = split(
+            self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us
+        )
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)
@@ -281,11 +305,11 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 -1,
                 part.cut_time_us,
                 part.control,
-                batches,
+                done.batches,
                 None,
                 part.received,
-                duplicates,
-                part.rejects,
+                done.duplicates,
+                part.rejects + done.refused,
                 part.final,
                 part.replayed,
             )
@@ -293,7 +317,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
         out.extend(shard.written())
         if shard.due(part.round, part.final):
-            out += shard.write(part.round, part.final, self._filter.full, self._filter.delta)
+            out += shard.append(
+                part.round, part.final, door.delta, part.cut_time_us, door.needed_since_us
+            )
         return out
 
     def on_eof(self) -> tuple[list[ToGroup | ToHome | Durable], bool]:

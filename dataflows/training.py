@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dataflows.admission import Admission
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -27,7 +28,6 @@ from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
-from features.repeats import RepeatFilter
 from features.simulate import ATTACKS
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
@@ -349,6 +349,6 @@ def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
         GroupEngine.restore(cat, group, one.full(), [])
         for group, one in enumerate(done.engine.engines)
     ]
-    repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
-    repeats.load(done.repeats.full())
-    return replace(done, engine=engine, repeats=repeats)
+    door = Admission(settings)
+    door.load(done.door.full())
+    return replace(done, engine=engine, door=door)

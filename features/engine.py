@@ -65,6 +65,9 @@ class GroupEngine:
         self._states = {
             name: EntityState(plan, late_us) for name, plan in self._plan.entities.items()
         }
+        self.clock_us = 0
+        """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
+        lanes have a part in a round."""
 
     @property
     def entities(self) -> dict[str, int]:
@@ -102,6 +105,7 @@ class GroupEngine:
         -------
         lane -> features of that lane's rows
         """
+        self.clock_us = max(self.clock_us, rows.clock_us)
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
@@ -151,7 +155,10 @@ class GroupEngine:
         return self._dump(everything=True)
 
     def _dump(self, everything: bool) -> Arrays:
-        arrays: Arrays = {"format": np.array([STATE_FORMAT])}
+        arrays: Arrays = {
+            "format": np.array([STATE_FORMAT]),
+            "clock_us": np.array([self.clock_us], np.int64),
+        }
         for name, state in self._states.items():
             arrays |= {f"{name}.{k}": v for k, v in state.dump(everything).items()}
         return arrays
@@ -179,6 +186,8 @@ class GroupEngine:
                     f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"
                 )
+            if "clock_us" in arrays:
+                engine.clock_us = int(arrays["clock_us"][0])
             for name, state in engine._states.items():
                 prefix = f"{name}."
                 mine = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from features.clock import REFUSALS
 from features.decode import REASONS
 from features.events import EventType, Field, event_types
 
@@ -20,6 +21,47 @@ _TYPES = {
     "time_us": "integer",
     "enum": "word",
 }
+
+
+TIME = """\
+## Late, early, repeated
+
+Every event of a source is one of three: scored, counted as a duplicate, or a dead letter; the
+report's `in` is the sum of `scored`, `duplicates` and `dead_lettered`.
+
+**Repeated.** An event id that its event type has had within `dedup_horizon_s` (an hour) is counted
+as `duplicates` and touches neither features nor votes, however late or early it says it is.
+
+**The clock.** What is late is held against the event time of the stream, not against the wall
+clock: a backlog of yesterday is read as if it were live. Each partition of each topic has its own
+clock, since after a break one may be hours behind another; a file and the simulator are one place.
+The clock is the newest event time that most of the last 64 events make credible (not further beyond
+their median than four times as far as their lower quartile is before it, and a second), never
+beyond `cut_time`, and never goes back. So one event from next year, or a producer whose clock is
+wrong, does not move it for the others; an idle partition holds nobody; and before the 16th event
+nothing is refused. After a pause in the data the clock follows when half of the 64 are newer; until
+then it lags, and what is later than the bound may still be let in, never the reverse.
+
+**Late.** An event that comes up to `late_s` (60) after the clock of its partition is put in its
+place. One that comes later becomes a dead letter, `too_late`. Events of one round are put in order
+together and never make each other late, so a round of hours of recorded data has nothing late.
+
+**Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
+of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,
+against which `time_future_s_max` was held before, so `early_s` refuses more only where it is the
+smaller of the two; a file is held against the rows around each row.
+
+The dead letter names topic, partition and offset, or the row of the file; the event itself stands
+in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again as it stands. It
+is the same after a crash, in a replay, in `waxwing train` and in `waxwing backfill`, which counts
+it under `reasons`: what is late follows from the rounds in the journal alone. `late_s = 0` and
+`early_s = 0` refuse nothing.
+
+**Silence.** Where nothing arrives the clock of a lane goes on with the time that passes, so that
+what is overdue is noticed; a break of the process itself is no silence. This clock decides what is
+due, not what is late: after a break of the brokers, what they kept is old, and is let in.
+""".splitlines()
+"""How time is dealt with, in prose; `features.clock` has the same for who reads the code."""
 
 
 def event_page() -> str:
@@ -51,8 +93,10 @@ def event_page() -> str:
         "",
         "| reason | meaning |",
         "| --- | --- |",
-        *(f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()),
+        *(f"| `{reason}` | {meaning} |" for reason, meaning in (REASONS | REFUSALS).items()),
         "| `not_a_row` | a line of CSV that has not the cells its header names |",
+        "",
+        *TIME,
     ]
     return "\n".join(lines) + "\n"
 

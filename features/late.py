@@ -1,4 +1,4 @@
-"""Rows that come late are put in their place: state and rows after them are as had they come in time.
+"""Rows that come late are put in their place: all is then as had they come in time.
 
 Per entity type and group there is a log of the rows that came within the bound, each with the row
 of the same entity before it, and of each entity touched a checkpoint: its state before its first
@@ -75,6 +75,7 @@ Int16 = npt.NDArray[np.int16]
 EVERY = 128
 """Rows of an entity after which it gets another checkpoint; chosen: a tenth of a millisecond to
 repeat, and a checkpoint of 1.5 kB adds 12 bytes a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Changed:
@@ -175,7 +176,7 @@ class LateRows:
         for ring in state.rings:
             ring.book[PLACED] = 0
         slots, taken_us, _ = state.table.intern(head[:old])
-        marked = state.mark(slots, taken_us, head[:old])
+        marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0))
         self._newest_us = int(head[old - 1, 1])
         self._clock_us = max(self._clock_us, self._newest_us)
@@ -197,23 +198,22 @@ class LateRows:
         return int(np.searchsorted(head[:, 1], since_us))
 
     def _turn(self, clock_us: int) -> None:
-        """Begin a generation, let go what no late row can need; the clock is of the round before.
+        """Begin a generation, let go what no late row can need; the time is of the round before.
 
         What came before a generation has times up to its horizon. A row from farther ahead than
-        the bound does not make the others wait.
+        the bound does not make the others wait. The clock goes on in silence, which makes nothing
+        late: the newest row bounds it.
         """
-        now = self._clock_us or clock_us
+        now = min(self._clock_us or clock_us, self._newest_us or clock_us)
         generations = self._generations
         if not generations or now - generations[-1].start_us >= self.late_us:
             horizon_us = min(self._newest_us, now + self.late_us)
-            generations.append(
-                _Generation(now, horizon_us, self._rows.top, self._checkpoints.top)
-            )
+            generations.append(_Generation(now, horizon_us, self._rows.top, self._checkpoints.top))
         while len(generations) > 1 and now - self.late_us > generations[1].horizon_us:
             generations.pop(0)
         self._rows.drop(generations[0].row)
         self._checkpoints.drop(generations[0].checkpoint)
-        self._clock_us = max(now, clock_us)
+        self._clock_us = max(self._clock_us, clock_us)
 
     def _logged(
         self, head: Int64, reals: Float64, round_: int, clock_us: int
@@ -225,7 +225,7 @@ class LateRows:
         for ring in state.rings:
             ring.book[PLACED] = 1
         slots, taken_us, before_us = state.table.intern(head, placed=True)
-        head = state.mark(slots, taken_us, head)
+        head = state.marked(slots, taken_us, head)
         n = len(head)
         rows.reserve(n)
         late, chain = np.zeros(n, np.uint8), np.empty((n, 3), np.int64)
@@ -237,7 +237,10 @@ class LateRows:
             slots,
             before_us,
             np.array([*numbers, EVERY, round_], np.int64),
-            *(rows.arrays[name] for name in ("wide", "meta", "others", "reals")),
+            rows.arrays["wide"],
+            rows.arrays["meta"],
+            rows.arrays["others"],
+            rows.arrays["reals"],
             self._tails,
             self._marks,
             self._since,
@@ -268,9 +271,7 @@ class LateRows:
         for i, ring in enumerate(state.rings):
             ints = checkpoints.arrays[f"ring{i}.ints"]
             oldest = checkpoints.first
-            keep_records(
-                chain, oldest, checkpoints.arrays["chain"], ints, ring.longest, ring.ints
-            )
+            keep_records(chain, oldest, checkpoints.arrays["chain"], ints, ring.longest, ring.ints)
 
     def _place(
         self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int
@@ -533,7 +534,7 @@ class _Given:
     def put(self, at: Int64, found: tuple[Float64, Int16 | None]) -> None:
         """Take in what `EntityState.run` gave for some rows."""
         self.values[at] = found[0]
-        if self.own is not None:
+        if self.own is not None and found[1] is not None:
             self.vectors[at[self.own[at]]] = found[1]
 
     def copy(self, at: Int64, other: _Given, rows: Int64) -> None:

@@ -140,6 +140,9 @@ def admit(
                 marks[slot] = checkpoint + made
                 since[slot] = 0
                 made += 1
+        elif head[i, 1] < before_us[i]:
+            late[i] = 1
+            came_late += 1
         wide[at, PREVIOUS] = tail
         tails[slot] = first + i
         since[slot] += 1

@@ -24,7 +24,14 @@ from features.windows import (
     release,
 )
 
-__all__ = ["copy_rings", "count_records", "mark_records", "place_rings", "restore_queue", "restore_queues"]
+__all__ = [
+    "copy_rings",
+    "count_records",
+    "mark_records",
+    "place_rings",
+    "restore_queue",
+    "restore_queues",
+]
 
 
 @kernel

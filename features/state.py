@@ -41,8 +41,8 @@ from features.windows import (
     PAIRS_FILLED,
     PLACED,
     TOP,
-    longest_at,
     insert_pairs,
+    longest_at,
     run_ring,
 )
 
@@ -359,7 +359,7 @@ class EntityState:
         if self.late.active(clock_us):
             return self.late.process(head, reals, round_, clock_us)
         slots, taken_us, _ = self.table.intern(head)
-        head = self.mark(slots, taken_us, head)
+        head = self.marked(slots, taken_us, head)
         return *self.run(slots, taken_us, head, reals, self.notes(0)), None
 
     def notes(self, rows: int) -> list[Int64]:
@@ -385,7 +385,7 @@ class EntityState:
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
-    def mark(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
+    def marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
         if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
             return head

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
             "events": done.events,
             "rejected": done.rejected,
             "duplicates": done.duplicates,
+            "reasons": dict(done.reasons),
             "until_us": done.until_us,
             "entities": _entities(done.engine.engines),
         }

@@ -42,6 +42,10 @@ outvoted, and a file that pauses for weeks is not a fault."""
 OFF_SHARE_MAX = 0.2
 """Share of rows far from their neighbours above which the file is simply not in order. Chosen."""
 
+AHEAD_US = 3_600_000_000
+"""How far a row may be ahead of its neighbours and still move the clock of a file whose rounds a
+column names. Chosen: more than rows of a round are apart, less than a wrong day or time zone."""
+
 _WINDOW_ROWS = 200_000
 """Rows whose neighbours are looked at in one go; chosen: 20 MB."""
 
@@ -257,6 +261,9 @@ class _File:
         self.keys = _keys(times, unread | (self._off != 0))
         self.clock = self.keys
         if round_column is not None:
+            # Rows stand as they came, so one from tomorrow would move the clock for all after it.
+            ahead = _off(times, unread | (self._off != 0), AHEAD_US) > 0
+            self.clock = _keys(times, unread | (self._off != 0) | ahead)
             self.keys = self._rounds(round_column)
         self._whole: list[Stretch] | None = None
         self._order: Int64 | None = None

@@ -110,7 +110,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 class ShardStore:
-    """Base and deltas of one shard (a group of entities, or a lane's filter of repeats).
+    """Base and deltas of one shard, a group of entities.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ def _newest(state: Path, shard: str, kind: str) -> Path:
     [
         ("g003", "delta", _flip_a_bit),
         ("g005", "base", _cut_short),
-        ("in00", "base", _flip_a_bit),
+        ("in00", "log", _flip_a_bit),
         ("g000", "base", Path.unlink),
     ],
 )

@@ -203,7 +203,7 @@ def make_parts(ends: tuple[int, ...] = (10, 7)) -> list[list[Part]]:
             ids = {n: hash_strings(b.frame["event_id"] + f"/{lane}") for n, b in twice.items()}
             control = ()
             if lane == 0 and round_ in (2, 5):
-                until_us = START_US + round_ * hour_us // 3 + 1
+                until_us = START_US + round_ * hour_us // 2 + 1
                 control = (
                     {"kind": "stage", "detector": f"d{round_}", "stage": "off"},
                     {"kind": "mute", "entity_type": "card", "entity": "c", "until_us": until_us},
@@ -212,7 +212,7 @@ def make_parts(ends: tuple[int, ...] = (10, 7)) -> list[list[Part]]:
                 Part(
                     lane,
                     round_,
-                    START_US + round_ * hour_us // 4,
+                    START_US + round_ * 3 * hour_us // end,
                     twice,
                     ids,
                     control,

@@ -519,6 +519,22 @@ def test_a_column_of_rounds_cuts_as_a_former_run_did(tmp_path: Path, suffix: str
         assert taken.eof == (cut == 23)
 
 
+def test_a_row_from_tomorrow_does_not_move_the_clock_of_a_file_with_rounds(tmp_path: Path) -> None:
+    frame = FRAMES["login"].sort("time_us")
+    times = frame["time_us"].to_list()
+    ahead = len(frame) // 2
+    wrong = [t + 86_400_000_000 * (i == ahead) for i, t in enumerate(times)]
+    rounds = [i // 4 for i in range(len(frame))]
+    numbered = frame.with_columns(pl.Series("time_us", wrong), pl.Series("cut", rounds))
+    path = write(tmp_path, "login", numbered, "parquet")
+    reader = FileReader(settings_of({"login": path}, file_round_column="cut"))
+    taken = [reader.take(1) for _ in range(max(rounds) + 1)]
+    for i, one in enumerate(taken):
+        credible = [t for t, w in zip(times[: 4 * i + 4], wrong, strict=False) if t == w]
+        assert one.cut_time_us == max(credible)
+    assert taken[-1].eof and sum(t.received for t in taken) == len(frame)
+
+
 def test_a_column_of_rounds_that_is_none_is_refused(tmp_path: Path) -> None:
     paths = {n: write(tmp_path, n, f, "parquet") for n, f in FRAMES.items() if n != "metric"}
     with pytest.raises(ConfigError) as caught:

@@ -1,0 +1,126 @@
+"""State that only grows at one end and is forgotten at the other: what a filter has seen, on disk.
+
+A file a snapshot, each checksummed (`dataflows.state.deltas`). Unlike a base, nothing old is ever
+written again: at 50,000 events/s an hour's ids are 1.4 GB. Each file names the one before it and
+the oldest that is still needed, so that a hole is found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataflows.state.deltas import Arrays, read_arrays, write_arrays
+from dataflows.state.journal import fsync_folder
+from features.errors import StateError
+
+__all__ = ["LogStore"]
+
+_SUFFIX = ".log"
+_AFTER, _NEEDS, _TIME, _LAST = "_after", "_needs", "_us", "last"
+"""Keys of a file's meta: the round of the file before, that of the oldest one needed, the newest
+cut time of what it holds, and whether it is the run's last."""
+
+
+class LogStore:
+    """Files of one append-only shard.
+
+    Parameters
+    ----------
+    folder : the shard's own folder
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._times: dict[int, int] = {}
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """(round, path) of each file, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [(int(p.stem), p) for p in self.folder.iterdir() if p.suffix == _SUFFIX]
+        return sorted(found)
+
+    def write(self, round_: int, arrays: Arrays, us: int, since_us: int, last: bool = False) -> int:
+        """Write what came since the file before; returns bytes written.
+
+        Parameters
+        ----------
+        us : newest cut time of what the file holds, microseconds
+        since_us : what files before this cut time hold is needed no more
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        before = [r for r, _ in self._files() if r < round_]
+        needed = [r for r in before if self._time(r) >= since_us]
+        meta = {
+            _AFTER: before[-1] if before else -1,
+            _NEEDS: needed[0] if needed else round_,
+            _TIME: us,
+            _LAST: last,
+        }
+        self._times[round_] = us
+        return write_arrays(self._path(round_), arrays, meta)
+
+    def _path(self, round_: int) -> Path:
+        return self.folder / f"{round_:012d}{_SUFFIX}"
+
+    def _time(self, round_: int) -> int:
+        """Newest cut time of what the file of a round holds."""
+        if round_ not in self._times:
+            self._times[round_] = int(read_arrays(self._path(round_))[1][_TIME])
+        return self._times[round_]
+
+    def load(self, round_: int) -> list[Arrays]:
+        """What files up to `round_` hold that is still needed, oldest first.
+
+        Raises
+        ------
+        StateError : a file is damaged, or one that is needed is missing
+        """
+        files = [f for f in self._files() if f[0] <= round_]
+        if not files:
+            if round_ > 0:
+                raise StateError(
+                    f"state {self.folder}: round {round_} is said to be durable, but there is"
+                    " nothing up to it; restore the folder from a copy, or start from an empty"
+                    " state_dir"
+                )
+            return []
+        newest, path = files[-1]
+        arrays, meta = read_arrays(path)
+        if newest != round_ and not meta[_LAST]:
+            raise StateError(
+                f"state {self.folder}: round {round_} is said to be durable, but the newest file is"
+                f" of round {newest}; restore the folder from a copy, or start from an empty"
+                " state_dir"
+            )
+        self._times[newest] = int(meta[_TIME])
+        found, at, needs = [arrays], newest, int(meta[_NEEDS])
+        while at > needs:
+            at = int(meta[_AFTER])
+            arrays, meta = read_arrays(self._path(at))
+            self._times[at] = int(meta[_TIME])
+            found.append(arrays)
+        return found[::-1]
+
+    def forget_after(self, round_: int) -> None:
+        """Remove what a crash left behind: files newer than the manifest, and half-written ones."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        for r, path in reversed(self._files()):
+            if r > round_:
+                path.unlink()
+                self._times.pop(r, None)
+        fsync_folder(self.folder)
+
+    def forget_before(self, round_: int) -> None:
+        """Remove what no restart from `round_` or later can need."""
+        upto = [r for r, _ in self._files() if r <= round_]
+        if not upto:
+            return
+        needs = int(read_arrays(self._path(upto[-1]))[1][_NEEDS])
+        for r, path in self._files():
+            if r < needs:
+                path.unlink()
+                self._times.pop(r, None)
