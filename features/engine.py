@@ -22,6 +22,7 @@ from features.events import event_code, event_type, event_types
 from features.late import Changed
 from features.plan import EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
+from features.snapshots import join
 from features.state import EntityState
 
 __all__ = [
@@ -65,7 +66,7 @@ class GroupEngine:
         self._states = {
             name: EntityState(plan, late_us) for name, plan in self._plan.entities.items()
         }
-        self.clock_us = 0
+        self.clock_us = self._saved_clock_us = 0
         """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
         lanes have a part in a round."""
 
@@ -147,21 +148,45 @@ class GroupEngine:
                 result.parts[event, plan.entity] = (head[at, 4], part)
 
     def delta(self) -> Arrays:
-        """What changed since the last `delta` or `full`, as arrays by name; clears the marks."""
-        return self._dump(everything=False)
+        """What changed since the snapshot before, as arrays by name."""
+        self.begin(everything=False)
+        return join(self.take())
 
     def full(self) -> Arrays:
-        """The whole state as arrays by name; clears the marks."""
-        return self._dump(everything=True)
+        """The whole state as arrays by name."""
+        self.begin(everything=True)
+        return join(self.take())
 
-    def _dump(self, everything: bool) -> Arrays:
-        arrays: Arrays = {
+    def begin(self, everything: bool) -> None:
+        """Begin a snapshot of this moment, of what changed since the one before or of all.
+
+        The stream goes on meanwhile: what is about to change is copied first, the rest by
+        `proceed`.
+
+        Raises
+        ------
+        StateError : the one before has not been taken, and would be lost
+        """
+        for state in self._states.values():
+            state.begin(everything)
+        self._saved_clock_us = self.clock_us
+
+    def proceed(self, parts: int) -> bool:
+        """Copy one of `parts` parts of the snapshot under way; True where all is copied."""
+        done = [state.proceed(parts) for state in self._states.values()]
+        return all(done)
+
+    def take(self) -> list[Arrays]:
+        """All parts of the snapshot under way, for `features.snapshots.join` on any thread."""
+        head: Arrays = {
             "format": np.array([STATE_FORMAT]),
-            "clock_us": np.array([self.clock_us], np.int64),
+            "clock_us": np.array([self._saved_clock_us], np.int64),
         }
-        for name, state in self._states.items():
-            arrays |= {f"{name}.{k}": v for k, v in state.dump(everything).items()}
-        return arrays
+        return [head] + [
+            {f"{name}.{k}": v for k, v in part.items()}
+            for name, state in self._states.items()
+            for part in state.take()
+        ]
 
     @classmethod
     def restore(
@@ -287,9 +312,11 @@ def warm_up(catalog: Catalog) -> None:
     engine = OfflineEngine(catalog, 1)
     engine.process(batches)
     group = engine.engines[0]
-    base, parts = group.full(), split(catalog, batches, 1, clock_us=2_000_000)
+    parts = split(catalog, batches, 1, clock_us=2_000_000)
+    group.begin(everything=True)
     group.process(merge(parts * 2))
     group.process(split(catalog, late, 1, clock_us=2_000_000)[0])
+    base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])
 
 

@@ -146,9 +146,6 @@ class LateRows:
         self._tails = np.zeros(0, np.int64)
         self._marks = np.zeros(0, np.int64)
         self._since = np.zeros(0, np.int64)
-        self._changed_rows: list[Int64] = []
-        self._changed_checkpoints: list[Int64] = []
-        self._saved = (1, 1)
 
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
@@ -176,6 +173,7 @@ class LateRows:
         for ring in state.rings:
             ring.book[PLACED] = 0
         slots, taken_us, _ = state.table.intern(head[:old])
+        state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0))
         self._newest_us = int(head[old - 1, 1])
@@ -225,6 +223,7 @@ class LateRows:
         for ring in state.rings:
             ring.book[PLACED] = 1
         slots, taken_us, before_us = state.table.intern(head, placed=True)
+        state.keep_all(slots, head)
         head = state.marked(slots, taken_us, head)
         n = len(head)
         rows.reserve(n)
@@ -338,8 +337,8 @@ class LateRows:
             )
         )
         found = found[order]
+        rows.change(found)
         link(owners, chosen, found, starts, chain, wide, self._tails)
-        self._changed_rows.append(found)
         return self._read(owners, chosen, found, starts)
 
     def _read(self, owners: Int64, chosen: Int64, numbers: Int64, starts: Int64) -> _Past:
@@ -360,6 +359,7 @@ class LateRows:
         """Let late slots be as in their checkpoints; `applied` are the rows they have had since."""
         state, checkpoints = self._state, self._checkpoints
         slots, head = past.slots[applied], past.head[applied]
+        state.keep_all(slots, head)
         at = checkpoints.at(past.chosen[:, 0])
         for name, array in state.by_slot().items():
             if not name.startswith("ring"):
@@ -420,6 +420,7 @@ class LateRows:
             newer,
             refresh,
         )
+        checkpoints.change(newer)
         given = _Given(state.plan, past.head)
         last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)))
         for k in range(last + 1):
@@ -432,7 +433,6 @@ class LateRows:
             to = checkpoints.at(due)
             for name, array in state.by_slot().items():
                 checkpoints.arrays[name][to] = array[chain[to, OWNER]]
-        self._changed_checkpoints.append(newer)
         return given
 
     def _note(self, numbers: Int64, notes: list[Int64]) -> None:
@@ -441,42 +441,42 @@ class LateRows:
         for i, note in enumerate(notes):
             self._rows.arrays[f"pairs{i}"][at] = note
 
-    def dump(self, slots: Int64, everything: bool) -> Arrays:
-        """What has changed since the last dump (or all there is); all counts as saved then.
+    def begin(self, slots: Int64, everything: bool) -> Arrays:
+        """Begin a snapshot of this moment; returns what is copied at once.
 
         Parameters
         ----------
-        slots : int64 (n,), those that rows have changed, or all
+        slots : int64 (n,), those that rows have changed since the last snapshot, or all
+        everything : whether rows and checkpoints of earlier snapshots count too
         """
         rows, checkpoints = self._rows, self._checkpoints
-        saved = (0, 0) if everything else self._saved
         counts = (self._clock_us, self._newest_us, self.placed, self.beyond)
         bounds = (rows.first, rows.top, checkpoints.first, checkpoints.top)
         generations = [(g.start_us, g.horizon_us, g.row, g.checkpoint) for g in self._generations]
-        arrays: Arrays = {
+        for shelf in (rows, checkpoints):
+            shelf.begin(everything)
+        return {
             "counts": np.array([*counts, *bounds], np.int64),
             "generations": np.array(generations, np.int64).reshape(-1, 4),
             "tails": self._tails[slots],
             "marks": self._marks[slots],
             "since": self._since[slots],
         }
-        parts = (
-            ("row", rows, saved[0], self._changed_rows),
-            ("checkpoint", checkpoints, saved[1], self._changed_checkpoints),
-        )
-        for name, shelf, since, changed in parts:
-            fresh = np.arange(max(since, shelf.first), shelf.top)
-            older = np.unique(np.concatenate([np.empty(0, np.int64), *changed]))
-            older = older[(older >= shelf.first) & (older < since)]
-            numbers = np.concatenate([older, fresh])
-            arrays[name] = numbers
-            arrays |= {f"{name}.{k}": v for k, v in shelf.take(numbers).items()}
-            changed.clear()
-        self._saved = (rows.top, checkpoints.top)
-        return arrays
+
+    @property
+    def copied(self) -> bool:
+        """Whether nothing of the snapshot under way is left to copy."""
+        return self._rows.copied and self._checkpoints.copied
+
+    def copy(self, parts: int) -> Arrays:
+        """One of `parts` parts of the snapshot under way, and what was about to change before."""
+        found: Arrays = {}
+        for name, shelf in (("row", self._rows), ("checkpoint", self._checkpoints)):
+            found |= {f"{name}.{k}": v for k, v in shelf.copy(parts).items()}
+        return found
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
-        """Put a dump back, oldest first; those of a plan with other columns leave the log empty."""
+        """Put a snapshot back, oldest first."""
         counts = [int(n) for n in arrays["counts"]]
         self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
         self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
@@ -486,9 +486,9 @@ class LateRows:
             ("row", self._rows, counts[4:6]),
             ("checkpoint", self._checkpoints, counts[6:8]),
         ):
-            found = {k: arrays[f"{name}.{k}"] for k in shelf.arrays}
-            shelf.load(first, top, arrays[name], found)
-        self._saved = (self._rows.top, self._checkpoints.top)
+            prefix = f"{name}."
+            found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            shelf.load(first, top, found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ Int64 = npt.NDArray[np.int64]
 SHELF_MIN = 64
 """Rows a shelf starts with room for; chosen: small groups stay small."""
 
+SLICE_MIN = 1 << 10
+"""Rows copied at once however few a part is; chosen: they take as long as the calls."""
+
 GROWTH = 1.5
 """A full shelf becomes so many times as large: less is unused than with doubling."""
 
@@ -33,6 +36,9 @@ class Shelf:
 
     def __init__(self, columns: dict[str, tuple[int, npt.DTypeLike]]) -> None:
         self.first = self.top = 1
+        self._at = self._end = self._saved = 1  # of the snapshot under way; saved up to here
+        self._changed: list[Int64] = []
+        self._kept: list[dict[str, npt.NDArray[Any]]] = []
         self.arrays: dict[str, npt.NDArray[Any]] = {
             name: np.zeros((SHELF_MIN, width), dtype) for name, (width, dtype) in columns.items()
         }
@@ -108,14 +114,56 @@ class Shelf:
 
     def drop(self, first: int) -> None:
         """Let go what comes before a number."""
-        self.first = max(self.first, first)
+        if first > self.first:
+            if self._at < first:
+                self._keep(np.arange(self._at, min(first, self._end)))
+                self._at = min(first, self._end)
+            self.first = first
 
-    def load(self, first: int, top: int, numbers: Int64, rows: dict[str, npt.NDArray[Any]]) -> None:
-        """Put saved rows back under their numbers; `first` and `top` are as they were then."""
+    def begin(self, everything: bool) -> None:
+        """Begin a snapshot of this moment: of what has changed since the last, or of all."""
+        self._at = self.first if everything else max(self._saved, self.first)
+        self._kept = []
+        if not everything:
+            changed = np.unique(np.concatenate([np.empty(0, np.int64), *self._changed]))
+            self._keep(changed[(changed >= self.first) & (changed < self._at)])
+        self._changed = []
+        self._end = self._saved = self.top
+
+    @property
+    def copied(self) -> bool:
+        """Whether nothing is left to copy."""
+        return self._at == self._end
+
+    def copy(self, parts: int) -> dict[str, npt.NDArray[Any]]:
+        """One of `parts` parts of what the snapshot holds, behind what was kept before."""
+        many = max(-(-(self._end - self.first) // parts), SLICE_MIN)
+        end = min(self._at + many, self._end)
+        self._keep(np.arange(self._at, end))
+        self._at = end
+        kept, self._kept = self._kept, []
+        return {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
+
+    def change(self, numbers: Int64) -> None:
+        """Say which rows are about to change: a snapshot under way copies them first."""
+        self._changed.append(numbers)
+        if not self.copied:
+            self._keep(numbers[(numbers >= self._at) & (numbers < self._end)])
+
+    def _keep(self, numbers: Int64) -> None:
+        self._kept.append({"number": numbers, **self.take(numbers)})
+
+    def load(self, first: int, top: int, rows: dict[str, npt.NDArray[Any]]) -> None:
+        """Put a snapshot back; `first` and `top` are as they were when it began.
+
+        A row that changed while it was copied stands there twice: as it was comes first.
+        """
         self.first = max(self.first, first)
         self.top = max(self.top, self.first)
         self.reserve(top - self.top)
-        self.top = top
+        self.top = self._saved = self._at = self._end = top
+        numbers = rows["number"][::-1]
         alive = numbers >= first
-        for name, values in rows.items():
-            self.arrays[name][self.at(numbers[alive])] = values[alive]
+        at = self.at(numbers[alive])
+        for name, array in self.arrays.items():
+            array[at] = rows[name][::-1][alive]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.errors import StateError
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.late import Changed, LateRows
@@ -26,11 +27,14 @@ from features.rates import RATE_FLOATS, run_rates
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import SlotTable
 from features.snapshots import (
+    PENDING,
     copy_rings,
     count_records,
+    keep_pairs,
     mark_records,
     place_rings,
     restore_queues,
+    take_pending,
 )
 from features.windows import (
     BOOK,
@@ -40,6 +44,7 @@ from features.windows import (
     LOGGED,
     PAIRS_FILLED,
     PLACED,
+    SAVED,
     TOP,
     insert_pairs,
     longest_at,
@@ -58,6 +63,9 @@ PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
 """Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
 group."""
+
+SLICE_MIN = 1 << 6
+"""Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
 
 PURGE_SLACK_US = 3_600_000_000
 """A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
@@ -85,6 +93,8 @@ class RingState:
         self.arena_reals = np.zeros((ARENA_MIN, reals))
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
         self._new_pairs(PAIRS_MIN if pairs else 1)
+        self._scanned = len(self.pairs)
+        self._copied_pairs = [np.zeros((0, 4), np.int64)]
         self.book = np.full(BOOK, -1, np.int64)
         self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = self.book[PLACED] = 0
 
@@ -123,6 +133,7 @@ class RingState:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
         if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
             return
+        self._scan(len(self.pairs))
         live = np.flatnonzero(self.pairs[:, 0])
         entries = self.pairs[live]
         ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
@@ -133,6 +144,7 @@ class RingState:
         while 2 * size < 5 * (len(entries) + incoming):
             size *= 2
         self._new_pairs(size)
+        self._scanned = size
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
     def run(
@@ -178,24 +190,58 @@ class RingState:
             slot = slots[done]
             self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
 
-    def dump(self, slots: Int64, everything: bool) -> Arrays:
-        """State of some slots, pairs and marks as far as no snapshot has them (or all)."""
+    def begin(self, everything: bool) -> Arrays:
+        """Begin a snapshot of this moment; returns the marks no snapshot has."""
+        if everything:
+            self.touched.fill(PENDING)
+        else:
+            np.multiply(self.touched, PENDING, out=self.touched)
+        self._scanned = 0
+        marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
+        self.book[LOGGED] = 0
+        return {"marked": marked}
+
+    @property
+    def scanned(self) -> bool:
+        """Whether no pair is left to copy."""
+        return self._scanned == len(self.pairs)
+
+    def _scan(self, places: int) -> None:
+        """Copy what is to be copied of the next so many places of the table of pairs."""
+        if self.scanned:
+            return
+        end = min(self._scanned + places, len(self.pairs))
+        at = self._scanned + np.flatnonzero(self.touched[self._scanned : end] == PENDING)
+        self._scanned = end
+        self.touched[at] = 0
+        entries = np.take(self.pairs, at, axis=0)
+        self._copied_pairs.append(entries[entries[:, 0] != 0])
+
+    def keep(self, slots: Int64, head: Int64) -> None:
+        """Copy pairs that are to be copied of rows about to pass."""
+        others = self.ring.others
+        if self.scanned or not len(others):
+            return
+        kept = np.empty((len(slots) * len(others), 4), np.int64)
+        found = keep_pairs(slots, head, others, self.pairs, self.touched, kept)
+        self._copied_pairs.append(kept[:found].copy())
+
+    def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
+        """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
         live = count_records(slots, self.ints, KEPT, everything)
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
         copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
-        at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
-        self.touched.fill(0)
-        marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
-        self.book[LOGGED] = 0
+        if parts:
+            self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
+        pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
         return {
             "ints": rows,
             "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "marked": marked,
-            "pairs": np.take(self.pairs, at, axis=0),
+            "pairs": np.concatenate(pairs),
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -222,7 +268,9 @@ class RingState:
         )
         if wrong >= 0:
             raise ValueError(f"slot {slots[wrong]} does not continue the snapshot before")
-        mark_records(arrays["marked"], slots, rows, self.ints, KEPT, self.arena_ints)
+        first = np.full(len(self.ints), np.iinfo(np.int64).max)
+        first[slots] = rows[:, SAVED]
+        mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
         self.floats[slots] = arrays["floats"]
         self._load_pairs(arrays["pairs"])
 
@@ -236,6 +284,7 @@ class RingState:
             while 2 * size < 5 * filled:
                 size *= 2
             self._new_pairs(size)
+            self._scanned = size
             self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
         self.book[PAIRS_FILLED] += insert_pairs(
             entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
@@ -316,12 +365,18 @@ class EntityState:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
         self.late = LateRows(self, late_us)
+        self._pending = np.zeros(0, np.uint8)
+        self._slots = np.zeros(0, np.int64)
+        self._copied: list[Arrays] = []
+        self._copying = self._everything = False
+        self._at = 0
         self._grow()
 
     def _grow(self) -> None:
         """Give every array by slot the table's capacity."""
         for array in self._fixed.values():
             array.resize((self.table.capacity, array.shape[1]), refcheck=False)
+        self._pending.resize(self.table.capacity, refcheck=False)
         for ring in self.rings:
             ring.grow(self.table.capacity)
         self.late.grow(self.table.capacity)
@@ -337,6 +392,7 @@ class EntityState:
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
+        fixed += self._pending.nbytes
         rings = sum(r.memory_bytes for r in self.rings)
         return self.table.memory_bytes + fixed + rings + self.late.memory_bytes
 
@@ -359,8 +415,16 @@ class EntityState:
         if self.late.active(clock_us):
             return self.late.process(head, reals, round_, clock_us)
         slots, taken_us, _ = self.table.intern(head)
+        self.keep_all(slots, head)
         head = self.marked(slots, taken_us, head)
         return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+
+    def keep_all(self, slots: Int64, head: Int64) -> None:
+        """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""
+        if self._copying:
+            self._copy(slots, parts=0)
+            for ring in self.rings:
+                ring.keep(slots, head)
 
     def notes(self, rows: int) -> list[Int64]:
         """Room for what each ring's pairs said before rows."""
@@ -411,28 +475,77 @@ class EntityState:
         slots = self.table.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
+            self.keep(slots)
             frozen = self._fixed["frozen_until_us"]
             frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
             self.table.dirty[slots] = 1
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
 
-    def dump(self, everything: bool) -> Arrays:
-        """What has changed since the last dump (or all there is); all counts as saved then."""
+    def begin(self, everything: bool) -> None:
+        """Begin a snapshot of this moment: of what has changed since the last, or of all.
+
+        Raises
+        ------
+        StateError : the one before has not been taken, and would be lost
+        """
+        if self._copied:
+            raise StateError(
+                f"{self.plan.entity}: a snapshot is under way; take it before the next begins"
+            )
         slots = self.table.take_dirty()
         if everything:
             slots = np.arange(self.table.used, dtype=np.int64)
-        arrays: Arrays = {
+        self._pending[slots] = 1
+        self._everything, self._slots, self._at = everything, slots, 0
+        first: Arrays = {
             "slots": slots,
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
             "late": np.array([self.table.late]),
         }
-        arrays |= {name: np.take(array, slots, axis=0) for name, array in self._fixed.items()}
         for i, ring in enumerate(self.rings):
-            arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
-        arrays |= {f"late.{k}": v for k, v in self.late.dump(slots, everything).items()}
-        return arrays
+            first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
+        first |= {f"late.{k}": v for k, v in self.late.begin(slots, everything).items()}
+        self._copied = [first]
+        self._copying = True
+
+    def keep(self, slots: Int64) -> None:
+        """Copy what a snapshot under way needs of slots that are about to change.
+
+        Rows that pass are looked after by `process`; whoever changes other slots calls this first.
+        """
+        if self._copying:
+            self._copy(slots, parts=0)
+
+    def proceed(self, parts: int) -> bool:
+        """Copy one of `parts` parts of the snapshot under way; True where all is copied."""
+        if self._copying:
+            end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
+            self._copy(self._slots[self._at : end], parts)
+            self._at = end
+            scanned = all(ring.scanned for ring in self.rings)
+            self._copying = end < len(self._slots) or not scanned or not self.late.copied
+        return not self._copying
+
+    def take(self) -> list[Arrays]:
+        """All parts of the snapshot under way, for `features.snapshots.join`."""
+        self.proceed(1)
+        copied, self._copied = self._copied, []
+        return copied
+
+    def _copy(self, slots: Int64, parts: int) -> None:
+        """Copy those of some slots that are still to be copied, and a part of the pairs."""
+        taken = np.empty(len(slots), np.int64)
+        taken = taken[: take_pending(slots, self._pending, taken)]
+        arrays = {"copied": taken}
+        arrays |= {name: np.take(array, taken, axis=0) for name, array in self._fixed.items()}
+        for i, ring in enumerate(self.rings):
+            found = ring.copy(taken, self._everything, parts)
+            arrays |= {f"ring{i}.{k}": v for k, v in found.items()}
+        if parts:
+            arrays |= {f"late.{k}": v for k, v in self.late.copy(parts).items()}
+        self._copied.append(arrays)
 
     def load(self, arrays: Arrays) -> None:
         """Put a dump back, oldest first; `settle` is called after the last."""
@@ -441,13 +554,14 @@ class EntityState:
         self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
         if self.table.capacity != before:
             self._grow()
+        copied = arrays["copied"]
         for name, array in self._fixed.items():
-            array[slots] = arrays[name]
+            array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
-                slots, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+                copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
         self.late.load(slots, {k[5:]: v for k, v in arrays.items() if k.startswith("late.")})
 
