@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import late
+from features import late, shelf, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import Correction, GroupEngine, amend, assemble, split
@@ -169,15 +169,17 @@ def test_a_stream_shuffled_within_the_bound_is_the_sorted_stream(
     assert_same_rows(found, expected)
 
 
-@settings(max_examples=4)
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     number=st.integers(0, 3),
     seed=st.integers(0, 10_000),
     plan=st.lists(st.sampled_from(["", "", "", "delta", "full", "restart"]), min_size=4),
 )
 def test_a_restart_between_a_row_and_a_late_one_before_it_changes_nothing(
-    cat: Catalog, number: int, seed: int, plan: list[str]
+    cat: Catalog, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, plan: list[str]
 ) -> None:
+    monkeypatch.setattr(state, "SLICE_MIN", 1)
+    monkeypatch.setattr(shelf, "SLICE_MIN", 3)
     before, after = streams(number)
     whole, cut_off = Stream(cat, 2), Stream(cat, 2)
     saved: list[list[Any]] = [[engine.full()] for engine in cut_off.engines]
