@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
+from features.labels import label_of
 from features.snapshots import join
 
 __all__ = [
@@ -285,9 +286,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
+    late_s = context.settings.late_s
     if base is None:
-        return GroupEngine(context.catalog, group), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas), shard
+        return GroupEngine(context.catalog, group, late_s), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
@@ -324,6 +326,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         rows = split(
             self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us
         )
+        labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
+        if labels:
+            rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)

@@ -19,6 +19,7 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
+from features.labels import Label
 from features.late import Changed
 from features.plan import EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
@@ -61,6 +62,7 @@ class GroupEngine:
     def __init__(self, catalog: Catalog, group: int, late_s: float = LATE_S) -> None:
         self.catalog = catalog
         self.group = group
+        self.labels = 0
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
         self._states = {
@@ -110,6 +112,9 @@ class GroupEngine:
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
+        if rows.labels:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted, changed = state.process(
@@ -271,15 +276,19 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
+    late_s : as of `GroupEngine`
     """
 
-    def __init__(self, catalog: Catalog, groups: int) -> None:
+    def __init__(self, catalog: Catalog, groups: int, late_s: float = LATE_S) -> None:
         self.catalog = catalog
-        self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+        self.engines = [GroupEngine(catalog, group, late_s) for group in range(groups)]
         self._round = 0
 
     def process(
-        self, batches: dict[str, EventBatch], clock_us: int = 0
+        self,
+        batches: dict[str, EventBatch],
+        clock_us: int = 0,
+        labels: tuple[Label, ...] = (),
     ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
 
@@ -288,6 +297,7 @@ class OfflineEngine:
         Parameters
         ----------
         clock_us : event-time clock with this stretch in it, as in `GroupRows`
+        labels : verdicts that become known before these events
 
         Examples
         --------
@@ -298,6 +308,8 @@ class OfflineEngine:
         parts = split(
             self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
         )
+        if labels:
+            parts = [replace(part, labels=labels) for part in parts]
         self._round += 1
         found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
@@ -313,8 +325,10 @@ def warm_up(catalog: Catalog) -> None:
     engine.process(batches)
     group = engine.engines[0]
     parts = split(catalog, batches, 1, clock_us=2_000_000)
+    keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
+    label = Label(0, 1, 1_000_000, True, keys)
     group.begin(everything=True)
-    group.process(merge(parts * 2))
+    group.process(replace(merge(parts * 2), labels=(label,)))
     group.process(split(catalog, late, 1, clock_us=2_000_000)[0])
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])

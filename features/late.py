@@ -31,7 +31,7 @@ Memory: rows/s x late_s x 2 x (80 + 8 x (other keys + reals) + 16 x pairs) bytes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from features.replay import (
     FLAGS,
     LANE,
     OFFSET,
+    OLDER,
     OWNER,
     PARTITION,
     ROUND,
@@ -58,6 +59,7 @@ from features.replay import (
     undo_pairs,
     waves,
 )
+from features.risk import apply_labels
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.windows import PLACED
@@ -440,6 +442,44 @@ class LateRows:
         at = self._rows.at(numbers)
         for i, note in enumerate(notes):
             self._rows.arrays[f"pairs{i}"][at] = note
+
+    def label(
+        self,
+        columns: Int64,
+        newest_us: Int64,
+        feeds: npt.NDArray[np.bool_],
+        counted: Int64,
+    ) -> None:
+        """Let verdicts be known of entities' checkpoints, too: going back does not forget them.
+
+        Parameters
+        ----------
+        columns : int64 (5, n), slot and the arguments of `apply_labels` after it
+        newest_us, feeds, counted : its arguments
+        """
+        checkpoints = self._checkpoints
+        found: list[tuple[int, int]] = []
+        for i, slot in enumerate(columns[0].tolist()):
+            number = int(self._marks[slot])
+            while number >= checkpoints.first:
+                found.append((number, i))
+                at = number % checkpoints.capacity
+                number = int(checkpoints.arrays["chain"][at, OLDER])
+        if not found:
+            return
+        numbers, which = np.array(found, np.int64).T
+        unique, rows = np.unique(numbers, return_inverse=True)
+        checkpoints.change(unique)
+        places = checkpoints.at(unique)
+        newest = np.zeros(len(unique), np.int64)
+        newest[rows] = newest_us[columns[0, which]]
+        names = ("risk", "risk_frauds", "risk_events")
+        states = [checkpoints.arrays[name][places] for name in names]
+        known = np.ascontiguousarray(columns[1:, which])
+        apply = cast(Any, apply_labels)
+        apply(rows.astype(np.int64), *known, newest, feeds, counted, *states)
+        for name, state in zip(names, states, strict=True):
+            checkpoints.arrays[name][places] = state
 
     def begin(self, slots: Int64, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns what is copied at once.

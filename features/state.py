@@ -10,7 +10,7 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,10 +20,12 @@ from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baseline
 from features.errors import StateError
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
+from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
+from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import SlotTable
 from features.snapshots import (
@@ -337,6 +339,17 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.risk is not None:
+        instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
+        yield (
+            run_risk,
+            plan.risk.tables,
+            [
+                ("risk", instances * RISK_FLOATS, np.float64),
+                ("risk_frauds", instances * RISK_DAYS, np.uint16),
+                ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
 
 
 class EntityState:
@@ -352,6 +365,7 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
+        self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
@@ -449,6 +463,43 @@ class EntityState:
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
+    def label(self, labels: Sequence[Label]) -> int:
+        """Let verdicts become known of the entities there are; gives how many were news.
+
+        An entity never seen, or forgotten, has no state and gets none. An event later than the
+        newest its entity has seen is taken at that time. What is usual of the entity that a fraud
+        is of (its event type's primary one) stands still for a while.
+        """
+        named = [
+            (key, label)
+            for label in labels
+            for entity, key in label.entities
+            if entity == self.plan.entity
+        ]
+        found = self.table.find(np.array([key for key, _ in named], np.int64).view(np.uint64))
+        rows: list[tuple[int, ...]] = []
+        for slot, (key, label) in zip(found.tolist(), named, strict=True):
+            if slot < 0:
+                continue
+            verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
+            time_us = min(label.time_us, newest_us)
+            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            if verdict == before:
+                continue
+            rows.append((slot, label.code, time_us, verdict, before))
+            if label.fraud and label.primary == self.plan.entity:
+                self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
+        risk = self.plan.risk
+        if rows and risk is not None:
+            columns = np.array(rows, np.int64).T.copy()
+            self.keep(columns[0])
+            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
+            kernel = cast(Kernel, apply_labels)
+            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
+            self.late.label(columns, self.table.newest_us, risk.feeds, risk.counted)
+            self.table.dirty[columns[0]] = 1
+        return len(rows)
+
     def marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
         if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
@@ -504,6 +555,7 @@ class EntityState:
             "newest_us": self.table.newest_us[slots],
             "late": np.array([self.table.late]),
         }
+        first["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
         first |= {f"late.{k}": v for k, v in self.late.begin(slots, everything).items()}
@@ -558,6 +610,7 @@ class EntityState:
         for name, array in self._fixed.items():
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
+        self.labels.load(arrays.get("labels", np.zeros((0, 3), np.int64)))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(

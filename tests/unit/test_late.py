@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import Correction, GroupEngine, amend, assemble, split
 from features.events import event_type
+from features.labels import Label
 from features.snapshots import join
 from tests.streams import START_US, cut, stream
 
@@ -56,12 +58,13 @@ class Stream:
         self.given: list[Matrices] = []
         self.corrected = 0
 
-    def feed(self, batches: Batches) -> Matrices:
+    def feed(self, batches: Batches, labels: tuple[Label, ...] = ()) -> Matrices:
         """Features of a round as it gives them; those of earlier rounds are amended."""
         self.clock_us = max(self.clock_us, *(int(b.time_us[-1]) for b in batches.values()))
         parts = split(
             self.cat, batches, len(self.engines), round_=len(self.given), clock_us=self.clock_us
         )
+        parts = [replace(part, labels=labels) for part in parts]
         found = [e.process(part)[0] for e, part in zip(self.engines, parts, strict=True)]
         given = assemble(self.cat, batches, found)
         corrections = [c for f in found for c in f.corrections]
@@ -211,3 +214,20 @@ def test_rows_later_than_the_bound_go_behind_the_oldest_checkpoint_and_are_count
         found.feed(part)
     (engine,) = found.engines
     assert 0 < engine.late_beyond <= engine.late
+
+
+def test_going_back_forgets_no_verdict(cat: Catalog, seed: int) -> None:
+    before, after = streams(1)
+    rounds = rounds_of(before, seed, LATE_S, 8)
+    rows = split(cat, before, 1)[0]
+    labels = tuple(
+        Label(int(row[2]), i, int(row[1]), bool(i % 3), ((entity, int(row[0])),))
+        for entity in ("merchant", "device", "ip")
+        for i, row in enumerate(rows.heads[entity][:12])
+    )
+    found, expected = Stream(cat, 2), Stream(cat, 1)
+    expected.feed(before)
+    for i, part in enumerate(rounds):
+        found.feed(part, labels if i == len(rounds) // 2 else ())
+    assert_same_features(found.feed(after), expected.feed(after, labels))
+    assert found.corrected > 0
