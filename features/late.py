@@ -30,8 +30,9 @@ Memory: rows/s x late_s x 2 x (80 + 8 x (other keys + reals) + 16 x pairs) bytes
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,6 @@ from features.replay import (
     undo_pairs,
     waves,
 )
-from features.risk import apply_labels
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.windows import PLACED
@@ -73,6 +73,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Int16 = npt.NDArray[np.int16]
+
+Change = Callable[[Int64, Int64, list[npt.NDArray[Any]]], None]
 
 EVERY = 128
 """Rows of an entity after which it gets another checkpoint; chosen: a tenth of a millisecond to
@@ -443,43 +445,32 @@ class LateRows:
         for i, note in enumerate(notes):
             self._rows.arrays[f"pairs{i}"][at] = note
 
-    def label(
-        self,
-        columns: Int64,
-        newest_us: Int64,
-        feeds: npt.NDArray[np.bool_],
-        counted: Int64,
-    ) -> None:
-        """Let verdicts be known of entities' checkpoints, too: going back does not forget them.
+    def apply(self, slots: Int64, names: Sequence[str], change: Change) -> None:
+        """Change checkpoints of slots as the slots themselves: going back does not forget it.
 
         Parameters
         ----------
-        columns : int64 (5, n), slot and the arguments of `apply_labels` after it
-        newest_us, feeds, counted : its arguments
+        slots : int64 (n,), in the order in which they are changed
+        names : of the arrays by slot that are changed
+        change : is given places in `slots` int64 (k,), rows int64 (k,) and the arrays to change
         """
         checkpoints = self._checkpoints
         found: list[tuple[int, int]] = []
-        for i, slot in enumerate(columns[0].tolist()):
+        for i, slot in enumerate(slots.tolist()):
             number = int(self._marks[slot])
             while number >= checkpoints.first:
                 found.append((number, i))
-                at = number % checkpoints.capacity
-                number = int(checkpoints.arrays["chain"][at, OLDER])
+                number = int(checkpoints.arrays["chain"][number % checkpoints.capacity, OLDER])
         if not found:
             return
         numbers, which = np.array(found, np.int64).T
         unique, rows = np.unique(numbers, return_inverse=True)
         checkpoints.change(unique)
-        places = checkpoints.at(unique)
-        newest = np.zeros(len(unique), np.int64)
-        newest[rows] = newest_us[columns[0, which]]
-        names = ("risk", "risk_frauds", "risk_events")
-        states = [checkpoints.arrays[name][places] for name in names]
-        known = np.ascontiguousarray(columns[1:, which])
-        apply = cast(Any, apply_labels)
-        apply(rows.astype(np.int64), *known, newest, feeds, counted, *states)
+        at = checkpoints.at(unique)
+        states = [checkpoints.arrays[name][at] for name in names]
+        change(which, rows.astype(np.int64), states)
         for name, state in zip(names, states, strict=True):
-            checkpoints.arrays[name][places] = state
+            checkpoints.arrays[name][at] = state
 
     def begin(self, slots: Int64, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns what is copied at once.

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
 from features.freeze import mark_frozen
@@ -23,7 +24,7 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring
+from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
@@ -38,6 +39,7 @@ from features.snapshots import (
     restore_queues,
     take_pending,
 )
+from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
     CAPACITY,
@@ -339,6 +341,19 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
+    if plan.weeks is not None:
+        many = len(plan.weeks.logs)
+        yield (
+            run_weeks,
+            plan.weeks.tables,
+            [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
+    if plan.trends is not None:
+        width = len(plan.trends.logs) * TREND_FLOATS
+        yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -489,16 +504,28 @@ class EntityState:
             rows.append((slot, label.code, time_us, verdict, before))
             if label.fraud and label.primary == self.plan.entity:
                 self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
-        risk = self.plan.risk
-        if rows and risk is not None:
-            columns = np.array(rows, np.int64).T.copy()
-            self.keep(columns[0])
-            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
-            kernel = cast(Kernel, apply_labels)
-            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
-            self.late.label(columns, self.table.newest_us, risk.feeds, risk.counted)
-            self.table.dirty[columns[0]] = 1
+        if rows and self.plan.risk is not None:
+            self._apply(np.array(rows, np.int64).T.copy(), self.plan.risk)
         return len(rows)
+
+    def _apply(self, columns: Int64, risk: Risk) -> None:
+        """Let verdicts be known, int64 (5, n): slots and the arguments of `apply_labels` after."""
+        slots = columns[0]
+        kernel = cast(Kernel, apply_labels)
+        names = ("risk", "risk_frauds", "risk_events")
+        newest_us = self.table.newest_us
+
+        def change(which: Int64, rows: Int64, states: list[npt.NDArray[Any]]) -> None:
+            newest = np.zeros(len(states[0]), np.int64)
+            newest[rows] = newest_us[slots[which]]
+            known = np.ascontiguousarray(columns[1:, which])
+            kernel(rows, *known, newest, risk.feeds, risk.counted, *states)
+
+        self.keep(slots)
+        state = [self._fixed[name] for name in names]
+        kernel(*columns, newest_us, risk.feeds, risk.counted, *state)
+        self.late.apply(slots, names, change)
+        self.table.dirty[slots] = 1
 
     def marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
@@ -531,6 +558,28 @@ class EntityState:
             frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
             self.table.dirty[slots] = 1
             self._frozen_until_us = max(self._frozen_until_us, until_us)
+        return len(slots)
+
+    def accept(self, keys: npt.NDArray[np.uint64]) -> int:
+        """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = np.unique(slots[slots >= 0])
+        if "anchors" in self._fixed and len(slots):
+            self.keep(slots)
+            rows = self._fixed["anchors"][slots]
+            accept(rows)
+            self._fixed["anchors"][slots] = rows
+            self.late.apply(slots, ("anchors",), lambda _which, _rows, states: accept(states[0]))
+            self.table.dirty[slots] = 1
         return len(slots)
 
     def begin(self, everything: bool) -> None:
