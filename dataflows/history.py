@@ -187,7 +187,8 @@ def run_history(
         but those under way in `begin`
     """
     if begin is None:
-        engine, door = OfflineEngine(catalog, settings.groups), Admission(settings)
+        engine = OfflineEngine(catalog, settings.groups, settings.late_s)
+        door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()
     else:
