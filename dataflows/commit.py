@@ -34,6 +34,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
+    "corrected", "corrected_unchecked", "flipped",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -167,6 +168,9 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["alerts"] += len(out.alerts)
             self._totals["muted"] += out.muted
             self._totals["suppressed"] += out.suppressed
+            self._totals["corrected"] += out.corrected
+            self._totals["corrected_unchecked"] += out.corrected_unchecked
+            self._totals["flipped"] += out.flipped
         self._round = round_
         telemetry = self._context.telemetry
         telemetry.stage("deliver", time.perf_counter() - begun)

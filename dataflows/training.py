@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from dataflows.admission import Admission
+from dataflows.arrivals import Arrivals
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -194,7 +195,8 @@ def train_files(
     say(f"history of {', '.join(settings.file_paths)}: up to {rows:,} rows a type")
     reader = FileReader(settings)
     try:
-        done = run_history(settings, cat, reader, collector)
+        arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels)
+        done = run_history(settings, cat, reader, collector, arrivals=arrivals)
     finally:
         reader.close()
     warm = warm_folder(settings)
@@ -304,7 +306,9 @@ def _history(
     # Absences are few: those of the days before are learned from too, once rhythms are known.
     rare_from_us = start_us + round((split_us - start_us) * RHYTHM_SHARE)
     rare = Collector(cat, rare_from_us, dict.fromkeys(TYPE_SHARES, 0.0))
-    first = run_history(settings, cat, simulated(settings, seed, start_us, split_us, plain), rare)
+    arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
+    reader = simulated(settings, seed, start_us, split_us, plain)
+    first = run_history(settings, cat, reader, rare, arrivals=arrivals)
     again = _copy(settings, cat, first)
     collector = Collector(cat, split_us, share)
     reader = simulated(settings, seed, split_us, end_us, plain)
@@ -363,4 +367,5 @@ def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     ]
     door = Admission(settings)
     door.load(done.door.full())
-    return replace(done, engine=engine, door=door)
+    arrivals = None if done.arrivals is None else done.arrivals.copy()
+    return replace(done, engine=engine, door=door, arrivals=arrivals)

@@ -188,12 +188,13 @@ def _notice(notices, kind, slot, until_us, row, gaps):
 
 
 @kernel
-def run_silence(slots, taken_us, head, reals_in, feeds, peers, ints, floats, tops, notices, out):
+def run_silence(slots, head, feeds, peers, ints, floats, tops, notices):
     """Rhythms of rows in order; what no row of the past has told is written to `notices`.
 
     Parameters
     ----------
-    reals_in, out : not used; all families are called alike
+    slots : int64 (n,)
+    head : int64 (n, >= 8); a row that is older than the newest of its entity says nothing
     feeds : bool (event types,), whose rows are utterances of the entity
     peers : int64 (2,), columns of `head` with the keys of holder and pool, -1 for none
     ints : int64 (slots, 8)
@@ -207,7 +208,7 @@ def run_silence(slots, taken_us, head, reals_in, feeds, peers, ints, floats, top
             prefetch(floats, slots[i + AHEAD])
         if not feeds[head[i, 2]]:
             continue
-        slot, now = slots[i], taken_us[i]
+        slot, now = slots[i], head[i, 1]
         row, gaps = ints[slot], floats[slot]
         if row[LAST] == 0:
             row[FIRST] = row[LAST] = now

@@ -121,7 +121,8 @@ def train(
     def one(event: str) -> _Fitted:
         fitted = _train_event(catalog, sets[event], kinds, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
-        say(f"{event}: {len(fitted.models.detectors)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
+        many = len(fitted.models.detectors)
+        say(f"{event}: {many} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
