@@ -8,6 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """Layout of snapshots; one with another number is refused."""
 
 
@@ -48,13 +49,19 @@ class GroupEngine:
     ----------
     catalog : what to compute
     group : number of the group, for messages
+    ttl_h : entity type -> hours after which idle ones are forgotten, where it is not the default
+        (`features.expiry`); 0: never
     """
 
-    def __init__(self, catalog: Catalog, group: int) -> None:
+    def __init__(
+        self, catalog: Catalog, group: int, ttl_h: Mapping[str, float] | None = None
+    ) -> None:
         self.catalog = catalog
         self.group = group
         self._plan = plan_of(catalog)
-        self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
+        self._states = {
+            name: EntityState(plan, ttl_h) for name, plan in self._plan.entities.items()
+        }
         self.clock_us = self._saved_clock_us = 0
         """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
         lanes have a part in a round."""
@@ -62,12 +69,17 @@ class GroupEngine:
     @property
     def entities(self) -> dict[str, int]:
         """Live entities by type."""
-        return {name: state.table.used for name, state in self._states.items()}
+        return {name: state.table.live for name, state in self._states.items()}
 
     @property
     def late(self) -> int:
         """Rows that were taken at their entity's newest time because they came after it."""
         return sum(state.table.late for state in self._states.values())
+
+    @property
+    def expired(self) -> int:
+        """Entities that were forgotten because they had been idle for so long, ever."""
+        return sum(state.table.expired for state in self._states.values())
 
     @property
     def memory(self) -> dict[str, int]:
@@ -105,6 +117,8 @@ class GroupEngine:
                 self._parts(state, mine, values, result)
                 if emitted is not None:
                     _sequences(state, head, emitted, lane, len(lanes) == 1, result)
+        for state in self._states.values():
+            state.expire(self.clock_us)
         return results
 
     def _parts(
@@ -169,7 +183,12 @@ class GroupEngine:
 
     @classmethod
     def restore(
-        cls, catalog: Catalog, group: int, base: Arrays | None, deltas: list[Arrays]
+        cls,
+        catalog: Catalog,
+        group: int,
+        base: Arrays | None,
+        deltas: list[Arrays],
+        ttl_h: Mapping[str, float] | None = None,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -177,7 +196,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another layout, or one that does not fit the catalogue
         """
-        engine = cls(catalog, group)
+        engine = cls(catalog, group, ttl_h)
         for arrays in ([] if base is None else [base]) + deltas:
             found = int(arrays["format"][0])
             if found != STATE_FORMAT:
@@ -229,11 +248,14 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
+    ttl_h : as of `GroupEngine`
     """
 
-    def __init__(self, catalog: Catalog, groups: int) -> None:
+    def __init__(
+        self, catalog: Catalog, groups: int, ttl_h: Mapping[str, float] | None = None
+    ) -> None:
         self.catalog = catalog
-        self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+        self.engines = [GroupEngine(catalog, group, ttl_h) for group in range(groups)]
         self._round = 0
 
     def process(

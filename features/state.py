@@ -10,7 +10,7 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
+from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
 from features.sequence import STEPS, WIDTH, run_sequence
-from features.slots import SlotTable
+from features.slots import LATE, SlotTable
 from features.snapshots import (
     PENDING,
     copy_rings,
@@ -37,6 +38,7 @@ from features.snapshots import (
 )
 from features.windows import (
     BOOK,
+    BORN,
     CAPACITY,
     CAPACITY_MIN,
     LOGGED,
@@ -137,6 +139,7 @@ class RingState:
         entries = self.pairs[live]
         ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
         idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
+        idle |= entries[:, 2] < self.ints[entries[:, 1] >> 4, BORN]
         live, entries = live[~idle], entries[~idle]
         touched = self.touched[live]
         size = PAIRS_MIN
@@ -179,6 +182,11 @@ class RingState:
                 continue
             slot = slots[done]
             self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+
+    def clear(self, slots: Int64) -> None:
+        """Empty the rings of slots that go to other entities."""
+        shape = np.array(self.ring.shape, np.int64)
+        clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
@@ -335,11 +343,12 @@ class EntityState:
     Parameters
     ----------
     plan : what the kernels are told
+    ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
     """
 
-    def __init__(self, plan: EntityPlan) -> None:
+    def __init__(self, plan: EntityPlan, ttl_h: Mapping[str, float] | None = None) -> None:
         self.plan = plan
-        self.table = SlotTable()
+        self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
         self.rings = [RingState(ring) for ring in plan.rings]
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -353,6 +362,7 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self._left: list[Int64] = []
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
         self._copied: list[Arrays] = []
@@ -384,7 +394,8 @@ class EntityState:
         """
         if self.table.reserve(len(head)):
             self._grow()
-        slots, taken_us = self.table.intern(head)
+        slots, taken_us, left = self.table.intern(head)
+        self._left.append(left)
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
@@ -438,6 +449,25 @@ class EntityState:
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
 
+    def expire(self, clock_us: int) -> None:
+        """Forget, after a round, entities that have left their slots, and a few of the silent.
+
+        Parameters
+        ----------
+        clock_us : event-time clock; 0, not known: none is found silent
+        """
+        left, self._left = self._left, []
+        if self.table.ttl_us and clock_us:
+            left.append(self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT))
+        slots = np.concatenate(left) if left else np.zeros(0, np.int64)
+        if len(slots):
+            self.keep(slots)
+            for array in self._fixed.values():
+                array[slots] = 0
+            for ring in self.rings:
+                ring.clear(slots)
+            self.table.release(slots)
+
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment: of what has changed since the last, or of all.
 
@@ -458,7 +488,7 @@ class EntityState:
             "slots": slots,
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
-            "late": np.array([self.table.late]),
+            "counts": np.array([self.table.late, self.table.expired]),
         }
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
@@ -503,7 +533,8 @@ class EntityState:
         """Put a dump back, oldest first; `settle` is called after the last."""
         slots = arrays["slots"]
         before = self.table.capacity
-        self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
+        self.table.load(slots, arrays["keys"], arrays["newest_us"])
+        self.table.numbers[LATE], self.table.expired = arrays["counts"].tolist()
         if self.table.capacity != before:
             self._grow()
         copied = arrays["copied"]

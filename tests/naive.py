@@ -197,8 +197,9 @@ def place_of(event: Event) -> tuple[float, float] | None:
 class NaiveEngine:
     """Every event of every entity, and every feature by looking through them."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, ttl_s: dict[str, int] | None = None) -> None:
         self.catalog = catalog
+        self.ttl_s = ttl_s or {}
         self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
         self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
         self.members: dict[Any, dict[Any, Member]] = defaultdict(dict)
@@ -229,6 +230,9 @@ class NaiveEngine:
             if key is None or name not in self.touching[entity]:
                 continue
             records = self.records[entity, key]
+            ttl_us = self.ttl_s.get(entity, 45 * 86_400) * 1_000_000
+            if records and event["time_us"] - records[-1][0] > ttl_us:
+                self._forget(entity, key, records)
             keys[entity] = key
             times[entity] = max([event["time_us"], *(t for t, _ in records[-1:])])
             before[entity] = list(records)
@@ -250,6 +254,16 @@ class NaiveEngine:
         for feature in late:
             out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
+
+    def _forget(self, entity: str, key: tuple[str, ...], records: list[tuple[int, Event]]) -> None:
+        """All that is known of one entity."""
+        records.clear()
+        for values in [v for k, v in self.values.items() if k[:2] == (entity, key)]:
+            values.clear()
+        names = {f.name for e in self.catalog.event_types for f in self.catalog.features(e)
+                 if f.entity == entity}  # fmt: skip
+        for state in [s for k, s in self.members.items() if k[0] in names and k[2] == key]:
+            state.clear()
 
     def _fed(self, feature: Feature, records: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
         """Records of the event types that feed the feature."""
