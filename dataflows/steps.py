@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
@@ -19,12 +19,14 @@ from bytewax.operators import StatefulBatchLogic
 from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
+from dataflows.corrections import Corrected, RecentRows
 from dataflows.sources.base import DeadLetter
 from dataflows.sources.rounds import Part
 from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
+from features.labels import label_of
 from features.snapshots import join
 
 __all__ = [
@@ -99,7 +101,7 @@ class ToGroup:
 class ToHome:
     """What a lane keeps of its own round while the groups compute, or what a group sends back.
 
-    `batches` is set by the lane itself, `features` by a group.
+    `batches` and `clock_us` are set by the lane itself, `features` by a group.
     """
 
     lane: int
@@ -114,6 +116,7 @@ class ToHome:
     rejects: tuple[DeadLetter, ...] = ()
     final: bool = False
     replayed: bool = False
+    clock_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,11 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class Featured:
-    """A lane's round with all features, ready to be scored."""
+    """A lane's round with all features, ready to be scored.
+
+    `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
+    is how many of them are no longer kept.
+    """
 
     lane: int
     round: int
@@ -142,6 +149,8 @@ class Featured:
     rejects: tuple[DeadLetter, ...]
     final: bool
     replayed: bool
+    corrected: tuple[Corrected, ...] = ()
+    corrected_unchecked: int = 0
 
 
 class _Shard:
@@ -324,6 +333,9 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         rows = split(
             self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us
         )
+        labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
+        if labels:
+            rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
             for g in range(groups)
@@ -342,6 +354,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 part.rejects + done.refused,
                 part.final,
                 part.replayed,
+                done.clock_us,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -437,6 +450,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
         self._control = Control.of(context.manifest.control)
+        late_us = round(context.settings.late_s * 1e6)
+        self._recent = RecentRows(context.catalog, late_us, context.settings.corrected_rows_max)
         self._round = context.manifest.round
 
     def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
@@ -469,6 +484,12 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._control = self._control.expire(waiting.cut_time_us)
         batches = own.batches or {}
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
+        corrected, unchecked = self._recent.check(
+            correction for result in waiting.features for correction in result.corrections
+        )
+        self._recent.keep(
+            own.round, own.clock_us, batches, features, waiting.features, self._control
+        )
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(
             own.lane,
@@ -482,6 +503,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.rejects,
             own.final,
             own.replayed,
+            corrected,
+            unchecked,
         )
 
     def snapshot(self) -> int:

@@ -9,6 +9,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
+from features.labels import Label
 from features.plan import plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
 from features.snapshots import join
@@ -58,6 +60,7 @@ class GroupEngine:
     ) -> None:
         self.catalog = catalog
         self.group = group
+        self.labels = 0
         self._plan = plan_of(catalog)
         self._states = {
             name: EntityState(plan, ttl_h) for name, plan in self._plan.entities.items()
@@ -106,6 +109,9 @@ class GroupEngine:
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
+        if rows.labels:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted = state.process(head, rows.reals[entity])
@@ -218,6 +224,7 @@ class GroupEngine:
                     ) from error
         for state in engine._states.values():
             state.settle()
+            state.table.hear(engine.clock_us)
         return engine
 
 
@@ -259,7 +266,10 @@ class OfflineEngine:
         self._round = 0
 
     def process(
-        self, batches: dict[str, EventBatch], clock_us: int = 0
+        self,
+        batches: dict[str, EventBatch],
+        clock_us: int = 0,
+        labels: tuple[Label, ...] = (),
     ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
 
@@ -268,6 +278,7 @@ class OfflineEngine:
         Parameters
         ----------
         clock_us : event-time clock with this stretch in it, as in `GroupRows`
+        labels : verdicts that become known before these events
 
         Examples
         --------
@@ -278,6 +289,8 @@ class OfflineEngine:
         parts = split(
             self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
         )
+        if labels:
+            parts = [replace(part, labels=labels) for part in parts]
         self._round += 1
         found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
@@ -305,7 +318,9 @@ def warm_up(catalog: Catalog) -> None:
     engine.process(batches)
     group = engine.engines[0]
     parts = split(catalog, batches, 1)
+    keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
+    label = Label(0, 1, 1_000_000, True, keys)
     group.begin(everything=True)
-    group.process(merge(parts * 2))
+    group.process(replace(merge(parts * 2), labels=(label,)))
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])

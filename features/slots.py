@@ -143,6 +143,7 @@ class SlotTable:
     def __init__(self, ttl_us: int = 0) -> None:
         self.ttl_us = ttl_us
         self.expired = 0
+        self._known_us = -NEVER_US
         self.capacity = 256
         self.numbers = np.zeros(3, np.int64)
         self.keys = np.zeros(self.capacity, np.int64)
@@ -266,10 +267,16 @@ class SlotTable:
         self.numbers[SPARE] += len(slots)
         self.expired += len(slots)
 
+    def hear(self, clock_us: int) -> None:
+        """Take in the event-time clock, 0 where it is not known."""
+        if self.ttl_us and clock_us:
+            self._known_us = clock_us - self.ttl_us
+
     def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
-        """int64 (n,), the slot of each key, -1 where it was never met."""
+        """int64 (n,), the slot of each key, -1 where it was never met or has been idle too long."""
         slots = np.empty(len(keys), np.int64)
         _slots_of(keys.view(np.int64), self._table_key, self._table_slot, slots)
+        slots[self.newest_us[slots] < self._known_us] = -1
         return slots
 
     def take_dirty(self) -> Int64:

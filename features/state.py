@@ -10,20 +10,23 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
+from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
+from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import LATE, SlotTable
 from features.snapshots import (
@@ -36,6 +39,7 @@ from features.snapshots import (
     restore_queues,
     take_pending,
 )
+from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
     BORN,
@@ -335,6 +339,30 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
+    if plan.weeks is not None:
+        many = len(plan.weeks.logs)
+        yield (
+            run_weeks,
+            plan.weeks.tables,
+            [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
+    if plan.trends is not None:
+        width = len(plan.trends.logs) * TREND_FLOATS
+        yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
+    if plan.risk is not None:
+        instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
+        yield (
+            run_risk,
+            plan.risk.tables,
+            [
+                ("risk", instances * RISK_FLOATS, np.float64),
+                ("risk_frauds", instances * RISK_DAYS, np.uint16),
+                ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
 
 
 class EntityState:
@@ -350,6 +378,7 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
         self.rings = [RingState(ring) for ring in plan.rings]
+        self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
@@ -416,6 +445,42 @@ class EntityState:
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
 
+    def label(self, labels: Sequence[Label]) -> int:
+        """Let verdicts become known of the entities there are; gives how many were news.
+
+        An entity never seen, or forgotten, has no state and gets none. An event later than the
+        newest its entity has seen is taken at that time. What is usual of the entity that a fraud
+        is of (its event type's primary one) stands still for a while.
+        """
+        named = [
+            (key, label)
+            for label in labels
+            for entity, key in label.entities
+            if entity == self.plan.entity
+        ]
+        found = self.table.find(np.array([key for key, _ in named], np.int64).view(np.uint64))
+        rows: list[tuple[int, ...]] = []
+        for slot, (key, label) in zip(found.tolist(), named, strict=True):
+            if slot < 0:
+                continue
+            verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
+            time_us = min(label.time_us, newest_us)
+            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            if verdict == before:
+                continue
+            rows.append((slot, label.code, time_us, verdict, before))
+            if label.fraud and label.primary == self.plan.entity:
+                self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
+        risk = self.plan.risk
+        if rows and risk is not None:
+            columns = np.array(rows, np.int64).T.copy()
+            self.keep(columns[0])
+            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
+            kernel = cast(Kernel, apply_labels)
+            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
+            self.table.dirty[columns[0]] = 1
+        return len(rows)
+
     def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
         if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
@@ -456,6 +521,7 @@ class EntityState:
         ----------
         clock_us : event-time clock; 0, not known: none is found silent
         """
+        self.table.hear(clock_us)
         left, self._left = self._left, []
         if self.table.ttl_us and clock_us:
             left.append(self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT))
@@ -467,6 +533,27 @@ class EntityState:
             for ring in self.rings:
                 ring.clear(slots)
             self.table.release(slots)
+
+    def accept(self, keys: npt.NDArray[np.uint64]) -> int:
+        """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = np.unique(slots[slots >= 0])
+        if "anchors" in self._fixed and len(slots):
+            self.keep(slots)
+            rows = self._fixed["anchors"][slots]
+            accept(rows)
+            self._fixed["anchors"][slots] = rows
+            self.table.dirty[slots] = 1
+        return len(slots)
 
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment: of what has changed since the last, or of all.
@@ -490,6 +577,7 @@ class EntityState:
             "newest_us": self.table.newest_us[slots],
             "counts": np.array([self.table.late, self.table.expired]),
         }
+        first["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
         self._copied = [first]
@@ -541,6 +629,7 @@ class EntityState:
         for name, array in self._fixed.items():
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
+        self.labels.load(arrays.get("labels", np.zeros((0, 3), np.int64)))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(

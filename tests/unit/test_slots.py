@@ -84,3 +84,5 @@ def test_idle_entities_leave_and_their_slots_are_given_to_others(
         assert table.find(known).tolist() == list(slot_of.values())
         assert table.live == len(slot_of) and table.expired == forgotten
     assert 2 * table.used < forgotten
+    table.hear(now + 10_000)
+    assert table.find(known).tolist() == [-1] * len(known)
