@@ -25,9 +25,9 @@ as a pair is known (`features.plan.PAIR_TTL_S`), addresses change hands within a
 DAYS_OTHER = 14.0
 """For all other types; chosen: a host that was off over a holiday is still known."""
 
-SLACK_US = 3_600_000_000
-"""A silent entity's slot is taken this much after its time; chosen: an hour is far beyond any
-lateness that is accepted, so that when it is taken never shows in a feature."""
+SLACK_US = 25 * 3_600_000_000
+"""A silent entity's slot is taken this much after its time; chosen: beyond the longest lateness
+that can be set (`late_s`, a day), so that when it is taken never shows in a feature."""
 
 SWEPT = 256
 """Slots of an entity type that a round looks at; chosen: 100,000 slots in 40 s, and forgetting all

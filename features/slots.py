@@ -151,6 +151,7 @@ class SlotTable:
         self.dirty = np.zeros(self.capacity, np.uint8)
         self._free = np.zeros(self.capacity, np.int32)
         self._swept = 0
+        self._left: list[Int64] = []
         self._new_table(_TABLE_MIN)
 
     def _new_table(self, size: int) -> None:
@@ -207,10 +208,8 @@ class SlotTable:
         self._new_table(size)
         _fill(self.keys, self.used, self._table_key, self._table_slot)
 
-    def intern(self, head: Int64) -> tuple[Int64, Int64, Int64]:
-        """Slot and taken time of each row, and the slots entities have left behind.
-
-        Those are the caller's, to be cleared after the rows have passed, and given to `release`.
+    def intern(self, head: Int64) -> tuple[Int64, Int64]:
+        """Slot and taken time of each row; slots that entities leave behind are for `take_left`.
 
         Parameters
         ----------
@@ -218,7 +217,7 @@ class SlotTable:
 
         Returns
         -------
-        int64 (n,) slots, int64 (n,) microseconds, int64 (k,) slots
+        int64 (n,) slots, int64 (n,) microseconds
         """
         slots = np.empty(len(head), np.int64)
         taken_us = np.empty(len(head), np.int64)
@@ -237,10 +236,20 @@ class SlotTable:
             slots,
             taken_us,
         )
-        return slots, taken_us, left[:leaving]
+        if leaving:
+            self._left.append(left[:leaving])
+        return slots, taken_us
 
-    def sweep(self, before_us: int, many: int) -> Int64:
-        """Look at some slots; those idle since `before_us` are the caller's, as of `intern`."""
+    def take_left(self) -> Int64:
+        """Slots that entities have left behind since the last call: no row will ask for them.
+
+        They are the caller's, to be cleared and given to `release`.
+        """
+        left, self._left = self._left, []
+        return np.concatenate([np.zeros(0, np.int64), *left])
+
+    def sweep(self, before_us: int, many: int) -> None:
+        """Look at some slots; those idle since `before_us` leave, for `take_left`."""
         if self._swept >= self.used:
             self._swept = 0
         first, end = self._swept, min(self._swept + many, self.used)
@@ -256,7 +265,7 @@ class SlotTable:
             self._table_slot,
             left,
         )
-        return left[:leaving]
+        self._left.append(left[:leaving])
 
     def release(self, slots: Int64) -> None:
         """Let other entities have slots that entities have left and that are cleared."""

@@ -391,7 +391,6 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
-        self._left: list[Int64] = []
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
         self._copied: list[Arrays] = []
@@ -423,8 +422,7 @@ class EntityState:
         """
         if self.table.reserve(len(head)):
             self._grow()
-        slots, taken_us, left = self.table.intern(head)
-        self._left.append(left)
+        slots, taken_us = self.table.intern(head)
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
@@ -522,10 +520,9 @@ class EntityState:
         clock_us : event-time clock; 0, not known: none is found silent
         """
         self.table.hear(clock_us)
-        left, self._left = self._left, []
         if self.table.ttl_us and clock_us:
-            left.append(self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT))
-        slots = np.concatenate(left) if left else np.zeros(0, np.int64)
+            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
+        slots = self.table.take_left()
         if len(slots):
             self.keep(slots)
             for array in self._fixed.values():

@@ -263,8 +263,9 @@ class NaiveEngine:
     def _forget(self, entity: str, key: tuple[str, ...], records: list[tuple[int, Event]]) -> None:
         """All that is known of one entity."""
         records.clear()
-        for values in [v for k, v in self.values.items() if k[:2] == (entity, key)]:
-            values.clear()
+        for known in (self.values, self.twins, self.risks):
+            for at in [k for k in known if k[:2] == (entity, key)]:
+                del known[at]
         names = {f.name for e in self.catalog.event_types for f in self.catalog.features(e)
                  if f.entity == entity}  # fmt: skip
         for state in [s for k, s in self.members.items() if k[0] in names and k[2] == key]:
