@@ -21,8 +21,9 @@ from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.labels import Label
 from features.plan import plan_of
-from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
+from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.snapshots import join
+from features.split import split
 from features.state import EntityState
 
 __all__ = [
@@ -118,33 +119,13 @@ class GroupEngine:
             lanes = (rows.lane,) if rows.lane >= 0 else tuple(np.unique(head[:, 3]).tolist())
             for lane in lanes:
                 result = results.setdefault(lane, GroupFeatures(lane))
-                mine = head if len(lanes) == 1 else head[head[:, 3] == lane]
-                values = out if len(lanes) == 1 else out[head[:, 3] == lane]
-                self._parts(state, mine, values, result)
+                mine = None if len(lanes) == 1 else head[:, 3] == lane
+                _parts(state, head, out, mine, result)
                 if emitted is not None:
                     _sequences(state, head, emitted, lane, len(lanes) == 1, result)
         for state in self._states.values():
             state.expire(self.clock_us)
         return results
-
-    def _parts(
-        self,
-        state: EntityState,
-        head: npt.NDArray[np.int64],
-        values: npt.NDArray[np.float64],
-        result: GroupFeatures,
-    ) -> None:
-        """Cut the rows of one lane by event type."""
-        plan = state.plan
-        for event, features in plan.features.items():
-            if len(plan.events) == 1:
-                rows = np.ascontiguousarray(head[:, 4])
-                result.parts[event, plan.entity] = (rows, values)
-                continue
-            at = np.flatnonzero(head[:, 2] == event_code(event))
-            if len(at):
-                part = np.ascontiguousarray(values[at, : len(features)])
-                result.parts[event, plan.entity] = (head[at, 4], part)
 
     def delta(self) -> Arrays:
         """What changed since the snapshot before, as arrays by name."""
@@ -226,6 +207,31 @@ class GroupEngine:
             state.settle()
             state.table.hear(engine.clock_us)
         return engine
+
+
+def _parts(
+    state: EntityState,
+    head: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+    mine: npt.NDArray[np.bool_] | None,
+    result: GroupFeatures,
+) -> None:
+    """Cut the rows of one lane (`mine`, None for all) by event type; copies only where it must."""
+    plan = state.plan
+    codes = head[:, 2]
+    for event, features in plan.features.items():
+        if not features:
+            continue
+        own = mine
+        if len(plan.events) > 1:
+            fits = codes == event_code(event)
+            own = fits if mine is None else fits & mine
+        rows, part = head[:, 4], values
+        if own is not None and not own.all():
+            at = np.flatnonzero(own)
+            rows, part = rows[at], values.take(at, axis=0)
+        if len(rows):
+            result.parts[event, plan.entity] = (np.ascontiguousarray(rows), part)
 
 
 def _sequences(
