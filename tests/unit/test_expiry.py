@@ -106,8 +106,8 @@ def passed(engine: GroupEngine, rows: list[dict[str, Any]], clock_us: int = 0) -
 def test_a_cleared_slot_holds_nothing_of_the_entity_before(cat: Catalog) -> None:
     engine = GroupEngine(cat, 0, {"card": 1.0})
     passed(engine, [pay("a", i * 1_000_000, amount=9.0, device_id=f"d{i}") for i in range(50)])
-    end_us = START_US + 4 * HOUR_US
-    passed(engine, [pay("b", 3 * HOUR_US)], end_us)
+    end_us = START_US + 30 * HOUR_US
+    passed(engine, [pay("b", 29 * HOUR_US)], end_us)
     assert engine.entities["card"] == 1 and engine.expired == 1
     state = engine.full()
     assert state["card.keys"][0] == 0
@@ -117,7 +117,7 @@ def test_a_cleared_slot_holds_nothing_of_the_entity_before(cat: Catalog) -> None
         if name.startswith("card.") and name.split(".")[1] in ("bases", "history", "vectors"):
             assert not array[0].any(), name
     assert not state["card.ring0.floats"][0].any()
-    passed(engine, [pay("c", 3 * HOUR_US)], end_us)
+    passed(engine, [pay("c", 29 * HOUR_US)], end_us)
     assert len(engine.full()["card.keys"]) == 2
 
 
@@ -127,16 +127,16 @@ def test_a_round_looks_at_a_bounded_number_of_slots(cat: Catalog) -> None:
     passed(engine, [pay(f"c{i}", i) for i in range(many)])
     gone = []
     for _ in range(4):
-        passed(engine, [pay("x", 9 * HOUR_US)], START_US + 9 * HOUR_US)
+        passed(engine, [pay("x", 30 * HOUR_US)], START_US + 30 * HOUR_US)
         gone.append(many + 1 - engine.entities["card"])
     assert gone == [expiry.SWEPT, 2 * expiry.SWEPT, many, many]
 
 
 def test_without_a_clock_or_with_a_time_of_zero_none_is_found_silent(cat: Catalog) -> None:
-    for ttl_h, clock_us in (({"card": 1.0}, 0), (NEVER, START_US + 9 * HOUR_US)):
+    for ttl_h, clock_us in (({"card": 1.0}, 0), (NEVER, START_US + 99 * HOUR_US)):
         engine = GroupEngine(cat, 0, ttl_h)
         passed(engine, [pay("a", 0)], clock_us)
-        passed(engine, [pay("b", 9 * HOUR_US)], clock_us)
+        passed(engine, [pay("b", 99 * HOUR_US)], clock_us)
         assert engine.entities["card"] == 2 and engine.expired == 0
 
 
