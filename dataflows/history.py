@@ -181,7 +181,7 @@ def run_history(
     begin : an earlier pass to go on from; its engine is used up
     """
     if begin is None:
-        engine = OfflineEngine(catalog, settings.groups, settings.entity_ttl_h)
+        engine = OfflineEngine(catalog, settings.groups, settings.late_s, settings.entity_ttl_h)
         door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()

@@ -294,10 +294,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
+    late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
     if base is None:
-        return GroupEngine(context.catalog, group, context.settings.entity_ttl_h), shard
-    ttl_h = context.settings.entity_ttl_h
-    return GroupEngine.restore(context.catalog, group, base, deltas, ttl_h), shard
+        return GroupEngine(context.catalog, group, late_s, ttl_h), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):

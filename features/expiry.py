@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from features.plan import EntityPlan
 from features.speed import kernel
-from features.windows import BORN, CAPACITY, HEAD, SAVED, SHARED, START, release
+from features.windows import BORN, CAPACITY, HEAD, KEPT, SAVED, SHARED, START, release
 
 __all__ = ["DAYS", "DAYS_OTHER", "SLACK_US", "SWEPT", "clear_rings", "time_to_live_us"]
 
@@ -67,6 +67,6 @@ def clear_rings(slots, ints, floats, shape, book, arena_ints):
             row[k] = 0
         for k in range(len(sums)):
             sums[k] = 0.0
-        row[HEAD] = row[SAVED] = row[BORN] = head
+        row[HEAD] = row[SAVED] = row[KEPT] = row[BORN] = head
         for w in range(windows):
             row[SHARED + pairs + maxima + w * stride] = head

@@ -18,15 +18,15 @@ import numpy.typing as npt
 
 from features.speed import kernel
 
-__all__ = ["SlotTable"]
+__all__ = ["NEVER", "SlotTable"]
 
 Int64 = npt.NDArray[np.int64]
 
 USED, LATE, SPARE = 0, 1, 2
 # Places in `SlotTable.numbers`.
 
-NEVER_US = 1 << 62
-"""Longer than any event is idle."""
+NEVER = -(1 << 62)
+"""Newest time of an entity before its first row."""
 
 _TABLE_MIN = 1 << 10
 """Smallest table; chosen: 16 kB, so that small groups stay small."""
@@ -44,10 +44,13 @@ def _find(key, table_key, table_slot):
 
 @kernel
 def _intern(
-    head, table_key, table_slot, keys, newest_us, dirty, numbers, ttl_us, free, left, slots,
-    taken_us
+    head, table_key, table_slot, keys, newest_us, dirty, numbers, ttl_us, placed, free, left, slots,
+    taken_us, before_us
 ):  # fmt: skip
-    """Slot and taken time of each row; `left` gets the slots entities have left behind."""
+    """Slot, taken time and time before of each row; returns how many slots `left` got.
+
+    Those are the slots that entities have left behind.
+    """
     used, late, spare, leaving = numbers[USED], numbers[LATE], numbers[SPARE], 0
     for i in range(len(head)):
         key = head[i, 0]
@@ -69,10 +72,12 @@ def _intern(
             table_key[at] = key
             table_slot[at] = slot
             keys[slot] = key
-            newest_us[slot] = time_us
-        elif time_us < newest_us[slot]:
-            time_us = newest_us[slot]
-            late += 1
+            newest_us[slot] = NEVER
+        before_us[i] = newest_us[slot]
+        if time_us < newest_us[slot]:
+            if not placed:
+                time_us = newest_us[slot]
+                late += 1
         else:
             newest_us[slot] = time_us
         dirty[slot] = 1
@@ -143,7 +148,7 @@ class SlotTable:
     def __init__(self, ttl_us: int = 0) -> None:
         self.ttl_us = ttl_us
         self.expired = 0
-        self._known_us = -NEVER_US
+        self._known_us = NEVER
         self.capacity = 256
         self.numbers = np.zeros(3, np.int64)
         self.keys = np.zeros(self.capacity, np.int64)
@@ -208,19 +213,23 @@ class SlotTable:
         self._new_table(size)
         _fill(self.keys, self.used, self._table_key, self._table_slot)
 
-    def intern(self, head: Int64) -> tuple[Int64, Int64]:
-        """Slot and taken time of each row; slots that entities leave behind are for `take_left`.
+    def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
+        """Slot of each row, the time it is taken at, and its entity's newest time before it.
+
+        Slots that entities leave behind are for `take_left`.
 
         Parameters
         ----------
         head : int64 (n, >= 2), key and event time of each row; `reserve(n)` came before
+        placed : whether rows are taken at their own time, late or not; else not before the newest
 
         Returns
         -------
-        int64 (n,) slots, int64 (n,) microseconds
+        int64 (n,) slots, int64 (n,) microseconds, int64 (n,) microseconds, NEVER for a first row
         """
         slots = np.empty(len(head), np.int64)
         taken_us = np.empty(len(head), np.int64)
+        before_us = np.empty(len(head), np.int64)
         left = np.empty(len(head), np.int64)
         leaving = _intern(
             head,
@@ -230,15 +239,17 @@ class SlotTable:
             self.newest_us,
             self.dirty,
             self.numbers,
-            self.ttl_us or NEVER_US,
+            self.ttl_us or -NEVER,
+            placed,
             self._free,
             left,
             slots,
             taken_us,
+            before_us,
         )
         if leaving:
             self._left.append(left[:leaving])
-        return slots, taken_us
+        return slots, taken_us, before_us
 
     def take_left(self) -> Int64:
         """Slots that entities have left behind since the last call: no row will ask for them.
@@ -284,7 +295,8 @@ class SlotTable:
     def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
         """int64 (n,), the slot of each key, -1 where it was never met or has been idle too long."""
         slots = np.empty(len(keys), np.int64)
-        _slots_of(keys.view(np.int64), self._table_key, self._table_slot, slots)
+        wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
+        _slots_of(wanted, self._table_key, self._table_slot, slots)
         slots[self.newest_us[slots] < self._known_us] = -1
         return slots
 

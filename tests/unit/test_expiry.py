@@ -42,7 +42,7 @@ def spread(number: int, events: int = 260) -> dict[str, EventBatch]:
 
 def test_an_idle_entity_starts_anew_like_its_naive_twin(cat: Catalog, seed: int) -> None:
     batches = spread(seed)
-    engine = OfflineEngine(cat, 2, AN_HOUR)
+    engine = OfflineEngine(cat, 2, ttl_h=AN_HOUR)
     naive = NaiveEngine(cat, dict.fromkeys(ENTITIES, 3600))
     events = in_global_order(batches)
     found = engine.process(batches)
@@ -66,8 +66,8 @@ def test_when_slots_are_swept_and_restored_never_shows(
     cat: Catalog, edges: list[int], groups: int, number: int, swept: int, restore: int
 ) -> None:
     batches = spread(number)
-    expected = OfflineEngine(cat, 1, AN_HOUR).process(batches)
-    engine = OfflineEngine(cat, groups, AN_HOUR)
+    expected = OfflineEngine(cat, 1, ttl_h=AN_HOUR).process(batches)
+    engine = OfflineEngine(cat, groups, ttl_h=AN_HOUR)
     chains = [[e.full()] for e in engine.engines]
     found: dict[str, list[Any]] = {name: [] for name in expected}
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,8 @@ def test_when_slots_are_swept_and_restored_never_shows(
                 chain.append(one.delta())
             if k == restore:
                 engine.engines = [
-                    GroupEngine.restore(cat, g, c[0], c[1:], AN_HOUR) for g, c in enumerate(chains)
+                    GroupEngine.restore(cat, g, c[0], c[1:], ttl_h=AN_HOUR)
+                    for g, c in enumerate(chains)
                 ]
     for name, matrix in expected.items():
         np.testing.assert_array_equal(np.concatenate(found[name]), matrix.values)
@@ -104,7 +105,7 @@ def passed(engine: GroupEngine, rows: list[dict[str, Any]], clock_us: int = 0) -
 
 
 def test_a_cleared_slot_holds_nothing_of_the_entity_before(cat: Catalog) -> None:
-    engine = GroupEngine(cat, 0, {"card": 1.0})
+    engine = GroupEngine(cat, 0, ttl_h={"card": 1.0})
     passed(engine, [pay("a", i * 1_000_000, amount=9.0, device_id=f"d{i}") for i in range(50)])
     end_us = START_US + 30 * HOUR_US
     passed(engine, [pay("b", 29 * HOUR_US)], end_us)
@@ -122,7 +123,7 @@ def test_a_cleared_slot_holds_nothing_of_the_entity_before(cat: Catalog) -> None
 
 
 def test_a_round_looks_at_a_bounded_number_of_slots(cat: Catalog) -> None:
-    engine = GroupEngine(cat, 0, {"card": 1.0})
+    engine = GroupEngine(cat, 0, ttl_h={"card": 1.0})
     many = 3 * expiry.SWEPT
     passed(engine, [pay(f"c{i}", i) for i in range(many)])
     gone = []
@@ -134,7 +135,7 @@ def test_a_round_looks_at_a_bounded_number_of_slots(cat: Catalog) -> None:
 
 def test_without_a_clock_or_with_a_time_of_zero_none_is_found_silent(cat: Catalog) -> None:
     for ttl_h, clock_us in (({"card": 1.0}, 0), (NEVER, START_US + 99 * HOUR_US)):
-        engine = GroupEngine(cat, 0, ttl_h)
+        engine = GroupEngine(cat, 0, ttl_h=ttl_h)
         passed(engine, [pay("a", 0)], clock_us)
         passed(engine, [pay("b", 99 * HOUR_US)], clock_us)
         assert engine.entities["card"] == 2 and engine.expired == 0
