@@ -44,8 +44,8 @@ def _find(key, table_key, table_slot):
 
 @kernel
 def _intern(
-    head, table_key, table_slot, keys, newest_us, dirty, numbers, ttl_us, placed, free, left, slots,
-    taken_us, before_us
+    head, table_key, table_slot, keys, newest_us, first_us, dirty, numbers, ttl_us, placed, free,
+    left, slots, taken_us, before_us
 ):  # fmt: skip
     """Slot, taken time and time before of each row; returns how many slots `left` got.
 
@@ -73,6 +73,7 @@ def _intern(
             table_slot[at] = slot
             keys[slot] = key
             newest_us[slot] = NEVER
+            first_us[slot] = time_us
         before_us[i] = newest_us[slot]
         if time_us < newest_us[slot]:
             if not placed:
@@ -143,6 +144,7 @@ class SlotTable:
     numbers : int64, slots ever in use, rows that came late, slots that are free again
     capacity : slots that state arrays must have room for
     expired : entities that were forgotten, ever
+    first_us, newest_us : by slot, times of an entity's first row and of its newest
     """
 
     def __init__(self, ttl_us: int = 0) -> None:
@@ -153,6 +155,7 @@ class SlotTable:
         self.numbers = np.zeros(3, np.int64)
         self.keys = np.zeros(self.capacity, np.int64)
         self.newest_us = np.zeros(self.capacity, np.int64)
+        self.first_us = np.zeros(self.capacity, np.int64)
         self.dirty = np.zeros(self.capacity, np.uint8)
         self._free = np.zeros(self.capacity, np.int32)
         self._swept = 0
@@ -184,6 +187,7 @@ class SlotTable:
         arrays = (
             self.keys,
             self.newest_us,
+            self.first_us,
             self.dirty,
             self._free,
             self._table_key,
@@ -204,7 +208,7 @@ class SlotTable:
             return False
         while self.capacity < need:
             self.capacity *= 2
-        for array in (self.keys, self.newest_us, self.dirty, self._free):
+        for array in (self.keys, self.newest_us, self.first_us, self.dirty, self._free):
             array.resize(self.capacity, refcheck=False)
         return True
 
@@ -237,6 +241,7 @@ class SlotTable:
             self._table_slot,
             self.keys,
             self.newest_us,
+            self.first_us,
             self.dirty,
             self.numbers,
             self.ttl_us or -NEVER,
@@ -280,7 +285,7 @@ class SlotTable:
 
     def release(self, slots: Int64) -> None:
         """Let other entities have slots that entities have left and that are cleared."""
-        self.keys[slots] = self.newest_us[slots] = 0
+        self.keys[slots] = self.newest_us[slots] = self.first_us[slots] = 0
         self.dirty[slots] = 1
         spare = int(self.numbers[SPARE])
         self._free[spare : spare + len(slots)] = slots
@@ -306,13 +311,14 @@ class SlotTable:
         self.dirty[slots] = 0
         return slots.astype(np.int64)
 
-    def load(self, slots: Int64, keys: Int64, newest_us: Int64) -> None:
+    def load(self, slots: Int64, keys: Int64, newest_us: Int64, first_us: Int64) -> None:
         """Put saved slots back; they continue those there are, or take their place."""
         used = max(self.used, int(slots.max()) + 1 if len(slots) else 0)
         self.reserve(used - self.used + int(self.numbers[SPARE]))
         changed = bool((self.keys[slots] != keys).any()) or used > self.used
         self.keys[slots] = keys
         self.newest_us[slots] = newest_us
+        self.first_us[slots] = first_us
         self.numbers[USED] = used
         if changed:
             free = np.flatnonzero(self.keys[:used] == 0)[::-1]

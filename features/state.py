@@ -509,7 +509,9 @@ class EntityState:
                 continue
             verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
             time_us = min(label.time_us, newest_us)
-            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            # One who was forgotten and is back is another: what was said before was of no one.
+            event = label.event ^ key ^ int(self.table.first_us[slot])
+            before, time_us = self.labels.take(event, time_us, verdict)
             if verdict == before:
                 continue
             rows.append((slot, label.code, time_us, verdict, before))
@@ -632,6 +634,7 @@ class EntityState:
             "slots": slots,
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
+            "first_us": self.table.first_us[slots],
             "counts": np.array([self.table.late, self.table.expired]),
         }
         first["labels"] = self.labels.dump(everything)
@@ -682,7 +685,7 @@ class EntityState:
         """Put a dump back, oldest first; `settle` is called after the last."""
         slots = arrays["slots"]
         before = self.table.capacity
-        self.table.load(slots, arrays["keys"], arrays["newest_us"])
+        self.table.load(slots, arrays["keys"], arrays["newest_us"], arrays["first_us"])
         self.table.numbers[LATE], self.table.expired = arrays["counts"].tolist()
         if self.table.capacity != before:
             self._grow()

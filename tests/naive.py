@@ -17,6 +17,7 @@ import numpy as np
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.events import event_type, event_types
+from features.expiry import DAYS, DAYS_OTHER
 from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
@@ -235,7 +236,7 @@ class NaiveEngine:
             if key is None or name not in self.touching[entity]:
                 continue
             records = self.records[entity, key]
-            ttl_us = self.ttl_s.get(entity, 45 * 86_400) * 1_000_000
+            ttl_us = self.ttl_s.get(entity, DAYS.get(entity, DAYS_OTHER) * DAY_S) * 1_000_000
             if records and event["time_us"] - records[-1][0] > ttl_us:
                 self._forget(entity, key, records)
             keys[entity] = key

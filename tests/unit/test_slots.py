@@ -42,7 +42,7 @@ def test_slots_continue_after_a_load() -> None:
     slots = table.take_dirty()
     assert slots.tolist() == [0, 1] and table.take_dirty().tolist() == []
     loaded = SlotTable()
-    loaded.load(slots, table.keys[slots], table.newest_us[slots])
+    loaded.load(slots, table.keys[slots], table.newest_us[slots], table.first_us[slots])
     loaded.reserve(3)
     found, taken, _ = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
     assert found.tolist() == [1, 2, 0] and taken.tolist() == [2, 1, 9]
