@@ -252,7 +252,7 @@ class NaiveEngine:
                 out[feature.name] = getattr(self, f"_{family}")(
                     feature, event, before[feature.entity], times[feature.entity]
                 )
-        for feature in late:
+        for feature in sorted(late, key=lambda f: OPERATIONS[f.op].family == "derived"):
             out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
 
