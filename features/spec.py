@@ -32,6 +32,7 @@ class Feature:
         baseline, context
     why : sentence for an alert with `{value}` and, where `baseline` is set, `{baseline}`
     baseline : another feature of the same event that holds the usual value, named in `why`
+    count : another feature of the same event: how many values of its own the entity has
     high_is_odd : whether high (True), low (False) or either (None) end of the range is strange
     """
 
@@ -48,4 +49,5 @@ class Feature:
     window_s: int | None = None
     other: str | None = None
     baseline: str | None = None
+    count: str | None = None
     high_is_odd: bool | None = True

@@ -56,8 +56,15 @@ def add_parser(subparsers: Any) -> None:
         "--variant",
         metavar="V",
         action="append",
-        help="as_is, dense (time divided by 1,440) or long (windows of 1, 7, 30 days); may be"
-        " repeated (default: all)",
+        help="as_is, dense (time divided by 1,440), long (windows of 1, 7, 30 days) or hot (5"
+        " million simulated payments, up to 1,000 an hour of one entity); may be repeated"
+        " (default: all)",
+    )
+    one.add_argument(
+        "--hot-rows",
+        type=int,
+        metavar="N",
+        help="payments of the variant hot (default: 5,000,000)",
     )
     one.add_argument("--json", metavar="P", help="write the comparison; - is stdout")
 
@@ -93,7 +100,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         f"{e}.{f.name}"
         for e in catalog.event_types
         for f in catalog.features(e)
-        if e == feature.event and feature.name in (_input(f.column), f.other)
+        if e == feature.event and feature.name in (_input(f.column), f.other, f.count)
     ]
     found = {
         "name": feature.name,
@@ -109,6 +116,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         "column": feature.column,
         "where": feature.where,
         "other": feature.other,
+        "count": feature.count,
         "baseline": feature.baseline,
         "odd": {True: "high", False: "low", None: "both"}[feature.high_is_odd],
         "read_by": readers,
@@ -194,6 +202,7 @@ def _page(feature: Feature, cat: Catalog) -> str:
         ("column", _with_doc(feature.column, docs)),
         ("condition", _with_doc(feature.where, docs)),
         ("other", feature.other),
+        ("count", feature.count),
         ("operation", feature.op),
         ("window", None if feature.window_s is None else f"{feature.window_s} s"),
         ("unit", feature.unit),
@@ -215,6 +224,8 @@ def _with_doc(name: str | None, docs: dict[str, str]) -> str | None:
 
 def _verify(args: argparse.Namespace) -> int:
     """Compare with DuckDB."""
+    from dataclasses import replace
+
     from dataflows.cli.run import with_data
     from dataflows.report import write_json
     from dataflows.settings import load
@@ -229,6 +240,8 @@ def _verify(args: argparse.Namespace) -> int:
         raise ConfigError(
             [f"--variant {name!r}: variants are {', '.join(VARIANTS)}" for name in unknown]
         )
+    if args.hot_rows is not None and args.hot_rows < 1:
+        raise ConfigError(f"--hot-rows {args.hot_rows}: expected at least 1")
     args.mapping = args.mapping or _fitting_mapping(args.data)
     settings = load(None, **with_data(args))
     out = sys.stderr if args.json == "-" else sys.stdout
@@ -236,9 +249,10 @@ def _verify(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    report = verify(
-        settings, catalog(), lambda: FileReader(settings), {n: VARIANTS[n] for n in names}, say
-    )
+    variants = {name: VARIANTS[name] for name in names}
+    if "hot" in variants and args.hot_rows is not None:
+        variants["hot"] = replace(variants["hot"], simulated=args.hot_rows)
+    report = verify(settings, catalog(), lambda: FileReader(settings), variants, say)
     for name, one in report["variants"].items():
         for wrong in one["mismatched"][:SHOWN_MAX]:
             first = wrong["examples"][0]
