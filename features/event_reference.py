@@ -38,8 +38,8 @@ clock, since after a break one may be hours behind another; a file and the simul
 The clock is the newest event time that most of the last 64 events make credible (not further beyond
 their median than four times as far as their lower quartile is before it, and a second), never
 beyond `cut_time`, and never goes back. So one event from next year, or a producer whose clock is
-wrong, does not move it for the others; an idle partition holds nobody; and before the 16th event
-nothing is refused. After a pause in the data the clock follows when half of the 64 are newer; until
+wrong, does not move it for the others, and an idle partition holds nobody. Before the round after
+its 16th event nothing of a partition is refused. After a pause in the data the clock follows when half of the 64 are newer; until
 then it lags, and what is later than the bound may still be let in, never the reverse.
 
 **Late.** An event that comes up to `late_s` (60) after the clock of its partition is put in its
