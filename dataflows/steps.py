@@ -294,9 +294,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
+    late_s = context.settings.late_s
     if base is None:
-        return GroupEngine(context.catalog, group), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas), shard
+        return GroupEngine(context.catalog, group, late_s), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):

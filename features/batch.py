@@ -6,7 +6,8 @@ frozen: a step makes a new one, none changes what it was given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ class EventBatch:
         nothing
     truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no
         feature or model ever reads it
+    made : what `features.columns` has made of the frame, so that split, assembly and store need not
+        make it again; lives as long as the batch, and is left behind on the way to another process
 
     Raises
     ------
@@ -50,6 +53,9 @@ class EventBatch:
     offset: Int64
     due_ns: Int64
     truth: Int16 | None = None
+    made: dict[tuple[str, str], npt.NDArray[Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         expected = event_type(self.event_type).schema
@@ -68,6 +74,10 @@ class EventBatch:
 
     def __len__(self) -> int:
         return self.frame.height
+
+    def __getstate__(self) -> list[Any]:
+        """The fields in order, as frozen dataclasses with slots give them, without what is made."""
+        return [{} if f.name == "made" else getattr(self, f.name) for f in fields(self)]
 
     @property
     def time_us(self) -> Int64:
