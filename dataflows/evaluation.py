@@ -123,7 +123,7 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
     for group in range(manifest.groups):
         store = ShardStore(folder / "deltas" / f"g{group:03d}", settings.deltas_max)
         base, deltas, _ = store.load(manifest.round)
-        engine.engines.append(GroupEngine.restore(cat, group, base, deltas))
+        engine.engines.append(GroupEngine.restore(cat, group, base, deltas, settings.late_s))
     door = Admission(settings)
     for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
         door.load(arrays)
