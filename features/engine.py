@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.batch import EventBatch, FeatureMatrix
+from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
@@ -241,19 +241,7 @@ def warm_up(catalog: Catalog) -> None:
 
     Called before the first round: compiling was the only cause of slow first seconds.
     """
-    import polars as pl
-
-    batches = {}
-    for name in catalog.event_types:
-        declared = event_type(name)
-        values: dict[str, list[Any]] = {}
-        for column in declared.fields:
-            word = column.values[0] if column.values else "a"
-            one = {"string": "a", "enum": word, "bool": False, "float64": 1.0, "int64": 1}
-            values[column.name] = [one.get(column.kind, 1_000_000)] * 2
-        frame = pl.DataFrame(values, schema=declared.schema)
-        zeros = np.zeros(2, np.int64)
-        batches[name] = EventBatch(name, frame, zeros.astype(np.int32), np.arange(2), zeros)
+    batches = {name: sample_batch(name, 2) for name in catalog.event_types}
     engine = OfflineEngine(catalog, 1)
     engine.process(batches)
     group = engine.engines[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from features.catalog import Catalog, catalog, inputs_of
-from features.columns import DERIVED
+from features.columns import derived_columns
 from features.operations import OPERATIONS
 from features.sequence import COMMON, STEPS, TOKENS, WIDTH
 from features.spec import Feature
@@ -98,7 +98,8 @@ def _columns() -> list[str]:
         "| event | column | kind | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in DERIVED]
+    made = derived_columns()
+    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in made]
 
 
 def _sequence() -> list[str]:
