@@ -28,7 +28,7 @@ from features.units import unit_fault
 
 __all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
 
-GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "context")
+GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "risk", "context")
 
 WINDOW_S_MAX = 86_400 * 31
 """Longest window; chosen: a month."""
@@ -233,6 +233,10 @@ def _operand_faults(
         faults.append(f"operation {op.name!r} takes no `window_s`")
     if feature.window_s is not None and not 0 < feature.window_s <= WINDOW_S_MAX:
         faults.append(f"window_s is {feature.window_s}; it must be in 1..{WINDOW_S_MAX}")
+    if op.family == "risk" and (feature.window_s or 0) % 86_400:
+        faults.append(
+            f"window_s is {feature.window_s}; operation {op.name!r} goes by days of 86400"
+        )
     if feature.where is not None and not op.where:
         faults.append(f"operation {op.name!r} takes no `where`")
     if feature.where is None and op.where_needed:

@@ -8,6 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
+from features.labels import Label
 from features.plan import plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
+from features.snapshots import join
 from features.state import EntityState
 
 __all__ = [
@@ -52,9 +55,10 @@ class GroupEngine:
     def __init__(self, catalog: Catalog, group: int) -> None:
         self.catalog = catalog
         self.group = group
+        self.labels = 0
         self._plan = plan_of(catalog)
         self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
-        self.clock_us = 0
+        self.clock_us = self._saved_clock_us = 0
         """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
         lanes have a part in a round."""
 
@@ -93,6 +97,9 @@ class GroupEngine:
         results: dict[int, GroupFeatures] = {}
         if rows.lane >= 0:
             results[rows.lane] = GroupFeatures(rows.lane)
+        if rows.labels:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted = state.process(head, rows.reals[entity])
@@ -126,21 +133,45 @@ class GroupEngine:
                 result.parts[event, plan.entity] = (head[at, 4], part)
 
     def delta(self) -> Arrays:
-        """What changed since the last `delta` or `full`, as arrays by name; clears the marks."""
-        return self._dump(everything=False)
+        """What changed since the snapshot before, as arrays by name."""
+        self.begin(everything=False)
+        return join(self.take())
 
     def full(self) -> Arrays:
-        """The whole state as arrays by name; clears the marks."""
-        return self._dump(everything=True)
+        """The whole state as arrays by name."""
+        self.begin(everything=True)
+        return join(self.take())
 
-    def _dump(self, everything: bool) -> Arrays:
-        arrays: Arrays = {
+    def begin(self, everything: bool) -> None:
+        """Begin a snapshot of this moment, of what changed since the one before or of all.
+
+        The stream goes on meanwhile: what is about to change is copied first, the rest by
+        `proceed`.
+
+        Raises
+        ------
+        StateError : the one before has not been taken, and would be lost
+        """
+        for state in self._states.values():
+            state.begin(everything)
+        self._saved_clock_us = self.clock_us
+
+    def proceed(self, parts: int) -> bool:
+        """Copy one of `parts` parts of the snapshot under way; True where all is copied."""
+        done = [state.proceed(parts) for state in self._states.values()]
+        return all(done)
+
+    def take(self) -> list[Arrays]:
+        """All parts of the snapshot under way, for `features.snapshots.join` on any thread."""
+        head: Arrays = {
             "format": np.array([STATE_FORMAT]),
-            "clock_us": np.array([self.clock_us], np.int64),
+            "clock_us": np.array([self._saved_clock_us], np.int64),
         }
-        for name, state in self._states.items():
-            arrays |= {f"{name}.{k}": v for k, v in state.dump(everything).items()}
-        return arrays
+        return [head] + [
+            {f"{name}.{k}": v for k, v in part.items()}
+            for name, state in self._states.items()
+            for part in state.take()
+        ]
 
     @classmethod
     def restore(
@@ -212,7 +243,10 @@ class OfflineEngine:
         self._round = 0
 
     def process(
-        self, batches: dict[str, EventBatch], clock_us: int = 0
+        self,
+        batches: dict[str, EventBatch],
+        clock_us: int = 0,
+        labels: tuple[Label, ...] = (),
     ) -> dict[str, FeatureMatrix]:
         """Features of the events of one stretch of the stream, each type in the batch's order.
 
@@ -221,6 +255,7 @@ class OfflineEngine:
         Parameters
         ----------
         clock_us : event-time clock with this stretch in it, as in `GroupRows`
+        labels : verdicts that become known before these events
 
         Examples
         --------
@@ -231,6 +266,8 @@ class OfflineEngine:
         parts = split(
             self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
         )
+        if labels:
+            parts = [replace(part, labels=labels) for part in parts]
         self._round += 1
         found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
         return assemble(self.catalog, batches, [f[0] for f in found])
@@ -245,6 +282,10 @@ def warm_up(catalog: Catalog) -> None:
     engine = OfflineEngine(catalog, 1)
     engine.process(batches)
     group = engine.engines[0]
-    base, parts = group.full(), split(catalog, batches, 1)
-    group.process(merge(parts * 2))
+    parts = split(catalog, batches, 1)
+    keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
+    label = Label(0, 1, 1_000_000, True, keys)
+    group.begin(everything=True)
+    group.process(replace(merge(parts * 2), labels=(label,)))
+    base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])

@@ -20,8 +20,9 @@ class Operation:
     Parameters
     ----------
     name : how features name it
-    family : the kernel that computes it: ring, rate, baseline, season, geo, members; `stateless` is
-        a column of the event, `derived` is computed from other features of the same row
+    family : the kernel that computes it: ring, rate, baseline, season, geo, members, risk;
+        `stateless` is a column of the event, `derived` is computed from other features of the same
+        row
     code : number of the operation within its kernel
     formula : what it gives, in words, with {column}, {other} and {where} in their places
     column : what `column` must be: `real`, `input` (real, or another feature of the same entity, or
@@ -334,6 +335,43 @@ _MEMBERS = (
     ),
 )
 
+_RISK = (
+    Operation(
+        "risk_count",
+        "risk",
+        0,
+        "events known to be fraud of the window's days (UTC, by their own time) that end a week"
+        " ago, and of the days since",
+        window=True,
+    ),
+    Operation("risk_count_ever", "risk", 1, "events known to be fraud, ever"),
+    Operation(
+        "last_label", "risk", 2, "the newest verdict that came in: 1 fraud, 0 genuine; else unknown"
+    ),
+    Operation(
+        "since_fraud",
+        "risk",
+        3,
+        "time since its latest event that is known to be fraud; unknown where none is",
+    ),
+    Operation(
+        "risk_rate",
+        "risk",
+        4,
+        "share of frauds among its events whose verdict is known: all of the window's full days"
+        " (UTC) that end a week ago (genuine unless called a fraud), and the frauds known of the"
+        " days since; as if 10 more events were known, 0.01 of them fraud",
+        window=True,
+    ),
+    Operation(
+        "genuine_since_fraud",
+        "risk",
+        5,
+        "events known to be genuine on the full days (UTC) after its latest known fraud, up to a"
+        " week ago, of the last 40 days; unknown where no fraud is known",
+    ),
+)
+
 _HOME = (
     Operation("value", "stateless", 0, "{column} of the event itself", "value"),
     Operation("ratio", "derived", 0, "{column} over {other}", "feature", other="feature"),
@@ -349,7 +387,7 @@ _HOME = (
 )
 
 OPERATIONS: dict[str, Operation] = {
-    op.name: op for op in (*_RING, *_RATE, *_BASELINE, *_SEASON, *_GEO, *_MEMBERS, *_HOME)
+    op.name: op for op in (*_RING, *_RATE, *_BASELINE, *_SEASON, *_GEO, *_MEMBERS, *_RISK, *_HOME)
 }
 """Operation by name."""
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from features.catalog import Catalog, inputs_of
 from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS
+from features.risk import COUNTED_FROM
 from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
 from features.windows import FLAG_BITS, slot_layout
@@ -30,6 +31,7 @@ __all__ = [
     "Members",
     "Plan",
     "Ring",
+    "Risk",
     "Sequence",
     "plan_of",
 ]
@@ -152,6 +154,18 @@ class Members(Family):
 
 
 @dataclass(slots=True)
+class Risk(Family):
+    """Known frauds by day; `counted` is the place of an instance's events by day, -1 for none."""
+
+    counted: Int64
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return self.feeds, self.counted, self.plan, self.plan_at
+
+
+@dataclass(slots=True)
 class Sequence:
     """Vectors of the last events; `own` is the event code that gets them."""
 
@@ -188,6 +202,7 @@ class EntityPlan:
     geo: Family | None = None
     places: Int64 = field(default_factory=lambda: np.zeros(3, np.int64))
     members: Members | None = None
+    risk: Risk | None = None
     sequence: Sequence | None = None
 
     def real(self, name: str) -> int:
@@ -287,6 +302,7 @@ def _build(plan: EntityPlan) -> None:
         "season": _build_seasons,
         "geo": _build_geo,
         "members": _build_members,
+        "risk": _build_risk,
     }
     for family, found in by_family.items():
         builders[family](plan, found)
@@ -431,6 +447,21 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
         np.array([plan.real(column) for _, _, column, _ in keys], np.int64),
         np.array([window_s for *_, window_s in keys], np.int64) * 1_000_000,
     )
+
+
+def _build_risk(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    """One set of counters for the features with the same feeds."""
+    keys = list(dict.fromkeys(_feeds(f) for f, _ in found))
+    rows: list[Row] = []
+    counting: dict[int, int] = {}
+    for feature, to in found:
+        instance, code = keys.index(_feeds(feature)), OPERATIONS[feature.op].code
+        rows.append((feature.event, code, instance, (feature.window_s or 0) // 86_400, to))
+        if code >= COUNTED_FROM:
+            counting.setdefault(instance, len(counting))
+    table, at = _table(rows, None)
+    counted = np.array([counting.get(b, -1) for b in range(len(keys))], np.int64)
+    plan.risk = Risk(np.stack([_mask(feeds) for feeds in keys]), table, at, counted)
 
 
 def _build_sequence(plan: EntityPlan) -> None:

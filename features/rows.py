@@ -21,6 +21,7 @@ from features.catalog import Catalog
 from features.columns import Columns, flag_names
 from features.events import event_code, event_type, event_types
 from features.keys import group_of
+from features.labels import Label
 from features.operations import OPERATIONS
 from features.plan import HEAD, EntityPlan, Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
@@ -43,6 +44,7 @@ class GroupRows:
     clock_us : event-time clock of the sender with this round's events in it; of all senders once
         merged (the largest). It never goes back; rows are held against that of the round before.
         0: not known, so that nothing is late, due or too old
+    labels : verdicts that become known in this round, before its rows pass
     """
 
     lane: int
@@ -50,6 +52,7 @@ class GroupRows:
     reals: dict[str, Float64] = field(default_factory=dict)
     round: int = -1
     clock_us: int = 0
+    labels: tuple[Label, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
@@ -214,7 +217,9 @@ def merge(rows: list[GroupRows]) -> GroupRows:
     if len(rows) == 1:
         return rows[0]
     clock_us = max((part.clock_us for part in rows), default=0)
-    merged = GroupRows(-1, round=max((p.round for p in rows), default=-1), clock_us=clock_us)
+    labels = tuple(label for part in rows for label in part.labels)
+    round_ = max((part.round for part in rows), default=-1)
+    merged = GroupRows(-1, round=round_, clock_us=clock_us, labels=labels)
     for entity in dict.fromkeys(e for part in rows for e in part.heads):
         heads = [part.heads[entity] for part in rows if entity in part.heads]
         reals = [part.reals[entity] for part in rows if entity in part.heads]

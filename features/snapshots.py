@@ -3,6 +3,9 @@
 A snapshot holds of each slot its row of counts and sums, and of its ring only the records from
 SAVED on. Marks set since on older records stand in a log. The queues of maxima are in none: they
 are found again from the records once all snapshots are back.
+
+A snapshot is of one moment, and copied bit by bit while the stream goes on: what is about to change
+is copied first.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -10,7 +13,10 @@ are found again from the records once all snapshots are back.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from features.speed import AHEAD, kernel, prefetch
 from features.windows import (
@@ -21,10 +27,69 @@ from features.windows import (
     SHARED,
     START,
     allocate,
+    find_pair,
+    pair_key,
     release,
 )
 
-__all__ = ["copy_rings", "count_records", "mark_records", "place_rings", "restore_queues"]
+__all__ = [
+    "PENDING",
+    "copy_rings",
+    "count_records",
+    "join",
+    "keep_pairs",
+    "mark_records",
+    "place_rings",
+    "restore_queues",
+    "take_pending",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+PENDING = 2
+"""In a pair's `touched`: it is still to be copied; 1: it has changed since the newest snapshot."""
+
+
+def join(parts: list[Arrays]) -> Arrays:
+    """A snapshot in one piece, from its parts in the order in which they were copied.
+
+    Examples
+    --------
+    >>> join([{"a": np.array([1, 2])}, {"a": np.array([3]), "b": np.array([4])}])
+    {'a': array([1, 2, 3]), 'b': array([4])}
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: np.concatenate([p[name] for p in parts if name in p]) for name in names}
+
+
+@kernel
+def take_pending(slots, pending, taken):
+    """Those of `slots` that are still to be copied, each once, into `taken`; returns how many."""
+    found = 0
+    for i in range(len(slots)):
+        if pending[slots[i]]:
+            pending[slots[i]] = 0
+            taken[found] = slots[i]
+            found += 1
+    return found
+
+
+@kernel
+def keep_pairs(slots, head, others, pairs_table, touched, kept):
+    """Copy the pairs of rows about to pass that are still to be copied; returns how many."""
+    found = 0
+    for i in range(len(slots)):
+        for p in range(len(others)):
+            value = head[i, others[p]]
+            if value == 0:
+                continue
+            at = find_pair(pair_key(slots[i], p, value), pairs_table)
+            if pairs_table[at, 0] != 0 and touched[at] == PENDING:
+                touched[at] = 0
+                for k in range(4):
+                    kept[found, k] = pairs_table[at, k]
+                found += 1
+    return found
 
 
 @kernel
@@ -118,20 +183,19 @@ def place_rings(slots, rows, live_ints, live_reals, ints, longest, book, arena_i
 
 
 @kernel
-def mark_records(marked, slots, rows, ints, longest, arena_ints):
+def mark_records(marked, first, ints, longest, arena_ints):
     """Set the logged marks on records that an earlier snapshot brought and that still count.
 
     Parameters
     ----------
     marked : int64 (n, 2), slot and 16 times the record's number plus the pair column
-    slots, rows : of the same snapshot, just put back; slots in ascending order
+    first : int64 by slot, the first record that came with this very snapshot
     """
     for i in range(len(marked)):
         slot, seq, p = marked[i, 0], marked[i, 1] >> 4, marked[i, 1] & 15
         row = ints[slot]
-        at = np.searchsorted(slots, slot)
-        # A record that came with this snapshot has the marks it had at its end.
-        if row[longest] <= seq and (at == len(slots) or slots[at] != slot or seq < rows[at, SAVED]):
+        # A record that came with this snapshot has all the marks it had by then.
+        if row[longest] <= seq < first[slot]:
             place = row[START] + (seq & (row[CAPACITY] - 1))
             arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
 

@@ -10,26 +10,32 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.errors import StateError
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
+from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.plan import EntityPlan, Ring
 from features.rates import RATE_FLOATS, run_rates
+from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.slots import SlotTable
 from features.snapshots import (
+    PENDING,
     copy_rings,
     count_records,
+    keep_pairs,
     mark_records,
     place_rings,
     restore_queues,
+    take_pending,
 )
 from features.windows import (
     BOOK,
@@ -37,6 +43,7 @@ from features.windows import (
     CAPACITY_MIN,
     LOGGED,
     PAIRS_FILLED,
+    SAVED,
     SHARED,
     TOP,
     insert_pairs,
@@ -55,6 +62,9 @@ PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
 """Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
 group."""
+
+SLICE_MIN = 1 << 6
+"""Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
 
 PURGE_SLACK_US = 3_600_000_000
 """A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
@@ -84,6 +94,8 @@ class RingState:
         self.arena_reals = np.zeros((ARENA_MIN, reals))
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
         self._new_pairs(PAIRS_MIN if pairs else 1)
+        self._scanned = len(self.pairs)
+        self._copied_pairs = [np.zeros((0, 4), np.int64)]
         self.book = np.full(BOOK, -1, np.int64)
         self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = 0
 
@@ -122,6 +134,7 @@ class RingState:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
         if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
             return
+        self._scan(len(self.pairs))
         live = np.flatnonzero(self.pairs[:, 0])
         entries = self.pairs[live]
         ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
@@ -132,6 +145,7 @@ class RingState:
         while 2 * size < 5 * (len(entries) + incoming):
             size *= 2
         self._new_pairs(size)
+        self._scanned = size
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
     def run(self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64) -> None:
@@ -168,24 +182,58 @@ class RingState:
             slot = slots[done]
             self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
 
-    def dump(self, slots: Int64, everything: bool) -> Arrays:
-        """State of some slots, pairs and marks as far as no snapshot has them (or all)."""
+    def begin(self, everything: bool) -> Arrays:
+        """Begin a snapshot of this moment; returns the marks no snapshot has."""
+        if everything:
+            self.touched.fill(PENDING)
+        else:
+            np.multiply(self.touched, PENDING, out=self.touched)
+        self._scanned = 0
+        marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
+        self.book[LOGGED] = 0
+        return {"marked": marked}
+
+    @property
+    def scanned(self) -> bool:
+        """Whether no pair is left to copy."""
+        return self._scanned == len(self.pairs)
+
+    def _scan(self, places: int) -> None:
+        """Copy what is to be copied of the next so many places of the table of pairs."""
+        if self.scanned:
+            return
+        end = min(self._scanned + places, len(self.pairs))
+        at = self._scanned + np.flatnonzero(self.touched[self._scanned : end] == PENDING)
+        self._scanned = end
+        self.touched[at] = 0
+        entries = np.take(self.pairs, at, axis=0)
+        self._copied_pairs.append(entries[entries[:, 0] != 0])
+
+    def keep(self, slots: Int64, head: Int64) -> None:
+        """Copy pairs that are to be copied of rows about to pass."""
+        others = self.ring.others
+        if self.scanned or not len(others):
+            return
+        kept = np.empty((len(slots) * len(others), 4), np.int64)
+        found = keep_pairs(slots, head, others, self.pairs, self.touched, kept)
+        self._copied_pairs.append(kept[:found].copy())
+
+    def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
+        """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
         live = count_records(slots, self.ints, self._longest, everything)
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
         copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
-        at = np.flatnonzero(self.pairs[:, 0]) if everything else np.flatnonzero(self.touched)
-        self.touched.fill(0)
-        marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
-        self.book[LOGGED] = 0
+        if parts:
+            self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
+        pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
         return {
             "ints": rows,
             "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "marked": marked,
-            "pairs": np.take(self.pairs, at, axis=0),
+            "pairs": np.concatenate(pairs),
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -212,7 +260,9 @@ class RingState:
         )
         if wrong >= 0:
             raise ValueError(f"slot {slots[wrong]} does not continue the snapshot before")
-        mark_records(arrays["marked"], slots, rows, self.ints, self._longest, self.arena_ints)
+        first = np.full(len(self.ints), np.iinfo(np.int64).max)
+        first[slots] = rows[:, SAVED]
+        mark_records(arrays["marked"], first, self.ints, self._longest, self.arena_ints)
         self.floats[slots] = arrays["floats"]
         self._load_pairs(arrays["pairs"])
 
@@ -226,6 +276,7 @@ class RingState:
             while 2 * size < 5 * filled:
                 size *= 2
             self._new_pairs(size)
+            self._scanned = size
             self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
         self.book[PAIRS_FILLED] += insert_pairs(
             entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
@@ -278,6 +329,17 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.risk is not None:
+        instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
+        yield (
+            run_risk,
+            plan.risk.tables,
+            [
+                ("risk", instances * RISK_FLOATS, np.float64),
+                ("risk_frauds", instances * RISK_DAYS, np.uint16),
+                ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
 
 
 class EntityState:
@@ -292,6 +354,7 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
+        self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
         self._kernels: list[tuple[Kernel, tuple[Any, ...], list[npt.NDArray[Any]]]] = []
@@ -304,12 +367,18 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self._pending = np.zeros(0, np.uint8)
+        self._slots = np.zeros(0, np.int64)
+        self._copied: list[Arrays] = []
+        self._copying = self._everything = False
+        self._at = 0
         self._grow()
 
     def _grow(self) -> None:
         """Give every array by slot the table's capacity."""
         for array in self._fixed.values():
             array.resize((self.table.capacity, array.shape[1]), refcheck=False)
+        self._pending.resize(self.table.capacity, refcheck=False)
         for ring in self.rings:
             ring.grow(self.table.capacity)
 
@@ -317,6 +386,7 @@ class EntityState:
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
+        fixed += self._pending.nbytes
         return self.table.memory_bytes + fixed + sum(r.memory_bytes for r in self.rings)
 
     def process(self, head: Int64, reals: Float64) -> tuple[Float64, npt.NDArray[np.int16] | None]:
@@ -329,6 +399,10 @@ class EntityState:
         if self.table.reserve(len(head)):
             self._grow()
         slots, taken_us = self.table.intern(head)
+        if self._copying:
+            self._copy(slots, parts=0)
+            for ring in self.rings:
+                ring.keep(slots, head)
         out = np.full((len(head), self.plan.width), np.nan)
         for ring in self.rings:
             ring.run(slots, taken_us, head, reals, out)
@@ -344,6 +418,42 @@ class EntityState:
         kernel = cast(Kernel, run_sequence)
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
+
+    def label(self, labels: Sequence[Label]) -> int:
+        """Let verdicts become known of the entities there are; gives how many were news.
+
+        An entity never seen, or forgotten, has no state and gets none. An event later than the
+        newest its entity has seen is taken at that time. What is usual of the entity that a fraud
+        is of (its event type's primary one) stands still for a while.
+        """
+        named = [
+            (key, label)
+            for label in labels
+            for entity, key in label.entities
+            if entity == self.plan.entity
+        ]
+        found = self.table.find(np.array([key for key, _ in named], np.int64).view(np.uint64))
+        rows: list[tuple[int, ...]] = []
+        for slot, (key, label) in zip(found.tolist(), named, strict=True):
+            if slot < 0:
+                continue
+            verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
+            time_us = min(label.time_us, newest_us)
+            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            if verdict == before:
+                continue
+            rows.append((slot, label.code, time_us, verdict, before))
+            if label.fraud and label.primary == self.plan.entity:
+                self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
+        risk = self.plan.risk
+        if rows and risk is not None:
+            columns = np.array(rows, np.int64).T.copy()
+            self.keep(columns[0])
+            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
+            kernel = cast(Kernel, apply_labels)
+            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
+            self.table.dirty[columns[0]] = 1
+        return len(rows)
 
     def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
@@ -371,27 +481,74 @@ class EntityState:
         slots = self.table.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
+            self.keep(slots)
             frozen = self._fixed["frozen_until_us"]
             frozen[slots, 0] = np.maximum(frozen[slots, 0], until_us)
             self.table.dirty[slots] = 1
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
 
-    def dump(self, everything: bool) -> Arrays:
-        """What has changed since the last dump (or all there is); all counts as saved then."""
+    def begin(self, everything: bool) -> None:
+        """Begin a snapshot of this moment: of what has changed since the last, or of all.
+
+        Raises
+        ------
+        StateError : the one before has not been taken, and would be lost
+        """
+        if self._copied:
+            raise StateError(
+                f"{self.plan.entity}: a snapshot is under way; take it before the next begins"
+            )
         slots = self.table.take_dirty()
         if everything:
             slots = np.arange(self.table.used, dtype=np.int64)
-        arrays: Arrays = {
+        self._pending[slots] = 1
+        self._everything, self._slots, self._at = everything, slots, 0
+        first: Arrays = {
             "slots": slots,
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
             "late": np.array([self.table.late]),
         }
-        arrays |= {name: np.take(array, slots, axis=0) for name, array in self._fixed.items()}
+        first["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
-            arrays |= {f"ring{i}.{k}": v for k, v in ring.dump(slots, everything).items()}
-        return arrays
+            first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
+        self._copied = [first]
+        self._copying = True
+
+    def keep(self, slots: Int64) -> None:
+        """Copy what a snapshot under way needs of slots that are about to change.
+
+        Rows that pass are looked after by `process`; whoever changes other slots calls this first.
+        """
+        if self._copying:
+            self._copy(slots, parts=0)
+
+    def proceed(self, parts: int) -> bool:
+        """Copy one of `parts` parts of the snapshot under way; True where all is copied."""
+        if self._copying:
+            end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
+            self._copy(self._slots[self._at : end], parts)
+            self._at = end
+            self._copying = end < len(self._slots) or not all(r.scanned for r in self.rings)
+        return not self._copying
+
+    def take(self) -> list[Arrays]:
+        """All parts of the snapshot under way, for `features.snapshots.join`."""
+        self.proceed(1)
+        copied, self._copied = self._copied, []
+        return copied
+
+    def _copy(self, slots: Int64, parts: int) -> None:
+        """Copy those of some slots that are still to be copied, and a part of the pairs."""
+        taken = np.empty(len(slots), np.int64)
+        taken = taken[: take_pending(slots, self._pending, taken)]
+        arrays = {"copied": taken}
+        arrays |= {name: np.take(array, taken, axis=0) for name, array in self._fixed.items()}
+        for i, ring in enumerate(self.rings):
+            found = ring.copy(taken, self._everything, parts)
+            arrays |= {f"ring{i}.{k}": v for k, v in found.items()}
+        self._copied.append(arrays)
 
     def load(self, arrays: Arrays) -> None:
         """Put a dump back, oldest first; `settle` is called after the last."""
@@ -400,13 +557,15 @@ class EntityState:
         self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
         if self.table.capacity != before:
             self._grow()
+        copied = arrays["copied"]
         for name, array in self._fixed.items():
-            array[slots] = arrays[name]
+            array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
+        self.labels.load(arrays.get("labels", np.zeros((0, 3), np.int64)))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
-                slots, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+                copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
 
     def settle(self) -> None:

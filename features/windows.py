@@ -36,6 +36,7 @@ __all__ = [
     "allocate",
     "find_pair",
     "insert_pairs",
+    "pair_key",
     "release",
     "run_ring",
     "slot_layout",
@@ -77,7 +78,7 @@ def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -
 
 
 @kernel
-def _mix(slot, column, value):
+def pair_key(slot, column, value):
     """Key of (slot, pair column, value), never 0."""
     h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
     h ^= h >> np.uint64(33)
@@ -284,7 +285,7 @@ def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):
         met[p, 2] = -1
         if value == 0:
             continue
-        key = _mix(slot, p, value)
+        key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
         if pairs_table[at, 0] != 0:
@@ -436,7 +437,7 @@ def _ask(
         prefetch(floats, slots[far])
         mask = np.uint64(len(pairs_table) - 1)
         for p in range(len(others)):
-            key = _mix(slots[far], p, head[far, others[p]])
+            key = pair_key(slots[far], p, head[far, others[p]])
             prefetch(pairs_table, np.int64(np.uint64(key) & mask))
     if near < len(slots):
         row = ints[slots[near]]

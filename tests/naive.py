@@ -20,6 +20,7 @@ from features.events import event_type, event_types
 from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
+from tests import naive_risk
 from tests.naive_baselines import as_sigma, mad_z
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
@@ -202,6 +203,9 @@ class NaiveEngine:
         self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
         self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
         self.members: dict[Any, dict[Any, Member]] = defaultdict(dict)
+        self.risks: dict[tuple[str, Any, tuple[str, ...]], naive_risk.Known] = defaultdict(
+            naive_risk.Known
+        )
         self.touching = {e: self._touching(e) for t in event_types().values() for e in t.entities}
 
     def _touching(self, entity: str) -> set[str]:
@@ -336,6 +340,30 @@ class NaiveEngine:
             return gap_s
         km = kilometres(last, here)
         return km if f.op == "moved_km" else km / max(gap_s, 60.0) * 3600.0
+
+    def label(self, name: str, event_id: str, time_us: int, fraud: bool, entities: dict) -> None:
+        """A verdict becomes known of entities that were seen before."""
+        for entity, key in entities.items():
+            records = self.records.get((entity, (key,)))
+            if not records:
+                continue
+            feeds = {
+                f.feeds or (f.event,)
+                for t in self.catalog.event_types
+                for f in self.catalog.features(t)
+                if f.entity == entity and OPERATIONS[f.op].family == "risk"
+            }
+            for fed in feeds:
+                if name in fed:
+                    known = self.risks[entity, (key,), tuple(sorted(fed))]
+                    known.take(
+                        (name, event_id), min(time_us, records[-1][0]), fraud, records[-1][0]
+                    )
+
+    def _risk(self, f: Feature, event: Event, before: list, now: int) -> float:
+        feeds = tuple(sorted(f.feeds or (f.event,)))
+        known = self.risks[f.entity, entity_key(event, f.entity), feeds]
+        return known.value(f.op, f.window_s, [t for t, _ in self._fed(f, before)], now)
 
     def _members(self, f: Feature, event: Event, before: list, now: int) -> float:
         x = number(derived_column(event, str(f.column)))

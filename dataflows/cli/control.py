@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     from dataflows.cli.run import settings_arguments
 
     parser = subparsers.add_parser(
-        "control", help="change thresholds, stages, mutes while it runs", description=__doc__
+        "control", help="change thresholds, stages, mutes, say what was fraud", description=__doc__
     )
     settings_arguments(parser)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -47,7 +47,16 @@ def add_parser(subparsers: Any) -> None:
     stage.add_argument(
         "--percent", type=float, help="of the entities, for which a canary votes (default 100)"
     )
-    for kind in (threshold, mute, unmute, stage):
+    label = kinds.add_parser("label", help="verdict on an event: fraud or genuine")
+    label.add_argument("event_type")
+    label.add_argument("event_id")
+    label.add_argument("verdict", help="fraud or genuine")
+    label.add_argument("event_time", help="when the event was, ISO 8601 with its offset")
+    label.add_argument(
+        "entities", nargs="+", metavar="entity=name", help="those it touched: card=c1 merchant=m9"
+    )
+    label.add_argument("--source", help="who says so: chargeback, analyst, ...")
+    for kind in (threshold, mute, unmute, stage, label):
         kind.add_argument("--why", default="", help="kept in the journal")
 
 
@@ -91,7 +100,7 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises
     ------
-    ConfigError : a percent without a canary, a time that is none
+    ConfigError : a percent without a canary, a time that is none, an entity without a name
     """
     from features.errors import ConfigError
 
@@ -108,6 +117,12 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
                     " leave it out"
                 )
             record["percent"] = args.percent
+    elif kind == "label":
+        named = ["event_type", "event_id", "verdict"]
+        record["event_time_us"] = _moment_us("event_time", args.event_time)
+        record["entities"] = _entities(args.entities)
+        if args.source is not None:
+            record["source"] = args.source
     else:
         named = ["entity_type", "entity"]
         record["until_us"] = LIFTED_US if args.kind == "unmute" else _until_us(args.until)
@@ -115,7 +130,12 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _until_us(text: str) -> int:
-    """When a mute ends.
+    """When a mute ends; ConfigError as of `_moment_us`."""
+    return LIFTED_US if text == "now" else _moment_us("until", text, ", or now")
+
+
+def _moment_us(what: str, text: str, other: str = "") -> int:
+    """Microseconds of an ISO 8601 text.
 
     Raises
     ------
@@ -126,17 +146,25 @@ def _until_us(text: str) -> int:
     from dataflows.sources.simulator import time_us_of
     from features.errors import ConfigError
 
-    if text == "now":
-        return LIFTED_US
     try:
         if datetime.fromisoformat(text).tzinfo is not None:
             return time_us_of(text)
     except ValueError:
         pass
     raise ConfigError(
-        f"until: expected an ISO 8601 time with its offset, such as 2026-03-02T00:00:00Z, or now;"
+        f"{what}: expected an ISO 8601 time with its offset, such as 2026-03-02T00:00:00Z{other};"
         f" got {text!r}"
     )
+
+
+def _entities(items: list[str]) -> dict[str, str]:
+    """`card=c1` of each; ConfigError where one is not."""
+    from features.errors import ConfigError
+
+    faults = [item for item in items if not all(item.partition("=")[::2])]
+    if faults:
+        raise ConfigError([f"entity {item!r}: expected entity=name, as card=c1" for item in faults])
+    return {item.partition("=")[0]: item.partition("=")[2] for item in items}
 
 
 def _names(settings: Settings) -> Names:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STAGES",
+    "VERDICTS",
     "Control",
     "ControlFile",
     "ControlReader",
@@ -47,14 +48,27 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
     "threshold": {"anomaly_type": (str,), "detector": (str,), "value": (int, float)},
     "mute": {"entity_type": (str,), "entity": (str,), "until_us": (int,)},
     "stage": {"detector": (str,), "stage": (str,)},
+    "label": {
+        "event_type": (str,),
+        "event_id": (str,),
+        "verdict": (str,),
+        "event_time_us": (int,),
+        "entities": (dict,),
+    },
 }
 """Kind -> the fields it must have."""
 
 _ENSEMBLE = "ensemble"
 """The name under which a vote as a whole has its threshold, as in `models.voting`."""
 
-_MAY: dict[str, tuple[str, ...]] = {"stage": ("percent",)}
+_MAY: dict[str, tuple[str, ...]] = {"stage": ("percent",), "label": ("source",)}
 """Kind -> fields it may have beside `_NOTES`."""
+
+VERDICTS = ("fraud", "genuine")
+"""What a label may say of an event."""
+
+_TEXT_MAX = 256
+"""Most characters of an event id or entity in a label; more than any event type lets through."""
 
 _NOTES = ("id", "by", "why")
 """Text that every record may have; it decides nothing."""
@@ -148,6 +162,8 @@ class Names:
             return _unknown(kind, "entity type", record["entity_type"], self.entities)
         if kind == "stage":
             return _unknown(kind, "detector", record["detector"], self.detectors)
+        if kind == "label":
+            return []
         anomaly, detector = record["anomaly_type"], record["detector"]
         if self.votes is not None and anomaly in self.votes:
             return _unknown(kind, f"detector of {anomaly}", detector, self.votes[anomaly])
@@ -226,6 +242,8 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
         return [
             f"control record threshold: expected a value in [0, 1], got {_shown(record['value'])}"
         ]
+    if kind == "label":
+        return _wrong_label(record)
     if kind != "stage":
         return []
     faults = []
@@ -241,6 +259,44 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
             f"control record stage: expected `percent` in [0, 100], got {_shown(percent)}"
         )
     return faults
+
+
+def _wrong_label(record: Mapping[str, Any]) -> list[str]:
+    """Faults of a label: its event type and entities are of the code, whatever flow hears it."""
+    name, entities = record["event_type"], record["entities"]
+    faults = _unknown("label", "verdict", record["verdict"], VERDICTS)
+    if not 0 < record["event_time_us"] < 1 << 62:
+        faults.append(
+            "control record label: expected `event_time_us` in microseconds since 1970, got"
+            f" {_shown(record['event_time_us'])}"
+        )
+    if not _is_name(record["event_id"]) or not _is_name(record.get("source", "-")):
+        faults.append(
+            f"control record label: expected `event_id` and `source` as 1 to {_TEXT_MAX} characters"
+        )
+    if name not in event_types():
+        return faults + _unknown("label", "event type", name, event_types())
+    valid = event_types()[name].entities
+    if not entities:
+        faults.append(
+            f"control record label: expected `entities` of {name}: some of {', '.join(valid)}"
+        )
+    for entity, value in entities.items():
+        faults += _unknown("label", f"entity of {name}", entity, valid)
+        parts = len(valid.get(entity, ""))
+        if not _is_name(value) or (parts > 1 and len(value.split("|")) != parts):
+            faults.append(
+                f"control record label: expected the name of a {entity[:SHOWN_MAX]}, got"
+                f" {_shown(value)}"
+            )
+    return faults
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value is text that can be an id: short, not empty, and UTF-8."""
+    if not isinstance(value, str) or not 0 < len(value) <= _TEXT_MAX:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_line(
@@ -277,6 +333,8 @@ class Control:
         if record["kind"] == "threshold":
             key = (record["anomaly_type"], record["detector"])
             return Control(self.thresholds | {key: float(record["value"])}, self.stages, self.mutes)
+        if record["kind"] == "label":
+            return self  # it changes what is known of entities, not what is in force
         if record["kind"] == "stage":
             stage = (record["stage"], float(record.get("percent", 100)))
             return Control(self.thresholds, self.stages | {record["detector"]: stage}, self.mutes)

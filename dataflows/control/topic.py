@@ -305,7 +305,7 @@ def _not_acked(settings: Settings, said: str) -> str:
 
 def _key(record: Mapping[str, Any]) -> str:
     """What a record speaks of."""
-    names = ("kind", "anomaly_type", "detector", "entity_type", "entity")
+    names = ("kind", "anomaly_type", "detector", "entity_type", "entity", "event_type", "event_id")
     return " ".join(str(record[name]) for name in names if name in record)
 
 

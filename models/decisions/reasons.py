@@ -139,6 +139,8 @@ def _family(feature: Feature) -> str:
     entity, op, other = feature.entity, feature.op, feature.other or ""
     if "duration" in feature.name:
         return "duration"
+    if feature.group == "risk":
+        return f"known frauds of {entity}"
     if feature.group == "geo":
         # A card and its holder are at the same place.
         return "country" if other else "place"

@@ -197,6 +197,7 @@ def test_every_operation_has_a_feature_or_a_test_of_its_own() -> None:
         "distinct_share",
         "peer_mean",
         "ever",
+        "risk_count_ever",
     }
     assert set(OPERATIONS) == used | tested_apart
 

@@ -46,13 +46,24 @@ THRESHOLD: dict[str, Any] = {
     "detector": "iqr",
     "value": 0.9,
 }
+LABEL: dict[str, Any] = {
+    "kind": "label",
+    "event_type": "payment",
+    "event_id": "p1",
+    "verdict": "fraud",
+    "event_time_us": 5,
+    "entities": {"card": "c1", "merchant": "m9"},
+}
 
 
 def lines(*records: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(r).encode() + b"\n" for r in records)
 
 
-@pytest.mark.parametrize("record", [MUTE, STAGE, THRESHOLD, {**STAGE, "percent": 5, "why": "x"}])
+@pytest.mark.parametrize(
+    "record",
+    [MUTE, STAGE, THRESHOLD, {**STAGE, "percent": 5, "why": "x"}, LABEL, {**LABEL, "source": "x"}],
+)
 def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
     assert parse_record(json.dumps(record)) == record
 
@@ -78,6 +89,16 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         (json.dumps({**MUTE, "percent": 5}), "unknown field 'percent'"),
         (json.dumps({**MUTE, "why": ["because"]}), "expected `why` as text, got ['because']"),
         (json.dumps({**MUTE, "entity": ["x" * 9_000]}), "expected `entity` as str, got ['xxx"),
+        (json.dumps({**LABEL, "verdict": "frod"}), "verdict 'frod' (did you mean 'fraud'?)"),
+        (json.dumps({**LABEL, "event_type": "paymnt"}), "did you mean 'payment'?"),
+        (json.dumps({**LABEL, "event_time_us": 0}), "in microseconds since 1970, got 0"),
+        (json.dumps({**LABEL, "event_id": ""}), "`event_id` and `source` as 1 to 256 characters"),
+        (json.dumps({**LABEL, "event_id": "\ud800"}), "`event_id` and `source` as 1 to"),
+        (json.dumps({**LABEL, "source": 5}), "`event_id` and `source` as 1 to 256 characters"),
+        (json.dumps({**LABEL, "entities": {}}), "card, user, merchant, device, ip"),
+        (json.dumps({**LABEL, "entities": {"host": "h1"}}), "unknown entity of payment 'host'"),
+        (json.dumps({**LABEL, "entities": {"card": {"c": 1}}}), "expected the name of a card"),
+        (json.dumps({**LABEL, "entities": [1]}), "expected `entities` as dict, got [1]"),
     ],
 )
 def test_a_bad_record_is_told_what_is_wrong(line: str, fault: str) -> None:

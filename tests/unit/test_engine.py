@@ -439,6 +439,8 @@ def test_nothing_is_compiled_after_the_warm_up(cat: Catalog, seed: int) -> None:
         state.run_geo,
         state.run_members,
         state.run_sequence,
+        state.take_pending,
+        state.keep_pairs,
         state.count_records,
         state.copy_rings,
         state.place_rings,

@@ -59,7 +59,7 @@ def test_the_strangest_comes_first_and_no_more_than_three(bundle: Bundle) -> Non
 
 def test_the_same_thing_is_said_once(bundle: Bundle) -> None:
     found = told(
-        bundle, card_home_km=90.0, user_home_km=90.0, card_home_z=80.0, card_speed_kmh=70.0
+        bundle, card_home_km=900.0, user_home_km=90.0, card_home_z=80.0, card_speed_kmh=70.0
     )
     assert [name for name, _ in found] == ["card_home_km"]
 

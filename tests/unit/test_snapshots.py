@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import windows
+from features import state, windows
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, split
 from features.errors import StateError
+from features.snapshots import join
 from features.spec import Feature
 from tests.streams import START_US, make_batch
 
@@ -129,6 +130,58 @@ def test_any_chain_of_deltas_and_restores_gives_back_the_whole_state(
             engine = GroupEngine.restore(CATALOG, 0, chain[0], chain[1:])
     if steps[-1][1] != "none":
         same(GroupEngine.restore(CATALOG, 0, chain[0], chain[1:]).full(), whole.full())
+
+
+@settings(max_examples=40)
+@given(
+    snapshots=st.lists(
+        st.tuples(
+            st.integers(1, 60),
+            st.booleans(),
+            st.lists(st.tuples(st.integers(1, 25), st.integers(0, 4)), max_size=6),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_snapshot_is_of_the_moment_at_which_it_began_whatever_passes_meanwhile(
+    snapshots: list[tuple[int, bool, list[tuple[int, int]]]],
+) -> None:
+    engine, whole = GroupEngine(CATALOG, 0), GroupEngine(CATALOG, 0)
+    chain: list[Arrays] = []
+    at = 0
+    for before, everything, meanwhile in snapshots:
+        passed(engine, at, at + before)
+        passed(whole, at, at + before)
+        at += before
+        expected = whole.full()
+        everything = everything or not chain
+        engine.begin(everything)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(state, "SLICE_MIN", 1)
+            patch.setattr(state, "PAIRS_MIN", 16)
+            for count, parts in meanwhile:
+                found = passed(engine, at, at + count)
+                np.testing.assert_array_equal(found, passed(whole, at, at + count))
+                at += count
+                if parts:
+                    engine.proceed(parts)
+        chain = ([] if everything else chain) + [join(engine.take())]
+        same(GroupEngine.restore(CATALOG, 0, chain[0], chain[1:]).full(), expected)
+
+
+def test_a_snapshot_in_parts_is_done_after_as_many_and_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "SLICE_MIN", 1)
+    engine = GroupEngine(CATALOG, 0)
+    passed(engine, 0, 200)
+    engine.begin(everything=False)
+    assert [engine.proceed(3) for _ in range(3)] == [False, False, True]
+    with pytest.raises(StateError, match="take it before the next begins"):
+        engine.full()
+    assert len(join(engine.take())["card.copied"]) == 3
+    assert len(engine.delta()["card.copied"]) == 0
 
 
 def test_a_delta_holds_the_new_records_of_a_ring_and_no_others() -> None:
