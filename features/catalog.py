@@ -1,8 +1,9 @@
 """The catalogue: all declared features, checked, in a fixed order, with a version.
 
-Gathers every module of `features/definitions/` and the files of the user's own. The engine, the models, the online store and the
-reference page all take feature names and their order from here; the version, a hash of all
-declarations, stands in bundles and in state so that none is used with another catalogue.
+Gathers every module of `features/definitions/` and the files of the user's own. The engine, the
+models, the online store and the reference page all take feature names and their order from here;
+the version, a hash of all declarations, stands in bundles and in state so that none is used with
+another catalogue.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Catalog:
         # An event type that no feature knows changes no feature: models stay as good as they were.
         used = set(self._features) | {feed for feature in declared for feed in feature.feeds}
         known = [t for t in event_types().values() if t.name in used]
-        types = [[t.name, dict(t.entities), t.primary] for t in known]
+        types: list[list[object]] = [[t.name, dict(t.entities), t.primary] for t in known]
         # What is the user's own has no number that is raised when it comes to mean another thing.
         types += [
             ["own", t.name, [[f.name, f.kind, f.values] for f in t.fields]]
@@ -163,7 +164,9 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
             continue
         if (feature.event, feature.name) in seen:
             first = seen[feature.event, feature.name]
-            faults.append(f"{place}{feature.event}.{feature.name}: declared twice, first at {first}")
+            faults.append(
+                f"{place}{feature.event}.{feature.name}: declared twice, first at {first}"
+            )
         seen.setdefault((feature.event, feature.name), at)
         found = _feature_faults(feature, known)
         faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
-from features.events import event_code, event_type, event_types
+from features.events import event_code, event_types
 from features.labels import Label
 from features.plan import plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split

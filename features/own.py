@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from features.batch import sample_batch
 from features.catalog import Catalog, declared_features
 from features.columns import DERIVED, Columns, Derived
 from features.errors import ConfigError, DeclarationError
-from features.events import EventType, built_in_types, event_types
+from features.events import EventType, built_in_types
 from features.registry import Own, declare_own
 from features.spec import Feature, place_of
 
@@ -82,17 +82,18 @@ def declare_files(event_paths: Sequence[Path], feature_paths: Sequence[Path]) ->
     loaded = _loaded(key, *named) if files else ()
     faults += [fault for file in loaded for fault in file.faults]
     events, clashes = _events(loaded)
+    made, taken = _columns(loaded, built_in_types() | {event.name: event for event in events})
     declare_own(
         Own(
             tuple(events),
-            tuple(d for file in loaded for d in file.derived),
+            tuple(column for _, column in made),
             tuple(f for file in loaded for f in file.features),
             key,
         )
     )
-    faults += clashes
+    faults += clashes + taken
     if files:
-        faults += _column_faults(loaded)
+        faults += [fault for file, column in made for fault in _tried(file, column)]
         try:
             Catalog(declared_features())
         except DeclarationError as error:
@@ -166,7 +167,7 @@ def _load(file: _File) -> None:
     except DeclarationError as error:
         file.faults += [f"{_where(file, error)}: {fault}" for fault in error.faults]
     except (Exception, SystemExit) as error:
-        file.faults.append(f"{_where(file, error)}: {type(error).__name__}: {error}")
+        file.faults.append(f"{_where(file, error)}: {_said(error)}")
     else:
         _take(file, module, _meaning(tree))
 
@@ -196,6 +197,12 @@ def _where(file: _File, error: BaseException) -> str:
         if Path(frame.filename) == file.path
     ]
     return place_of(f"{file.path}:{lines[-1] if lines else 1}")
+
+
+def _said(error: BaseException) -> str:
+    """An exception in one line."""
+    first, *_ = f"{type(error).__name__}: {error}".splitlines()
+    return first
 
 
 def _meaning(tree: ast.Module) -> str:
@@ -252,7 +259,7 @@ def _tuple(file: _File, name: str, value: Any, kind: type[X]) -> Iterable[X]:
 
 def _events(files: Sequence[_File]) -> tuple[list[EventType], list[str]]:
     """The event types that stand, and a fault for each whose name or topic is taken."""
-    places = {name: "waxwing itself" for name in built_in_types()}
+    places = dict.fromkeys(built_in_types(), "waxwing itself")
     topics = {event.topic: "waxwing itself" for event in built_in_types().values()}
     found: list[EventType] = []
     faults: list[str] = []
@@ -276,36 +283,39 @@ def _events(files: Sequence[_File]) -> tuple[list[EventType], list[str]]:
     return found, faults
 
 
-def _column_faults(files: Sequence[_File]) -> list[str]:
-    """What is wrong with the user's columns: names, and what comes out when they are made."""
+def _columns(
+    files: Sequence[_File], types: Mapping[str, EventType]
+) -> tuple[list[tuple[_File, Derived]], list[str]]:
+    """The user's columns that stand, and a fault for each that cannot."""
     taken = {(d.event, d.name): "waxwing itself" for d in DERIVED}
+    found: list[tuple[_File, Derived]] = []
     faults: list[str] = []
     for file in files:
         at = file.at("DERIVED")
         for column in file.derived:
-            name = f"column {column.event}.{column.name}"
-            event = event_types().get(column.event)
+            place = f"{at}: column {column.event}.{column.name}"
+            event = types.get(column.event)
             if event is None:
                 faults.append(
-                    f"{at}: {name}: unknown event type {column.event!r}; event types are"
-                    f" {', '.join(event_types())}"
+                    f"{place}: unknown event type {column.event!r}; event types are"
+                    f" {', '.join(types)}"
                 )
-                continue
-            if column.name in event.schema or column.name in event.entities:
-                faults.append(f"{at}: {name}: is a field or an entity of the event type already")
+            elif column.name in event.schema or column.name in event.entities:
+                faults.append(f"{place}: is a field or an entity of the event type already")
             elif (column.event, column.name) in taken:
                 first = taken[column.event, column.name]
-                faults.append(f"{at}: {name}: is declared already, by {first}")
+                faults.append(f"{place}: is declared already, by {first}")
             elif column.kind not in ("real", "flag"):
-                faults.append(f"{at}: {name}: kind is {column.kind!r}; it must be real or flag")
+                faults.append(f"{place}: kind is {column.kind!r}; it must be real or flag")
             else:
-                faults += _tried(file, column, name)
-            taken.setdefault((column.event, column.name), at)
-    return faults
+                taken[column.event, column.name] = at
+                found.append((file, column))
+    return found, faults
 
 
-def _tried(file: _File, column: Derived, name: str) -> list[str]:
+def _tried(file: _File, column: Derived) -> list[str]:
     """What is wrong with a column when it is made of two rows."""
+    name = f"column {column.event}.{column.name}"
     wanted, rows = (np.bool_ if column.kind == "flag" else np.float64), 2
     make: Callable[[Columns], Any] = column.make
     try:
@@ -313,11 +323,9 @@ def _tried(file: _File, column: Derived, name: str) -> list[str]:
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError):
             return [f"{_where(file, error)}: {name}: {fault}" for fault in error.faults]
-        return [f"{_where(file, error)}: {name}: {type(error).__name__}: {error}"]
+        return [f"{_where(file, error)}: {name}: {_said(error)}"]
     if not isinstance(made, np.ndarray) or made.shape != (rows,) or made.dtype != wanted:
-        got = (
-            f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
-        )
+        got = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
         return [
             f"{file.at('DERIVED')}: {name}: a {column.kind} is an array {np.dtype(wanted)} of one"
             f" value a row, {(rows,)}; got {got}"

@@ -23,8 +23,11 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(
         ("run_length", "flatness", "step", "iqr_distance", "quantile", "peers_deviating"), "1"
     ),
+    **dict.fromkeys(
+        ("risk_count", "risk_count_ever", "risk_rate", "genuine_since_fraud", "last_label"), "1"
+    ),
     "first_time": "flag",
-    **dict.fromkeys(("since", "age", "since_pair", "since_place"), "s"),
+    **dict.fromkeys(("since", "age", "since_pair", "since_place", "since_fraud"), "s"),
     **dict.fromkeys(
         ("z", "drift", "robust_z", "mad_z", "season_z", "peer_z", "peer_gap_z", "peers_level_z"),
         "sigma",

@@ -125,10 +125,16 @@ def train(
     with ThreadPoolExecutor(WORKERS) as pool:
         fitted = dict(zip(sets, pool.map(one, sets), strict=True))
     voting = Voting({f.rule.name: f.rule for f in fitted.values()})
+    training: dict[str, Any] = {
+        "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
+    }  # fmt: skip
+    left_out = [name for name in detectors if not any(name in mine for mine in kinds.values())]
+    if left_out:
+        training["left_out"] = left_out
+        say(f"left out, since no event type here has sequences: {', '.join(left_out)}")
     bundle = Bundle(
-        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting,
-        training={"seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()}},
-    )  # fmt: skip
+        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
+    )
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
 

@@ -154,13 +154,15 @@ def _field_faults(field: Field) -> list[str]:
     faults = []
     needed = {"event_id": "string", "time_us": "time_us"}.get(field.name, field.kind)
     if field.kind not in _POLARS:
-        faults.append(f"field {field.name!r}: unknown kind {field.kind!r}; kinds are"
-                      f" {', '.join(_POLARS)}")
+        faults.append(
+            f"field {field.name!r}: unknown kind {field.kind!r}; kinds are {', '.join(_POLARS)}"
+        )
     elif field.kind != needed or (field.nullable and field.name in ("event_id", "time_us")):
         faults.append(f"field {field.name!r}: must be of kind {needed!r} and not nullable")
     if (field.kind == "enum") != bool(field.values):
-        faults.append(f"field {field.name!r}: `values` are the words of an enum, and of nothing"
-                      " else")
+        faults.append(
+            f"field {field.name!r}: `values` are the words of an enum, and of nothing else"
+        )
     bounds = (field.minimum, field.maximum)
     if None not in bounds and not bounds[0] <= bounds[1]:  # type: ignore[operator]
         faults.append(f"field {field.name!r}: minimum {bounds[0]} is above maximum {bounds[1]}")
