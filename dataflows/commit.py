@@ -32,7 +32,10 @@ __all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
 
 COMMIT_KEY = "commit"
 
-_COUNTED = ("in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed")
+_COUNTED = (
+    "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "corrected",
+    "corrected_unchecked", "flipped",
+)  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
 """Longest wait for the store at the end of a run; chosen: a Redis restart. After it the manifest
@@ -164,6 +167,9 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["alerts"] += len(out.alerts)
             self._totals["muted"] += out.muted
             self._totals["suppressed"] += out.suppressed
+            self._totals["corrected"] += out.corrected
+            self._totals["corrected_unchecked"] += out.corrected_unchecked
+            self._totals["flipped"] += out.flipped
         self._round = round_
         telemetry = self._context.telemetry
         telemetry.stage("deliver", time.perf_counter() - begun)

@@ -181,7 +181,8 @@ def run_history(
     begin : an earlier pass to go on from; its engine is used up
     """
     if begin is None:
-        engine, door = OfflineEngine(catalog, settings.groups), Admission(settings)
+        engine = OfflineEngine(catalog, settings.groups, settings.late_s)
+        door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()
     else:

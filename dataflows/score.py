@@ -12,6 +12,7 @@ import numpy.typing as npt
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
 from dataflows.control.records import Control
+from dataflows.corrections import Corrected
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
 from dataflows.store.rows import Views, split_rows
@@ -21,7 +22,7 @@ from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import reasons
 
-__all__ = ["STORE_SHARDS", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "StoreRows", "score_round"]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -40,6 +41,33 @@ class Scored:
     truth: npt.NDArray[np.int16]
     scores: ScoreMatrix
     decisions: Decisions
+
+
+FLIPS_ROUND_MAX = 20
+"""Most flipped votes a lane names in one round; all are counted. Chosen: a screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A vote that would have come out the other way, had a late event come in time.
+
+    Parameters
+    ----------
+    event_type, event_id : whose
+    anomaly_type : which vote
+    round : in which it was scored
+    was, would_be : whether the event was flagged, and would have been
+    score_was, score_would_be : the ensemble's scores
+    """
+
+    event_type: str
+    event_id: str
+    anomaly_type: str
+    round: int
+    was: bool
+    would_be: bool
+    score_was: float
+    score_would_be: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +89,10 @@ class RoundOut:
     control: Control
     final: bool
     replayed: bool
+    corrected: int = 0
+    corrected_unchecked: int = 0
+    flipped: int = 0
+    flips: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +137,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         alerts += made
         muted += silenced
         suppressed += dropped
+    flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     due = [batch.due_ns for batch in item.batches.values()]
     yield RoundOut(
@@ -123,6 +156,10 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.control,
         item.final,
         item.replayed,
+        sum(len(corrected.rounds) for corrected in item.corrected),
+        item.corrected_unchecked,
+        len(flips),
+        tuple(flips[:FLIPS_ROUND_MAX]),
     )
     if context.store is not None:
         begun = time.perf_counter()
@@ -182,6 +219,37 @@ def _alerts(
             )
         )
     return made, muted, suppressed
+
+
+def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
+    """Votes on rows of earlier rounds that come out the other way with their features of now.
+
+    Both are scored here: an alert is neither sent nor taken back.
+    """
+    name, control = corrected.event_type, corrected.control
+    declared = event_type(name)
+    entity = hash_columns(corrected.frame, declared.entities[declared.primary])
+    was, now = (
+        context.scorer.decide(
+            context.scorer.score(features, control.stages),
+            control.thresholds,
+            control.stages,
+            entity,
+        )
+        for features in (corrected.before, corrected.after)
+    )
+    ids = corrected.frame["event_id"]
+    for row, kind in np.argwhere(was.flagged != now.flagged).tolist():
+        yield Flip(
+            name,
+            ids[row],
+            was.anomaly_types[kind],
+            int(corrected.rounds[row]),
+            bool(was.flagged[row, kind]),
+            bool(now.flagged[row, kind]),
+            float(was.score[row, kind]),
+            float(now.score[row, kind]),
+        )
 
 
 def _is_muted(

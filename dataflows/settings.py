@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         description="an event further beyond that clock and its round's cut_time is dead-lettered;"
         " 0 refuses none",
     )
+    corrected_rows_max: int = Field(
+        200_000,
+        ge=0,
+        description="scored rows a lane keeps, for late_s at most, to tell which votes a late event"
+        " would have changed; memory: about 1.3 kB a row; 0 keeps none",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,

@@ -19,6 +19,7 @@ from bytewax.operators import StatefulBatchLogic
 from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
+from dataflows.corrections import Corrected, RecentRows
 from dataflows.sources.base import DeadLetter
 from dataflows.sources.rounds import Part
 from dataflows.state.deltas import Arrays
@@ -100,7 +101,7 @@ class ToGroup:
 class ToHome:
     """What a lane keeps of its own round while the groups compute, or what a group sends back.
 
-    `batches` is set by the lane itself, `features` by a group.
+    `batches` and `clock_us` are set by the lane itself, `features` by a group.
     """
 
     lane: int
@@ -115,6 +116,7 @@ class ToHome:
     rejects: tuple[DeadLetter, ...] = ()
     final: bool = False
     replayed: bool = False
+    clock_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,11 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class Featured:
-    """A lane's round with all features, ready to be scored."""
+    """A lane's round with all features, ready to be scored.
+
+    `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
+    is how many of them are no longer kept.
+    """
 
     lane: int
     round: int
@@ -143,6 +149,8 @@ class Featured:
     rejects: tuple[DeadLetter, ...]
     final: bool
     replayed: bool
+    corrected: tuple[Corrected, ...] = ()
+    corrected_unchecked: int = 0
 
 
 class _Shard:
@@ -286,9 +294,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
+    late_s = context.settings.late_s
     if base is None:
-        return GroupEngine(context.catalog, group), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas), shard
+        return GroupEngine(context.catalog, group, late_s), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
@@ -346,6 +355,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 part.rejects + done.refused,
                 part.final,
                 part.replayed,
+                done.clock_us,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -441,6 +451,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
         self._control = Control.of(context.manifest.control)
+        late_us = round(context.settings.late_s * 1e6)
+        self._recent = RecentRows(context.catalog, late_us, context.settings.corrected_rows_max)
         self._round = context.manifest.round
 
     def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
@@ -473,6 +485,12 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._control = self._control.expire(waiting.cut_time_us)
         batches = own.batches or {}
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
+        corrected, unchecked = self._recent.check(
+            correction for result in waiting.features for correction in result.corrections
+        )
+        self._recent.keep(
+            own.round, own.clock_us, batches, features, waiting.features, self._control
+        )
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(
             own.lane,
@@ -486,6 +504,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.rejects,
             own.final,
             own.replayed,
+            corrected,
+            unchecked,
         )
 
     def snapshot(self) -> int:

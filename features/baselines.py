@@ -16,7 +16,15 @@ import numpy as np
 from features.freeze import learns
 from features.speed import AHEAD, inlined, kernel, prefetch
 
-__all__ = ["BASE_FLOATS", "HISTORY", "SEASON_FLOATS", "as_sigma", "run_baselines", "run_seasons"]
+__all__ = [
+    "BASE_FLOATS",
+    "HISTORY",
+    "SEASON_FLOATS",
+    "as_sigma",
+    "run_baselines",
+    "run_seasons",
+    "value_of",
+]
 
 BASE_FLOATS = 8
 """Per instance: n, slow mean, variance, fast mean, last value, run length, slow and fast step."""
@@ -227,7 +235,7 @@ def _ranked(op, ring, order, kept, x):
 
 
 @inlined
-def _input(source, log, i, reals_in, out):
+def value_of(source, log, i, reals_in, out):
     """Row i's value: column `source` of the rows, or feature -1 - source of `out`."""
     x = reals_in[i, source] if source >= 0 else out[i, -1 - source]
     if log:
@@ -265,7 +273,7 @@ def run_baselines(
             e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
             if e0 == e1 and not feeds[b, code]:
                 continue
-            x = _input(sources[b, code], logs[b], i, reals_in, out)
+            x = value_of(sources[b, code], logs[b], i, reals_in, out)
             if x != x:
                 continue
             row = state[slot, b * BASE_FLOATS : (b + 1) * BASE_FLOATS]
@@ -301,7 +309,7 @@ def run_seasons(
             e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
             if e0 == e1 and not feeds[b, code]:
                 continue
-            x = _input(sources[b, code], logs[b], i, reals_in, out)
+            x = value_of(sources[b, code], logs[b], i, reals_in, out)
             if x != x:
                 continue
             at = b * SEASON_FLOATS + hour * 3

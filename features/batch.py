@@ -6,7 +6,7 @@ frozen: a step makes a new one, none changes what it was given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class EventBatch:
         nothing
     truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no
         feature or model ever reads it
+    made : what `features.columns` has made of the frame, so that split, assembly and store need not
+        make it again; lives as long as the batch, and is left behind on the way to another process
 
     Raises
     ------
@@ -59,6 +61,9 @@ class EventBatch:
     offset: Int64
     due_ns: Int64
     truth: Int16 | None = None
+    made: dict[tuple[str, str], npt.NDArray[Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         expected = event_type(self.event_type).schema
@@ -77,6 +82,10 @@ class EventBatch:
 
     def __len__(self) -> int:
         return self.frame.height
+
+    def __getstate__(self) -> list[Any]:
+        """The fields in order, as frozen dataclasses with slots give them, without what is made."""
+        return [{} if f.name == "made" else getattr(self, f.name) for f in fields(self)]
 
     @property
     def time_us(self) -> Int64:
@@ -182,7 +191,7 @@ class FeatureMatrix:
         return self.values[:, self.names.index(name)]
 
 
-def sample_batch(event_type_name: str, rows: int) -> EventBatch:
+def sample_batch(event_type_name: str, rows: int, time_us: int = 1_000_000) -> EventBatch:
     """Events that keep the contract of their type and say nothing: to compile and to try with.
 
     Examples
@@ -195,7 +204,7 @@ def sample_batch(event_type_name: str, rows: int) -> EventBatch:
     for column in declared.fields:
         word = column.values[0] if column.values else "a"
         one = {"string": "a", "enum": word, "bool": False, "float64": 1.0, "int64": 1}
-        values[column.name] = [one.get(column.kind, 1_000_000)] * rows
+        values[column.name] = [one.get(column.kind, time_us)] * rows
     frame = pl.DataFrame(values, schema=declared.schema)
     zeros = np.zeros(rows, np.int64)
     return EventBatch(event_type_name, frame, zeros.astype(np.int32), np.arange(rows), zeros)

@@ -27,6 +27,8 @@ __all__ = [
     "Derived",
     "derived_columns",
     "flag_names",
+    "has_key",
+    "has_real",
     "key_names",
     "meaning_of",
     "real_names",
@@ -258,8 +260,21 @@ def key_names(event: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*declared.entities, *fields)))
 
 
+@cache
+def has_real(event: str, name: str) -> bool:
+    """Whether an event type has the number (and the condition it carries, see `Columns`)."""
+    column, _, condition = name.partition("|")
+    return column in real_names(event) and (not condition or condition in flag_names(event))
+
+
+@cache
+def has_key(event: str, name: str) -> bool:
+    """Whether an event type has the entity or string field."""
+    return name in key_names(event)
+
+
 class Columns:
-    """Columns of one batch, each made once.
+    """Columns of one batch, each made once: the batch keeps them.
 
     A real may carry a condition, `amount|declined`: NaN where the flag is false, so that it enters
     no sum.
@@ -269,17 +284,7 @@ class Columns:
         self._event = batch.event_type
         self._frame = batch.frame
         self.time_us = batch.time_us
-        self._made: dict[tuple[str, str], npt.NDArray[Any]] = {}
-
-    def has_real(self, name: str) -> bool:
-        """Whether the event type has the number (and the condition it carries)."""
-        column, _, condition = name.partition("|")
-        known = column in real_names(self._event)
-        return known and (not condition or condition in flag_names(self._event))
-
-    def has_key(self, name: str) -> bool:
-        """Whether the event type has the entity or string field."""
-        return name in key_names(self._event)
+        self._made = batch.made
 
     def real(self, name: str) -> Float64:
         """float64 (n,), NaN where unknown."""

@@ -8,6 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,11 @@ from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_types
 from features.labels import Label
-from features.plan import plan_of
-from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge, split
+from features.late import Changed
+from features.plan import EntityPlan, plan_of
+from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.snapshots import join
+from features.split import split
 from features.state import EntityState
 
 __all__ = [
@@ -39,6 +42,9 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+LATE_S = 60.0
+"""Bound of lateness where none is given; the default of setting `late_s`."""
+
 STATE_FORMAT = 2
 """Layout of snapshots; one with another number is refused."""
 
@@ -50,14 +56,19 @@ class GroupEngine:
     ----------
     catalog : what to compute
     group : number of the group, for messages
+    late_s : rows that come at most so much after the newest are put in their place; seconds, 0 for
+        none: they are taken at their entity's newest time then
     """
 
-    def __init__(self, catalog: Catalog, group: int) -> None:
+    def __init__(self, catalog: Catalog, group: int, late_s: float = LATE_S) -> None:
         self.catalog = catalog
         self.group = group
         self.labels = 0
         self._plan = plan_of(catalog)
-        self._states = {name: EntityState(plan) for name, plan in self._plan.entities.items()}
+        late_us = round(1e6 * late_s)
+        self._states = {
+            name: EntityState(plan, late_us) for name, plan in self._plan.entities.items()
+        }
         self.clock_us = self._saved_clock_us = 0
         """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
         lanes have a part in a round."""
@@ -69,8 +80,13 @@ class GroupEngine:
 
     @property
     def late(self) -> int:
-        """Rows that were taken at their entity's newest time because they came after it."""
+        """Rows of entities that came after later ones of the same entity, ever."""
         return sum(state.table.late for state in self._states.values())
+
+    @property
+    def late_beyond(self) -> int:
+        """Those of them that came too late for their place."""
+        return sum(state.late.beyond for state in self._states.values())
 
     @property
     def memory(self) -> dict[str, int]:
@@ -102,35 +118,20 @@ class GroupEngine:
                 self.labels += state.label(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
-            out, emitted = state.process(head, rows.reals[entity])
+            out, emitted, changed = state.process(
+                head, rows.reals[entity], rows.round, rows.clock_us
+            )
             lanes = (rows.lane,) if rows.lane >= 0 else tuple(np.unique(head[:, 3]).tolist())
             for lane in lanes:
                 result = results.setdefault(lane, GroupFeatures(lane))
-                mine = head if len(lanes) == 1 else head[head[:, 3] == lane]
-                values = out if len(lanes) == 1 else out[head[:, 3] == lane]
-                self._parts(state, mine, values, result)
+                mine = None if len(lanes) == 1 else head[:, 3] == lane
+                _parts(state, head, out, mine, result)
                 if emitted is not None:
                     _sequences(state, head, emitted, lane, len(lanes) == 1, result)
+            for lane, correction in [] if changed is None else _corrections(state.plan, changed):
+                result = results.setdefault(lane, GroupFeatures(lane))
+                results[lane] = replace(result, corrections=(*result.corrections, correction))
         return results
-
-    def _parts(
-        self,
-        state: EntityState,
-        head: npt.NDArray[np.int64],
-        values: npt.NDArray[np.float64],
-        result: GroupFeatures,
-    ) -> None:
-        """Cut the rows of one lane by event type."""
-        plan = state.plan
-        for event, features in plan.features.items():
-            if len(plan.events) == 1:
-                rows = np.ascontiguousarray(head[:, 4])
-                result.parts[event, plan.entity] = (rows, values)
-                continue
-            at = np.flatnonzero(head[:, 2] == event_code(event))
-            if len(at):
-                part = np.ascontiguousarray(values[at, : len(features)])
-                result.parts[event, plan.entity] = (head[at, 4], part)
 
     def delta(self) -> Arrays:
         """What changed since the snapshot before, as arrays by name."""
@@ -175,7 +176,12 @@ class GroupEngine:
 
     @classmethod
     def restore(
-        cls, catalog: Catalog, group: int, base: Arrays | None, deltas: list[Arrays]
+        cls,
+        catalog: Catalog,
+        group: int,
+        base: Arrays | None,
+        deltas: list[Arrays],
+        late_s: float = LATE_S,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -183,7 +189,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another layout, or one that does not fit the catalogue
         """
-        engine = cls(catalog, group)
+        engine = cls(catalog, group, late_s)
         for arrays in ([] if base is None else [base]) + deltas:
             found = int(arrays["format"][0])
             if found != STATE_FORMAT:
@@ -208,6 +214,31 @@ class GroupEngine:
         return engine
 
 
+def _parts(
+    state: EntityState,
+    head: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+    mine: npt.NDArray[np.bool_] | None,
+    result: GroupFeatures,
+) -> None:
+    """Cut the rows of one lane (`mine`, None for all) by event type; copies only where it must."""
+    plan = state.plan
+    codes = head[:, 2]
+    for event, features in plan.features.items():
+        if not features:
+            continue
+        own = mine
+        if len(plan.events) > 1:
+            fits = codes == event_code(event)
+            own = fits if mine is None else fits & mine
+        rows, part = head[:, 4], values
+        if own is not None and not own.all():
+            at = np.flatnonzero(own)
+            rows, part = rows[at], values.take(at, axis=0)
+        if len(rows):
+            result.parts[event, plan.entity] = (np.ascontiguousarray(rows), part)
+
+
 def _sequences(
     state: EntityState,
     head: npt.NDArray[np.int64],
@@ -228,6 +259,22 @@ def _sequences(
     result.sequences[event] = (np.ascontiguousarray(own[:, 4]), emitted)
 
 
+def _corrections(plan: EntityPlan, changed: Changed) -> Iterator[tuple[int, Correction]]:
+    """Rows that give something else now, by lane and event type."""
+    head = changed.head
+    for lane in np.unique(head[:, 3]).tolist():
+        for event, features in plan.features.items():
+            code = event_code(event)
+            at = np.flatnonzero((head[:, 3] == lane) & (head[:, 2] == code))
+            if not len(at):
+                continue
+            own = plan.sequence is not None and plan.sequence.own == code
+            vectors = changed.vectors[at] if own and changed.vectors is not None else None
+            values = np.ascontiguousarray(changed.values[at, : len(features)])
+            rounds, rows = changed.rounds[at], np.ascontiguousarray(head[at, 4])
+            yield lane, Correction(event, plan.entity, rounds, rows, values, vectors)
+
+
 class OfflineEngine:
     """All groups in one process: the very code of the stream, for training, backfill and tests.
 
@@ -235,11 +282,12 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
+    late_s : as of `GroupEngine`
     """
 
-    def __init__(self, catalog: Catalog, groups: int) -> None:
+    def __init__(self, catalog: Catalog, groups: int, late_s: float = LATE_S) -> None:
         self.catalog = catalog
-        self.engines = [GroupEngine(catalog, group) for group in range(groups)]
+        self.engines = [GroupEngine(catalog, group, late_s) for group in range(groups)]
         self._round = 0
 
     def process(
@@ -278,14 +326,16 @@ def warm_up(catalog: Catalog) -> None:
 
     Called before the first round: compiling was the only cause of slow first seconds.
     """
-    batches = {name: sample_batch(name, 2) for name in catalog.event_types}
+    batches = {name: sample_batch(name, 2, 2_000_000) for name in catalog.event_types}
+    late = {name: sample_batch(name, 2, 1_000_000) for name in catalog.event_types}
     engine = OfflineEngine(catalog, 1)
     engine.process(batches)
     group = engine.engines[0]
-    parts = split(catalog, batches, 1)
+    parts = split(catalog, batches, 1, clock_us=2_000_000)
     keys = tuple((name, int(head[0, 0])) for name, head in parts[0].heads.items())
     label = Label(0, 1, 1_000_000, True, keys)
     group.begin(everything=True)
     group.process(replace(merge(parts * 2), labels=(label,)))
+    group.process(split(catalog, late, 1, clock_us=2_000_000)[0])
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])

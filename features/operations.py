@@ -20,9 +20,9 @@ class Operation:
     Parameters
     ----------
     name : how features name it
-    family : the kernel that computes it: ring, rate, baseline, season, geo, members, risk;
-        `stateless` is a column of the event, `derived` is computed from other features of the same
-        row
+    family : the kernel that computes it: ring, rate, baseline, season, anchor, week, trend, geo,
+        members, risk; `stateless` is a column of the event, `derived` is computed from other
+        features of the same row
     code : number of the operation within its kernel
     formula : what it gives, in words, with {column}, {other} and {where} in their places
     column : what `column` must be: `real`, `input` (real, or another feature of the same entity, or
@@ -243,6 +243,61 @@ _SEASON = (
     ),
 )
 
+_ANCHOR = (
+    Operation(
+        "anchor",
+        "anchor",
+        0,
+        "level of the earlier values of {column} that cannot be moved slowly (memory of four weeks"
+        " and 128 events at least, Huber's weights)",
+        "input",
+    ),
+    Operation(
+        "anchor_z",
+        "anchor",
+        1,
+        "({column} - its anchor) / the anchor's deviation, in sigma of a normal law",
+        "input",
+    ),
+    Operation(
+        "creep",
+        "anchor",
+        2,
+        "(mean of {column} over about the last day, at least 8 values, this one included - its"
+        " anchor) / the anchor's deviation",
+        "input",
+    ),
+)
+
+_WEEK = (
+    Operation(
+        "week_usual",
+        "week",
+        0,
+        "usual {column} at this hour of working days, or of weekends (UTC)",
+        "input",
+    ),
+    Operation(
+        "week_z",
+        "week",
+        1,
+        "({column} - its usual value at this hour of working days, or of weekends) / its usual"
+        " deviation at this hour, in sigma of a normal law",
+        "input",
+    ),
+)
+
+_TREND = (
+    Operation(
+        "trend",
+        "trend",
+        0,
+        "slope per hour of the line through the values of {column} of about the last hour, this"
+        " one included, in usual deviations from that line",
+        "input",
+    ),
+)
+
 _GEO = (
     Operation("home_km", "geo", 0, "distance from its home (slow mean of its places)"),
     Operation("moved_km", "geo", 1, "distance from its previous place"),
@@ -387,7 +442,21 @@ _HOME = (
 )
 
 OPERATIONS: dict[str, Operation] = {
-    op.name: op for op in (*_RING, *_RATE, *_BASELINE, *_SEASON, *_GEO, *_MEMBERS, *_RISK, *_HOME)
+    op.name: op
+    for family in (
+        _RING,
+        _RATE,
+        _BASELINE,
+        _SEASON,
+        _ANCHOR,
+        _WEEK,
+        _TREND,
+        _GEO,
+        _MEMBERS,
+        _RISK,
+        _HOME,
+    )
+    for op in family
 }
 """Operation by name."""
 

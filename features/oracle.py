@@ -64,6 +64,9 @@ NO_SQL: Mapping[str, str] = {
     "run_length": "the length of a run is found value by value",
     "usual": "an exponentially weighted mean that holds outliers back, value by value",
     "season_usual": "an exponentially weighted mean by hour that holds outliers back",
+    "anchor": "a level that holds values back by their own deviation, one after another",
+    "week_usual": "a level by hour of the week that holds outliers back",
+    "trend": "a line that holds outliers back, value by value",
     "peer_mean": "the members of an entity give way to each other, event by event",
 }
 """Why an operation has no meaning in SQL; a family's first operation speaks for the family."""
@@ -103,8 +106,12 @@ def why_not(feature: Feature) -> str | None:
         return NO_SQL[op.name]
     if op.family == "baseline" and op.code < HISTORY_FROM and op.name != "last":
         return NO_SQL["usual"]
-    if op.family in ("season", "members"):
-        return NO_SQL["season_usual" if op.family == "season" else "peer_mean"]
+    firsts = {"season": "season_usual", "anchor": "anchor", "week": "week_usual"}
+    firsts |= {"trend": "trend", "members": "peer_mean"}
+    if op.family == "risk":
+        return "labels come by the control lane, not as events"
+    if op.family in firsts:
+        return NO_SQL[firsts[op.family]]
     name = inputs_of(feature.column or "")[0]
     if op.family == "baseline" and not (own and name in real_names(feature.event)):
         return "its values are another feature's, or of several event types"

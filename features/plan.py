@@ -199,6 +199,9 @@ class EntityPlan:
     rates: Rates | None = None
     bases: Bases | None = None
     seasons: Bases | None = None
+    anchors: Bases | None = None
+    weeks: Bases | None = None
+    trends: Bases | None = None
     geo: Family | None = None
     places: Int64 = field(default_factory=lambda: np.zeros(3, np.int64))
     members: Members | None = None
@@ -300,6 +303,9 @@ def _build(plan: EntityPlan) -> None:
         "rate": _build_rates,
         "baseline": _build_bases,
         "season": _build_seasons,
+        "anchor": _build_anchors,
+        "week": _build_weeks,
+        "trend": _build_trends,
         "geo": _build_geo,
         "members": _build_members,
         "risk": _build_risk,
@@ -418,6 +424,18 @@ def _build_bases(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
 
 def _build_seasons(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     plan.seasons = _build_base(plan, found)
+
+
+def _build_anchors(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.anchors = _build_base(plan, found)
+
+
+def _build_weeks(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.weeks = _build_base(plan, found)
+
+
+def _build_trends(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.trends = _build_base(plan, found)
 
 
 def _build_geo(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:

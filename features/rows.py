@@ -1,8 +1,8 @@
 """Rows on their way: from the batches of a lane to the shard groups, and their features back home.
 
-`split` computes the columns features need and sends each row once to the group of each of its
-entities; `merge` puts the parts of several lanes into the one global order; `assemble` puts what
-the groups computed back beside the lane's events.
+`features.split` sends each row to the groups of its entities; here `merge` puts the parts of
+several lanes into the one global order, and `assemble` puts what the groups computed back beside
+the lane's events.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,17 @@ import numpy.typing as npt
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
-from features.events import event_code, event_type, event_types
-from features.keys import group_of
+from features.events import event_type, event_types
 from features.labels import Label
 from features.operations import OPERATIONS
-from features.plan import HEAD, EntityPlan, Plan, plan_of
+from features.plan import Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge", "split"]
+DERIVE = ("difference", "ratio", "surprise")
+"""Operations on two features of one row, in the order of their numbers in `_derive`."""
+
+__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Correction:
     event_type, entity : whose view changed; a row's other views stay as they are
     rounds : int64 (n,), round in which the row came
     rows : int64 (n,), its row in its lane's batch of that round
-    values : float64 (n, features of the view), all of them, changed or not
+    values : float64 (n, features of the view or more), all of them, changed or not
     sequences : int16 (n, 16, 12), or None where the view has none
     """
 
@@ -86,7 +89,8 @@ class GroupFeatures:
     Parameters
     ----------
     lane : whose rows
-    parts : (event type, entity) -> (rows int64 (n,), values float64 (n, features of the view))
+    parts : (event type, entity) -> (rows int64 (n,), values float64 (n, features of the view or
+        more; those of the view stand first))
     sequences : event type -> (rows int64 (n,), int16 (n, 16, 12))
     corrections : rows of this lane given in earlier rounds that late ones have changed; `amend`
         puts them in
@@ -96,91 +100,6 @@ class GroupFeatures:
     parts: dict[tuple[str, str], tuple[Int64, Float64]] = field(default_factory=dict)
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
     corrections: tuple[Correction, ...] = ()
-
-
-def split(
-    catalog: Catalog,
-    batches: dict[str, EventBatch],
-    groups: int,
-    lane: int = 0,
-    round_: int = -1,
-    clock_us: int = 0,
-) -> list[GroupRows]:
-    """The rows each group gets of one lane's batches.
-
-    Parameters
-    ----------
-    batches : event type -> events of one round
-    groups : number of shard groups
-    lane : number of the lane, carried with each row
-    round_ : number of the round, carried with each part
-    clock_us : the lane's event-time clock after this round, carried with each part
-
-    Returns
-    -------
-    list of `groups` GroupRows; index is the group
-    """
-    parts = [GroupRows(lane, round=round_, clock_us=clock_us) for _ in range(groups)]
-    columns = {name: Columns(batch) for name, batch in batches.items() if len(batch)}
-    for entity, plan in plan_of(catalog).entities.items():
-        found = [
-            _entity_rows(plan, batches[name], columns[name], lane)
-            for name in plan.events
-            if name in columns
-        ]
-        heads = [head for head, _ in found if len(head)]
-        if not heads:
-            continue
-        if len(found) == 1:
-            head, reals = found[0]
-        else:
-            head = np.concatenate([h for h, _ in found])
-            reals = np.concatenate([r for _, r in found])
-            # Each part is in order and the parts stand by event code: time alone decides the rest.
-            order = np.argsort(head[:, 1], kind="stable")
-            head, reals = head[order], reals[order]
-        group = group_of(head[:, 0].view(np.uint64), groups)
-        # A stable sort keeps the global order within each group.
-        order = np.argsort(group.astype(np.int16), kind="stable")
-        ends = np.cumsum(np.bincount(group, minlength=groups))
-        head, reals = head[order], reals[order]
-        start = 0
-        for part, end in zip(parts, ends, strict=True):
-            if end > start:
-                part.heads[entity] = head[start:end]
-                part.reals[entity] = reals[start:end]
-            start = end
-    return parts
-
-
-def _entity_rows(
-    plan: EntityPlan, batch: EventBatch, columns: Columns, lane: int
-) -> tuple[Int64, Float64]:
-    """Head and reals of the rows of one batch that touch the entity."""
-    keys = columns.key(plan.entity)
-    n = len(keys)
-    head = np.empty((n, HEAD + len(plan.others)), np.int64)
-    head[:, 0] = keys.view(np.int64)
-    head[:, 1] = batch.time_us
-    head[:, 2] = event_code(batch.event_type)
-    head[:, 3] = lane
-    head[:, 4] = np.arange(n)
-    head[:, 5] = batch.partition
-    head[:, 6] = batch.offset
-    head[:, 7] = 0
-    own_flags = flag_names(batch.event_type)
-    for bit, name in enumerate(plan.flags):
-        if name in own_flags:
-            head[:, 7] |= columns.flag(name).astype(np.int64) << bit
-    reals = np.empty((n, len(plan.reals)))
-    for i, name in enumerate(plan.reals):
-        reals[:, i] = columns.real(name) if columns.has_real(name) else np.nan
-    for i, name in enumerate(plan.others):
-        head[:, HEAD + i] = columns.key(name).view(np.int64) if columns.has_key(name) else 0
-    present = keys != 0
-    if not present.all():
-        head, reals = head[present], reals[present]
-    return _in_order(head, reals)
 
 
 @kernel
@@ -262,7 +181,8 @@ def _assemble_one(
             continue
         for result in results:
             if (event, entity) in result.parts:
-                _place(*result.parts[event, entity], first, values)
+                width = len(plan.entities[entity].features[event])
+                _place(*result.parts[event, entity], width, first, values)
     columns = Columns(batch)
     for i, feature in enumerate(catalog.features(name)):
         family = OPERATIONS[feature.op].family
@@ -270,18 +190,39 @@ def _assemble_one(
             column = str(feature.column)
             flags = flag_names(name)
             values[:, i] = columns.flag(column) if column in flags else columns.real(column)
-    _derive_all(catalog, name, values)
+    _derive(_derivations(catalog, name), values)
     return FeatureMatrix(name, names, values, _sequence(plan, name, n, results), catalog.version)
 
 
-def _derive_all(catalog: Catalog, name: str, values: Float64) -> None:
-    """Fill the columns that are made of two others."""
+@lru_cache(maxsize=64)
+def _derivations(catalog: Catalog, name: str) -> Int64:
+    """What `_derive` is told, int64 (features, 4): operation, left and right column, where to."""
     names = catalog.names(name)
-    for i, feature in enumerate(catalog.features(name)):
-        if OPERATIONS[feature.op].family == "derived":
-            left = values[:, names.index(str(feature.column))]
-            right = values[:, names.index(str(feature.other))]
-            values[:, i] = derive(feature.op, left, right)
+    rows = [
+        (DERIVE.index(f.op), names.index(str(f.column)), names.index(str(f.other)), i)
+        for i, f in enumerate(catalog.features(name))
+        if OPERATIONS[f.op].family == "derived"
+    ]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+@kernel
+def _derive(told, values):
+    """Fill the columns that are made of two others of the same row, in the catalogue's order.
+
+    A surprise is that of Freeman and Tukey (1950): sqrt(c) + sqrt(c + 1) - sqrt(4 u + 1) has about
+    unit variance.
+    """
+    for i in range(len(values)):
+        for k in range(len(told)):
+            left, right = values[i, told[k, 1]], values[i, told[k, 2]]
+            if told[k, 0] == 0:
+                found = left - right
+            elif told[k, 0] == 1:
+                found = left / right if right != 0.0 else np.nan
+            else:
+                found = np.sqrt(left) + np.sqrt(left + 1.0) - np.sqrt(4.0 * right + 1.0)
+            values[i, told[k, 3]] = found
 
 
 def amend(
@@ -303,31 +244,20 @@ def amend(
         if correction.event_type != name or not len(at):
             continue
         rows, first = correction.rows[at], plan.columns[name, correction.entity]
-        _place(rows, correction.values[at], first, values)
+        width = len(plan.entities[correction.entity].features[name])
+        _place(rows, correction.values[at], width, first, values)
         if sequence is not None and correction.sequences is not None:
             widen(rows, correction.sequences[at], sequence)
-    _derive_all(catalog, name, values)
+    _derive(_derivations(catalog, name), values)
     return FeatureMatrix(name, matrix.names, values, sequence, matrix.catalog_version)
 
 
 @kernel
-def _place(rows, part, first, values):
-    """Put row i of `part` into row rows[i] of `values`, from column `first` on."""
+def _place(rows, part, width, first, values):
+    """Put row i of `part`, `width` columns, into row rows[i] of `values`, from `first` on."""
     for i in range(len(rows)):
-        for k in range(part.shape[1]):
+        for k in range(width):
             values[rows[i], first + k] = part[i, k]
-
-
-def derive(op: str, left: Float64, right: Float64) -> Float64:
-    """A feature of two others of the same row, float64 (n,)."""
-    if op == "difference":
-        return left - right
-    if op == "ratio":
-        out = np.full(len(left), np.nan)
-        np.divide(left, right, out=out, where=right != 0.0)
-        return out
-    # Freeman and Tukey (1950): sqrt(c) + sqrt(c + 1) - sqrt(4 u + 1) has about unit variance.
-    return np.asarray(np.sqrt(left) + np.sqrt(left + 1.0) - np.sqrt(4.0 * right + 1.0))
 
 
 def _sequence(
@@ -339,8 +269,9 @@ def _sequence(
         return None
     if list(event_types()).index(name) != primary.sequence.own:
         return None
-    sequence = np.zeros((n, STEPS, WIDTH), np.float32)
-    for result in results:
-        if name in result.sequences:
-            widen(*result.sequences[name], sequence)
+    found = [result.sequences[name] for result in results if name in result.sequences]
+    whole = sum(len(rows) for rows, _ in found) == n
+    sequence = (np.empty if whole else np.zeros)((n, STEPS, WIDTH), np.float32)
+    for rows, vectors in found:
+        widen(rows, vectors, sequence)
     return sequence

@@ -127,6 +127,7 @@ def run_sequence(
     emitted : int16 (rows of the own type, 16, 12), oldest first, zeros where there were fewer
     """
     done = 0
+    flat = emitted.reshape(len(emitted), STEPS * WIDTH)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
             prefetch(state, slots[i + AHEAD])
@@ -157,14 +158,14 @@ def run_sequence(
         place[1] = taken_us[i]
         if code != own:
             continue
-        kept = min(place[0], STEPS)
-        for step in range(STEPS - kept):
-            for k in range(WIDTH):
-                emitted[done, step, k] = 0
-        for step in range(kept):
-            source = ((place[0] - kept + step) % STEPS) * WIDTH
-            for k in range(WIDTH):
-                emitted[done, STEPS - kept + step, k] = ring[source + k]
+        first = place[0] % STEPS * WIDTH if place[0] > STEPS else 0
+        empty = max(STEPS - place[0], 0) * WIDTH
+        for k in range(empty):
+            flat[done, k] = 0
+        for k in range(STEPS * WIDTH - empty - first):
+            flat[done, empty + k] = ring[first + k]
+        for k in range(first):
+            flat[done, STEPS * WIDTH - first + k] = ring[k]
         done += 1
     return done
 
@@ -172,7 +173,8 @@ def run_sequence(
 @kernel
 def widen(rows, fixed, out):
     """Put vectors i of `fixed`, int16 (n, 16, 12), into rows rows[i] of `out`, float32."""
+    flat_in, flat = fixed.reshape(len(fixed), STEPS * WIDTH), out.reshape(len(out), STEPS * WIDTH)
     for i in range(len(rows)):
-        for step in range(STEPS):
-            for k in range(WIDTH):
-                out[rows[i], step, k] = np.float32(fixed[i, step, k]) / np.float32(SCALE)
+        to = rows[i]
+        for k in range(STEPS * WIDTH):
+            flat[to, k] = np.float32(flat_in[i, k]) / np.float32(SCALE)

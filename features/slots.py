@@ -15,9 +15,12 @@ import numpy.typing as npt
 
 from features.speed import kernel
 
-__all__ = ["SlotTable"]
+__all__ = ["NEVER", "SlotTable"]
 
 Int64 = npt.NDArray[np.int64]
+
+NEVER = -(1 << 62)
+"""Newest time of an entity before its first row."""
 
 _TABLE_MIN = 1 << 10
 """Smallest table; chosen: 16 kB, so that small groups stay small."""
@@ -34,8 +37,10 @@ def _find(key, table_key, table_slot):
 
 
 @kernel
-def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, taken_us):
-    """Slot and taken time of each row; returns (slots in use, rows that came late)."""
+def _intern(
+    head, table_key, table_slot, keys, newest_us, dirty, used, placed, slots, taken_us, before_us
+):  # fmt: skip
+    """Slot, taken time and time before of each row; returns (slots in use, rows that came late)."""
     late = 0
     for i in range(len(head)):
         key = head[i, 0]
@@ -48,10 +53,12 @@ def _intern(head, table_key, table_slot, keys, newest_us, dirty, used, slots, ta
             table_key[at] = key
             table_slot[at] = slot
             keys[slot] = key
-            newest_us[slot] = time_us
-        elif time_us < newest_us[slot]:
-            time_us = newest_us[slot]
-            late += 1
+            newest_us[slot] = NEVER
+        before_us[i] = newest_us[slot]
+        if time_us < newest_us[slot]:
+            if not placed:
+                time_us = newest_us[slot]
+                late += 1
         else:
             newest_us[slot] = time_us
         dirty[slot] = 1
@@ -122,19 +129,21 @@ class SlotTable:
             array.resize(self.capacity, refcheck=False)
         return True
 
-    def intern(self, head: Int64) -> tuple[Int64, Int64]:
-        """Slot and taken time of each row.
+    def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
+        """Slot of each row, the time it is taken at, and its entity's newest time before it.
 
         Parameters
         ----------
         head : int64 (n, >= 2), key and event time of each row; `reserve(n)` came before
+        placed : whether rows are taken at their own time, late or not; else not before the newest
 
         Returns
         -------
-        int64 (n,) slots, int64 (n,) microseconds
+        int64 (n,) slots, int64 (n,) microseconds, int64 (n,) microseconds, NEVER for a first row
         """
         slots = np.empty(len(head), np.int64)
         taken_us = np.empty(len(head), np.int64)
+        before_us = np.empty(len(head), np.int64)
         self.used, late = _intern(
             head,
             self._table_key,
@@ -143,11 +152,13 @@ class SlotTable:
             self.newest_us,
             self.dirty,
             self.used,
+            placed,
             slots,
             taken_us,
+            before_us,
         )
         self.late += late
-        return slots, taken_us
+        return slots, taken_us, before_us
 
     def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
         """int64 (n,): the slot of each key, -1 where the entity was never met."""

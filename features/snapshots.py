@@ -40,6 +40,7 @@ __all__ = [
     "keep_pairs",
     "mark_records",
     "place_rings",
+    "restore_queue",
     "restore_queues",
     "take_pending",
 ]
@@ -201,7 +202,7 @@ def mark_records(marked, first, ints, longest, arena_ints):
 
 
 @kernel
-def _restore_queue(row, longest, m, column, sign, at, shared, arena_ints, arena_reals):
+def restore_queue(row, longest, m, column, sign, at, shared, arena_ints, arena_reals):
     """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
     mask = row[CAPACITY] - 1
     place = row[shared + m]
@@ -229,5 +230,5 @@ def restore_queues(used, ints, shape, max_columns, signs, arena_ints, arena_real
             continue
         for m in range(maxima):
             at = row[longest + 2 + flags + reals + m]
-            _restore_queue(row, longest, m, max_columns[m], signs[m], at, SHARED + pairs,
+            restore_queue(row, longest, m, max_columns[m], signs[m], at, SHARED + pairs,
                            arena_ints, arena_reals)  # fmt: skip

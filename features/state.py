@@ -16,13 +16,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
+from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring
+from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
@@ -37,16 +39,19 @@ from features.snapshots import (
     restore_queues,
     take_pending,
 )
+from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
     CAPACITY,
     CAPACITY_MIN,
+    KEPT,
     LOGGED,
     PAIRS_FILLED,
+    PLACED,
     SAVED,
-    SHARED,
     TOP,
     insert_pairs,
+    longest_at,
     run_ring,
 )
 
@@ -83,11 +88,9 @@ class RingState:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self._config = ring.config
-        windows, flags, reals, maxima, pairs = ring.shape
+        _, _, reals, maxima, pairs = ring.shape
         self._int_columns, self._float_columns = ring.per_slot
-        self._longest = (
-            SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
-        )
+        self.longest = longest_at(*ring.shape)
         self.ints = np.zeros((0, self._int_columns), np.int64)
         self.floats = np.zeros((0, self._float_columns))
         self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
@@ -97,7 +100,7 @@ class RingState:
         self._scanned = len(self.pairs)
         self._copied_pairs = [np.zeros((0, 4), np.int64)]
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = 0
+        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = self.book[PLACED] = 0
 
     def _new_pairs(self, size: int) -> None:
         self.pairs = np.zeros((size, 4), np.int64)
@@ -148,8 +151,16 @@ class RingState:
         self._scanned = size
         self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
 
-    def run(self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, out: Float64) -> None:
-        """Let the rows pass; fills their columns of `out`."""
+    def run(
+        self,
+        slots: Int64,
+        taken_us: Int64,
+        head: Int64,
+        reals: Float64,
+        before: Int64,
+        out: Float64,
+    ) -> None:
+        """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
         ring = self.ring
         if len(ring.others):
             self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
@@ -172,6 +183,7 @@ class RingState:
                 self.touched,
                 self.marked,
                 self.book,
+                before,
                 out,
             )
             if done == len(slots):
@@ -220,7 +232,7 @@ class RingState:
 
     def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
         """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
-        live = count_records(slots, self.ints, self._longest, everything)
+        live = count_records(slots, self.ints, KEPT, everything)
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
@@ -253,7 +265,7 @@ class RingState:
             arrays["live_ints"],
             arrays["live_reals"],
             self.ints,
-            self._longest,
+            KEPT,
             self.book,
             self.arena_ints,
             self.arena_reals,
@@ -262,7 +274,7 @@ class RingState:
             raise ValueError(f"slot {slots[wrong]} does not continue the snapshot before")
         first = np.full(len(self.ints), np.iinfo(np.int64).max)
         first[slots] = rows[:, SAVED]
-        mark_records(arrays["marked"], first, self.ints, self._longest, self.arena_ints)
+        mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
         self.floats[slots] = arrays["floats"]
         self._load_pairs(arrays["pairs"])
 
@@ -329,6 +341,19 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
+    if plan.weeks is not None:
+        many = len(plan.weeks.logs)
+        yield (
+            run_weeks,
+            plan.weeks.tables,
+            [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
+    if plan.trends is not None:
+        width = len(plan.trends.logs) * TREND_FLOATS
+        yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -348,9 +373,10 @@ class EntityState:
     Parameters
     ----------
     plan : what the kernels are told
+    late_us : rows that come so much late are put in their place (`features.late`), 0 for none
     """
 
-    def __init__(self, plan: EntityPlan) -> None:
+    def __init__(self, plan: EntityPlan, late_us: int = 0) -> None:
         self.plan = plan
         self.table = SlotTable()
         self.rings = [RingState(ring) for ring in plan.rings]
@@ -367,6 +393,7 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self.late = LateRows(self, late_us)
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
         self._copied: list[Arrays] = []
@@ -381,34 +408,66 @@ class EntityState:
         self._pending.resize(self.table.capacity, refcheck=False)
         for ring in self.rings:
             ring.grow(self.table.capacity)
+        self.late.grow(self.table.capacity)
+
+    def by_slot(self) -> Arrays:
+        """All state of slots that rows change: name -> array by slot, the very arrays."""
+        found = {name: a for name, a in self._fixed.items() if name != "frozen_until_us"}
+        for i, ring in enumerate(self.rings):
+            found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
+        return found
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
         fixed += self._pending.nbytes
-        return self.table.memory_bytes + fixed + sum(r.memory_bytes for r in self.rings)
+        rings = sum(r.memory_bytes for r in self.rings)
+        return self.table.memory_bytes + fixed + rings + self.late.memory_bytes
 
-    def process(self, head: Int64, reals: Float64) -> tuple[Float64, npt.NDArray[np.int16] | None]:
+    def process(
+        self, head: Int64, reals: Float64, round_: int = -1, clock_us: int = 0
+    ) -> tuple[Float64, npt.NDArray[np.int16] | None, Changed | None]:
         """Features of rows in order.
+
+        Parameters
+        ----------
+        round_, clock_us : of `GroupRows`
 
         Returns
         -------
-        float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12)
+        float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
+        rows of earlier rounds give now, where late ones have come
         """
         if self.table.reserve(len(head)):
             self._grow()
-        slots, taken_us = self.table.intern(head)
+        if self.late.active(clock_us):
+            return self.late.process(head, reals, round_, clock_us)
+        slots, taken_us, _ = self.table.intern(head)
+        self.keep_all(slots, head)
+        head = self.marked(slots, taken_us, head)
+        return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+
+    def keep_all(self, slots: Int64, head: Int64) -> None:
+        """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
                 ring.keep(slots, head)
+
+    def notes(self, rows: int) -> list[Int64]:
+        """Room for what each ring's pairs said before rows."""
+        return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
+
+    def run(
+        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, notes: list[Int64]
+    ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
+        """Let rows pass the kernels, each entity's in order; `notes` is filled if it has room."""
         out = np.full((len(head), self.plan.width), np.nan)
-        for ring in self.rings:
-            ring.run(slots, taken_us, head, reals, out)
-        marked = self._marked(slots, taken_us, head)
+        for ring, before in zip(self.rings, notes, strict=True):
+            ring.run(slots, taken_us, head, reals, before, out)
         for kernel, tables, arrays in self._kernels:
-            kernel(slots, taken_us, marked, reals, *tables, *arrays, out)
+            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
         sequence = self.plan.sequence
         if sequence is None:
             return out, None
@@ -445,17 +504,30 @@ class EntityState:
             rows.append((slot, label.code, time_us, verdict, before))
             if label.fraud and label.primary == self.plan.entity:
                 self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
-        risk = self.plan.risk
-        if rows and risk is not None:
-            columns = np.array(rows, np.int64).T.copy()
-            self.keep(columns[0])
-            state = [self._fixed[name] for name in ("risk", "risk_frauds", "risk_events")]
-            kernel = cast(Kernel, apply_labels)
-            kernel(*columns, self.table.newest_us, risk.feeds, risk.counted, *state)
-            self.table.dirty[columns[0]] = 1
+        if rows and self.plan.risk is not None:
+            self._apply(np.array(rows, np.int64).T.copy(), self.plan.risk)
         return len(rows)
 
-    def _marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
+    def _apply(self, columns: Int64, risk: Risk) -> None:
+        """Let verdicts be known, int64 (5, n): slots and the arguments of `apply_labels` after."""
+        slots = columns[0]
+        kernel = cast(Kernel, apply_labels)
+        names = ("risk", "risk_frauds", "risk_events")
+        newest_us = self.table.newest_us
+
+        def change(which: Int64, rows: Int64, states: list[npt.NDArray[Any]]) -> None:
+            newest = np.zeros(len(states[0]), np.int64)
+            newest[rows] = newest_us[slots[which]]
+            known = np.ascontiguousarray(columns[1:, which])
+            kernel(rows, *known, newest, risk.feeds, risk.counted, *states)
+
+        self.keep(slots)
+        state = [self._fixed[name] for name in names]
+        kernel(*columns, newest_us, risk.feeds, risk.counted, *state)
+        self.late.apply(slots, names, change)
+        self.table.dirty[slots] = 1
+
+    def marked(self, slots: Int64, taken_us: Int64, head: Int64) -> Int64:
         """The rows' heads, those of frozen entities marked; `head` itself where none is."""
         if self._frozen_until_us == 0 or int(taken_us.min()) >= self._frozen_until_us:
             return head
@@ -488,6 +560,28 @@ class EntityState:
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
 
+    def accept(self, keys: npt.NDArray[np.uint64]) -> int:
+        """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Parameters
+        ----------
+        keys : uint64 (n,), of the entities
+
+        Returns
+        -------
+        int, how many of them are known
+        """
+        slots = self.table.find(keys)
+        slots = np.unique(slots[slots >= 0])
+        if "anchors" in self._fixed and len(slots):
+            self.keep(slots)
+            rows = self._fixed["anchors"][slots]
+            accept(rows)
+            self._fixed["anchors"][slots] = rows
+            self.late.apply(slots, ("anchors",), lambda _which, _rows, states: accept(states[0]))
+            self.table.dirty[slots] = 1
+        return len(slots)
+
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment: of what has changed since the last, or of all.
 
@@ -513,6 +607,7 @@ class EntityState:
         first["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
+        first |= {f"late.{k}": v for k, v in self.late.begin(slots, everything).items()}
         self._copied = [first]
         self._copying = True
 
@@ -530,7 +625,8 @@ class EntityState:
             end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
             self._copy(self._slots[self._at : end], parts)
             self._at = end
-            self._copying = end < len(self._slots) or not all(r.scanned for r in self.rings)
+            scanned = all(ring.scanned for ring in self.rings)
+            self._copying = end < len(self._slots) or not scanned or not self.late.copied
         return not self._copying
 
     def take(self) -> list[Arrays]:
@@ -548,6 +644,8 @@ class EntityState:
         for i, ring in enumerate(self.rings):
             found = ring.copy(taken, self._everything, parts)
             arrays |= {f"ring{i}.{k}": v for k, v in found.items()}
+        if parts:
+            arrays |= {f"late.{k}": v for k, v in self.late.copy(parts).items()}
         self._copied.append(arrays)
 
     def load(self, arrays: Arrays) -> None:
@@ -567,6 +665,7 @@ class EntityState:
             ring.load(
                 copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
+        self.late.load(slots, {k[5:]: v for k, v in arrays.items() if k.startswith("late.")})
 
     def settle(self) -> None:
         """Find again, after the last `load`, what is in no snapshot."""

@@ -27,8 +27,11 @@ __all__ = [
     "FLAG_BITS",
     "FREE",
     "HEAD",
+    "KEPT",
     "LOGGED",
+    "LONG_AGO",
     "PAIRS_FILLED",
+    "PLACED",
     "SAVED",
     "SHARED",
     "START",
@@ -36,6 +39,7 @@ __all__ = [
     "allocate",
     "find_pair",
     "insert_pairs",
+    "longest_at",
     "pair_key",
     "release",
     "run_ring",
@@ -58,16 +62,20 @@ NEARLY_EQUAL_MAX = 64
 are taken to be so. Chosen: 50 ns, and only for values that differ by less than 1e-9 of their
 size."""
 
+LONG_AGO = -(1 << 62)
+"""Time of a pair that was never met; no event is so old, and differences stay within int64."""
+
 # Places in `book`, the arena's own numbers.
-TOP, PAIRS_FILLED, LOGGED, FREE = 0, 1, 2, 3
+TOP, PAIRS_FILLED, LOGGED, PLACED, FREE = 0, 1, 2, 3, 4
 BOOK = FREE + 48
-"""Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks, free
-blocks by log2 of size."""
+"""Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks,
+whether late rows are put in their place (`features.late`), free blocks by log2 of size."""
 
 # Places in a slot's row of `ints`.
-START, CAPACITY, HEAD, SAVED, SHARED = 0, 1, 2, 3, 4
+START, CAPACITY, HEAD, SAVED, KEPT, SHARED = 0, 1, 2, 3, 4, 5
 # Records are numbered from 0 by slot; HEAD is the next one's number. Those from SAVED on are in no
-# snapshot yet: whoever changes or takes back older ones lowers SAVED to the first of them.
+# snapshot yet: whoever changes or takes back older ones lowers SAVED to the first of them. KEPT is
+# the oldest that must not be lost: the longest window's, or what `features.late` may go back to.
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
@@ -75,6 +83,11 @@ def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -
     """Columns of `ints` and `floats` that a ring of this shape needs per slot."""
     stride = 2 + flags + reals + maxima + pairs
     return SHARED + pairs + maxima + windows * stride, windows * reals * 4
+
+
+def longest_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
+    """Column of a slot's row of `ints` with the number of the longest window's oldest record."""
+    return SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
 
 
 @kernel
@@ -295,6 +308,15 @@ def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):
 
 
 @inlined
+def _note(i, pairs, met, before):
+    """Write down what the table said of row i's pairs, to be undone by `features.late`."""
+    for p in range(pairs):
+        if met[p, 2] >= 0:
+            before[i, 2 * p] = met[p, 4]
+            before[i, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
+
+
+@inlined
 def _meet(
     row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints
 ):  # fmt: skip
@@ -497,7 +519,7 @@ def _record(row, i, time_us, bits, flag_bits, columns, head, reals_in, arena_int
 @kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
-    arena_reals, pairs_table, touched, marked, book, out
+    arena_reals, pairs_table, touched, marked, book, before, out
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
@@ -511,6 +533,8 @@ def run_ring(
     config : int64, see `features.plan.Ring.config`
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
+    before : int64 (n, 2 * pairs), filled where late rows are put in their place: number and time
+        of the last record with the row's pair
     """
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
@@ -527,15 +551,19 @@ def run_ring(
         row, sums = ints[slot], floats[slot]
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
-        if row[CAPACITY] > CAPACITY_MIN and row[longest + 1] == 0:
+        if not book[PLACED]:
+            row[KEPT] = row[longest]
+        if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
             release(row[START], row[CAPACITY], book, arena_ints)
             row[CAPACITY] = 0
-        full = feeds[code] and row[HEAD] - row[longest] >= row[CAPACITY]
-        if full and not _double(row, row[longest], maxima, pairs, book, arena_ints, arena_reals):
+        full = feeds[code] and row[HEAD] - row[KEPT] >= row[CAPACITY]
+        if full and not _double(row, row[KEPT], maxima, pairs, book, arena_ints, arena_reals):
             return i
         seq = row[HEAD]
         _look(i, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
+            if book[PLACED]:
+                _note(i, pairs, met, before)
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
                          marked, book, arena_ints)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,

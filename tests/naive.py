@@ -21,7 +21,7 @@ from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
 from tests import naive_risk
-from tests.naive_baselines import as_sigma, mad_z
+from tests.naive_baselines import as_sigma, mad_z, twin
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
 
@@ -202,6 +202,7 @@ class NaiveEngine:
         self.catalog = catalog
         self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
         self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
+        self.twins: dict[tuple[str, Any, str], Any] = {}
         self.members: dict[Any, dict[Any, Member]] = defaultdict(dict)
         self.risks: dict[tuple[str, Any, tuple[str, ...]], naive_risk.Known] = defaultdict(
             naive_risk.Known
@@ -243,7 +244,7 @@ class NaiveEngine:
             family = OPERATIONS[feature.op].family
             if family == "stateless":
                 out[feature.name] = number(derived_column(event, str(feature.column)))
-            elif family == "derived" or family in ("baseline", "season"):
+            elif family == "derived" or family in ("baseline", "season", "anchor", "week", "trend"):
                 late.append(feature)
             elif feature.entity not in keys:
                 out[feature.name] = NAN
@@ -415,6 +416,13 @@ class NaiveEngine:
         if f.entity not in keys:
             return NAN
         x = self._input(f, event, out)
+        if OPERATIONS[f.op].family in ("anchor", "week", "trend"):
+            if x != x:
+                return NAN
+            at = f.entity, keys[f.entity], f"{f.name} {event['_type']}"
+            if at not in self.twins:
+                self.twins[at] = twin(OPERATIONS[f.op].family)
+            return self.twins[at].step(times[f.entity], x)[f.op]
         seen = self.values[f.entity, keys[f.entity], f"{f.name} {event['_type']}"]
         hour = times[f.entity] // 3_600_000_000 % 24
         earlier = (

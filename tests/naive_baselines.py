@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import statistics
 
-__all__ = ["as_sigma", "mad_z"]
+import numpy as np
+
+__all__ = ["Anchor", "Plain", "Trend", "Week", "as_sigma", "mad_z", "twin"]
+
+NAN = math.nan
+DAY_US = 86_400_000_000
+HOUR_US = 3_600_000_000
+
+PHI = statistics.NormalDist()
+ABS_MEAN = 2 * PHI.pdf(0.0)
+HELD_MEAN = 2 * (PHI.pdf(0.0) - PHI.pdf(1.5)) + 2 * 1.5 * (1 - PHI.cdf(1.5))
+"""Means of |z| and of min(|z|, 1.5) of a normal law."""
 
 
 def as_sigma(t: float, n: float) -> float:
@@ -20,3 +32,191 @@ def mad_z(kept: list[float], x: float) -> float:
     median = statistics.median(kept)
     mad = statistics.median(abs(v - median) for v in kept)
     return as_sigma((x - median) / (1.4826 * mad + 1e-3 * abs(median) + 1e-9), len(kept))
+
+
+def spread_of(deviation: float, level: float) -> float:
+    """A deviation that is not 0."""
+    return deviation + 1e-3 * abs(level) + 1e-9
+
+
+def held(d: float, limit: float) -> float:
+    """d within +- limit."""
+    return max(-limit, min(limit, d))
+
+
+def slower(n: int, events: float, since_us: int, age_us: int, memory_us: float) -> float:
+    """Share of a new value: by events and by time, whichever is less."""
+    by_events = max(1 / (n + 1), 1 / events)
+    remembered_us = min(age_us, memory_us)
+    by_time = since_us / remembered_us if remembered_us > 0 else math.inf
+    return min(by_events, by_time)
+
+
+class Plain:
+    """The baseline that anyone would write first: an exponentially weighted mean and deviation."""
+
+    def __init__(self, events: float = 200.0) -> None:
+        self.n, self.mean, self.var, self.events = 0, 0.0, 0.0, events
+
+    def z(self, x: float) -> float:
+        """x in deviations from the mean."""
+        return (x - self.mean) / math.sqrt(self.var) if self.var > 0.0 else 0.0
+
+    def learn(self, x: float) -> None:
+        """Take x in."""
+        share = max(1 / (self.n + 1), 1 / self.events)
+        d = x - self.mean
+        self.mean += share * d
+        self.var = (1 - share) * (self.var + share * d * d)
+        self.n += 1
+
+
+class Anchor:
+    """Level that cannot be moved slowly, and the level of the day."""
+
+    def __init__(self) -> None:
+        self.times: list[int] = []
+        self.n = 0
+        self.level = self.deviation = self.recent = self.rival = 0.0
+        self.first_us = 0
+        self.stood_us = 0
+
+    def step(self, now: int, x: float) -> dict[str, float]:
+        """What the operations give for x, which then is taken in."""
+        if not self.times:
+            self.times, self.n, self.level, self.recent, self.first_us = [now], 1, x, x, now
+            return {"anchor": NAN, "anchor_z": NAN, "creep": NAN}
+        known = self.n >= 16
+        age_us, since_us = now - self.first_us, now - self.times[-1]
+        spread = spread_of(self.deviation, self.level)
+        if known:
+            share = slower(self.n, 8, since_us, age_us, DAY_US)
+            recent = self.recent + share * held(x - self.recent, 3 * spread)
+        else:
+            recent = self.recent + max(1 / (self.n + 1), 1 / 8) * (x - self.recent)
+        found = {
+            "anchor": self.level,
+            "anchor_z": as_sigma((x - self.level) / spread, self.n) if known else NAN,
+            "creep": (recent - self.level) / spread if known else NAN,
+        }
+        self.recent = recent
+        self._learn(x, known, age_us, since_us, spread)
+        if self.n >= 16 and known:
+            self._rival(now, since_us)
+        self.n += 1
+        self.times.append(now)
+        return found
+
+    def _learn(self, x: float, known: bool, age_us: int, since_us: int, spread: float) -> None:
+        """Level and deviation take x in."""
+        d = x - self.level
+        if not known:
+            self.deviation += 1 / self.n * (abs(d) / ABS_MEAN - self.deviation)
+            self.level += d / (self.n + 1)
+            return
+        share = slower(self.n, 3 * 128, since_us, age_us, 84 * DAY_US)
+        size = abs(held(d, 1.5 * spread)) / HELD_MEAN
+        self.deviation += share * (size - self.deviation)
+        share = slower(self.n, 128, since_us, age_us, 28 * DAY_US)
+        self.level += share * held(d, 1.5 * spread)
+
+    def _rival(self, now: int, since_us: int) -> None:
+        """A level that has stood for 28 days is accepted."""
+        spread = spread_of(self.deviation, self.level)
+        if abs(self.recent - self.level) <= 2 * spread:
+            self.stood_us = 0
+            return
+        if self.stood_us == 0 or abs(self.recent - self.rival) > spread:
+            self.rival, self.stood_us = self.recent, 0
+        self.stood_us += min(since_us, DAY_US)
+        if self.stood_us >= 28 * DAY_US:
+            self.level, self.stood_us = self.recent, 0
+            self.n = min(self.n, 32)
+            self.first_us = max(self.first_us, now - 7 * DAY_US)
+
+
+class Week:
+    """Usual value at each hour of working days and of weekends, in single precision."""
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[bool, int], tuple[int, np.float32, np.float32]] = {}
+        self.last_us = 0
+
+    def step(self, now: int, x: float) -> dict[str, float]:
+        """As of `Anchor`."""
+        at = datetime.datetime.fromtimestamp(now // 1_000_000, datetime.UTC)
+        weekend = at.weekday() >= 5
+        cell = weekend, at.hour
+        n, level32, deviation32 = self.cells.get(cell, (0, np.float32(0), np.float32(0)))
+        level, deviation = float(level32), float(deviation32)
+        d, spread = x - level, spread_of(deviation, level)
+        found = {"week_usual": NAN, "week_z": NAN}
+        if n >= 8:
+            found = {"week_usual": level, "week_z": as_sigma(d / spread, n)}
+        limit = 1.5 * spread if n >= 16 else math.inf
+        mean = HELD_MEAN if n >= 16 else ABS_MEAN
+        slow = min(1 / 128, min(now - self.last_us, HOUR_US) / ((8 if weekend else 20) * HOUR_US))
+        if n == 0:
+            level = x
+        else:
+            level += max(1 / (n + 1), slow) * held(d, limit)
+            size = min(abs(d), limit) / mean
+            deviation += max(1 / n, slow / 3) * (size - deviation)
+        self.cells[cell] = n + 1, np.float32(level), np.float32(deviation)
+        self.last_us = now
+        return found
+
+
+class Trend:
+    """A line through the last hours, fitted anew each time to all values as they entered."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+        self.n = 0
+        self.square = 0.0
+
+    def line(self, now: int) -> tuple[float, float, float]:
+        """Mean time before now in hours, mean value and slope per hour, weights exp(-age / 1 h)."""
+        hours = [(t - now) / HOUR_US for t, _ in self.points]
+        weights = [math.exp(h) for h in hours]
+        total = math.fsum(weights)
+        middle = math.fsum(w * h for w, h in zip(weights, hours, strict=True)) / total
+        mean = math.fsum(w * x for w, (_, x) in zip(weights, self.points, strict=True)) / total
+        tt = math.fsum(w * (h - middle) ** 2 for w, h in zip(weights, hours, strict=True))
+        tx = math.fsum(
+            w * (h - middle) * (x - mean)
+            for w, h, (_, x) in zip(weights, hours, self.points, strict=True)
+        )
+        return -middle, mean, tx / tt if tt > 0.0 else 0.0
+
+    def step(self, now: int, x: float) -> dict[str, float]:
+        """As of `Anchor`."""
+        if not self.points:
+            self.points, self.n = [(now, x)], 1
+            return {"trend": NAN}
+        last_us = self.points[-1][0]
+        silent = now - last_us >= 12 * HOUR_US
+        before_h, mean, slope = self.line(last_us)
+        before_h += (now - last_us) / HOUR_US
+        if silent:
+            slope, before_h = 0.0, 0.0
+        spread = spread_of(math.sqrt(self.square), mean)
+        foreseen = mean + slope * min(before_h, 2.0)
+        missed = x - foreseen
+        if self.n >= 8:
+            missed = held(missed, 3 * spread)
+        self.points = [] if silent else self.points
+        self.points.append((now, foreseen + missed))
+        found = (
+            self.line(now)[2] / spread
+            if self.n >= 8 and len({t for t, _ in self.points}) > 1
+            else NAN
+        )
+        self.square += max(1 / self.n, 1 / 128) * (missed * missed - self.square)
+        self.n += 1
+        return {"trend": found}
+
+
+def twin(family: str) -> Anchor | Week | Trend:
+    """A fresh twin of an instance of the family."""
+    return {"anchor": Anchor, "week": Week, "trend": Trend}[family]()

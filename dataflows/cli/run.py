@@ -187,12 +187,21 @@ def run(args: argparse.Namespace) -> int:
         f"{report['in']:,} events in, {report['scored']:,} scored,"
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
+        + _corrected(report)
         + _dead_letters(settings, telemetry)
     )
     if report.get("detectors"):
         judgement_table(report, sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, report)
     return 0
+
+
+def _corrected(report: dict[str, Any]) -> str:
+    """How many rows late events have changed; nothing where there were none."""
+    changed = report["corrected"] + report["corrected_unchecked"]
+    if not changed:
+        return ""
+    return f"; late events changed {changed:,} scored rows, {report['flipped']:,} votes among them"
 
 
 def _dead_letters(settings: Settings, telemetry: Telemetry) -> str:

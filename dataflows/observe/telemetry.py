@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from models.evaluate import Tally
 
 if TYPE_CHECKING:
     from dataflows.alerts.base import Alert
-    from dataflows.score import RoundOut
+    from dataflows.score import Flip, RoundOut
 
 __all__ = ["LatencyHistogram", "Telemetry"]
 
@@ -31,6 +32,10 @@ _DECADES = 8
 
 ALERTS_KEPT_MAX = 200
 """Newest alerts kept for the live view. Chosen: more than a screen shows."""
+
+
+FLIPS_KEPT_MAX = 100
+"""Newest flipped votes kept for the report. Chosen: more than a person reads."""
 
 
 class LatencyHistogram:
@@ -97,6 +102,7 @@ class Telemetry:
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
         self.tally = Tally(truth_names)
         self.reasons: Counter[str] = Counter()
+        self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
         self._on_alert = on_alert
         self._lock = threading.Lock()
 
@@ -130,6 +136,7 @@ class Telemetry:
             for out in outs:
                 self.cut_time_us = max(self.cut_time_us, out.cut_time_us)
                 self.reasons.update(r.reason for r in out.rejects if r.event_type != "control")
+                self.flips.extend(out.flips)
                 for s in out.known:
                     self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
                 if out.replayed:
@@ -164,6 +171,11 @@ class Telemetry:
                 "alerts": got.get("alerts", 0),
                 "muted": got.get("muted", 0),
                 "suppressed": got.get("suppressed", 0),
+                "corrected": got.get("corrected", 0),
+                "corrected_unchecked": got.get("corrected_unchecked", 0),
+                "flipped": got.get("flipped", 0),
+                "flips": [asdict(flip) for flip in self.flips],
+                "reasons": dict(self.reasons),
                 "rounds": self.round_done,
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),

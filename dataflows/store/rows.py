@@ -18,9 +18,10 @@ import numpy.typing as npt
 import polars as pl
 
 from features.batch import EventBatch, Float64, Int64
+from features.columns import Columns
 from features.events import event_type
 from features.jit import njit
-from features.keys import UInt64, group_of, hash_columns
+from features.keys import UInt64, group_of
 
 __all__ = ["EntityRows", "View", "Views", "newest_rows", "split_rows", "warm_up"]
 
@@ -175,10 +176,11 @@ def split_rows(
     """
     out: list[dict[str, EntityRows]] = [{} for _ in range(shards)]
     entities = event_type(batch.event_type).entities
+    made = Columns(batch)
     time_us = batch.time_us
     place = np.column_stack((batch.partition, batch.offset)).astype(np.int64, copy=False)
     for entity, columns in views.items():
-        ids = hash_columns(batch.frame, entities[entity])
+        ids = made.key(entity)
         rows, urgent, starts = newest_rows(ids, flagged, shards)
         if not len(rows):
             continue

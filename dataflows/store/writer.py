@@ -595,7 +595,7 @@ class StoreWriter:
             known = self._known[view] = SlotTable()
         known.reserve(len(rows))
         used = known.used
-        slots, taken_us = known.intern(np.column_stack((rows.ids, rows.time_us)))
+        slots, taken_us, _ = known.intern(np.column_stack((rows.ids, rows.time_us)))
         fresh = taken_us == rows.time_us
         unmet = np.flatnonzero(slots >= used)
         layout = self._layouts[view]

@@ -130,6 +130,25 @@ _METRIC = (
     _series(
         "run_length", "run_length", "the same value {value} times in a row", "1", high_is_odd=True
     ),
+    _series(
+        "creep",
+        "creep",
+        "the values of the last day are {value} from their level of weeks",
+        "sigma",
+    ),
+    _series("anchor_z", "anchor_z", "the value is {value} from its level of weeks", "sigma"),
+    _series(
+        "trend",
+        "trend",
+        "the series moves by {value} an hour",
+        "sigma",
+    ),
+    _series(
+        "week_z",
+        "week_z",
+        "the value is {value} from what is usual at this hour of such a day of the week",
+        "sigma",
+    ),
     Feature(
         "series_season_z",
         "metric",
@@ -164,6 +183,24 @@ _APP_LOG = (
         "drift",
         "the last durations of this message are {value} above its usual ones",
         "sigma",
+    ),
+    _stream(
+        "duration_creep",
+        "creep",
+        "the durations of the last day of this message are {value} from their level of weeks",
+        "sigma",
+    ),
+    Feature(
+        "service_week_z",
+        "app_log",
+        "service",
+        "week_z",
+        "the number of lines in 5 min is {value} from what is usual at this hour of such a day of"
+        " the week",
+        "sigma",
+        "baseline",
+        column="service_count_5m",
+        high_is_odd=None,
     ),
     Feature(
         "service_season_z",

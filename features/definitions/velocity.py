@@ -103,6 +103,13 @@ def _since(event: str, entity: str, noun: str) -> tuple[Feature, ...]:
     )
 
 
+def _pace(name: str, event: str, entity: str, column: str, why: str, odd: bool | None) -> Feature:
+    """How often of late, against a level of weeks."""
+    return Feature(
+        name, event, entity, "creep", why, "sigma", "velocity", column=column, high_is_odd=odd
+    )
+
+
 FEATURES: tuple[Feature, ...] = (
     *_counts("payment", "card", "payments", ("1m", "5m", "1h")),
     *_since("payment", "card", "payment"),
@@ -119,13 +126,37 @@ FEATURES: tuple[Feature, ...] = (
         "velocity",
         high_is_odd=False,
     ),
+    _pace(
+        "card_gap_creep",
+        "payment",
+        "card",
+        "log(card_since_s)",
+        "the gaps between this card's payments are these days {value} from their level of weeks",
+        False,
+    ),
     *_counts("payment", "merchant", "payments", ("5m", "1h")),
+    _pace(
+        "merchant_rate_creep",
+        "payment",
+        "merchant",
+        "log(merchant_count_1h)",
+        "payments per hour at this merchant are these days {value} from their level of weeks",
+        None,
+    ),
     *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
     *_counts("login", "user", "logins", ("1m", "5m", "1h")),
     *_since("login", "user", "login"),
     *_counts(
         "login", "user", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
+    ),
+    _pace(
+        "user_gap_creep",
+        "login",
+        "user",
+        "log(user_since_s)",
+        "the gaps between this user's logins are these days {value} from their level of weeks",
+        False,
     ),
     *_counts("login", "ip", "logins", ("1m", "5m", "1h")),
     *_counts(
@@ -134,6 +165,14 @@ FEATURES: tuple[Feature, ...] = (
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h")),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),
+    _pace(
+        "service_rate_creep",
+        "app_log",
+        "service",
+        "log(service_count_5m)",
+        "lines of this service in 5 min are these days {value} from their level of weeks",
+        None,
+    ),
     *_counts("app_log", "host", "lines", ("1m", "5m")),
     *_counts("app_log", "host", "lines", ("5m",), where="error", adjective="error "),
     *_counts("app_log", "log_stream", "lines", ("5m", "1h")),

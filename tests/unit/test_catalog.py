@@ -191,6 +191,8 @@ def test_every_operation_has_a_feature_or_a_test_of_its_own() -> None:
         "median",
         "iqr",
         "season_usual",
+        "anchor",
+        "week_usual",
         "since_place",
         "ratio",
         "since_pair",

@@ -125,10 +125,10 @@ def test_rows_are_not_looked_at_where_nothing_is_frozen(cat: Catalog, seed: int)
     head = rows.heads["card"]
     engine.process(rows)
     state = card_state(engine)
-    slots, _ = state.table.intern(head)
-    assert state._marked(slots, head[:, 1], head) is head
+    slots, _, _ = state.table.intern(head)
+    assert state.marked(slots, head[:, 1], head) is head
     frozen(engine, ["c0"], 3.0)
-    marked = state._marked(slots, head[:, 1], head)
+    marked = state.marked(slots, head[:, 1], head)
     early = (head[:, 1] < START_US + 3 * HOUR_US) & (slots == 0)
     np.testing.assert_array_equal(marked[:, 7] < 0, early)
     assert (head[:, 7] >= 0).all()

@@ -2,13 +2,114 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from features import late, shelf, state
+from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import Correction, GroupEngine, amend, assemble, split
 from features.events import event_type
+from features.labels import Label
+from features.snapshots import join
 from tests.streams import START_US, cut, stream
+
+Batches = dict[str, EventBatch]
+Matrices = dict[str, FeatureMatrix]
+
+LATE_S = 1_800.0
+"""Bound of most tests: the streams have an event each half minute or so."""
+
+
+def rounds_of(batches: Batches, seed: int, late_s: float, size: int) -> list[Batches]:
+    """The stream's events as they come, each at most `late_s` late, in rounds of about `size`."""
+    rng = np.random.default_rng(seed)
+    rows = [(name, int(t), i) for name, b in batches.items() for i, t in enumerate(b.time_us)]
+    late_us = rng.random(len(rows)) * rng.choice([0.0, 0.1, 1.0], len(rows)) * (1e6 * late_s - 1.0)
+    order = np.argsort(np.array([t for _, t, _ in rows]) + late_us.astype(np.int64), kind="stable")
+    parts, done = [], 0
+    while done < len(order):
+        many = 1 + int(rng.poisson(size))
+        taken: dict[str, list[int]] = {}
+        for at in order[done : done + many]:
+            taken.setdefault(rows[at][0], []).append(rows[at][2])
+        done += many
+        # Rows stay in the order of the stream, as a lane sorts its round.
+        parts.append(
+            {n: batches[n].take(np.array(sorted(taken[n]))) for n in batches if n in taken}
+        )
+    return parts
+
+
+class Stream:
+    """Engines of all groups, fed round by round; keeps what each round gave and amends it."""
+
+    def __init__(self, cat: Catalog, groups: int, late_s: float = LATE_S) -> None:
+        self.cat, self.late_s, self.clock_us = cat, late_s, 0
+        self.engines = [GroupEngine(cat, group, late_s) for group in range(groups)]
+        self.batches: list[Batches] = []
+        self.given: list[Matrices] = []
+        self.corrected = 0
+
+    def feed(self, batches: Batches, labels: tuple[Label, ...] = ()) -> Matrices:
+        """Features of a round as it gives them; those of earlier rounds are amended."""
+        self.clock_us = max(self.clock_us, *(int(b.time_us[-1]) for b in batches.values()))
+        parts = split(
+            self.cat, batches, len(self.engines), round_=len(self.given), clock_us=self.clock_us
+        )
+        parts = [replace(part, labels=labels) for part in parts]
+        found = [e.process(part)[0] for e, part in zip(self.engines, parts, strict=True)]
+        given = assemble(self.cat, batches, found)
+        corrections = [c for f in found for c in f.corrections]
+        for round_ in sorted({int(r) for c in corrections for r in c.rounds}):
+            self.given[round_] = {
+                n: amend(self.cat, m, round_, corrections) for n, m in self.given[round_].items()
+            }
+        self.corrected += sum(len(c.rows) for c in corrections)
+        self.batches.append(batches)
+        self.given.append(given)
+        return given
+
+    def rows(self) -> dict[tuple[str, int], tuple[Any, Any]]:
+        """(event type, offset) -> values and sequence, as amended."""
+        return {
+            (name, int(offset)): (matrix.values[i], matrix.sequence[i])
+            for batches, given in zip(self.batches, self.given, strict=True)
+            for name, matrix in given.items()
+            for i, offset in enumerate(batches[name].offset)
+            if matrix.sequence is not None
+        }
+
+
+def assert_same_rows(found: Stream, expected: Stream) -> None:
+    """Bit for bit, every row, sequences too."""
+    a, b = found.rows(), expected.rows()
+    assert a.keys() == b.keys()
+    for key, (values, sequence) in b.items():
+        np.testing.assert_array_equal(a[key][0], values, err_msg=str(key))
+        np.testing.assert_array_equal(a[key][1], sequence, err_msg=str(key))
+
+
+def assert_same_features(found: Matrices, expected: Matrices) -> None:
+    """Bit for bit, sequences too."""
+    assert found.keys() == expected.keys()
+    for name, matrix in expected.items():
+        np.testing.assert_array_equal(found[name].values, matrix.values)
+        np.testing.assert_array_equal(found[name].sequence, matrix.sequence)
+
+
+@cache
+def streams(number: int) -> tuple[Batches, Batches]:
+    """A stream of three hours, and what comes a bound after it."""
+    before, after = cut(stream(number, 90), [START_US + 7_200_000_000])
+    return before, after
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +144,90 @@ def test_amended_rows_have_the_corrected_views_and_what_is_derived_of_them(
         found = amend(cat, matrix, 7, corrections)
         np.testing.assert_array_equal(found.values, expected[name].values)
         np.testing.assert_array_equal(found.sequence, expected[name].sequence)
+
+
+@settings(max_examples=8)
+@given(
+    number=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+    size=st.sampled_from([1, 3, 10, 40]),
+    groups=st.sampled_from([1, 3]),
+    late_s=st.sampled_from([120.0, LATE_S]),
+    every=st.sampled_from([2, 5, late.EVERY]),
+)
+def test_a_stream_shuffled_within_the_bound_is_the_sorted_stream(
+    cat: Catalog, number: int, seed: int, size: int, groups: int, late_s: float, every: int
+) -> None:
+    before, after = streams(number)
+    found, expected = Stream(cat, groups, late_s), Stream(cat, 1, late_s)
+    for part in (before, after):
+        expected.feed(part)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late, "EVERY", every)
+        for part in rounds_of(before, seed, late_s, size):
+            found.feed(part)
+        assert_same_features(found.feed(after), expected.given[1])
+    assert found.corrected > 0
+    assert sum(engine.late_beyond for engine in found.engines) == 0
+    assert_same_rows(found, expected)
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    number=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+    plan=st.lists(st.sampled_from(["", "", "", "delta", "full", "restart"]), min_size=4),
+)
+def test_a_restart_between_a_row_and_a_late_one_before_it_changes_nothing(
+    cat: Catalog, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, plan: list[str]
+) -> None:
+    monkeypatch.setattr(state, "SLICE_MIN", 1)
+    monkeypatch.setattr(shelf, "SLICE_MIN", 3)
+    before, after = streams(number)
+    whole, cut_off = Stream(cat, 2), Stream(cat, 2)
+    saved: list[list[Any]] = [[engine.full()] for engine in cut_off.engines]
+    for i, part in enumerate([*rounds_of(before, seed, LATE_S, 8), after]):
+        step = plan[i % len(plan)]
+        for group, engine in enumerate(cut_off.engines):
+            if step == "restart":
+                saved[group].append(engine.delta())
+                base, *deltas = pickle.loads(pickle.dumps(saved[group]))
+                cut_off.engines[group] = GroupEngine.restore(cat, group, base, deltas, LATE_S)
+            elif step:
+                engine.begin(everything=step == "full")
+                engine.proceed(5)
+        assert_same_features(cut_off.feed(part), whole.feed(part))
+        for group, engine in enumerate(cut_off.engines):
+            if step in ("full", "delta"):
+                parts = join(engine.take())
+                saved[group] = [parts] if step == "full" else [*saved[group], parts]
+    assert whole.corrected == cut_off.corrected > 0
+    assert_same_rows(cut_off, whole)
+
+
+def test_rows_later_than_the_bound_go_behind_the_oldest_checkpoint_and_are_counted(
+    cat: Catalog, seed: int
+) -> None:
+    before, after = streams(0)
+    found = Stream(cat, 1, late_s=60.0)
+    for part in (after, before):
+        found.feed(part)
+    (engine,) = found.engines
+    assert 0 < engine.late_beyond <= engine.late
+
+
+def test_going_back_forgets_no_verdict(cat: Catalog, seed: int) -> None:
+    before, after = streams(1)
+    rounds = rounds_of(before, seed, LATE_S, 8)
+    rows = split(cat, before, 1)[0]
+    labels = tuple(
+        Label(int(row[2]), i, int(row[1]), bool(i % 3), ((entity, int(row[0])),))
+        for entity in ("merchant", "device", "ip")
+        for i, row in enumerate(rows.heads[entity][:12])
+    )
+    found, expected = Stream(cat, 2), Stream(cat, 1)
+    expected.feed(before)
+    for i, part in enumerate(rounds):
+        found.feed(part, labels if i == len(rounds) // 2 else ())
+    assert_same_features(found.feed(after), expected.feed(after, labels))
+    assert found.corrected > 0

@@ -20,7 +20,7 @@ def test_slots_are_given_in_the_order_of_first_meeting(rng: np.random.Generator)
     table = SlotTable()
     for part in np.array_split(stream, 37):
         table.reserve(len(part))
-        slots, _ = table.intern(rows(part.tolist(), [0] * len(part)))
+        slots, _, _ = table.intern(rows(part.tolist(), [0] * len(part)))
         wanted = [expected.setdefault(k, len(expected)) for k in part.tolist()]
         assert slots.tolist() == wanted
     assert table.used == len(expected)
@@ -30,7 +30,7 @@ def test_slots_are_given_in_the_order_of_first_meeting(rng: np.random.Generator)
 def test_a_row_is_never_taken_before_its_entity_s_newest_time() -> None:
     table = SlotTable()
     table.reserve(6)
-    _, taken = table.intern(rows([7, 7, 8, 7, 8, 7], [10, 5, 3, 10, 4, 11]))
+    _, taken, _ = table.intern(rows([7, 7, 8, 7, 8, 7], [10, 5, 3, 10, 4, 11]))
     assert taken.tolist() == [10, 10, 3, 10, 4, 11]
     assert table.late == 1
 
@@ -44,6 +44,6 @@ def test_slots_continue_after_a_load() -> None:
     loaded = SlotTable()
     loaded.load(slots, table.keys[slots], table.newest_us[slots], 4)
     loaded.reserve(3)
-    found, taken = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
+    found, taken, _ = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
     assert found.tolist() == [1, 2, 0] and taken.tolist() == [2, 1, 9]
     assert loaded.late == 5

@@ -9,7 +9,7 @@ from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
 from models.scoring import Scorer
 from models.train import join_sets, parts_of, select_rows, train
-from models.view import DAY_SEEN_US, View
+from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
 from tests.rows import training_set
 
 CHEAP = ("zscore", "iqr")
@@ -105,6 +105,9 @@ def test_a_history_shorter_than_a_day_says_nothing_of_the_hour(
     )
     hidden = set(day.names) - set(minutes.names)
     assert hidden == {n for n in day.names if n == "hour" or n.endswith("_season_z")}
+    week = View.fit(catalog(), event, usual, WEEK_SEEN_US)
+    slow = {n for n in week.names if n.endswith(("_creep", "_week_z", "_anchor_z"))}
+    assert set(week.names) - set(day.names) == slow and slow
     assert hidden and set(minutes.names) < set(day.names)
     assert int(np.ptp(rows.time_us)) < DAY_SEEN_US
     bundle = train({event: rows}, catalog(), ("zscore",), 1)

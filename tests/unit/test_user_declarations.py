@@ -38,6 +38,8 @@ CACHES = (
     columns.real_names,
     columns.flag_names,
     columns.key_names,
+    columns.has_real,
+    columns.has_key,
     columns.unit_of,
     columns.meaning_of,
     repeats._salt,

@@ -167,7 +167,7 @@ def test_blocks_of_rings_that_empty_are_used_again() -> None:
 
 def feed(state: EntityState, rows: list[dict[str, Any]]) -> None:
     """Let rows pass one entity's state."""
-    from features.rows import split
+    from features.split import split
 
     part = split(CATALOG, {"payment": make_batch("payment", rows)}, 1)[0]
     state.process(part.heads["card"], part.reals["card"])

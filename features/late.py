@@ -1,0 +1,592 @@
+"""Rows that come late are put in their place: all is then as had they come in time.
+
+Per entity type and group there is a log of the rows that came within the bound, each with the row
+of the same entity before it, and of each entity touched a checkpoint: its state before its first
+row of a generation, which is one length of the bound of event time. Where a row comes late, its
+entity goes back to the newest checkpoint before the row's place in the global order, and the logged
+rows after it pass the kernels again, the late ones among them. What earlier rows give now in place
+of what they gave before are corrections.
+
+Why this and no other way. To wait for the bound would delay every score by it. To keep what each
+row gave, to find what has changed, would take 240 bytes a row; the logged rows pass once without
+the late one in place of it, so that only late rows cost. To take late values off running sums is
+exact for sums alone: baselines, histories and homes depend on the order.
+
+Two to three generations are kept, so that a row within the bound always finds a checkpoint before
+it: a generation goes when the bound is past all that came before the next one began. An entity with
+many rows gets a checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few.
+Rings keep the records that their oldest checkpoint counts. A row for which no checkpoint is old
+enough is put behind the oldest and counted apart (`beyond`).
+
+Rows of the same time stand by event code, partition, offset and lane; so a row of the same time
+that comes later and sorts before counts as late, or a stream would depend on how it was cut.
+
+Memory: rows/s x late_s x 2 x (80 + 8 x (other keys + reals) + 16 x pairs) bytes
++ entities touched in late_s x 2 x (72 + state of an entity) bytes.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.plan import HEAD, EntityPlan
+from features.replay import (
+    CODE,
+    FLAGS,
+    LANE,
+    OFFSET,
+    OLDER,
+    OWNER,
+    PARTITION,
+    ROUND,
+    ROW,
+    SLOT,
+    TIME,
+    admit,
+    choose,
+    collect,
+    keep_records,
+    link,
+    push_up,
+    restore_rings,
+    undo_pairs,
+    waves,
+)
+from features.sequence import STEPS, WIDTH
+from features.shelf import Shelf
+from features.windows import PLACED
+
+if TYPE_CHECKING:
+    from features.state import EntityState
+
+__all__ = ["Changed", "LateRows"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Int16 = npt.NDArray[np.int16]
+
+Change = Callable[[Int64, Int64, list[npt.NDArray[Any]]], None]
+
+EVERY = 128
+"""Rows of an entity after which it gets another checkpoint; chosen: a tenth of a millisecond to
+repeat, and a checkpoint of 1.5 kB adds 12 bytes a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Rows given before that give something else now.
+
+    Parameters
+    ----------
+    head : int64 (n, 8 + others), as they came
+    rounds : int64 (n,), the round in which each came
+    values : float64 (n, width of the plan)
+    vectors : int16 (n, 16, 12), or None where the entity has no sequence
+    """
+
+    head: Int64
+    rounds: Int64
+    values: Float64
+    vectors: Int16 | None
+
+
+@dataclass(slots=True)
+class _Generation:
+    """Where one begins: clock and newest event time before it, its first row and checkpoint."""
+
+    start_us: int
+    horizon_us: int
+    row: int
+    checkpoint: int
+
+
+class LateRows:
+    """Log, checkpoints and their use, of one entity type in one group.
+
+    Parameters
+    ----------
+    state : whose rows
+    late_us : bound: a row that comes so much after the newest is put in its place
+
+    Attributes
+    ----------
+    placed : rows that came late and were put in their place, ever
+    beyond : those of them that no checkpoint was old enough for
+    """
+
+    def __init__(self, state: EntityState, late_us: int) -> None:
+        self.late_us = late_us
+        self.placed = self.beyond = 0
+        self._state = state
+        self._clock_us = self._newest_us = 0
+        self._generations: list[_Generation] = []
+        plan = state.plan
+        self._pairs = [2 * len(ring.ring.others) for ring in state.rings]
+        self._rows = Shelf(
+            {
+                "wide": (4, np.int64),
+                "meta": (6, np.int32),
+                "others": (len(plan.others), np.int64),
+                "reals": (len(plan.reals), np.float64),
+                **{f"pairs{i}": (n, np.int64) for i, n in enumerate(self._pairs)},
+            }
+        )
+        self._checkpoints = Shelf(
+            {
+                "key": (5, np.int64),
+                "chain": (3, np.int64),
+                **{name: (a.shape[1], a.dtype) for name, a in state.by_slot().items()},
+            }
+        )
+        self._tails = np.zeros(0, np.int64)
+        self._marks = np.zeros(0, np.int64)
+        self._since = np.zeros(0, np.int64)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for so many slots."""
+        for array in (self._tails, self._marks, self._since):
+            array.resize(capacity, refcheck=False)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
+        by_slot = sum(a.nbytes for a in (self._tails, self._marks, self._since))
+        return by_slot + self._rows.memory_bytes + self._checkpoints.memory_bytes
+
+    def active(self, clock_us: int) -> bool:
+        """Whether late rows are put in their place: from the first round that knows the time on."""
+        return self.late_us > 0 and (clock_us > 0 or self._clock_us > 0)
+
+    def process(
+        self, head: Int64, reals: Float64, round_: int, clock_us: int
+    ) -> tuple[Float64, Int16 | None, Changed | None]:
+        """Features of rows in order; arguments and result as of `EntityState.process`."""
+        state = self._state
+        old = self._out_of_reach(head, clock_us)
+        if old == 0:
+            return self._logged(head, reals, round_, clock_us)
+        for ring in state.rings:
+            ring.book[PLACED] = 0
+        slots, taken_us, _ = state.table.intern(head[:old])
+        state.keep_all(slots, head[:old])
+        marked = state.marked(slots, taken_us, head[:old])
+        out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0))
+        self._newest_us = int(head[old - 1, 1])
+        self._clock_us = max(self._clock_us, self._newest_us)
+        self._generations.clear()
+        if old == len(head):
+            self._clock_us = max(self._clock_us, clock_us)
+            return out, emitted, None
+        more, more_emitted, _ = self._logged(head[old:], reals[old:], round_, clock_us)
+        out = np.concatenate([out, more])
+        if emitted is not None and more_emitted is not None:
+            emitted = np.concatenate([emitted, more_emitted])
+        return out, emitted, None
+
+    def _out_of_reach(self, head: Int64, clock_us: int) -> int:
+        """Rows that need no log: all is in order and the next round's late rows come after them."""
+        since_us = clock_us - self.late_us
+        if head[0, 1] >= since_us or head[0, 1] <= self._newest_us:
+            return 0
+        return int(np.searchsorted(head[:, 1], since_us))
+
+    def _turn(self, clock_us: int) -> None:
+        """Begin a generation, let go what no late row can need; the time is of the round before.
+
+        What came before a generation has times up to its horizon. A row from farther ahead than
+        the bound does not make the others wait. The clock goes on in silence, which makes nothing
+        late: the newest row bounds it.
+        """
+        now = min(self._clock_us or clock_us, self._newest_us or clock_us)
+        generations = self._generations
+        if not generations or now - generations[-1].start_us >= self.late_us:
+            horizon_us = min(self._newest_us, now + self.late_us)
+            generations.append(_Generation(now, horizon_us, self._rows.top, self._checkpoints.top))
+        while len(generations) > 1 and now - self.late_us > generations[1].horizon_us:
+            generations.pop(0)
+        self._rows.drop(generations[0].row)
+        self._checkpoints.drop(generations[0].checkpoint)
+        self._clock_us = max(self._clock_us, clock_us)
+
+    def _logged(
+        self, head: Int64, reals: Float64, round_: int, clock_us: int
+    ) -> tuple[Float64, Int16 | None, Changed | None]:
+        """Features of rows that are logged."""
+        state, rows, checkpoints = self._state, self._rows, self._checkpoints
+        self._turn(clock_us)
+        self._newest_us = max(self._newest_us, int(head[-1, 1]))
+        for ring in state.rings:
+            ring.book[PLACED] = 1
+        slots, taken_us, before_us = state.table.intern(head, placed=True)
+        state.keep_all(slots, head)
+        head = state.marked(slots, taken_us, head)
+        n = len(head)
+        rows.reserve(n)
+        late, chain = np.zeros(n, np.uint8), np.empty((n, 3), np.int64)
+        keys = np.empty((n, 5), np.int64)
+        numbers = (rows.first, rows.top, self._generations[-1].checkpoint, checkpoints.top)
+        many, came_late = admit(
+            head,
+            reals,
+            slots,
+            before_us,
+            np.array([*numbers, EVERY, round_], np.int64),
+            rows.arrays["wide"],
+            rows.arrays["meta"],
+            rows.arrays["others"],
+            rows.arrays["reals"],
+            self._tails,
+            self._marks,
+            self._since,
+            late,
+            chain,
+            keys,
+        )
+        first = rows.put(n)
+        if many:
+            self._check(chain[:many], keys[:many])
+        if came_late:
+            return self._place(head, reals, slots, late, first)
+        notes = state.notes(n)
+        out, emitted = state.run(slots, taken_us, head, reals, notes)
+        for i, note in enumerate(notes):
+            rows.put_at(first, f"pairs{i}", note)
+        return out, emitted, None
+
+    def _check(self, chain: Int64, keys: Int64) -> None:
+        """Take checkpoints of the slots named in `chain`."""
+        checkpoints, state = self._checkpoints, self._state
+        checkpoints.reserve(len(chain))
+        first = checkpoints.put(len(chain))
+        checkpoints.put_at(first, "chain", chain)
+        checkpoints.put_at(first, "key", keys)
+        for name, array in state.by_slot().items():
+            checkpoints.put_taken(first, name, array, chain[:, OWNER])
+        for i, ring in enumerate(state.rings):
+            ints = checkpoints.arrays[f"ring{i}.ints"]
+            oldest = checkpoints.first
+            keep_records(chain, oldest, checkpoints.arrays["chain"], ints, ring.longest, ring.ints)
+
+    def _place(
+        self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int
+    ) -> tuple[Float64, Int16 | None, Changed | None]:
+        """Features of logged rows, some of them late; `first` is the number of the first."""
+        state = self._state
+        owners = np.unique(slots[late != 0])
+        again = np.isin(slots, owners)
+        given = _Given(state.plan, head)
+        at = np.flatnonzero(~again)
+        if len(at):
+            notes = state.notes(len(at))
+            given.put(at, state.run(slots[at], head[at, 1], head[at], reals[at], notes))
+            self._note(first + at, notes)
+        at = np.flatnonzero(again)
+        past = self._past(owners, slots[at], head[at], first + at)
+        came = int(np.count_nonzero(late))
+        self.placed += came
+        state.table.late += came
+        old = np.flatnonzero(past.numbers < first)
+        before = _Given(state.plan, past.head[old])
+        self._go_back(past, old)
+        if len(old):
+            before.put(np.arange(len(old)), self._run(past, old)[0])
+            self._go_back(past, old)
+        now = self._go_on(past)
+        new = np.flatnonzero(past.numbers >= first)
+        given.copy(past.numbers[new] - first, now, new)
+        return given.values, given.emitted(), _changed(past, before, now, old)
+
+    def _past(self, owners: Int64, slots: Int64, head: Int64, numbers: Int64) -> _Past:
+        """The logged rows since each late slot's checkpoint, those of this round among them.
+
+        Parameters
+        ----------
+        owners : the late slots, ascending
+        slots, head, numbers : of this round's rows of theirs
+        """
+        rows, checkpoints = self._rows, self._checkpoints
+        wide, meta = rows.arrays["wide"], rows.arrays["meta"]
+        chain, keys = checkpoints.arrays["chain"], checkpoints.arrays["key"]
+        _, at = np.unique(slots, return_index=True)
+        chosen = np.empty((len(owners), 2), np.int64)
+        asked = np.ascontiguousarray(head[at][:, [1, 2, 5, 6, 3]])
+        choose(owners, asked, self._marks, checkpoints.first, chain, keys, chosen)
+        self.beyond += push_up(slots, numbers, owners, chosen, keys, wide, meta)
+        found, starts = np.empty(4 * len(slots), np.int64), np.empty(len(owners) + 1, np.int64)
+        while True:
+            many = collect(owners, chosen, self._tails, rows.first, wide, chain, found, starts)
+            if many <= len(found):
+                break
+            found = np.empty(many, np.int64)
+        found = found[:many]
+        at = rows.at(found)
+        which = np.repeat(np.arange(len(owners)), np.diff(starts))
+        order = np.lexsort(
+            (
+                meta[at, LANE],
+                wide[at, OFFSET],
+                meta[at, PARTITION],
+                meta[at, CODE],
+                wide[at, TIME],
+                which,
+            )
+        )
+        found = found[order]
+        rows.change(found)
+        link(owners, chosen, found, starts, chain, wide, self._tails)
+        return self._read(owners, chosen, found, starts)
+
+    def _read(self, owners: Int64, chosen: Int64, numbers: Int64, starts: Int64) -> _Past:
+        """Logged rows as the kernels want them."""
+        found = self._rows.take(numbers)
+        wide, meta = found["wide"], found["meta"]
+        slots = meta[:, SLOT].astype(np.int64)
+        head = np.empty((len(numbers), HEAD + found["others"].shape[1]), np.int64)
+        head[:, 0] = self._state.table.keys[slots]
+        head[:, 1], head[:, 2], head[:, 3] = wide[:, TIME], meta[:, CODE], meta[:, LANE]
+        head[:, 4], head[:, 5], head[:, 6] = meta[:, ROW], meta[:, PARTITION], wide[:, OFFSET]
+        head[:, 7], head[:, HEAD:] = wide[:, FLAGS], found["others"]
+        notes = [found[f"pairs{i}"] for i in range(len(self._pairs))]
+        rounds = meta[:, ROUND].astype(np.int64)
+        return _Past(owners, chosen, numbers, starts, slots, head, found["reals"], rounds, notes)
+
+    def _go_back(self, past: _Past, applied: Int64) -> None:
+        """Let late slots be as in their checkpoints; `applied` are the rows they have had since."""
+        state, checkpoints = self._state, self._checkpoints
+        slots, head = past.slots[applied], past.head[applied]
+        state.keep_all(slots, head)
+        at = checkpoints.at(past.chosen[:, 0])
+        for name, array in state.by_slot().items():
+            if not name.startswith("ring"):
+                array[past.owners] = checkpoints.arrays[name][at]
+        for i, ring in enumerate(state.rings):
+            plan = ring.ring
+            if len(plan.others):
+                undo_pairs(
+                    slots,
+                    head,
+                    past.notes[i][applied],
+                    plan.feeds,
+                    plan.others,
+                    ring.ints,
+                    ring.arena_ints,
+                    ring.pairs,
+                    ring.touched,
+                    ring.book,
+                )
+            restore_rings(
+                past.owners,
+                at,
+                checkpoints.arrays[f"ring{i}.ints"],
+                checkpoints.arrays[f"ring{i}.floats"],
+                np.array(plan.shape, np.int64),
+                plan.max_columns,
+                plan.signs,
+                ring.ints,
+                ring.floats,
+                ring.arena_ints,
+                ring.arena_reals,
+            )
+
+    def _run(self, past: _Past, at: Int64) -> tuple[tuple[Float64, Int16 | None], list[Int64]]:
+        """Let some of the rows pass; what they give, and what their pairs said before."""
+        notes = self._state.notes(len(at))
+        slots, head, reals = past.slots[at], past.head[at], past.reals[at]
+        return self._state.run(slots, head[:, 1].copy(), head, reals, notes), notes
+
+    def _go_on(self, past: _Past) -> _Given:
+        """Let all rows pass from the checkpoints on; take the checkpoints on the way anew."""
+        rows, checkpoints, state = self._rows, self._checkpoints, self._state
+        chain = checkpoints.arrays["chain"]
+        wave = np.zeros(len(past.numbers), np.int64)
+        newer = np.empty(int(past.chosen[:, 1].sum()), np.int64)
+        refresh = np.empty(len(newer), np.int64)
+        waves(
+            past.owners,
+            past.chosen,
+            self._marks,
+            chain,
+            checkpoints.arrays["key"],
+            past.numbers,
+            past.starts,
+            rows.arrays["wide"],
+            rows.arrays["meta"],
+            wave,
+            newer,
+            refresh,
+        )
+        checkpoints.change(newer)
+        given = _Given(state.plan, past.head)
+        last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)))
+        for k in range(last + 1):
+            at = np.flatnonzero(wave == k)
+            if len(at):
+                found, notes = self._run(past, at)
+                given.put(at, found)
+                self._note(past.numbers[at], notes)
+            due = newer[refresh == k]
+            to = checkpoints.at(due)
+            for name, array in state.by_slot().items():
+                checkpoints.arrays[name][to] = array[chain[to, OWNER]]
+        return given
+
+    def _note(self, numbers: Int64, notes: list[Int64]) -> None:
+        """Log what pairs said before rows."""
+        at = self._rows.at(numbers)
+        for i, note in enumerate(notes):
+            self._rows.arrays[f"pairs{i}"][at] = note
+
+    def apply(self, slots: Int64, names: Sequence[str], change: Change) -> None:
+        """Change checkpoints of slots as the slots themselves: going back does not forget it.
+
+        Parameters
+        ----------
+        slots : int64 (n,), in the order in which they are changed
+        names : of the arrays by slot that are changed
+        change : is given places in `slots` int64 (k,), rows int64 (k,) and the arrays to change
+        """
+        checkpoints = self._checkpoints
+        found: list[tuple[int, int]] = []
+        for i, slot in enumerate(slots.tolist()):
+            number = int(self._marks[slot])
+            while number >= checkpoints.first:
+                found.append((number, i))
+                number = int(checkpoints.arrays["chain"][number % checkpoints.capacity, OLDER])
+        if not found:
+            return
+        numbers, which = np.array(found, np.int64).T
+        unique, rows = np.unique(numbers, return_inverse=True)
+        checkpoints.change(unique)
+        at = checkpoints.at(unique)
+        states = [checkpoints.arrays[name][at] for name in names]
+        change(which, rows.astype(np.int64), states)
+        for name, state in zip(names, states, strict=True):
+            checkpoints.arrays[name][at] = state
+
+    def begin(self, slots: Int64, everything: bool) -> Arrays:
+        """Begin a snapshot of this moment; returns what is copied at once.
+
+        Parameters
+        ----------
+        slots : int64 (n,), those that rows have changed since the last snapshot, or all
+        everything : whether rows and checkpoints of earlier snapshots count too
+        """
+        rows, checkpoints = self._rows, self._checkpoints
+        counts = (self._clock_us, self._newest_us, self.placed, self.beyond)
+        bounds = (rows.first, rows.top, checkpoints.first, checkpoints.top)
+        generations = [(g.start_us, g.horizon_us, g.row, g.checkpoint) for g in self._generations]
+        for shelf in (rows, checkpoints):
+            shelf.begin(everything)
+        return {
+            "counts": np.array([*counts, *bounds], np.int64),
+            "generations": np.array(generations, np.int64).reshape(-1, 4),
+            "tails": self._tails[slots],
+            "marks": self._marks[slots],
+            "since": self._since[slots],
+        }
+
+    @property
+    def copied(self) -> bool:
+        """Whether nothing of the snapshot under way is left to copy."""
+        return self._rows.copied and self._checkpoints.copied
+
+    def copy(self, parts: int) -> Arrays:
+        """One of `parts` parts of the snapshot under way, and what was about to change before."""
+        found: Arrays = {}
+        for name, shelf in (("row", self._rows), ("checkpoint", self._checkpoints)):
+            found |= {f"{name}.{k}": v for k, v in shelf.copy(parts).items()}
+        return found
+
+    def load(self, slots: Int64, arrays: Arrays) -> None:
+        """Put a snapshot back, oldest first."""
+        counts = [int(n) for n in arrays["counts"]]
+        self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
+        self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
+        for name, array in (("tails", self._tails), ("marks", self._marks), ("since", self._since)):
+            array[slots] = arrays[name]
+        for name, shelf, (first, top) in (
+            ("row", self._rows, counts[4:6]),
+            ("checkpoint", self._checkpoints, counts[6:8]),
+        ):
+            prefix = f"{name}."
+            found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            shelf.load(first, top, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Rows that pass again, in the global order slot by slot.
+
+    Parameters
+    ----------
+    owners : int64 (k,), the slots, ascending
+    chosen : int64 (k, 2), see `choose`
+    numbers : int64 (n,), in the log
+    starts : int64 (k + 1,), where each slot's rows begin
+    slots, head, reals, rounds, notes : of the rows
+    """
+
+    owners: Int64
+    chosen: Int64
+    numbers: Int64
+    starts: Int64
+    slots: Int64
+    head: Int64
+    reals: Float64
+    rounds: Int64
+    notes: list[Int64]
+
+
+class _Given:
+    """What rows give: values, and vectors of those that have them.
+
+    Parameters
+    ----------
+    plan : of the entity type
+    head : int64 (n, ...), of the rows
+    """
+
+    def __init__(self, plan: EntityPlan, head: Int64) -> None:
+        self.values = np.full((len(head), plan.width), np.nan)
+        self.own: npt.NDArray[np.bool_] | None = None
+        if plan.sequence is not None:
+            self.own = head[:, 2] == plan.sequence.own
+            self.vectors = np.zeros((len(head), STEPS, WIDTH), np.int16)
+
+    def put(self, at: Int64, found: tuple[Float64, Int16 | None]) -> None:
+        """Take in what `EntityState.run` gave for some rows."""
+        self.values[at] = found[0]
+        if self.own is not None and found[1] is not None:
+            self.vectors[at[self.own[at]]] = found[1]
+
+    def copy(self, at: Int64, other: _Given, rows: Int64) -> None:
+        """Take rows of another one."""
+        self.values[at] = other.values[rows]
+        if self.own is not None:
+            self.vectors[at] = other.vectors[rows]
+
+    def emitted(self) -> Int16 | None:
+        """int16 (own rows, 16, 12), or None."""
+        return None if self.own is None else self.vectors[self.own]
+
+
+def _changed(past: _Past, before: _Given, now: _Given, old: Int64) -> Changed | None:
+    """The old rows that give something else now; `before` holds these alone, `now` all."""
+    a, b = before.values, now.values[old]
+    differs = np.any((a != b) & ~(np.isnan(a) & np.isnan(b)), axis=1)
+    if before.own is not None:
+        differs |= np.any(before.vectors != now.vectors[old], axis=(1, 2))
+    at = old[differs]
+    if not len(at):
+        return None
+    vectors = None if now.own is None else now.vectors[at]
+    return Changed(past.head[at], past.rounds[at], now.values[at], vectors)

@@ -1,0 +1,348 @@
+"""Kernels of `features.late`: what came late, where an entity goes back to, what passes again."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# Kernels take arrays of types numba finds out; signatures stand in their docstrings.
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.slots import NEVER
+from features.snapshots import restore_queue
+from features.speed import inlined, kernel
+from features.windows import (
+    CAPACITY,
+    FLAG_BITS,
+    HEAD,
+    KEPT,
+    PAIRS_FILLED,
+    SAVED,
+    SHARED,
+    START,
+    find_pair,
+    pair_key,
+)
+
+__all__ = [
+    "CHECKPOINT_ROW",
+    "CODE",
+    "FLAGS",
+    "LANE",
+    "OFFSET",
+    "OLDER",
+    "OWNER",
+    "PARTITION",
+    "PREVIOUS",
+    "ROUND",
+    "ROW",
+    "SLOT",
+    "TIME",
+    "admit",
+    "choose",
+    "collect",
+    "keep_records",
+    "link",
+    "push_up",
+    "restore_rings",
+    "undo_pairs",
+    "waves",
+]
+
+# Columns of a logged row: of `wide`, and of `meta`.
+TIME, OFFSET, FLAGS, PREVIOUS = 0, 1, 2, 3
+SLOT, CODE, LANE, ROW, ROUND, PARTITION = 0, 1, 2, 3, 4, 5
+
+# Columns of a checkpoint's `chain`: slot, the slot's older checkpoint, the last row in it.
+OWNER, OLDER, CHECKPOINT_ROW = 0, 1, 2
+
+
+@inlined
+def _row_key(wide, meta, at, key):
+    """Write a logged row's place in the global order into `key`."""
+    key[0] = wide[at, TIME]
+    key[1] = meta[at, CODE]
+    key[2] = meta[at, PARTITION]
+    key[3] = wide[at, OFFSET]
+    key[4] = meta[at, LANE]
+
+
+@kernel
+def _less(a, b):
+    """Whether place a in the global order is before place b, int64 (5,) each."""
+    for k in range(5):
+        if a[k] != b[k]:
+            return a[k] < b[k]
+    return False
+
+
+@inlined
+def _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log):
+    """Write row i into the log."""
+    wide[at, TIME], wide[at, OFFSET], wide[at, FLAGS] = head[i, 1], head[i, 6], head[i, 7]
+    meta[at, SLOT], meta[at, CODE], meta[at, LANE] = slot, head[i, 2], head[i, 3]
+    meta[at, ROW], meta[at, ROUND], meta[at, PARTITION] = head[i, 4], round_, head[i, 5]
+    for k in range(others.shape[1]):
+        others[at, k] = head[i, 8 + k]
+    for k in range(reals_log.shape[1]):
+        reals_log[at, k] = reals[i, k]
+
+
+@kernel
+def admit(
+    head, reals, slots, before_us, numbers, wide, meta, others, reals_log, tails, marks, since,
+    late, chain, keys
+):  # fmt: skip
+    """Log rows, linked to the rows before them; find what is late, and what needs a checkpoint.
+
+    Parameters
+    ----------
+    head, reals : of the rows, see `features.rows`
+    slots, before_us : int64 (n,), of the rows; newest time of the slot before each
+    numbers : int64 (6,), of the oldest logged row and of the first new one; of this generation's
+        first checkpoint and of the next one; rows of a slot after which it needs another; the round
+    wide, meta, others, reals_log : of the log, with room
+    tails, marks, since : by slot: last row, newest checkpoint, rows since it
+    late : uint8 (n,), set for a row that sorts before the last of its slot
+    chain, keys : int64 (n, 3), (n, 5), filled for the slots that need a checkpoint
+
+    Returns
+    -------
+    (checkpoints needed, late rows)
+    """
+    oldest, first, generation, checkpoint, every, round_ = numbers
+    made = came_late = 0
+    capacity = len(wide)
+    mine = np.empty(5, np.int64)
+    last = np.empty(5, np.int64)
+    for i in range(len(slots)):
+        slot, at = slots[i], (first + i) % capacity
+        _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log)
+        if before_us[i] == NEVER:
+            tails[slot] = marks[slot] = since[slot] = 0
+        tail = tails[slot]
+        if tail < first:
+            last[0], last[1] = before_us[i], -1
+            last[2] = last[3] = last[4] = 0
+            if tail >= oldest:
+                _row_key(wide, meta, tail % capacity, last)
+            else:
+                tail = 0
+            _row_key(wide, meta, at, mine)
+            if _less(mine, last):
+                late[i] = 1
+                came_late += 1
+            if marks[slot] < generation or since[slot] >= every:
+                chain[made, OWNER] = slot
+                chain[made, OLDER] = marks[slot]
+                chain[made, CHECKPOINT_ROW] = tail
+                for k in range(5):
+                    keys[made, k] = last[k]
+                marks[slot] = checkpoint + made
+                since[slot] = 0
+                made += 1
+        elif head[i, 1] < before_us[i]:
+            late[i] = 1
+            came_late += 1
+        wide[at, PREVIOUS] = tail
+        tails[slot] = first + i
+        since[slot] += 1
+    return made, came_late
+
+
+@kernel
+def keep_records(chain, first, shelf_chain, shelf_ints, longest, ints):
+    """Let the rings of slots with new checkpoints keep what their oldest live one counts.
+
+    Parameters
+    ----------
+    chain : int64 (n, 3), of the new checkpoints
+    first : number of the oldest live checkpoint
+    longest : column of a ring's row with its oldest record's number
+    """
+    capacity = len(shelf_chain)
+    for i in range(len(chain)):
+        row = ints[chain[i, OWNER]]
+        kept = row[longest]
+        older = chain[i, OLDER]
+        while older >= first:
+            kept = shelf_ints[older % capacity, longest]
+            older = shelf_chain[older % capacity, OLDER]
+        row[KEPT] = kept
+
+
+@kernel
+def choose(owners, asked, marks, first, chain, keys, chosen):
+    """The newest checkpoint of each slot before the place asked, or its oldest; how many are older.
+
+    Parameters
+    ----------
+    owners : int64 (n,), slots
+    asked : int64 (n, 5), places in the global order
+    first : number of the oldest live checkpoint
+    chosen : int64 (n, 2), filled: number of the checkpoint, and how many of the slot are newer
+    """
+    capacity = len(chain)
+    for i in range(len(owners)):
+        at, newer = marks[owners[i]], 0
+        while not _less(keys[at % capacity], asked[i]):
+            older = chain[at % capacity, OLDER]
+            if older < first:
+                break
+            at = older
+            newer += 1
+        chosen[i, 0], chosen[i, 1] = at, newer
+
+
+@kernel
+def push_up(slots, rows, owners, chosen, keys, wide, meta):
+    """Take rows that are before their slot's chosen checkpoint at its time; returns how many.
+
+    Parameters
+    ----------
+    slots, rows : int64 (n,), of late slots' rows, and their numbers
+    """
+    found = 0
+    mine = np.empty(5, np.int64)
+    for i in range(len(slots)):
+        at = rows[i] % len(wide)
+        key = keys[chosen[np.searchsorted(owners, slots[i]), 0] % len(keys)]
+        _row_key(wide, meta, at, mine)
+        if _less(mine, key):
+            wide[at, TIME] = max(wide[at, TIME], key[0])
+            found += 1
+    return found
+
+
+@kernel
+def collect(owners, chosen, tails, first, wide, chain, numbers, starts):
+    """Numbers of the rows after the chosen checkpoints, newest first, slot by slot.
+
+    Parameters
+    ----------
+    numbers : int64, filled as far as it goes
+    starts : int64 (n + 1,), filled: where each slot's rows begin
+
+    Returns
+    -------
+    rows there are
+    """
+    found = 0
+    for i in range(len(owners)):
+        starts[i] = found
+        stop = chain[chosen[i, 0] % len(chain), CHECKPOINT_ROW]
+        at = tails[owners[i]]
+        while at >= first and at != stop:
+            if found < len(numbers):
+                numbers[found] = at
+            found += 1
+            at = wide[at % len(wide), PREVIOUS]
+    starts[len(owners)] = found
+    return found
+
+
+@kernel
+def waves(owners, chosen, marks, chain, keys, numbers, starts, wide, meta, wave, newer, refresh):
+    """Cut each slot's rows at the checkpoints that come after the chosen one.
+
+    Parameters
+    ----------
+    numbers : int64 (m,), rows in the global order, slot by slot
+    wave : int64 (m,), filled: how many checkpoints of the slot a row comes after
+    newer, refresh : int64 (k,), filled: the checkpoints after the chosen ones, and the wave of rows
+        that comes before each
+    """
+    mine = np.empty(5, np.int64)
+    done = 0
+    for i in range(len(owners)):
+        many = chosen[i, 1]
+        at = marks[owners[i]]
+        for back in range(many):
+            newer[done + many - 1 - back] = at
+            refresh[done + many - 1 - back] = many - 1 - back
+            at = chain[at % len(chain), OLDER]
+        passed = 0
+        for j in range(starts[i], starts[i + 1]):
+            _row_key(wide, meta, numbers[j] % len(wide), mine)
+            while passed < many and _less(keys[newer[done + passed] % len(keys)], mine):
+                passed += 1
+            wave[j] = passed
+        done += many
+
+
+@kernel
+def link(owners, chosen, numbers, starts, chain, wide, tails):
+    """Chain each slot's rows in their order, behind the chosen checkpoint's last row."""
+    for i in range(len(owners)):
+        before = chain[chosen[i, 0] % len(chain), CHECKPOINT_ROW]
+        for j in range(starts[i], starts[i + 1]):
+            wide[numbers[j] % len(wide), PREVIOUS] = before
+            before = numbers[j]
+        tails[owners[i]] = before
+
+
+@kernel
+def undo_pairs(
+    slots, head, before, feeds, others, ints, arena_ints, pairs_table, touched, book
+):  # fmt: skip
+    """Let the pairs of rows be as before them, and take their marks off older records.
+
+    Parameters
+    ----------
+    slots, head : of the rows, in order
+    before : int64 (n, 2 * pairs), see `run_ring`
+    feeds : bool (event types,)
+    """
+    for i in range(len(slots) - 1, -1, -1):
+        if not feeds[head[i, 2]]:
+            continue
+        slot = slots[i]
+        row = ints[slot]
+        for p in range(len(others)):
+            value = head[i, others[p]]
+            if value == 0:
+                continue
+            key = pair_key(slot, p, value)
+            at = find_pair(key, pairs_table)
+            if pairs_table[at, 0] == 0:
+                pairs_table[at, 0] = key
+                pairs_table[at, 1] = slot * 16 + p
+                book[PAIRS_FILLED] += 1
+            seq = before[i, 2 * p]
+            pairs_table[at, 2] = seq
+            pairs_table[at, 3] = before[i, 2 * p + 1]
+            touched[at] = 1
+            if seq >= row[KEPT] and row[CAPACITY] > 0:
+                place = row[START] + (seq & (row[CAPACITY] - 1))
+                arena_ints[place, 1] &= ~(np.int64(1) << (FLAG_BITS + 2 * p))
+                row[SAVED] = min(row[SAVED], seq)
+
+
+@kernel
+def restore_rings(
+    slots, at, saved_ints, saved_floats, shape, max_columns, signs, ints, floats, arena_ints,
+    arena_reals
+):  # fmt: skip
+    """Let rings be as in their checkpoints; where a ring lies stays as it is.
+
+    Parameters
+    ----------
+    slots, at : int64 (n,), slots and the places of their checkpoints
+    shape : windows, flags, reals, maxima, pairs
+    """
+    windows, flags, reals, maxima, pairs = shape
+    stride = 2 + flags + reals + maxima + pairs
+    longest = SHARED + pairs + maxima + (windows - 1) * stride
+    for i in range(len(slots)):
+        row, saved = ints[slots[i]], saved_ints[at[i]]
+        row[SAVED] = min(row[SAVED], saved[HEAD])
+        row[HEAD] = saved[HEAD]
+        for k in range(SHARED, len(row)):
+            row[k] = saved[k]
+        for k in range(floats.shape[1]):
+            floats[slots[i], k] = saved_floats[at[i], k]
+        if row[CAPACITY] == 0:
+            continue
+        for m in range(maxima):
+            end = row[longest + 2 + flags + reals + m]
+            restore_queue(row, longest, m, max_columns[m], signs[m], end, SHARED + pairs,
+                          arena_ints, arena_reals)  # fmt: skip

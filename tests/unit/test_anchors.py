@@ -1,0 +1,91 @@
+"""Anchors, hours of the week, trends and median deviations against their slow twins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.catalog import Catalog
+from features.columns import Columns
+from features.engine import GroupEngine, OfflineEngine, assemble, split
+from features.spec import Feature
+from tests.naive_baselines import Anchor, Trend, Week, mad_z
+from tests.streams import START_US, make_batch
+
+OPS = ("anchor", "anchor_z", "creep", "week_usual", "week_z", "trend", "mad_z")
+
+CATALOG = Catalog(
+    Feature(op, "metric", "series", op, "{value}", "1", "baseline", column="value") for op in OPS
+)
+
+DAY_S = 86_400.0
+
+GAPS_S = st.sampled_from([0.0, 1.0, 30.0, 600.0, 5_000.0, 40_000.0, 43_200.0, DAY_S, 9 * DAY_S])
+
+VALUES = st.one_of(
+    st.sampled_from([0.0, 1.0, -1.0, 1e6]), st.floats(-50.0, 50.0), st.floats(9.0, 10.0)
+)
+
+
+def samples(times_s: Any, values: Any) -> dict[str, Any]:
+    """A batch of one series."""
+    rows = [
+        {"event_id": str(i), "time_us": START_US + int(t * 1e6), "host": "h", "metric": "cpu",
+         "service": "web", "value": float(x)}
+        for i, (t, x) in enumerate(zip(times_s, values, strict=True))
+    ]  # fmt: skip
+    return {"metric": make_batch("metric", rows, partitions=1)}
+
+
+def assert_like_twins(times_s: Any, values: Any) -> None:
+    matrix = OfflineEngine(CATALOG, 1).process(samples(times_s, values))["metric"]
+    twins = Anchor(), Week(), Trend()
+    earlier: list[float] = []
+    for row, (t, x) in enumerate(zip(times_s, values, strict=True)):
+        expected: dict[str, float] = {"mad_z": np.nan if row < 3 else mad_z(earlier[-32:], x)}
+        for one in twins:
+            expected |= one.step(START_US + int(t * 1e6), float(x))
+        earlier.append(float(x))
+        for op in OPS:
+            assert matrix.column(op)[row] == pytest.approx(
+                expected[op], rel=1e-9, abs=1e-9, nan_ok=True
+            ), (op, row)
+
+
+@settings(max_examples=60)
+@given(steps=st.lists(st.tuples(GAPS_S, VALUES), min_size=1, max_size=60))
+def test_they_equal_their_twins_whatever_comes(steps: list[tuple[float, float]]) -> None:
+    assert_like_twins(np.cumsum([g for g, _ in steps]), [x for _, x in steps])
+
+
+def test_they_equal_their_twins_over_months(rng: np.random.Generator) -> None:
+    """So long that every memory is full; a rival is accepted; five days of silence."""
+    n = 1_200
+    times_s = np.cumsum(rng.exponential(8_000.0, n))
+    times_s[700:] += 5 * DAY_S
+    values = 10.0 + rng.standard_t(3, n) + 12.0 * (times_s > 30 * DAY_S)
+    assert_like_twins(np.round(times_s), values)
+
+
+def test_a_label_makes_a_new_level_the_anchor_at_once(rng: np.random.Generator) -> None:
+    times_s = np.arange(300) * 7_200.0
+    values = 10.0 + rng.normal(size=300) + 6.0 * (times_s > 20 * DAY_S)
+    engines = [GroupEngine(CATALOG, 0) for _ in range(2)]
+    batches = samples(times_s, values)
+    after = samples([301 * 7_200.0, 302 * 7_200.0], [16.0, 16.0])
+    found = []
+    for number, engine in enumerate(engines):
+        engine.process(split(CATALOG, batches, 1)[0])
+        if number:
+            keys = Columns(batches["metric"]).key("series")
+            stranger = np.array([77], np.uint64)
+            assert engine._states["series"].accept(np.append(keys[:2], stranger)) == 1
+        parts = engine.process(split(CATALOG, after, 1)[0])
+        found.append(assemble(CATALOG, after, [parts[0]])["metric"])
+    assert found[0].column("creep")[-1] > 3.0
+    assert abs(found[1].column("creep")[-1]) < 0.3
+    assert found[1].column("anchor")[0] == pytest.approx(16.0, abs=0.5)
