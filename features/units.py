@@ -33,18 +33,20 @@ UNITS: Mapping[str, str] = {
         "sigma",
     ),
     **dict.fromkeys(("member_z", "member_rel_z", "peers_abs_z", "surprise"), "sigma"),
+    **dict.fromkeys(("anchor_z", "creep", "week_z", "trend"), "sigma"),
     **dict.fromkeys(("home_km", "moved_km"), "km"),
     "speed_kmh": "km/h",
     **dict.fromkeys(("sum", "mean", "std", "max", "min", "value", "peer_mean"), "column"),
     **dict.fromkeys(
         ("usual", "usual_std", "recent", "last", "median", "iqr", "season_usual"), "column"
     ),
-    "difference": "column",
+    **dict.fromkeys(("anchor", "week_usual", "difference"), "column"),
     "median_size": "undone",
     "ratio": "ratio",
 }
 """Operation -> the unit it gives; `column`: that of its column, `undone`: that of the number whose
-logarithm the column is, `ratio`: one over the other, `1` where both have the same."""
+logarithm the column is, `ratio`: one over the other, `1` where both have the same. An operation
+that does not stand here leaves the unit to whoever uses it."""
 
 
 def units_of(feature: Feature, known: Mapping[tuple[str, str], Feature]) -> tuple[str, ...]:
