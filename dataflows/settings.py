@@ -164,6 +164,12 @@ class Settings(BaseSettings):
         description="an event further beyond that clock and its round's cut_time is dead-lettered;"
         " 0 refuses none",
     )
+    label_delay_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        description="training and backfill: an anomaly that the data know becomes a label so long"
+        " after its event, as it would in the stream",
+    )
     corrected_rows_max: int = Field(
         200_000,
         ge=0,

@@ -65,8 +65,15 @@ def add_parser(subparsers: Any) -> None:
         "--variant",
         metavar="V",
         action="append",
-        help="as_is, dense (time divided by 1,440) or long (windows of 1, 7, 30 days); may be"
-        " repeated (default: all)",
+        help="as_is, dense (time divided by 1,440), long (windows of 1, 7, 30 days) or hot (5"
+        " million simulated payments, up to 1,000 an hour of one entity); may be repeated"
+        " (default: all)",
+    )
+    one.add_argument(
+        "--hot-rows",
+        type=int,
+        metavar="N",
+        help="payments of the variant hot (default: 5,000,000)",
     )
     one.add_argument("--json", metavar="P", help="write the comparison; - is stdout")
 
@@ -200,10 +207,10 @@ def _print_table(features: list[Feature]) -> None:
 
 def _page(feature: Feature, cat: Catalog) -> str:
     """A feature as a page of text."""
-    from features.columns import DERIVED
+    from features.columns import derived_columns
 
     told = about(feature, cat)
-    docs = {d.name: d.doc for d in DERIVED if d.event in told["feeds"]}
+    docs = {d.name: d.doc for d in derived_columns() if d.event in told["feeds"]}
     lines = [
         ("what it is", told["formula"]),
         ("in an alert", told["why"]),
@@ -233,9 +240,11 @@ def _with_doc(name: str | None, docs: dict[str, str]) -> str | None:
 
 def _verify(args: argparse.Namespace) -> int:
     """Compare with DuckDB."""
+    from dataclasses import replace
+
     from dataflows.cli.run import overrides_of, with_data
     from dataflows.report import write_json
-    from dataflows.settings import load
+    from dataflows.settings import declaration_faults, load
     from dataflows.sources.files import FileReader
     from dataflows.verify import VARIANTS, verify
     from features.catalog import catalog
@@ -247,16 +256,20 @@ def _verify(args: argparse.Namespace) -> int:
         raise ConfigError(
             [f"--variant {name!r}: variants are {', '.join(VARIANTS)}" for name in unknown]
         )
-    args.mapping = args.mapping or _fitting_mapping(args.data)
+    if args.hot_rows is not None and args.hot_rows < 1:
+        raise ConfigError(f"--hot-rows {args.hot_rows}: expected at least 1")
+    if not (args.mapping or declaration_faults(args.config, **overrides_of(args))):
+        args.mapping = _fitting_mapping(args.data)
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    report = verify(
-        settings, catalog(), lambda: FileReader(settings), {n: VARIANTS[n] for n in names}, say
-    )
+    variants = {name: VARIANTS[name] for name in names}
+    if "hot" in variants and args.hot_rows is not None:
+        variants["hot"] = replace(variants["hot"], simulated=args.hot_rows)
+    report = verify(settings, catalog(), lambda: FileReader(settings), variants, say)
     for name, one in report["variants"].items():
         for wrong in one["mismatched"][:SHOWN_MAX]:
             first = wrong["examples"][0]

@@ -30,7 +30,9 @@ START_US = 1_772_409_600_000_000
 STEP_US = 30_000_000
 """Times stand on half minutes: many are exactly a window apart, and many are the same."""
 
-KINDS = ("as_is", "dense", "long")
+KINDS = ("as_is", "dense", "long", "hot")
+
+HOT_ROWS = 3_000
 
 
 def made_of(name: str, rows: int, rng: np.random.Generator) -> pl.DataFrame:
@@ -81,22 +83,26 @@ def verified(*arguments: str, out: Path) -> dict[str, Any]:
 
 
 def keys(report: Any) -> set[str]:
-    """All keys of a report, but names of features and variants."""
+    """All keys of a report, but names of features, entity types and variants."""
     if isinstance(report, list):
         return set().union(*(keys(item) for item in report))
     if not isinstance(report, dict):
         return set()
     found = {k for k in report if k not in KINDS and "." not in k}
-    return found.union(*(keys(value) for value in report.values()))
+    return found.union(*(keys(v) for k, v in report.items() if k != "hottest_per_h"))
 
 
 def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
     grid: Path, tmp_path: Path
 ) -> None:
-    report = verified("--data", str(grid), out=tmp_path / "out.json")
+    hot = ("--hot-rows", str(HOT_ROWS))
+    report = verified("--data", str(grid), *hot, out=tmp_path / "out.json")
     assert report["mismatches"] == 0, [v["mismatched"] for v in report["variants"].values()]
     assert tuple(report["variants"]) == KINDS
-    assert report["rows"] == 1_800
+    rows = {name: one["rows"] for name, one in report["variants"].items()}
+    assert rows["as_is"] == rows["dense"] == rows["long"] == 1_800
+    assert HOT_ROWS / 2 < rows["hot"] < 2 * HOT_ROWS
+    assert report["rows"] == sum(rows.values())
     assert report["max_rel_error"] <= 1e-9
     assert keys(report) - told("json.md") == set()
 
