@@ -317,7 +317,7 @@ class Settings(BaseSettings):
     @field_validator("event_types", "file_paths")
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
-        _known(value, event_types(), "event type")
+        _known(value, sorted(event_types()), "event type")
         return value
 
     @field_validator("event_types", "detectors")

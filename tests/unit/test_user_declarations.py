@@ -183,10 +183,7 @@ def test_nothing_comes_onto_the_path_and_neighbours_shadow_nothing(
     assert mine.EVENT.name == "order"
 
 
-def test_every_fault_is_told_at_once_with_file_and_line(
-    own: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    wrong = """from features.columns import Derived
+WRONG = """from features.columns import Derived
 from features.spec import Feature
 
 
@@ -225,8 +222,43 @@ FEATURES = (
     3,
 )
 """
+"""Columns from line 19, features from line 26."""
+
+
+EXPECTED = (
+    "event_paths: 'own/gone.py' does not exist",
+    "feature_paths: 'own/notes.txt' is no Python file",
+    "own/again.py:9: event type 'payment' is declared already, by waxwing itself",
+    "own/entity.py:9: event type 'order': primary entity 'usr' is not one of user, shop",
+    "own/torn.py:1: syntax error: '(' was never closed",
+    "own/raises.py:2: KeyError: 'x'",
+    "own/empty.py:1: declares no FEATURES",
+    "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
+    "own/wrong.py:6: column order.odd: ColumnNotFoundError",
+    "own/wrong.py:19: column order.few: a real is an array float64 of one value a row, (2,);",
+    "own/wrong.py:19: column order.total: is a field or an entity of the event type already",
+    "own/wrong.py:19: column order.word: kind is 'text'; it must be real or flag",
+    "own/wrong.py:19: column ordre.late: unknown event type 'ordre'",
+    "own/wrong.py:26: FEATURES[8]: expected a Feature, got int",
+    "own/wrong.py:27: order.a: window_s is 0; it must be in 1..",
+    "own/wrong.py:28: order.b: operation 'count' takes no `column`",
+    "own/wrong.py:29: order.c: unit 's' does not fit; operation 'count' gives '1'",
+    "own/wrong.py:30: order.user_orders_1h: declared twice, first at own/order.py:",
+    "own/wrong.py:31: order.d: 'order' has no entity 'card'; entities are user, shop",
+    "own/wrong.py:31: order.d: 'order' has no number 'totl'; there are total,",
+    "own/wrong.py:33: order.e: declared twice, first at own/wrong.py:33",
+    "own/wrong.py:36: order.f: unknown operation 'cuont'; operations are count,",
+    "groups: Input should be greater than or equal to 1",
+    "unknown event type 'odrer' (did you mean 'order'?)",
+)
+"""A part of each fault; the last two are of the settings."""
+
+
+def test_every_fault_is_told_at_once_with_file_and_line(
+    own: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     files = FILES | {
-        "own/wrong.py": wrong,
+        "own/wrong.py": WRONG,
         "own/torn.py": "FEATURES = (\n",
         "own/raises.py": "def down():\n    return {}['x']\n\n\nFEATURES = down()\n",
         "own/empty.py": '"""Nothing."""\n',
@@ -240,39 +272,13 @@ FEATURES = (
     event_paths = tuple(f"own/{name}.py" for name in named)
     feature_paths = tuple(f"own/{name}" for name in others)
     told = own(files, event_paths, feature_paths, event_types=["order", "odrer"], groups=0)
-    expected = (
-        "event_paths: 'own/gone.py' does not exist",
-        "feature_paths: 'own/notes.txt' is no Python file",
-        "own/again.py:9: event type 'payment' is declared already, by waxwing itself",
-        "own/entity.py:9: event type 'order': primary entity 'usr' is not one of user, shop",
-        "own/torn.py:1: syntax error: '(' was never closed",
-        "own/raises.py:2: KeyError: 'x'",
-        "own/empty.py:1: declares no FEATURES",
-        "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
-        "own/wrong.py:6: column order.odd: ColumnNotFoundError",
-        "own/wrong.py:19: column order.few: a real is an array float64 of one value a row, (2,);",
-        "own/wrong.py:19: column order.total: is a field or an entity of the event type already",
-        "own/wrong.py:19: column order.word: kind is 'text'; it must be real or flag",
-        "own/wrong.py:19: column ordre.late: unknown event type 'ordre'",
-        "own/wrong.py:26: FEATURES[8]: expected a Feature, got int",
-        "own/wrong.py:27: order.a: window_s is 0; it must be in 1..",
-        "own/wrong.py:28: order.b: operation 'count' takes no `column`",
-        "own/wrong.py:29: order.c: unit 's' does not fit; operation 'count' gives '1'",
-        "own/wrong.py:30: order.user_orders_1h: declared twice, first at own/order.py:",
-        "own/wrong.py:31: order.d: 'order' has no entity 'card'; entities are user, shop",
-        "own/wrong.py:31: order.d: 'order' has no number 'totl'; there are total,",
-        "own/wrong.py:33: order.e: declared twice, first at own/wrong.py:33",
-        "own/wrong.py:36: order.f: unknown operation 'cuont'; operations are count,",
-        "groups: Input should be greater than or equal to 1",
-        "unknown event type 'odrer' (did you mean 'order'?)",
-    )
-    for part in expected:
+    for part in EXPECTED:
         assert sum(part in fault for fault in told) == 1, (part, "\n".join(told))
     forget()
     paths = [f"event_paths={','.join(event_paths)}", f"feature_paths={','.join(feature_paths)}"]
     assert main(["check", "--set", paths[0], "--set", paths[1]]) == 2
     err = capsys.readouterr().err
-    assert all(part in err for part in expected[:-2])
+    assert all(part in err for part in EXPECTED[:-2])
 
 
 def test_a_folder_is_its_files_but_those_that_begin_with_an_underscore(
