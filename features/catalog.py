@@ -255,6 +255,10 @@ def _operand_faults(
         faults.append(f"operation {op.name!r} {'needs' if op.column else 'takes no'} `column`")
     elif feature.column is not None:
         faults += _column_faults(feature, op, feeds, known)
+    if op.count != (feature.count is not None):
+        faults.append(f"operation {op.name!r} {'needs' if op.count else 'takes no'} `count`")
+    elif op.count and (feature.event, str(feature.count)) not in known:
+        faults.append(f"count {feature.count!r} names no feature of {feature.event!r}")
     if bool(op.other) != (feature.other is not None):
         faults.append(f"operation {op.name!r} {'needs' if op.other else 'takes no'} `other`")
     elif op.other == "feature" and (feature.event, feature.other) not in known:

@@ -31,6 +31,7 @@ def formula(feature: Feature) -> str:
         "column": f"log(1 + `{name}`)" if log else f"`{name}`",
         "other": f"`{feature.other}`" if op.other == "feature" else str(feature.other),
         "where": str(feature.where) if op.where_needed else "",
+        "count": f"`{feature.count}`",
     }
     if feature.where and not op.where_needed:
         if op.column:
@@ -137,12 +138,14 @@ def _operations() -> list[str]:
                 ("condition", op.where_needed),
                 ("condition if wanted", op.where and not op.where_needed),
                 (f"other ({op.other})", op.other),
+                ("count (feature)", op.count),
             )
             if needed
         ]
         gives = op.formula.format(
             column="COLUMN",
             other="OTHER",
+            count="COUNT",
             where="" if op.family != "ring" or not op.where_needed else "CONDITION",
         )
         lines.append(f"| `{op.name}` | {', '.join(needs) or 'nothing'} | {gives} |")

@@ -39,6 +39,7 @@ class Feature:
         baseline, context
     why : sentence for an alert with `{value}` and, where `baseline` is set, `{baseline}`
     baseline : another feature of the same event that holds the usual value, named in `why`
+    count : another feature of the same event: how many values of its own the entity has
     high_is_odd : whether high (True), low (False) or either (None) end of the range is strange
     declared_at : file and line of the declaration, found by itself; no part of what it is
     """
@@ -56,6 +57,7 @@ class Feature:
     window_s: int | None = None
     other: str | None = None
     baseline: str | None = None
+    count: str | None = None
     high_is_odd: bool | None = True
     declared_at: str = field(default="", compare=False, repr=False)
 

@@ -118,7 +118,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         f"{e}.{f.name}"
         for e in catalog.event_types
         for f in catalog.features(e)
-        if e == feature.event and feature.name in (_input(f.column), f.other)
+        if e == feature.event and feature.name in (_input(f.column), f.other, f.count)
     ]
     found = {
         "name": feature.name,
@@ -134,6 +134,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         "column": feature.column,
         "where": feature.where,
         "other": feature.other,
+        "count": feature.count,
         "baseline": feature.baseline,
         "odd": {True: "high", False: "low", None: "both"}[feature.high_is_odd],
         "read_by": readers,
@@ -219,6 +220,7 @@ def _page(feature: Feature, cat: Catalog) -> str:
         ("column", _with_doc(feature.column, docs)),
         ("condition", _with_doc(feature.where, docs)),
         ("other", feature.other),
+        ("count", feature.count),
         ("operation", feature.op),
         ("window", None if feature.window_s is None else f"{feature.window_s} s"),
         ("unit", feature.unit),
