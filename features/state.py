@@ -483,7 +483,8 @@ class EntityState:
 
         An entity never seen, or forgotten, has no state and gets none. An event later than the
         newest its entity has seen is taken at that time. What is usual of the entity that a fraud
-        is of (its event type's primary one) stands still for a while.
+        is of (its event type's primary one) stands still for a while; what it does of late is usual
+        where the verdict is genuine.
         """
         named = [
             (key, label)
@@ -502,8 +503,12 @@ class EntityState:
             if verdict == before:
                 continue
             rows.append((slot, label.code, time_us, verdict, before))
-            if label.fraud and label.primary == self.plan.entity:
-                self.freeze(np.array([key]).view(np.uint64), newest_us + FREEZE_S * 1_000_000)
+            if label.primary == self.plan.entity:
+                one = np.array([key]).view(np.uint64)
+                if label.fraud:
+                    self.freeze(one, newest_us + FREEZE_S * 1_000_000)
+                else:
+                    self.accept(one)
         if rows and self.plan.risk is not None:
             self._apply(np.array(rows, np.int64).T.copy(), self.plan.risk)
         return len(rows)

@@ -18,8 +18,9 @@ from dataflows.cli.main import main
 from dataflows.settings import load
 from dataflows.sources.files import FileReader
 from dataflows.verify import VARIANTS, verify
-from features.catalog import catalog
+from features.catalog import Catalog, catalog
 from features.events import event_type
+from features.spec import Feature
 from tests.flow.harness import call
 from tests.flow.test_json import told
 
@@ -30,7 +31,9 @@ START_US = 1_772_409_600_000_000
 STEP_US = 30_000_000
 """Times stand on half minutes: many are exactly a window apart, and many are the same."""
 
-KINDS = ("as_is", "dense", "long")
+KINDS = ("as_is", "dense", "long", "hot")
+
+HOT_ROWS = 3_000
 
 
 def made_of(name: str, rows: int, rng: np.random.Generator) -> pl.DataFrame:
@@ -81,24 +84,50 @@ def verified(*arguments: str, out: Path) -> dict[str, Any]:
 
 
 def keys(report: Any) -> set[str]:
-    """All keys of a report, but names of features and variants."""
+    """All keys of a report, but names of features, entity types and variants."""
     if isinstance(report, list):
         return set().union(*(keys(item) for item in report))
     if not isinstance(report, dict):
         return set()
     found = {k for k in report if k not in KINDS and "." not in k}
-    return found.union(*(keys(value) for value in report.values()))
+    return found.union(*(keys(v) for k, v in report.items() if k != "hottest_per_h"))
 
 
 def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
     grid: Path, tmp_path: Path
 ) -> None:
-    report = verified("--data", str(grid), out=tmp_path / "out.json")
+    hot = ("--hot-rows", str(HOT_ROWS))
+    report = verified("--data", str(grid), *hot, out=tmp_path / "out.json")
     assert report["mismatches"] == 0, [v["mismatched"] for v in report["variants"].values()]
     assert tuple(report["variants"]) == KINDS
-    assert report["rows"] == 1_800
+    rows = {name: one["rows"] for name, one in report["variants"].items()}
+    assert rows["as_is"] == rows["dense"] == rows["long"] == 1_800
+    assert HOT_ROWS / 2 < rows["hot"] < 2 * HOT_ROWS
+    assert report["rows"] == sum(rows.values())
     assert report["max_rel_error"] <= 1e-9
     assert keys(report) - told("json.md") == set()
+
+
+def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> None:
+    def one(name: str, entity: str, op: str, **more: Any) -> Feature:
+        unit = "1" if op == "ever" else "sigma"
+        return Feature(name, "payment", entity, op, "{value}", unit, "amount", **more)
+
+    settings = load(None, source="file", file_paths={"payment": grid / "payment.parquet"})
+    cat = Catalog(
+        [
+            one("own", "card", "mad_z", column="log_amount"),
+            one("peers", "merchant", "robust_z", column="log_amount"),
+            one("n", "card", "ever"),
+            one("shrunk", "card", "shrunk_z", column="own", other="peers", count="n"),
+            one("back", "merchant", "shrunk_z", column="peers", other="own", count="n"),
+        ]
+    )
+    report = verify(
+        settings, cat, lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
+    )
+    assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
+    assert report["features"] == 5 and report["max_rel_error"] <= 1e-9
 
 
 def test_simulated_traffic_has_the_features_that_sql_finds(tmp_path: Path) -> None:
