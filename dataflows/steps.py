@@ -295,10 +295,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
-    late_s = context.settings.late_s
+    late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
     if base is None:
-        return GroupEngine(context.catalog, group, late_s), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas, late_s), shard
+        return GroupEngine(context.catalog, group, late_s, ttl_h), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
@@ -334,7 +334,12 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)
         groups = self._context.settings.groups
         rows = split(
-            self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us,
+            self._context.catalog,
+            done.batches,
+            groups,
+            part.lane,
+            part.round,
+            done.clock_us,
             self._names,
         )
         labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
@@ -414,9 +419,11 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
+        expired = engine.expired
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
+        self._context.telemetry.forgot(engine.expired - expired)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
@@ -498,7 +505,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             correction for result in waiting.features for correction in result.corrections
         )
         self._recent.keep(
-            own.round, own.clock_us, batches, features, waiting.features, self._control
+            own.round, own.clock_us, own.batches or {}, features, waiting.features, self._control
         )
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(

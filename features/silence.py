@@ -429,6 +429,7 @@ class Wheel:
     _tick: int = 0
     told: bool = False
     waiting: int = 0
+    _left: list[Int64] = field(default_factory=list)
 
     @property
     def memory_bytes(self) -> int:
@@ -448,6 +449,17 @@ class Wheel:
     def file(self, slots: Int64, ints: Int64) -> None:
         """Let it know that the due times of slots may have changed."""
         _file(slots, ints, self._tick - 1, self._heads, self._links)
+
+    def forget(self, clock_us: int, ints: Int64, floats: Float64) -> None:
+        """Hear of entities that are forgotten: in the next round they are no members any more.
+
+        Parameters
+        ----------
+        ints, floats : of their slots
+        """
+        gone = peers_now(ints, floats, len(ints))
+        gone[:, 0], gone[:, 3:] = clock_us, -gone[:, 3:]
+        self._left.append(gone)
 
     def speak(
         self,
@@ -494,11 +506,12 @@ class Wheel:
         self.waiting = len(due)
         changed = np.unique(found[begun:n, 0])
         order = np.lexsort((keys[found[:n, 0]], found[:n, 1]))
-        told = changes[:many]
+        told = np.concatenate((*self._left, changes[:many]))
+        self._left.clear()
         if not self.told:
             self.told = True
             told = np.concatenate((peers_before(told, ints, floats, used), told))
-        return Overdue(found[order], known[order], told.copy()), changed
+        return Overdue(found[order], known[order], told), changed
 
     def _due(self, ints: Int64, clock_us: int, used: int) -> Int64:
         """Slots due before the clock, out of the wheel."""

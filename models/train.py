@@ -60,9 +60,6 @@ each, longer than the longest window and most attacks."""
 ROWS_MIN = 400
 """Fewest rows of an event type to train on. Chosen: a hundred to scale with resolve a per cent."""
 
-TRIED_ROWS = 100
-"""Rows on which a detector shows whether it can score an event type at all. Chosen."""
-
 WORKERS = 2
 """Event types trained side by side. Chosen: the two cores waxwing is made for."""
 
@@ -114,24 +111,36 @@ def train(
     ]
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
+    kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
+    faults += [
+        f"training: {name!r} has no sequences, and of the detectors asked for"
+        f" ({', '.join(detectors)}) each reads sequences alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
     if faults:
         raise ConfigError(faults)
-    kinds = {name: detector(name) for name in detectors}
 
     def one(event: str) -> _Fitted:
-        fitted = _train_event(catalog, sets[event], kinds, seed, options or {}, false_positives)
+        mine = kinds[event]
+        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
-        many = len(fitted.models.detectors)
-        say(f"{event}: {many} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
+        say(f"{event}: {len(mine)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
         fitted = dict(zip(sets, pool.map(one, sets), strict=True))
     voting = Voting({f.rule.name: f.rule for f in fitted.values()})
+    training: dict[str, Any] = {
+        "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
+    }  # fmt: skip
+    left_out = [name for name in detectors if not any(name in mine for mine in kinds.values())]
+    if left_out:
+        training["left_out"] = left_out
+        say(f"left out, since no event type here has sequences: {', '.join(left_out)}")
     bundle = Bundle(
-        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting,
-        training={"seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()}},
-    )  # fmt: skip
+        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
+    )
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
 
@@ -142,6 +151,14 @@ def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, Traini
     for name in rare:
         say(f"{name}: only {len(sets[name])} rows of {ROWS_MIN} needed; goes without a model")
     return {name: rows for name, rows in sets.items() if name not in rare}
+
+
+def _serving(rows: TrainingSet, detectors: Sequence[str]) -> dict[str, type[Detector]]:
+    """The detectors that an event type can have: one that reads sequences needs some."""
+    kinds = {name: detector(name) for name in detectors}
+    if rows.features.sequence is not None:
+        return kinds
+    return {name: k for name, k in kinds.items() if not getattr(k, "sequential", False)}
 
 
 def _about(rows: TrainingSet) -> dict[str, Any]:
@@ -219,10 +236,7 @@ def _train_event(
     known = fit.features.values[fit.label <= 0]
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
-    tried = take_rows(scale.features, np.arange(min(len(scale), TRIED_ROWS), dtype=np.intp))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
-    # One that can say nothing of such events (they have no sequence) has no part in their vote.
-    detectors = {n: d for n, d in detectors.items() if not np.isnan(d.raw(tried)).all()}
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
         event,
