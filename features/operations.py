@@ -427,6 +427,17 @@ _RISK = (
     ),
 )
 
+_CATEGORIES = (
+    Operation(
+        "entropy",
+        "categories",
+        0,
+        "entropy in bits of {other} over its last 32 events with one, this one included: 0 where"
+        " all are the same, 5 where all differ",
+        other="key",
+    ),
+)
+
 _HOME = (
     Operation("value", "stateless", 0, "{column} of the event itself", "value"),
     Operation("ratio", "derived", 0, "{column} over {other}", "feature", other="feature"),
@@ -454,6 +465,7 @@ OPERATIONS: dict[str, Operation] = {
         _GEO,
         _MEMBERS,
         _RISK,
+        _CATEGORIES,
         _HOME,
     )
     for op in family
