@@ -86,5 +86,7 @@ def run_categories(
                 row[sum_at] += 1
             n = min(row[sum_at], CATEGORIES)
             if n > 0:
+                same = row[sum_at + 1] == _WEIGHTS[n]  # then it is 0 to the last bit
                 for k in range(e0, e1):
-                    out[i, plan[k, 3]] = np.log2(n) - row[sum_at + 1] / (n * _UNIT)
+                    bits = np.log2(n) - row[sum_at + 1] / (n * _UNIT)
+                    out[i, plan[k, 3]] = 0.0 if same else bits

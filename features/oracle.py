@@ -68,7 +68,6 @@ NO_SQL: Mapping[str, str] = {
     "anchor": "a level that holds values back by their own deviation, one after another",
     "week_usual": "a level by hour of the week that holds outliers back",
     "trend": "a line that holds outliers back, value by value",
-    "risk_count": "verdicts come by the control lane, not with the events",
     "peer_mean": "the members of an entity give way to each other, event by event",
 }
 """Why an operation has no meaning in SQL; a family's first operation speaks for the family."""
@@ -117,8 +116,6 @@ def why_not(feature: Feature) -> str | None:
     name = inputs_of(feature.column or "")[0]
     if op.family == "baseline" and not (own and name in real_names(feature.event)):
         return "its values are another feature's, or of several event types"
-    if op.family == "risk":
-        return NO_SQL["risk_count"]
     if op.family == "categories" and not (own or feature.event in feature.feeds):
         return "its values are another event's"
     if op.family == "geo" and not (own or feature.event in feature.feeds):

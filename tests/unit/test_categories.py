@@ -77,3 +77,6 @@ def test_many_values_have_five_bits_and_one_has_none() -> None:
     values = found["payment"].column("card")
     assert values[99] == 5.0
     assert values[-1] == 0.0
+    rows = [row | {"device_id": "d"} for row in rows]
+    found = OfflineEngine(small(), 1).process({"payment": make_batch("payment", rows)})
+    assert not found["payment"].column("card").any(), "none to the last bit"
