@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.batch import EventBatch, FeatureMatrix
+from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
-from features.events import event_code, event_type, event_types
+from features.events import event_code, event_types
 from features.labels import Label
 from features.late import Changed
 from features.plan import EntityPlan, plan_of
@@ -326,7 +326,8 @@ def warm_up(catalog: Catalog) -> None:
 
     Called before the first round: compiling was the only cause of slow first seconds.
     """
-    batches, late = _dummies(catalog, 2_000_000), _dummies(catalog, 1_000_000)
+    batches = {name: sample_batch(name, 2, 2_000_000) for name in catalog.event_types}
+    late = {name: sample_batch(name, 2, 1_000_000) for name in catalog.event_types}
     engine = OfflineEngine(catalog, 1)
     engine.process(batches)
     group = engine.engines[0]
@@ -338,21 +339,3 @@ def warm_up(catalog: Catalog) -> None:
     group.process(split(catalog, late, 1, clock_us=2_000_000)[0])
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])
-
-
-def _dummies(catalog: Catalog, time_us: int) -> dict[str, EventBatch]:
-    """Two equal events of each type."""
-    import polars as pl
-
-    batches = {}
-    for name in catalog.event_types:
-        declared = event_type(name)
-        values: dict[str, list[Any]] = {}
-        for column in declared.fields:
-            word = column.values[0] if column.values else "a"
-            one = {"string": "a", "enum": word, "bool": False, "float64": 1.0, "int64": 1}
-            values[column.name] = [one.get(column.kind, time_us)] * 2
-        frame = pl.DataFrame(values, schema=declared.schema)
-        zeros = np.zeros(2, np.int64)
-        batches[name] = EventBatch(name, frame, zeros.astype(np.int32), np.arange(2), zeros)
-    return batches

@@ -21,7 +21,7 @@ from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
 from tests import naive_categories, naive_risk
-from tests.naive_baselines import as_sigma, mad_z, twin
+from tests.naive_baselines import as_sigma, mad_z, shrunk, twin
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
 
@@ -252,7 +252,7 @@ class NaiveEngine:
                 out[feature.name] = getattr(self, f"_{family}")(
                     feature, event, before[feature.entity], times[feature.entity]
                 )
-        for feature in late:
+        for feature in sorted(late, key=lambda f: OPERATIONS[f.op].family == "derived"):
             out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
 
@@ -417,6 +417,8 @@ class NaiveEngine:
         """Baselines (which may read other features) and features of features."""
         if OPERATIONS[f.op].family == "derived":
             a, b = out[str(f.column)], out[str(f.other)]
+            if f.op == "shrunk_z":
+                return shrunk(a, b, out[str(f.count)])
             if f.op == "difference":
                 return a - b
             if f.op == "ratio":
