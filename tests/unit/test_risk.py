@@ -33,9 +33,9 @@ BOTH = ("payment", "login")
 
 
 def _feature(event: str, entity: str, op: str, days: int, feeds: tuple[str, ...] = ()) -> Feature:
-    window = days * 86_400 or None
+    window, unit = days * 86_400 or None, "s" if op == "since_fraud" else "1"
     return Feature(
-        f"{entity}_{op}_{days}", event, entity, op, "{value}", "1", "risk", feeds, window_s=window
+        f"{entity}_{op}_{days}", event, entity, op, "{value}", unit, "risk", feeds, window_s=window
     )
 
 
