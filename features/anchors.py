@@ -159,12 +159,15 @@ def _rival(row, now, since_us):
 def accept(state: npt.NDArray[np.float64]) -> None:
     """Make the level of the day the anchor, as after 28 days: a label said that it is genuine.
 
+    Only where that level is far from the anchor (a rival stands): a verdict on usual business is no
+    news, and many of them must not make an anchor that forgets.
+
     Parameters
     ----------
     state : float64 (n, instances * 8), rows of `run_anchors`, changed
     """
     rows = state.reshape(-1, ANCHOR_FLOATS)
-    known = rows[:, 0] >= ANCHOR_FROM
+    known = rows[:, 7] > 0.0
     rows[known, 0] = np.minimum(rows[known, 0], ACCEPTED_EVENTS)
     rows[known, 1] = rows[known, 3]
     rows[known, 5] = np.maximum(rows[known, 5], rows[known, 4] - ACCEPTED_US)
