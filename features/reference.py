@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from features.catalog import Catalog, catalog, inputs_of
-from features.columns import DERIVED
+from features.columns import derived_columns
 from features.operations import OPERATIONS
 from features.sequence import COMMON, STEPS, TOKENS, WIDTH
 from features.spec import Feature
@@ -70,6 +70,10 @@ def reference(cat: Catalog) -> str:
         "the window is out. A value that is not known (no history yet, entity absent) is NaN.",
         "Baselines never contain the row they are compared with.",
         "",
+        "Features and event types of your own stand in files outside of this package, see",
+        "[own-features.md](own-features.md); `waxwing features list --config F --markdown` writes",
+        "this page with them.",
+        "",
         "`waxwing features list` and `show NAME` tell the same. `waxwing features verify --data F`",
         "computes the features of all rows of a file and asks DuckDB for each in SQL",
         "(`features/oracle.py`): counts, shares, extremes and times must be the same in every bit,",
@@ -99,7 +103,8 @@ def _columns() -> list[str]:
         "| event | column | kind | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in DERIVED]
+    made = derived_columns()
+    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in made]
 
 
 def _sequence() -> list[str]:
