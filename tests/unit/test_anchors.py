@@ -19,7 +19,17 @@ from tests.streams import START_US, make_batch
 OPS = ("anchor", "anchor_z", "creep", "week_usual", "week_z", "trend", "mad_z")
 
 CATALOG = Catalog(
-    Feature(op, "metric", "series", op, "{value}", "1", "baseline", column="value") for op in OPS
+    Feature(
+        op,
+        "metric",
+        "series",
+        op,
+        "{value}",
+        "1" if op in ("anchor", "week_usual") else "sigma",
+        "baseline",
+        column="value",
+    )
+    for op in OPS
 )
 
 DAY_S = 86_400.0
