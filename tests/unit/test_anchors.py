@@ -15,6 +15,7 @@ from features.engine import GroupEngine, OfflineEngine, assemble, split
 from features.spec import Feature
 from tests.naive_baselines import Anchor, Trend, Week, mad_z
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 OPS = ("anchor", "anchor_z", "creep", "week_usual", "week_z", "trend", "mad_z")
 
@@ -25,7 +26,7 @@ CATALOG = Catalog(
         "series",
         op,
         "{value}",
-        "1" if op in ("anchor", "week_usual") else "sigma",
+        fitting(op, "metric", "value"),
         "baseline",
         column="value",
     )
