@@ -53,10 +53,10 @@ from features.replay import (
     SLOT,
     TIME,
     admit,
+    check,
     choose,
     collect,
     copy_out,
-    keep_records,
     link,
     push_up,
     restore_rings,
@@ -163,9 +163,14 @@ class LateRows:
     def grow(self, capacity: int) -> None:
         """Make room for so many slots; the arrays by slot have just been made larger."""
         self._links.resize((capacity, LINKS), refcheck=False)
-        self._sources = tuple(
-            a.view(np.int64) for a in self._state.by_slot().values() if a.shape[1]
-        )
+        arrays = {name: a for name, a in self._state.by_slot().items() if a.shape[1]}
+        self._sources = tuple(a.view(np.int64) for a in arrays.values())
+        names = list(arrays)
+        rings = [
+            (names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"][0], ring.longest)
+            for i, ring in enumerate(self._state.rings)
+        ]
+        self._rings = np.array(rings, np.int64).reshape(-1, 3)
 
     def _saved(self, at: Int64, name: str) -> npt.NDArray[Any]:
         """One array of checkpoints, given their places."""
@@ -270,17 +275,13 @@ class LateRows:
 
     def _check(self, chain: Int64, keys: Int64) -> None:
         """Take checkpoints of the slots named in `chain`."""
-        checkpoints, state = self._checkpoints, self._state
+        checkpoints = self._checkpoints
         checkpoints.reserve(len(chain))
+        arrays = checkpoints.arrays
         first = checkpoints.put(len(chain))
-        checkpoints.put_at(first, "chain", chain)
-        checkpoints.put_at(first, "key", keys)
-        saved, places = checkpoints.arrays["state"], checkpoints.at(first + np.arange(len(chain)))
-        copy_out(np.ascontiguousarray(chain[:, OWNER]), places, self._sources, saved)
-        older = checkpoints.arrays["chain"]
-        for i, ring in enumerate(state.rings):
-            word = self._parts[f"ring{i}.ints"][0]
-            keep_records(chain, checkpoints.first, older, saved, word, ring.longest, ring.ints)
+        sources, rings = self._sources, self._rings
+        shelves = (arrays["chain"], arrays["key"], arrays["state"])
+        check(chain, keys, first, checkpoints.first, rings, sources, *shelves)
 
     def _place(
         self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int

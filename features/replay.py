@@ -40,10 +40,10 @@ __all__ = [
     "SLOT",
     "TIME",
     "admit",
+    "check",
     "choose",
     "copy_out",
     "collect",
-    "keep_records",
     "link",
     "push_up",
     "restore_rings",
@@ -159,9 +159,20 @@ def admit(
     return made, came_late
 
 
+@inlined
+def _copy(slot, sources, to):
+    """Copy all state of a slot into a checkpoint's row."""
+    word = 0
+    for k in range(len(sources)):
+        row = sources[k][slot]
+        for c in range(len(row)):
+            to[word + c] = row[c]
+        word += len(row)
+
+
 @kernel
 def copy_out(slots, places, sources, saved):
-    """Copy all state of slots into rows of a checkpoint shelf.
+    """Copy all state of slots into checkpoints that are there.
 
     Parameters
     ----------
@@ -170,39 +181,38 @@ def copy_out(slots, places, sources, saved):
     saved : int64 (m, words of all)
     """
     for i in range(len(slots)):
-        if i + AHEAD < len(slots):
-            for k in range(len(sources)):
-                prefetch(sources[k], slots[i + AHEAD])
-        to = saved[places[i]]
-        word = 0
-        for k in range(len(sources)):
-            row = sources[k][slots[i]]
-            for c in range(len(row)):
-                to[word + c] = row[c]
-            word += len(row)
+        _copy(slots[i], sources, saved[places[i]])
 
 
 @kernel
-def keep_records(chain, oldest, shelf_chain, saved, word, longest, ints):
-    """Let the rings of slots with new checkpoints keep what their oldest live one counts.
+def check(chain, keys, first, oldest, rings, sources, shelf_chain, shelf_keys, saved):
+    """Take checkpoints, and let rings keep what the oldest live one of their slot counts.
 
     Parameters
     ----------
-    chain : int64 (n, 3), of the new checkpoints
-    oldest : number of the oldest live checkpoint
-    shelf_chain, saved : of all checkpoints
-    word : where the ring's row begins in `saved`
-    longest : column of a ring's row with its oldest record's number
+    chain, keys : int64 (n, 3), (n, 5), of the checkpoints
+    first, oldest : number of the first new one, of the oldest live one
+    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
+        with its longest window's oldest record
+    sources : tuple of int64 (slots, words)
+    shelf_chain, shelf_keys, saved : of all checkpoints
     """
-    capacity = len(shelf_chain)
+    capacity = len(saved)
     for i in range(len(chain)):
-        row = ints[chain[i, OWNER]]
-        kept = row[longest]
-        older = chain[i, OLDER]
-        while older >= oldest:
-            kept = saved[older % capacity, word + longest]
-            older = shelf_chain[older % capacity, OLDER]
-        row[KEPT] = kept
+        if i + AHEAD < len(chain):
+            for k in range(len(sources)):
+                prefetch(sources[k], chain[i + AHEAD, OWNER])
+        slot, to = chain[i, OWNER], (first + i) % capacity
+        for k in range(5):
+            shelf_keys[to, k] = keys[i, k]
+        for k in range(3):
+            shelf_chain[to, k] = chain[i, k]
+        _copy(slot, sources, saved[to])
+        at = to
+        while shelf_chain[at, OLDER] >= oldest:
+            at = shelf_chain[at, OLDER] % capacity
+        for r in range(len(rings)):
+            sources[rings[r, 0]][slot, KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
 
 
 @kernel

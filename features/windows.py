@@ -543,6 +543,7 @@ def run_ring(
     )
     longest = newest + (windows - 1) * stride
     met = np.empty((pairs, 5), np.int64)
+    noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked):
             return i
@@ -564,7 +565,8 @@ def run_ring(
         _look(i, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
-                _note((book[PLACED] + i) % len(before), pairs, met, before)
+                _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
+                      before)  # fmt: skip
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
                          marked, book, arena_ints)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,
