@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.admission import Admission
+from dataflows.arrivals import Arrivals
 from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.simulator import time_us_of
@@ -87,7 +88,8 @@ def evaluate_simulated(
     judge = _Judge(scorer)
     end_us = start_us + round(hours * 3.6e9)
     reader = simulated(settings, settings.sim_seed, start_us, end_us, settings.sim_anomaly_share)
-    done = run_history(settings, cat, reader, judge, begin=begin)
+    arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
+    done = run_history(settings, cat, reader, judge, begin=begin, arrivals=arrivals)
     report = {
         "in": done.events + done.duplicates,
         "scored": judge.rows,
@@ -119,11 +121,11 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
             f" groups, expected {cat.version} in {settings.groups}; train again (`waxwing train`)"
             " or start cold"
         )
-    engine = OfflineEngine(cat, 0)
+    engine, ttl_h = OfflineEngine(cat, 0), settings.entity_ttl_h
     for group in range(manifest.groups):
         store = ShardStore(folder / "deltas" / f"g{group:03d}", settings.deltas_max)
         base, deltas, _ = store.load(manifest.round)
-        engine.engines.append(GroupEngine.restore(cat, group, base, deltas))
+        engine.engines.append(GroupEngine.restore(cat, group, base, deltas, settings.late_s, ttl_h))
     door = Admission(settings)
     for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
         door.load(arrays)

@@ -8,7 +8,7 @@ features they had on the way are what the models learn from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dataflows.admission import Admission
+from dataflows.admission import Admission, Admitted
+from dataflows.arrivals import Arrivals, Stretch
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader
 from dataflows.state.deltas import ShardStore
@@ -152,6 +153,7 @@ class Pass:
     until_us : event time up to which history has gone; the live flow takes over here
     events, rejected, duplicates : counts
     reasons : reason -> how many were rejected for it
+    arrivals : labels on their way; None where history has none
     """
 
     engine: OfflineEngine
@@ -161,6 +163,7 @@ class Pass:
     rejected: int
     duplicates: int
     reasons: Mapping[str, int] = field(default_factory=dict)
+    arrivals: Arrivals | None = None
 
 
 def run_history(
@@ -170,6 +173,7 @@ def run_history(
     collector: Taker | None = None,
     progress: Callable[[int, int], None] | None = None,
     begin: Pass | None = None,
+    arrivals: Arrivals | None = None,
 ) -> Pass:
     """Run everything a reader has through the engine.
 
@@ -179,9 +183,11 @@ def run_history(
     collector : takes in events with their features, such as a `Collector` of training rows
     progress : called after each chunk with (events so far, event time in us)
     begin : an earlier pass to go on from; its engine is used up
+    arrivals : turns what the data say of events into labels, each in its time; None has no labels
+        but those under way in `begin`
     """
     if begin is None:
-        engine = OfflineEngine(catalog, settings.groups, settings.late_s)
+        engine = OfflineEngine(catalog, settings.groups, settings.late_s, settings.entity_ttl_h)
         door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()
@@ -189,6 +195,7 @@ def run_history(
         engine, door, until_us = begin.engine, begin.door, begin.until_us
         events, duplicates = begin.events, begin.duplicates
         reasons = Counter(begin.reasons)
+        arrivals = begin.arrivals if arrivals is None else arrivals
     while True:
         taken = reader.take(CHUNK_ROWS)
         until_us = max(until_us, taken.cut_time_us)
@@ -199,16 +206,35 @@ def run_history(
         reasons.update(letter.reason for letter in (*taken.rejects, *done.refused))
         duplicates += done.duplicates
         if done.batches:
-            features = engine.process(done.batches, done.clock_us)
-            if collector is not None:
-                for name, matrix in features.items():
-                    collector.add(done.batches[name], matrix)
+            _compute(engine, done, arrivals, collector)
             events += sum(len(b) for b in done.batches.values())
         if progress is not None:
             progress(events, until_us)
         if taken.eof:
             rejected = sum(reasons.values())
-            return Pass(engine, door, until_us, events, rejected, duplicates, dict(reasons))
+            return Pass(
+                engine, door, until_us, events, rejected, duplicates, dict(reasons), arrivals
+            )
+
+
+def _compute(
+    engine: OfflineEngine, done: Admitted, arrivals: Arrivals | None, collector: Taker | None
+) -> None:
+    """Features of what the door let through, cut where labels arrive."""
+    stretches: Iterable[Stretch] = [((), done.batches)]
+    if arrivals is not None:
+        stretches = arrivals.stretches(done.batches)
+    left = sum(map(len, done.batches.values()))
+    clock_us = engine.engines[0].clock_us
+    for labels, batches in stretches:
+        left -= sum(map(len, batches.values()))
+        newest_us = max((int(batch.time_us[-1]) for batch in batches.values()), default=0)
+        # A stretch that is not the last has not seen what moves the clock after it.
+        clock_us = max(clock_us, min(newest_us, done.clock_us) if left else done.clock_us)
+        features = engine.process(batches, clock_us, labels)
+        if collector is not None:
+            for name, matrix in features.items():
+                collector.add(batches[name], matrix)
 
 
 def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) -> None:

@@ -27,8 +27,19 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from features.errors import ConfigError
+from features.events import event_types
+from features.registry import Own, declare_own
 
-__all__ = ["NOT_SETTINGS", "PREFIX", "Settings", "load", "parse_text", "shown", "sources_of"]
+__all__ = [
+    "NOT_SETTINGS",
+    "PREFIX",
+    "Settings",
+    "declaration_faults",
+    "load",
+    "parse_text",
+    "shown",
+    "sources_of",
+]
 
 PREFIX = "WAXWING_"
 
@@ -96,6 +107,16 @@ class Settings(BaseSettings):
     event_types: list[str] = Field(
         ["payment", "login", "metric", "app_log"], description="event types to read"
     )
+    event_paths: list[Path] = Field(
+        [],
+        description="Python files, or folders of them, with event types of your own (`EVENT`) and"
+        " their columns and features; loaded by path, never put on sys.path",
+    )
+    feature_paths: list[Path] = Field(
+        [],
+        description="Python files, or folders of them, with features of your own (`FEATURES`,"
+        " `DERIVED`); loaded by path, never put on sys.path",
+    )
 
     # -- rounds -----------------------------------------------------------------------------------
     round_ms: int = Field(100, ge=10, le=60_000, description="length of a round, wall time")
@@ -143,11 +164,23 @@ class Settings(BaseSettings):
         description="an event further beyond that clock and its round's cut_time is dead-lettered;"
         " 0 refuses none",
     )
+    label_delay_s: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        description="training and backfill: an anomaly that the data know becomes a label so long"
+        " after its event, as it would in the stream",
+    )
     corrected_rows_max: int = Field(
         200_000,
         ge=0,
         description="scored rows a lane keeps, for late_s at most, to tell which votes a late event"
         " would have changed; memory: about 1.3 kB a row; 0 keeps none",
+    )
+    entity_ttl_h: dict[str, float] = Field(
+        {},
+        description="table of entity type -> hours without an event after which an entity is"
+        " forgotten and starts anew, never less than its longest window; 0: never; not named: card,"
+        " user, merchant, device 1080 (45 days), ip 168, all others 336",
     )
     dedup_horizon_s: int = Field(
         3_600,
@@ -290,8 +323,18 @@ class Settings(BaseSettings):
     @field_validator("event_types", "file_paths")
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
-        valid = _modules("features.events", ("avro", "base"))
-        _known(value, valid, "event type")
+        _known(value, sorted(event_types()), "event type")
+        return value
+
+    @field_validator("entity_ttl_h")
+    @classmethod
+    def _entities_exist(cls, value: dict[str, float]) -> dict[str, float]:
+        from features.events import event_types
+
+        _known(value, sorted({e for t in event_types().values() for e in t.entities}), "entity")
+        wrong = {name: hours for name, hours in value.items() if not 0.0 <= hours <= 87_600.0}
+        if wrong:
+            raise ValueError(f"expected hours in 0 to 87600, got {wrong}")
         return value
 
     @field_validator("event_types", "detectors")
@@ -463,6 +506,57 @@ def load(
     ------
     ConfigError : every unknown name and every bad value, at once
     """
+    values, where, faults = _merged(path, environ, overrides)
+    # Before a value is looked at: the names of event types are among what is declared.
+    faults += _declare(values)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        faults += [_fault(fault, where) for fault in error.errors()]
+        raise ConfigError(_with_names(faults)) from None
+    if faults:
+        raise ConfigError(_with_names(faults))
+    return settings
+
+
+def declaration_faults(
+    path: Path | str | None = None,
+    environ: Mapping[str, str] | None = None,
+    **overrides: Any,
+) -> list[str]:
+    """Declare what the files of `event_paths` and `feature_paths` hold, and nothing else yet.
+
+    For who must know event types before there are settings; `load` does it too, and raises what
+    is returned here.
+    """
+    values, _, _ = _merged(path, environ, overrides)
+    return _declare(values)
+
+
+def _declare(values: Mapping[str, Any]) -> list[str]:
+    """Faults of the user's own files; nothing is loaded where none are named."""
+    named: list[list[Path]] = []
+    for setting in ("event_paths", "feature_paths"):
+        given = values.get(setting, [])
+        fits = isinstance(given, list) and all(isinstance(p, str | Path) for p in given)
+        named.append([Path(p) for p in given] if fits else [])
+    if not any(named):
+        declare_own(Own())
+        return []
+    from features.own import declare_files
+
+    return declare_files(*named)
+
+
+def _merged(
+    path: Path | str | None, environ: Mapping[str, str] | None, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Setting name -> raw value of the highest precedence, where it came from; unknown names.
+
+    Raises
+    ------
+    ConfigError : the file is missing, cannot be read, or is not TOML
+    """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
@@ -484,14 +578,7 @@ def load(
             faults.append(_unknown(name, "command line"))
         elif value is not None:
             values[name], where[name] = value, "command line"
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        faults += [_fault(fault, where) for fault in error.errors()]
-        raise ConfigError(_with_names(faults)) from None
-    if faults:
-        raise ConfigError(_with_names(faults))
-    return settings
+    return values, where, faults
 
 
 def _with_names(faults: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from dataflows.admission import Admission
+from dataflows.arrivals import Arrivals
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -189,7 +190,8 @@ def train_files(
     say(f"history of {', '.join(settings.file_paths)}: up to {rows:,} rows a type")
     reader = FileReader(settings)
     try:
-        done = run_history(settings, cat, reader, collector)
+        arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels)
+        done = run_history(settings, cat, reader, collector, arrivals=arrivals)
     finally:
         reader.close()
     warm = warm_folder(settings)
@@ -296,7 +298,9 @@ def _history(
     plain = settings.sim_anomaly_share
     expected = settings.sim_events_per_s * (end_us - split_us) / 1e6
     share = {name: min(1.0, ROWS_WANTED / (expected * part)) for name, part in TYPE_SHARES.items()}
-    first = run_history(settings, cat, simulated(settings, seed, start_us, split_us, plain))
+    arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
+    reader = simulated(settings, seed, start_us, split_us, plain)
+    first = run_history(settings, cat, reader, arrivals=arrivals)
     again = _copy(settings, cat, first)
     collector = Collector(cat, split_us, share)
     reader = simulated(settings, seed, split_us, end_us, plain)
@@ -346,9 +350,10 @@ def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     """A pass whose state is its own."""
     engine = OfflineEngine(cat, 0)
     engine.engines = [
-        GroupEngine.restore(cat, group, one.full(), [])
+        GroupEngine.restore(cat, group, one.full(), [], settings.late_s, settings.entity_ttl_h)
         for group, one in enumerate(done.engine.engines)
     ]
     door = Admission(settings)
     door.load(done.door.full())
-    return replace(done, engine=engine, door=door)
+    arrivals = None if done.arrivals is None else done.arrivals.copy()
+    return replace(done, engine=engine, door=door, arrivals=arrivals)

@@ -1,7 +1,9 @@
 """Feast's definitions of waxwing's features: a loop over the catalogue, nothing by hand.
 
 One entity type is one `Entity`, one (event type, entity) one `FeatureView`, one event type one
-`FeatureService`. The flow itself writes the online store; nothing here is ever materialised.
+`FeatureService`. The flow itself writes the online store; nothing here is ever materialised. The
+variables `WAXWING_EVENT_PATHS` and `WAXWING_FEATURE_PATHS` name event types and features of your
+own, as the settings of the same name do for the flow.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from feast import (
 from feast.data_format import ParquetFormat
 from feast.types import Float64
 
+from dataflows.settings import load
 from dataflows.store.layout import PROJECT, layouts, service_name
 from features.catalog import catalog
 
@@ -32,6 +35,7 @@ if not (Path(__file__).parent / HISTORY).exists():
     # Nothing to train on has been written yet; Feast would say so once a view.
     logging.getLogger("feast.infra.offline_stores.file_source").setLevel(logging.ERROR)
 
+load()  # Declares what the variables name; nothing else of the settings matters here.
 _layouts = layouts(catalog())
 
 entities = {

@@ -16,7 +16,15 @@ import polars as pl
 from features.errors import ShapeError
 from features.events import event_code, event_type
 
-__all__ = ["EventBatch", "FeatureMatrix", "Float64", "Int32", "Int64", "concat_batches"]
+__all__ = [
+    "EventBatch",
+    "FeatureMatrix",
+    "Float64",
+    "Int32",
+    "Int64",
+    "concat_batches",
+    "sample_batch",
+]
 
 Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
@@ -181,3 +189,22 @@ class FeatureMatrix:
     def column(self, name: str) -> Float64:
         """float64 (n,), the feature called `name`."""
         return self.values[:, self.names.index(name)]
+
+
+def sample_batch(event_type_name: str, rows: int, time_us: int = 1_000_000) -> EventBatch:
+    """Events that keep the contract of their type and say nothing: to compile and to try with.
+
+    Examples
+    --------
+    >>> len(sample_batch("payment", 2))
+    2
+    """
+    declared = event_type(event_type_name)
+    values: dict[str, list[Any]] = {}
+    for column in declared.fields:
+        word = column.values[0] if column.values else "a"
+        one = {"string": "a", "enum": word, "bool": False, "float64": 1.0, "int64": 1}
+        values[column.name] = [one.get(column.kind, time_us)] * rows
+    frame = pl.DataFrame(values, schema=declared.schema)
+    zeros = np.zeros(rows, np.int64)
+    return EventBatch(event_type_name, frame, zeros.astype(np.int32), np.arange(rows), zeros)

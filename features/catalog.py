@@ -1,8 +1,9 @@
 """The catalogue: all declared features, checked, in a fixed order, with a version.
 
-Gathers every module of `features/definitions/`. The engine, the models, the online store and the
-reference page all take feature names and their order from here; the version, a hash of all
-declarations, stands in bundles and in state so that none is used with another catalogue.
+Gathers every module of `features/definitions/` and the files of the user's own. The engine, the
+models, the online store and the reference page all take feature names and their order from here;
+the version, a hash of all declarations, stands in bundles and in state so that none is used with
+another catalogue.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 
 from features import definitions
-from features.columns import flag_names, key_names, real_names
+from features.columns import derived_columns, flag_names, key_names, real_names
 from features.errors import DeclarationError
 from features.events import event_type, event_types
 from features.operations import OPERATIONS, SEMANTICS, Operation
+from features.registry import own
 from features.sequence import TOKENS
-from features.spec import Feature
+from features.spec import Feature, inputs_of, place_of
+from features.units import unit_fault
 
 __all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
 
@@ -30,13 +33,6 @@ GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "risk", "cont
 
 WINDOW_S_MAX = 86_400 * 31
 """Longest window; chosen: a month."""
-
-
-def inputs_of(column: str) -> tuple[str, bool]:
-    """`log(NAME)` -> (NAME, True); anything else -> (itself, False)."""
-    if column.startswith("log(") and column.endswith(")"):
-        return column[4:-1], True
-    return column, False
 
 
 class Catalog:
@@ -58,11 +54,22 @@ class Catalog:
             raise DeclarationError(faults)
         self._features = {name: _ordered(name, declared) for name in event_types()}
         self._features = {name: found for name, found in self._features.items() if found}
-        everything = [[asdict(f) for f in fs] for fs in self._features.values()]
+        everything = [[_declaration(f) for f in fs] for fs in self._features.values()]
         # An event type that no feature knows changes no feature: models stay as good as they were.
         used = set(self._features) | {feed for feature in declared for feed in feature.feeds}
         known = [t for t in event_types().values() if t.name in used]
-        types = [[t.name, dict(t.entities), t.primary] for t in known]
+        types: list[list[object]] = [[t.name, dict(t.entities), t.primary] for t in known]
+        # What is the user's own has no number that is raised when it comes to mean another thing.
+        types += [
+            ["own", t.name, [[f.name, f.kind, f.values] for f in t.fields]]
+            for t in known
+            if t in own().events
+        ]
+        types += [
+            ["own", d.event, d.name, d.kind, d.meaning]
+            for d in derived_columns()
+            if d.meaning and d.event in used
+        ]
         tokens = [
             [entity, event, [asdict(t) for t in numbers]]
             for entity, events in TOKENS.items()
@@ -122,6 +129,13 @@ class Catalog:
         return lines
 
 
+def _declaration(feature: Feature) -> dict[str, object]:
+    """What a feature is, without where that stands."""
+    said = asdict(feature)
+    del said["declared_at"]
+    return said
+
+
 def _ordered(event: str, declared: tuple[Feature, ...]) -> tuple[Feature, ...]:
     """Features of an event by entity (in the event's order, none last), state before derived."""
     entities = [*event_type(event).entities, ""]
@@ -138,19 +152,24 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
     """Everything wrong with the declarations."""
     faults: list[str] = []
     known = {(f.event, f.name): f for f in declared}
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], str] = {}
     for feature in declared:
+        at = place_of(feature.declared_at)
+        place = f"{at}: " if at else ""
         if feature.event not in event_types():
             faults.append(
-                f"feature {feature.name!r}: unknown event type {feature.event!r}; event types are"
-                f" {', '.join(event_types())}"
+                f"{place}feature {feature.name!r}: unknown event type {feature.event!r}; event"
+                f" types are {', '.join(event_types())}"
             )
             continue
         if (feature.event, feature.name) in seen:
-            faults.append(f"{feature.event}.{feature.name}: declared twice")
-        seen.add((feature.event, feature.name))
+            first = seen[feature.event, feature.name]
+            faults.append(
+                f"{place}{feature.event}.{feature.name}: declared twice, first at {first}"
+            )
+        seen.setdefault((feature.event, feature.name), at)
         found = _feature_faults(feature, known)
-        faults += [f"{feature.event}.{feature.name}: {fault}" for fault in found]
+        faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
     return faults
 
 
@@ -183,6 +202,8 @@ def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> 
     faults += _why_faults(feature, known)
     if op is not None:
         faults += _operand_faults(feature, op, feeds, known)
+        unit = unit_fault(feature, known) if feature.unit and not unknown else None
+        faults += [] if unit is None else [unit]
     return faults
 
 
@@ -234,6 +255,10 @@ def _operand_faults(
         faults.append(f"operation {op.name!r} {'needs' if op.column else 'takes no'} `column`")
     elif feature.column is not None:
         faults += _column_faults(feature, op, feeds, known)
+    if op.count != (feature.count is not None):
+        faults.append(f"operation {op.name!r} {'needs' if op.count else 'takes no'} `count`")
+    elif op.count and (feature.event, str(feature.count)) not in known:
+        faults.append(f"count {feature.count!r} names no feature of {feature.event!r}")
     if bool(op.other) != (feature.other is not None):
         faults.append(f"operation {op.name!r} {'needs' if op.other else 'takes no'} `other`")
     elif op.other == "feature" and (feature.event, feature.other) not in known:
@@ -297,17 +322,18 @@ def _no_column(event: str, column: str, names: Sequence[str]) -> str:
 
 @cache
 def declared_features() -> tuple[Feature, ...]:
-    """The declarations of all modules of `features/definitions/`, by name of module."""
+    """The declarations of all modules of `features/definitions/`, by name of module, and of the
+    user's own files, in the order in which they were named."""
     found: list[Feature] = []
     for module in sorted(m.name for m in pkgutil.iter_modules(definitions.__path__)):
         loaded = importlib.import_module(f"features.definitions.{module}")
         found.extend(getattr(loaded, "FEATURES", ()))
-    return tuple(found)
+    return (*found, *own().features)
 
 
 @cache
 def catalog(event_types: tuple[str, ...] | None = None) -> Catalog:
-    """The catalogue of the shipped definitions, checked once per process.
+    """The catalogue of all definitions, shipped and own, checked once per process.
 
     Parameters
     ----------

@@ -19,16 +19,20 @@ import polars as pl
 from features.batch import EventBatch, Float64
 from features.events import event_type
 from features.keys import UInt64, hash_columns, hash_strings
+from features.registry import own
 
 __all__ = [
     "DERIVED",
     "Columns",
     "Derived",
+    "derived_columns",
     "flag_names",
     "has_key",
     "has_real",
     "key_names",
+    "meaning_of",
     "real_names",
+    "unit_of",
 ]
 
 Bool = npt.NDArray[np.bool_]
@@ -56,6 +60,8 @@ class Derived:
     make : the batch's columns (n rows) -> array (n,)
     doc : what it means, one line
     unit : of a real
+    meaning : of a user's column, stands for the code that makes it; empty for ours, whose meaning
+        `features.operations.SEMANTICS` numbers
     """
 
     event: str
@@ -64,6 +70,7 @@ class Derived:
     make: Callable[[Columns], npt.NDArray[Any]]
     doc: str
     unit: str = "1"
+    meaning: str = ""
 
 
 @cache
@@ -204,10 +211,15 @@ DERIVED: tuple[Derived, ...] = (
 )
 
 
+def derived_columns() -> tuple[Derived, ...]:
+    """All derived columns: ours, then the user's."""
+    return (*DERIVED, *own().derived)
+
+
 @cache
 def _derived(event: str) -> dict[str, Derived]:
     """Derived columns of an event type by name."""
-    return {d.name: d for d in DERIVED if d.event == event}
+    return {d.name: d for d in derived_columns() if d.event == event}
 
 
 @cache
@@ -222,6 +234,22 @@ def flag_names(event: str) -> tuple[str, ...]:
     """Columns of an event type that are true or false."""
     fields = [f.name for f in event_type(event).fields if f.kind == "bool"]
     return (*fields, *(d.name for d in _derived(event).values() if d.kind == "flag"))
+
+
+@cache
+def unit_of(event: str, name: str) -> str:
+    """Unit of a number of an event type; `1` where it has none, `flag` of a condition."""
+    if name in flag_names(event):
+        return "flag"
+    derived = _derived(event).get(name)
+    return (event_type(event).field(name).unit if derived is None else derived.unit) or "1"
+
+
+@cache
+def meaning_of(name: str) -> str:
+    """What stands for the code of a user's columns called `name`; empty where there is none."""
+    found = [d.meaning for d in own().derived if d.name == name]
+    return " ".join(sorted(found))
 
 
 @cache

@@ -65,6 +65,7 @@ from features.replay import (
 )
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
+from features.slots import LATE
 
 if TYPE_CHECKING:
     from features.state import EntityState
@@ -301,7 +302,7 @@ class LateRows:
         past = self._past(owners, slots[at], head[at], first + at)
         came = int(np.count_nonzero(late))
         self.placed += came
-        state.table.late += came
+        state.table.numbers[LATE] += came
         old = np.flatnonzero(past.numbers < first)
         before = _Given(state.plan, past.head[old])
         self._go_back(past, old)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HISTORY_FROM", "OPERATIONS", "SEMANTICS", "Operation"]
+__all__ = ["HISTORY_FROM", "OPERATIONS", "PRIOR_EVENTS", "SEMANTICS", "Operation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Operation:
     where : whether a condition may be given
     where_needed : whether a condition must be given
     other : what `other` must be: `key`, `feature`, or empty for none
+    count : whether a feature must be named that counts the entity's own values
     """
 
     name: str
@@ -42,6 +43,7 @@ class Operation:
     where: bool = False
     where_needed: bool = False
     other: str = ""
+    count: bool = False
 
 
 _RING = (
@@ -427,6 +429,10 @@ _RISK = (
     ),
 )
 
+PRIOR_EVENTS = 8.0
+"""Values of its own from which an entity is believed more than its peers; chosen: of 8 values a
+mean is good to a third of a deviation, and the deviation itself to a quarter."""
+
 _HOME = (
     Operation("value", "stateless", 0, "{column} of the event itself", "value"),
     Operation("ratio", "derived", 0, "{column} over {other}", "feature", other="feature"),
@@ -438,6 +444,16 @@ _HOME = (
         "how far {column} is above {other}, in sigma (Freeman-Tukey deviate of a Poisson count)",
         "feature",
         other="feature",
+    ),
+    Operation(
+        "shrunk_z",
+        "derived",
+        3,
+        "(n {column} + 8 {other}) / (n + 8): the entity's own deviation after n values of its own"
+        " ({count}), that of its peers while it is new, whichever is known while the other is not",
+        "feature",
+        other="feature",
+        count=True,
     ),
 )
 

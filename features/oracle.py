@@ -22,7 +22,7 @@ from features.catalog import inputs_of
 from features.columns import flag_names, real_names
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
-from features.operations import HISTORY_FROM, OPERATIONS
+from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_EVENTS
 from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
 from features.spec import Feature
@@ -320,7 +320,7 @@ def _history(feature: Feature, ties: int) -> str:
 
 def _derived(feature: Feature) -> str:
     """Of the answers to two other features of the same row."""
-    left, right = (answer_table(feature.event, name) for name in operands(feature))
+    left, right, *counts = (answer_table(feature.event, name) for name in operands(feature))
     value, size = {
         "ratio": ("l.v / nullif(r.v, 0)", "v"),
         "difference": ("l.v - r.v", "greatest(abs(l.v), abs(r.v))"),
@@ -328,12 +328,19 @@ def _derived(feature: Feature) -> str:
             "sqrt(l.v) + sqrt(l.v + 1) - sqrt(4 * r.v + 1)",
             "sqrt(l.v) + sqrt(l.v + 1)",
         ),
+        "shrunk_z": (
+            "CASE WHEN l.v IS NULL OR coalesce(c.v, 0) = 0 THEN r.v WHEN r.v IS NULL THEN l.v"
+            f" ELSE (c.v * l.v + {PRIOR_EVENTS} * r.v) / (c.v + {PRIOR_EVENTS}) END",
+            "greatest(abs(l.v), abs(r.v))",
+        ),
     }[feature.op]
-    return f"SELECT i, {value} AS v, {size} AS size FROM {left} l JOIN {right} r USING (i)"
+    joined = "".join(f" JOIN {count} c USING (i)" for count in counts)
+    return f"SELECT i, {value} AS v, {size} AS size FROM {left} l JOIN {right} r USING (i){joined}"
 
 
 def operands(feature: Feature) -> tuple[str, ...]:
     """Features of the same event whose answers a derived one reads."""
     if OPERATIONS[feature.op].family != "derived":
         return ()
-    return str(feature.column), str(feature.other)
+    counts = () if feature.count is None else (feature.count,)
+    return str(feature.column), str(feature.other), *counts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from features.catalog import Catalog, catalog, inputs_of
-from features.columns import DERIVED
+from features.columns import derived_columns
 from features.operations import OPERATIONS
 from features.sequence import COMMON, STEPS, TOKENS, WIDTH
 from features.spec import Feature
@@ -31,6 +31,7 @@ def formula(feature: Feature) -> str:
         "column": f"log(1 + `{name}`)" if log else f"`{name}`",
         "other": f"`{feature.other}`" if op.other == "feature" else str(feature.other),
         "where": str(feature.where) if op.where_needed else "",
+        "count": f"`{feature.count}`",
     }
     if feature.where and not op.where_needed:
         if op.column:
@@ -69,6 +70,10 @@ def reference(cat: Catalog) -> str:
         "the window is out. A value that is not known (no history yet, entity absent) is NaN.",
         "Baselines never contain the row they are compared with.",
         "",
+        "Features and event types of your own stand in files outside of this package, see",
+        "[own-features.md](own-features.md); `waxwing features list --config F --markdown` writes",
+        "this page with them.",
+        "",
         "`waxwing features list` and `show NAME` tell the same. `waxwing features verify --data F`",
         "computes the features of all rows of a file and asks DuckDB for each in SQL",
         "(`features/oracle.py`): counts, shares, extremes and times must be the same in every bit,",
@@ -98,7 +103,8 @@ def _columns() -> list[str]:
         "| event | column | kind | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in DERIVED]
+    made = derived_columns()
+    return lines + [f"| {d.event} | `{d.name}` | {d.kind} | {d.doc} |" for d in made]
 
 
 def _sequence() -> list[str]:
@@ -132,12 +138,14 @@ def _operations() -> list[str]:
                 ("condition", op.where_needed),
                 ("condition if wanted", op.where and not op.where_needed),
                 (f"other ({op.other})", op.other),
+                ("count (feature)", op.count),
             )
             if needed
         ]
         gives = op.formula.format(
             column="COLUMN",
             other="OTHER",
+            count="COUNT",
             where="" if op.family != "ring" or not op.where_needed else "CONDITION",
         )
         lines.append(f"| `{op.name}` | {', '.join(needs) or 'nothing'} | {gives} |")

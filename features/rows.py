@@ -22,13 +22,13 @@ from features.catalog import Catalog
 from features.columns import Columns, flag_names
 from features.events import event_type, event_types
 from features.labels import Label
-from features.operations import OPERATIONS
+from features.operations import OPERATIONS, PRIOR_EVENTS
 from features.plan import Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-DERIVE = ("difference", "ratio", "surprise")
-"""Operations on two features of one row, in the order of their numbers in `_derive`."""
+DERIVE = ("difference", "ratio", "surprise", "shrunk_z")
+"""Operations on features of one row, in the order of their numbers in `_derive`."""
 
 __all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge"]
 
@@ -196,22 +196,34 @@ def _assemble_one(
 
 @lru_cache(maxsize=64)
 def _derivations(catalog: Catalog, name: str) -> Int64:
-    """What `_derive` is told, int64 (features, 4): operation, left and right column, where to."""
+    """What `_derive` is told, int64 (features, 5): operation, left, right, where to, count."""
     names = catalog.names(name)
     rows = [
-        (DERIVE.index(f.op), names.index(str(f.column)), names.index(str(f.other)), i)
+        (
+            DERIVE.index(f.op),
+            names.index(str(f.column)),
+            names.index(str(f.other)),
+            i,
+            names.index(f.count) if f.count else -1,
+        )
         for i, f in enumerate(catalog.features(name))
         if OPERATIONS[f.op].family == "derived"
     ]
-    return np.array(rows, np.int64).reshape(-1, 4)
+    return np.array(rows, np.int64).reshape(-1, 5)
 
 
 @kernel
 def _derive(told, values):
-    """Fill the columns that are made of two others of the same row, in the catalogue's order.
+    """Fill the columns that are made of others of the same row, in the catalogue's order.
 
     A surprise is that of Freeman and Tukey (1950): sqrt(c) + sqrt(c + 1) - sqrt(4 u + 1) has about
     unit variance.
+
+    A shrunk deviation is that of the entity's own by so many values, drawn to that of its peers:
+    what the event itself brings along, the merchant of a card's payment, the other hosts of a
+    series' pool. The peers' state lies in other groups and is never asked for; both deviations come
+    home with the row, so that the number of groups changes nothing. An entity without a past is
+    judged by its peers alone: its first usual event is no alarm, and one far from theirs is.
     """
     for i in range(len(values)):
         for k in range(len(told)):
@@ -220,6 +232,14 @@ def _derive(told, values):
                 found = left - right
             elif told[k, 0] == 1:
                 found = left / right if right != 0.0 else np.nan
+            elif told[k, 0] == 3:
+                n, found = values[i, told[k, 4]], right
+                if left == left and n > 0.0:
+                    found = (
+                        left
+                        if right != right
+                        else (n * left + PRIOR_EVENTS * right) / (n + PRIOR_EVENTS)
+                    )
             else:
                 found = np.sqrt(left) + np.sqrt(left + 1.0) - np.sqrt(4.0 * right + 1.0)
             values[i, told[k, 3]] = found

@@ -85,7 +85,8 @@ class Scorer:
     Parameters
     ----------
     bundle : the models
-    detectors : names of those to run, all in the bundle
+    detectors : names of those to run, all in the bundle, or left out of it since its event types
+        have no sequences
     voting : rules in place of the bundle's own
 
     Raises
@@ -98,7 +99,13 @@ class Scorer:
     ) -> None:
         self.bundle = bundle
         self.voting = bundle.voting if voting is None else voting
-        self.detectors = tuple(dict.fromkeys(detectors))
+        left_out = bundle.training.get("left_out", ())
+        # What no event type of the bundle could be trained with has nothing to say here.
+        self.detectors = tuple(
+            name
+            for name in dict.fromkeys(detectors)
+            if name in bundle.detectors or name not in left_out
+        )
         self.gates = {event: GateCount() for event in bundle.models}
         faults = [
             f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)});"

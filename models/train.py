@@ -105,25 +105,46 @@ def train(
     ]
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
+    kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
+    faults += [
+        f"training: {name!r} has no sequences, and of the detectors asked for"
+        f" ({', '.join(detectors)}) each reads sequences alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
     if faults:
         raise ConfigError(faults)
-    kinds = {name: detector(name) for name in detectors}
 
     def one(event: str) -> _Fitted:
-        fitted = _train_event(catalog, sets[event], kinds, seed, options or {}, false_positives)
+        mine = kinds[event]
+        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
-        say(f"{event}: {len(kinds)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
+        say(f"{event}: {len(mine)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
         fitted = dict(zip(sets, pool.map(one, sets), strict=True))
     voting = Voting({f.rule.name: f.rule for f in fitted.values()})
+    training: dict[str, Any] = {
+        "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
+    }  # fmt: skip
+    left_out = [name for name in detectors if not any(name in mine for mine in kinds.values())]
+    if left_out:
+        training["left_out"] = left_out
+        say(f"left out, since no event type here has sequences: {', '.join(left_out)}")
     bundle = Bundle(
-        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting,
-        training={"seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()}},
-    )  # fmt: skip
+        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
+    )
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
+
+
+def _serving(rows: TrainingSet, detectors: Sequence[str]) -> dict[str, type[Detector]]:
+    """The detectors that an event type can have: one that reads sequences needs some."""
+    kinds = {name: detector(name) for name in detectors}
+    if rows.features.sequence is not None:
+        return kinds
+    return {name: k for name, k in kinds.items() if not getattr(k, "sequential", False)}
 
 
 def _about(rows: TrainingSet) -> dict[str, Any]:

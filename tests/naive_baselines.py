@@ -8,7 +8,7 @@ import statistics
 
 import numpy as np
 
-__all__ = ["Anchor", "Plain", "Trend", "Week", "as_sigma", "mad_z", "twin"]
+__all__ = ["Anchor", "Plain", "Trend", "Week", "as_sigma", "mad_z", "shrunk", "twin"]
 
 NAN = math.nan
 DAY_US = 86_400_000_000
@@ -32,6 +32,14 @@ def mad_z(kept: list[float], x: float) -> float:
     median = statistics.median(kept)
     mad = statistics.median(abs(v - median) for v in kept)
     return as_sigma((x - median) / (1.4826 * mad + 1e-3 * abs(median) + 1e-9), len(kept))
+
+
+def shrunk(own: float, peers: float, count: float) -> float:
+    """The mean of an entity's own deviation, `count` times, and that of its peers, 8 times."""
+    weighed = [] if math.isnan(own) or math.isnan(count) else [(count, own)]
+    weighed += [] if math.isnan(peers) else [(8.0, peers)]
+    total = sum(weight for weight, _ in weighed)
+    return sum(weight * z for weight, z in weighed) / total if total > 0.0 else NAN
 
 
 def spread_of(deviation: float, level: float) -> float:

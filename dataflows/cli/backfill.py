@@ -42,6 +42,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    from dataflows.arrivals import Arrivals
     from dataflows.cli.run import overrides_of, with_data
     from dataflows.history import run_history, save_warm
     from dataflows.runner import usage, write_json
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     cat = catalog()
     warm_up(cat)
     reader = FileReader(settings)
-    done = run_history(settings, cat, reader, progress=None)
+    arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
+    done = run_history(settings, cat, reader, arrivals=arrivals)
     reader.close()
     if args.until:
         # The live flow starts at the asked time even where history ends a little before it.

@@ -26,12 +26,20 @@ SHOWN_MAX = 10
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
+    from dataflows.cli.run import settings_arguments
+
     parser = subparsers.add_parser("features", help="list, show, verify", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     one = actions.add_parser("list", help="all features, one a line")
+    settings_arguments(one)
     one.add_argument("--event-type", metavar="T", help="only those of this event type")
-    one.add_argument("--json", metavar="P", help="write them as JSON; - is stdout")
+    how = one.add_mutually_exclusive_group()
+    how.add_argument("--json", metavar="P", help="write them as JSON; - is stdout")
+    how.add_argument(
+        "--markdown", action="store_true", help="print the reference page, your own among them"
+    )
     one = actions.add_parser("show", help="everything about one feature")
+    settings_arguments(one)
     one.add_argument("name", metavar="NAME", help="a feature, or EVENT_TYPE.FEATURE")
     one.add_argument("--json", metavar="P", help="write it as JSON; - is stdout")
     one = actions.add_parser(
@@ -39,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
         help="compare every feature with what DuckDB finds in SQL",
         epilog="Ends with status 1 where a value differs.",
     )
+    settings_arguments(one)
     one.add_argument(
         "--data",
         metavar="F",
@@ -73,10 +82,19 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     if args.action == "verify":
         return _verify(args)
+    from dataflows.cli.run import overrides_of
     from dataflows.report import write_json
+    from dataflows.settings import load
     from features.catalog import catalog
+    from features.reference import reference
 
+    load(args.config, **overrides_of(args))
     cat = catalog()
+    if args.action == "list" and args.markdown:
+        _of_type(cat, args.event_type)
+        wanted = None if args.event_type is None else (args.event_type,)
+        sys.stdout.write(reference(catalog(wanted)))
+        return 0
     if args.action == "list":
         found = _of_type(cat, args.event_type)
         if args.json != "-":
@@ -100,7 +118,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         f"{e}.{f.name}"
         for e in catalog.event_types
         for f in catalog.features(e)
-        if e == feature.event and feature.name in (_input(f.column), f.other)
+        if e == feature.event and feature.name in (_input(f.column), f.other, f.count)
     ]
     found = {
         "name": feature.name,
@@ -116,6 +134,7 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         "column": feature.column,
         "where": feature.where,
         "other": feature.other,
+        "count": feature.count,
         "baseline": feature.baseline,
         "odd": {True: "high", False: "low", None: "both"}[feature.high_is_odd],
         "read_by": readers,
@@ -189,10 +208,10 @@ def _print_table(features: list[Feature]) -> None:
 
 def _page(feature: Feature, cat: Catalog) -> str:
     """A feature as a page of text."""
-    from features.columns import DERIVED
+    from features.columns import derived_columns
 
     told = about(feature, cat)
-    docs = {d.name: d.doc for d in DERIVED if d.event in told["feeds"]}
+    docs = {d.name: d.doc for d in derived_columns() if d.event in told["feeds"]}
     lines = [
         ("what it is", told["formula"]),
         ("in an alert", told["why"]),
@@ -201,6 +220,7 @@ def _page(feature: Feature, cat: Catalog) -> str:
         ("column", _with_doc(feature.column, docs)),
         ("condition", _with_doc(feature.where, docs)),
         ("other", feature.other),
+        ("count", feature.count),
         ("operation", feature.op),
         ("window", None if feature.window_s is None else f"{feature.window_s} s"),
         ("unit", feature.unit),
@@ -224,9 +244,9 @@ def _verify(args: argparse.Namespace) -> int:
     """Compare with DuckDB."""
     from dataclasses import replace
 
-    from dataflows.cli.run import with_data
+    from dataflows.cli.run import overrides_of, with_data
     from dataflows.report import write_json
-    from dataflows.settings import load
+    from dataflows.settings import declaration_faults, load
     from dataflows.sources.files import FileReader
     from dataflows.verify import VARIANTS, verify
     from features.catalog import catalog
@@ -240,8 +260,9 @@ def _verify(args: argparse.Namespace) -> int:
         )
     if args.hot_rows is not None and args.hot_rows < 1:
         raise ConfigError(f"--hot-rows {args.hot_rows}: expected at least 1")
-    args.mapping = args.mapping or _fitting_mapping(args.data)
-    settings = load(None, **with_data(args))
+    if not (args.mapping or declaration_faults(args.config, **overrides_of(args))):
+        args.mapping = _fitting_mapping(args.data)
+    settings = load(args.config, **(with_data(args) | overrides_of(args)))
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -111,8 +112,6 @@ def file_paths(items: list[str], mapping: str | None) -> dict[str, str]:
 
 def _files_of(item: str, mapped: str | None, faults: list[str]) -> dict[str, str]:
     """Event type -> file, of one `--data` option; faults go to the list."""
-    from pathlib import Path
-
     from features.events import event_types
 
     name, equals, path = item.partition("=")
@@ -143,13 +142,27 @@ def _files_of(item: str, mapped: str | None, faults: list[str]) -> dict[str, str
 
 
 def with_data(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings that `--data` and `--mapping` stand for."""
+    """Settings that `--data` and `--mapping` stand for.
+
+    Raises
+    ------
+    ConfigError : see `file_paths`; with what is wrong with the user's own event types
+    """
+    from dataflows.settings import declaration_faults
+    from features.errors import ConfigError
+
     found: dict[str, Any] = {}
     if args.mapping is not None:
         found["file_mapping"] = args.mapping
     if args.data:
         found["source"] = "file"
-        found["file_paths"] = file_paths(args.data, args.mapping)
+        # The names of event types must be known by now; `load` tells these faults where it is
+        # reached.
+        faults = declaration_faults(args.config, **overrides_of(args))
+        try:
+            found["file_paths"] = file_paths(args.data, args.mapping)
+        except ConfigError as error:
+            raise ConfigError([*faults, *error.faults]) from None
         found["event_types"] = list(found["file_paths"])
     return found
 
@@ -217,7 +230,7 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
     """The notify flow in a process of its own: detection never waits for a pager."""
     if not settings.notify:
         return None
-    command = [sys.executable, "-m", "dataflows.cli.main", "notify"]
+    command = [sys.executable, *_apart(), "-m", "dataflows.cli.main", "notify"]
     if args.config:
         command += ["--config", args.config]
     for item in args.set:
@@ -230,6 +243,12 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
         return subprocess.Popen(command, start_new_session=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _apart() -> list[str]:
+    """The option that keeps `python -m` from looking for our packages in the working folder first,
+    where a user's `models.py` may lie; none where the working folder is where ours are."""
+    return [] if Path.cwd() == Path(__file__).resolve().parents[2] else ["-P"]
 
 
 def _end_notify(notify: subprocess.Popen[bytes]) -> None:

@@ -15,9 +15,12 @@ __all__ = ["add_parser", "run", "schema_text"]
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
+    from dataflows.cli.run import settings_arguments
+
     parser = subparsers.add_parser(
         "schemas", help="write the Avro schemas of the event types", description=__doc__
     )
+    settings_arguments(parser)
     parser.add_argument(
         "--out", metavar="DIR", default="deploy/schemas", help="folder (default: deploy/schemas)"
     )
@@ -35,10 +38,13 @@ def schema_text(event_type_name: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    from dataflows.cli.run import overrides_of
+    from dataflows.settings import load
     from features.errors import ConfigError
     from features.events import event_types
     from features.events.avro import avro_schema, incompatibilities
 
+    load(args.config, **overrides_of(args))
     folder = Path(args.out)
     paths = {name: folder / f"{name}.avsc" for name in event_types()}
     faults: list[str] = []

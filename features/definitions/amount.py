@@ -167,6 +167,20 @@ FEATURES: tuple[Feature, ...] = (
         column="log_amount",
         high_is_odd=None,
     ),
+    Feature(
+        "card_amount_shrunk_z",
+        "payment",
+        "card",
+        "shrunk_z",
+        "the amount is {value} from what is usual for this card, or at this merchant while the card"
+        " is new",
+        "sigma",
+        "amount",
+        column="card_amount_z",
+        other="merchant_amount_z",
+        count="card_ever",
+        high_is_odd=None,
+    ),
     _pay(
         "merchant_amount_z",
         "merchant",

@@ -150,6 +150,20 @@ _METRIC = (
         "sigma",
     ),
     Feature(
+        "series_shrunk_z",
+        "metric",
+        "series",
+        "shrunk_z",
+        "the value is {value} from the usual one, or from the other hosts of the service while the"
+        " series is new",
+        "sigma",
+        "baseline",
+        column="series_value_z",
+        other="pool_peer_z",
+        count="series_ever",
+        high_is_odd=None,
+    ),
+    Feature(
         "series_season_z",
         "metric",
         "series",

@@ -197,6 +197,16 @@ FEATURES: tuple[Feature, ...] = (
         high_is_odd=False,
     ),
     Feature(
+        "series_ever",
+        "metric",
+        "series",
+        "ever",
+        "{value} samples of this series before this one",
+        "1",
+        "velocity",
+        high_is_odd=False,
+    ),
+    Feature(
         "series_since_s",
         "metric",
         "series",

@@ -1,7 +1,8 @@
 """The event types: every module beside this one that declares an `EVENT`, in a fixed order.
 
 The order is part of the global order of events (ties in time are broken by it) and of state, so the
-shipped types come first, in the order below, and others after them by name.
+shipped types come first, in the order below, then others by name, then those of the user's own
+files (setting `event_paths`) by name: a user's type never changes the code of one that was there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from functools import cache
 
 from features.errors import ConfigError
 from features.events.base import EventType, Field
+from features.registry import own
 
-__all__ = ["EventType", "Field", "event_code", "event_type", "event_types"]
+__all__ = [
+    "EventType",
+    "Field",
+    "built_in_types",
+    "event_code",
+    "event_type",
+    "event_types",
+]
 
 _FIRST = ("payment", "login", "metric", "app_log")
 
@@ -22,11 +31,18 @@ _NO_EVENTS = ("avro", "base")
 
 
 @cache
-def event_types() -> dict[str, EventType]:
-    """All event types by name, in their fixed order."""
+def built_in_types() -> dict[str, EventType]:
+    """The event types of this package by name, in their fixed order."""
     names = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NO_EVENTS]
     ordered = [n for n in _FIRST if n in names] + sorted(set(names) - set(_FIRST))
     return {n: importlib.import_module(f"{__name__}.{n}").EVENT for n in ordered}
+
+
+@cache
+def event_types() -> dict[str, EventType]:
+    """All event types by name, in their fixed order: those of this package, then the user's."""
+    mine = sorted(own().events, key=lambda event: event.name)
+    return built_in_types() | {event.name: event for event in mine}
 
 
 def event_type(name: str) -> EventType:

@@ -6,6 +6,7 @@ the decoder, the contract check, the simulator's columns and the reference page.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,11 @@ _POLARS: dict[str, pl.DataType] = {
     "bool": pl.Boolean(),
     "time_us": pl.Int64(),
 }
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+"""Names of event types, fields and entities: they become names of files, columns and Avro records.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,18 @@ class EventType:
             f"event type {self.name!r}: field {name!r} is declared twice"
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
+        said = (self.name, *dict.fromkeys(names), *self.entities)
+        faults += [
+            f"event type {self.name!r}: name {name!r} may hold small letters, digits and"
+            " underscores and begins with a letter"
+            for name in said
+            if not _NAME.fullmatch(name)
+        ]
+        faults += [
+            f"event type {self.name!r}: {fault}" for f in self.fields for fault in _field_faults(f)
+        ]
+        if not self.topic:
+            faults.append(f"event type {self.name!r}: has no topic")
         faults += [
             f"event type {self.name!r}: field {name!r} is missing; every event has an id and a time"
             for name in ("event_id", "time_us")
@@ -129,3 +147,23 @@ class EventType:
             f"event type {self.name!r} has no field {name!r}; fields are"
             f" {', '.join(f.name for f in self.fields)}"
         )
+
+
+def _field_faults(field: Field) -> list[str]:
+    """What is wrong with one field."""
+    faults = []
+    needed = {"event_id": "string", "time_us": "time_us"}.get(field.name, field.kind)
+    if field.kind not in _POLARS:
+        faults.append(
+            f"field {field.name!r}: unknown kind {field.kind!r}; kinds are {', '.join(_POLARS)}"
+        )
+    elif field.kind != needed or (field.nullable and field.name in ("event_id", "time_us")):
+        faults.append(f"field {field.name!r}: must be of kind {needed!r} and not nullable")
+    if (field.kind == "enum") != bool(field.values):
+        faults.append(
+            f"field {field.name!r}: `values` are the words of an enum, and of nothing else"
+        )
+    bounds = (field.minimum, field.maximum)
+    if None not in bounds and not bounds[0] <= bounds[1]:  # type: ignore[operator]
+        faults.append(f"field {field.name!r}: minimum {bounds[0]} is above maximum {bounds[1]}")
+    return faults

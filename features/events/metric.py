@@ -23,7 +23,11 @@ EVENT = EventType(
             default="default",
         ),
         Field(
-            "value", "float64", "the sample", unit="as the metric's", minimum=-1e15, maximum=1e15
+            "value",
+            "float64",
+            "the sample, in the metric's own unit",
+            minimum=-1e15,
+            maximum=1e15,
         ),
     ),
     entities={

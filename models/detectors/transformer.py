@@ -298,6 +298,7 @@ class Model:
 
     name: ClassVar[str] = "transformer"
     expensive: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     def __init__(self, arrays: Arrays, usual: float, spread: float, classes: bool) -> None:
         self._arrays, self._usual, self._spread, self._classes = arrays, usual, spread, classes

@@ -18,8 +18,9 @@ from dataflows.cli.main import main
 from dataflows.settings import load
 from dataflows.sources.files import FileReader
 from dataflows.verify import VARIANTS, verify
-from features.catalog import catalog
+from features.catalog import Catalog, catalog
 from features.events import event_type
+from features.spec import Feature
 from tests.flow.harness import call
 from tests.flow.test_json import told
 
@@ -105,6 +106,28 @@ def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
     assert report["rows"] == sum(rows.values())
     assert report["max_rel_error"] <= 1e-9
     assert keys(report) - told("json.md") == set()
+
+
+def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> None:
+    def one(name: str, entity: str, op: str, **more: Any) -> Feature:
+        unit = "1" if op == "ever" else "sigma"
+        return Feature(name, "payment", entity, op, "{value}", unit, "amount", **more)
+
+    settings = load(None, source="file", file_paths={"payment": grid / "payment.parquet"})
+    cat = Catalog(
+        [
+            one("own", "card", "mad_z", column="log_amount"),
+            one("peers", "merchant", "robust_z", column="log_amount"),
+            one("n", "card", "ever"),
+            one("shrunk", "card", "shrunk_z", column="own", other="peers", count="n"),
+            one("back", "merchant", "shrunk_z", column="peers", other="own", count="n"),
+        ]
+    )
+    report = verify(
+        settings, cat, lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
+    )
+    assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
+    assert report["features"] == 5 and report["max_rel_error"] <= 1e-9
 
 
 def test_simulated_traffic_has_the_features_that_sql_finds(tmp_path: Path) -> None:

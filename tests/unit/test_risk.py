@@ -185,6 +185,20 @@ def test_a_label_of_an_entity_never_seen_makes_no_state() -> None:
     assert all(len(state.labels) == 0 for state in engine.engines[0]._states.values())
 
 
+def test_a_fraud_freezes_what_is_usual_of_the_card_and_of_nobody_else() -> None:
+    cat = catalog(("payment",))
+    engine = GroupEngine(cat, 0)
+    past = [payment(i, 0.1 * i) | {"merchant_id": "m1", "amount": 10.0 + i % 3} for i in range(40)]
+    named = said(past[0], True)
+    named["entities"] |= {"merchant": "m1"}
+    rows = split(cat, batches_of(past), 1)[0]
+    engine.process(rows)
+    engine.process(replace(split(cat, {}, 1)[0], labels=(label_of(named),)))
+    frozen = {name: state._fixed["frozen_until_us"].max() for name, state in engine._states.items()}
+    until_us = past[-1]["time_us"] + labels_module.FREEZE_S * 1_000_000
+    assert frozen == {"card": until_us, "user": 0, "merchant": 0, "device": 0, "ip": 0}
+
+
 def test_remembered_verdicts_are_bounded_and_the_oldest_go_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,188 @@
+"""Event types and features of the user's own, from outside: the page's files and its commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.flow.harness import alerts_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "own-features.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+START_US = 1_767_225_600_000_000
+HOUR_US = 3_600_000_000
+
+TRAP = 'raise RuntimeError("taken for a package of waxwing")\n'
+SMALL = {"WAXWING_DETECTORS": "zscore,isolation_forest,transformer", "WAXWING_ALERTS": "jsonl"}
+
+READ_STORE = """
+import json, sys
+from dataflows.settings import load
+from dataflows.store.embedded import EmbeddedRedis
+from dataflows.store.reader import StoreReader
+from features.catalog import catalog
+settings = load("shop.toml")
+store = EmbeddedRedis(settings.state_dir)
+store.ensure()
+rows = StoreReader(store.url, catalog()).read(("order", "user"), sys.argv[1:])
+store.close()
+print(json.dumps({"features": rows.features, "values": rows.values.tolist()}))
+"""
+
+
+def commands() -> list[str]:
+    """Commands of the page, without their comments."""
+    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+    return [re.sub(r"\s+# .*", "", line).strip() for line in block.splitlines()]
+
+
+def shell(command: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user types it, in a folder with traps."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", command], cwd=cwd, env=kept | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        | SMALL | extra, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def orders(seed: int) -> pl.DataFrame:
+    """A day and a half of orders of thirty users; at its end one orders far too much."""
+    rng = np.random.default_rng(seed)
+    n, burst = 2_500, 10
+    time_us = START_US + np.sort(rng.integers(0, 36 * HOUR_US, n))
+    last = time_us[-1] + 1_000_000 * np.arange(1, burst + 1)
+    return pl.DataFrame(
+        {
+            "event_id": [f"o{i}" for i in range(n + burst)],
+            "time_us": np.concatenate((time_us, last)),
+            "user_id": [f"u{i}" for i in rng.integers(0, 30, n)] + ["u3"] * burst,
+            "shop_id": [f"s{i}" for i in rng.integers(0, 9, n + burst)],
+            "total": np.concatenate((np.exp(rng.normal(3, 0.4, n)).round(2), [9_000.0] * burst)),
+        }
+    )
+
+
+@pytest.fixture
+def shop(tmp_path: Path, seed: int) -> tuple[Path, pl.DataFrame]:
+    """A folder with the page's files, orders, and files that are called as our packages."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name in ("models.py", "features.py", "dataflows.py"):
+        (tmp_path / name).write_text(TRAP, encoding="utf-8")
+        (tmp_path / "own" / name).write_text(TRAP, encoding="utf-8")
+    frame = orders(seed)
+    frame.write_ndjson(tmp_path / "orders.jsonl")
+    return tmp_path, frame
+
+
+def test_the_page_is_true_from_check_to_alerts_and_store(shop: tuple[Path, pl.DataFrame]) -> None:
+    folder, frame = shop
+    told = []
+    for command in commands():
+        done = shell(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        told.append(done.stdout + done.stderr)
+    checked, listed, shown, _, _, trained, ran = told
+    assert "event_paths = [own/order.py]  [shop.toml]" in checked
+    assert re.search(r"^user_total_1h +order +user +sum +1 h +EUR +amount$", listed, re.MULTILINE)
+    assert "per user" in shown and "sigma" in shown
+    assert "| `user_total_z` | sigma |" in (folder / "features.md").read_text(encoding="utf-8")
+    schema = json.loads((folder / "schemas/order.avsc").read_text(encoding="utf-8"))
+    assert [f["name"] for f in schema["fields"]][2:] == ["user_id", "shop_id", "total", "express"]
+    assert "left out, since no event type here has sequences: transformer" in trained
+    assert f"{len(frame):,} events in, {len(frame):,} scored, 0 dead-lettered" in ran
+    alerts = [a for a in alerts_of(folder / ".waxwing/state") if a["entity"] == "u3"]
+    last = alerts[-1]
+    assert (last["event_type"], last["entity_type"]) == ("order", "user")
+    assert last["anomaly_type"] == "order_anomaly"
+    reasons = {r["feature"]: r["value"] for r in last["reasons"]}
+    assert reasons.get("user_total_1h", 0.0) >= 80_000.0, last
+    assert stored(folder, "u3", "u7") == [expected(frame, "u3"), expected(frame, "u7")]
+
+
+def stored(folder: Path, *users: str) -> list[dict[str, float]]:
+    """What the online store holds of users, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", READ_STORE, *users], cwd=folder, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout)
+    rows = (dict(zip(found["features"], row, strict=True)) for row in found["values"])
+    return [
+        {"user_orders_1h": r["user_orders_1h"], "sum": round(r["user_total_1h"], 6)} for r in rows
+    ]
+
+
+def expected(frame: pl.DataFrame, user: str) -> dict[str, float]:
+    """The same from the file, by one who knows nothing of the flow."""
+    mine = frame.filter(pl.col("user_id") == user)
+    within = mine.filter(pl.col("time_us") > mine["time_us"].max() - HOUR_US)
+    return {"user_orders_1h": float(len(within)), "sum": round(float(within["total"].sum()), 6)}
+
+
+def test_bytewax_and_feast_take_the_same_declarations(shop: tuple[Path, pl.DataFrame]) -> None:
+    folder, _ = shop
+    with (folder / "shop.toml").open("a", encoding="utf-8") as file:
+        file.write('source = "file"\nfile_paths = { order = "orders.jsonl" }\nstore = "off"\n')
+    train, run = commands()[-2:]
+    assert shell(train, folder).returncode == 0
+    assert shell(run, folder).returncode == 0
+    first = [alert["id"] for alert in alerts_of(folder / ".waxwing/state")]
+    # Bytewax itself puts the working folder on the path, where a user's models.py is theirs.
+    for name in ("models.py", "features.py", "dataflows.py"):
+        (folder / name).unlink()
+    build = "dataflows.detect:build('shop.toml')"
+    more = {"WAXWING_STATE_DIR": "again", "WAXWING_WARM_STATE": "cold"}
+    done = shell(f'python -m bytewax.run -s 0 "{build}"', folder, **more)
+    assert done.returncode == 0, done.stderr
+    assert first and [alert["id"] for alert in alerts_of(folder / "again")] == first
+    paths = "WAXWING_EVENT_PATHS=own/order.py WAXWING_FEATURE_PATHS=own/paid.py"
+    listed = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import feature_definitions as d\n"
+        "view = d.views['order', 'user']\n"
+        "print(view.name, *(f.name for f in view.schema if f.name != 'user'))"
+    )
+    done = shell(f'{paths} python -P -c "{listed}" {ROOT}/feature_repo', folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == [
+        "order_user_v1", "user_orders_1h", "user_total_1h", "user_total_z"
+    ]  # fmt: skip
+
+
+def test_all_faults_of_the_files_stop_the_start_with_status_two(
+    shop: tuple[Path, pl.DataFrame],
+) -> None:
+    folder, _ = shop
+    paid = (folder / "own/paid.py").read_text(encoding="utf-8")
+    wrong = paid.replace("window_s=3600", "window_s=0").replace('"user"', '"usr"')
+    (folder / "own/paid.py").write_text(wrong.replace('unit="1"', 'unit="EUR"'), encoding="utf-8")
+    (folder / "own/torn.py").write_text("FEATURES = (\n", encoding="utf-8")
+    paths = "feature_paths=own/paid.py,own/torn.py"
+    for command in ("check", "run --data order=orders.jsonl", "features list", "schemas"):
+        done = shell(f"waxwing {command} --config shop.toml --set {paths}", folder)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.splitlines() == [
+            "waxwing: own/torn.py:1: syntax error: '(' was never closed",
+            "waxwing: own/paid.py:6: payment.user_orders_before_1h: 'payment' has no entity 'usr';"
+            " entities are card, user, merchant, device, ip",
+            "waxwing: own/paid.py:6: payment.user_orders_before_1h: 'order' has no entity 'usr';"
+            " entities are user, shop",
+            "waxwing: own/paid.py:6: payment.user_orders_before_1h: window_s is 0; it must be in"
+            " 1..2678400",
+            "waxwing: own/paid.py:6: payment.user_orders_before_1h: unit 'EUR' does not fit;"
+            " operation 'count' gives '1'",
+        ], done.stderr  # fmt: skip
+    assert not (folder / ".waxwing").exists()

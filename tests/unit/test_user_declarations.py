@@ -1,0 +1,353 @@
+"""Files of the user's own: what they declare, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dataflows.cli.main import main
+from dataflows.settings import load
+from features import catalog as catalog_module
+from features import columns, decode, events, registry, repeats
+from features.catalog import catalog, declared_features
+from features.columns import Columns, real_names
+from features.engine import OfflineEngine
+from features.errors import ConfigError
+from features.events import built_in_types, event_code, event_types
+from features.events.avro import avro_schema
+from features.operations import OPERATIONS
+from features.reference import reference
+from features.spec import Feature, place_of
+from features.units import UNITS, units_of
+from tests.unit.test_catalog import GOOD, faults
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "own-features.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+
+CACHES = (
+    events.event_types,
+    catalog_module.catalog,
+    catalog_module.declared_features,
+    columns._derived,
+    columns.real_names,
+    columns.flag_names,
+    columns.key_names,
+    columns.has_real,
+    columns.has_key,
+    columns.unit_of,
+    columns.meaning_of,
+    repeats._salt,
+)
+"""What a process keeps of event types and features; here it is made several times."""
+
+
+def forget() -> None:
+    registry.forget_own()
+    for made in CACHES:
+        made.cache_clear()
+    for name in vars(decode).values():
+        if hasattr(name, "cache_clear"):
+            name.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Declares files (name -> text) by both settings; all faults."""
+    monkeypatch.chdir(tmp_path)
+
+    def declare(
+        files: dict[str, str] | None = None,
+        event_paths: tuple[str, ...] = ("own/order.py",),
+        feature_paths: tuple[str, ...] = ("own/paid.py",),
+        **settings: object,
+    ) -> list[str]:
+        for name, text in (FILES if files is None else files).items():
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        paths = {"event_paths": list(event_paths), "feature_paths": list(feature_paths)}
+        try:
+            load(None, {}, **(paths | settings))
+        except ConfigError as error:
+            return list(error.faults)
+        return []
+
+    return declare
+
+
+def line_of(text: str, part: str) -> int:
+    """Number of the first line that holds `part`."""
+    return next(i for i, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+def test_an_event_type_of_the_user_stands_behind_ours(own: Callable[..., list[str]]) -> None:
+    codes = {name: i for i, name in enumerate(built_in_types())}
+    before = catalog().names("payment")
+    forget()
+    assert own() == []
+    assert list(event_types()) == [*codes, "order"]
+    assert {name: event_code(name) for name in codes} == codes
+    assert catalog().names("order") == ("user_orders_1h", "user_total_1h", "user_total_z")
+    assert set(catalog().names("payment")) - set(before) == {"user_orders_before_1h"}
+    assert avro_schema("order")["name"] == "order"
+    assert "| `user_total_z` | sigma |" in reference(catalog())
+
+
+def test_types_of_the_user_stand_by_name_and_repeats_do_not_hang_on_their_codes(
+    own: Callable[..., list[str]],
+) -> None:
+    assert own() == []
+    salt, code = repeats._salt("order"), event_code("order")
+    forget()
+    basket = FILES["own/order.py"].replace('"order"', '"basket"').replace('"orders"', '"baskets"')
+    assert own(FILES | {"own/basket.py": basket}, ("own/order.py", "own/basket.py")) == []
+    assert list(event_types())[-2:] == ["basket", "order"]
+    assert event_code("order") == code + 1 and repeats._salt("order") == salt
+
+
+def test_features_of_the_user_are_computed_over_their_events_and_ours(
+    own: Callable[..., list[str]],
+) -> None:
+    import polars as pl
+
+    from features.batch import EventBatch, sample_batch
+
+    assert own() == []
+    order = sample_batch("order", 3)
+    frame = order.frame.with_columns(
+        user_id=pl.Series(["u", "u", "v"]),
+        total=pl.Series([2.0, 3.0, 7.0]),
+        time_us=pl.Series([10, 20, 30]) * 1_000_000,
+    )
+    orders = EventBatch("order", frame, order.partition, order.offset, order.due_ns)
+    payment = sample_batch("payment", 1)
+    paid = replace(
+        payment,
+        frame=payment.frame.with_columns(user_id=pl.lit("u"), time_us=pl.lit(25_000_000, pl.Int64)),
+    )
+    found = OfflineEngine(catalog(), 3).process({"order": orders, "payment": paid})
+    assert found["order"].column("user_orders_1h").tolist() == [1.0, 2.0, 1.0]
+    assert found["order"].column("user_total_1h").tolist() == [2.0, 5.0, 7.0]
+    assert found["payment"].column("user_orders_before_1h").tolist() == [2.0]
+    assert "log_total" in real_names("order")
+    assert Columns(orders).real("log_total")[2] == pytest.approx(2.0794415416798357)
+
+
+def test_the_catalogue_follows_the_code_of_a_column_and_not_its_comments(
+    own: Callable[..., list[str]],
+) -> None:
+    text = FILES["own/order.py"]
+    versions = []
+    for changed in (
+        text,
+        text.replace("def log_total", "# The usual one.\ndef log_total"),
+        text.replace("np.log1p(columns.real", "np.log2(columns.real"),
+        text.replace(
+            '"whether it is sent at once", default=False', '"sent at once", nullable=True'
+        ),
+        text.replace('Field("express", "bool"', 'Field("express", "int64"').replace(
+            "default=False", "default=0"
+        ),
+    ):
+        forget()
+        assert own(FILES | {"own/order.py": changed}) == []
+        versions.append(catalog().version)
+    assert versions[0] == versions[1] == versions[3]
+    assert len({versions[0], versions[2], versions[4]}) == 3
+
+
+def test_nothing_comes_onto_the_path_and_neighbours_shadow_nothing(
+    own: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    trap = 'raise RuntimeError("a user\'s file was taken for ours")\n'
+    names = ("models.py", "features.py", "dataflows.py", "columns.py", "order.py")
+    traps = {f"{folder}{name}": trap for folder in ("", "own/") for name in names}
+    before = list(sys.path)
+    assert own(traps | FILES) == []
+    assert sys.path == before
+    (mine,) = (m for n, m in sys.modules.items() if n.startswith("waxwing_own_")
+               and m.__file__ == str(tmp_path / "own/order.py"))  # fmt: skip
+    assert mine.EVENT.name == "order"
+
+
+WRONG = """from features.columns import Derived
+from features.spec import Feature
+
+
+def odd(columns):
+    return columns.real("totl")
+
+
+def few(columns):
+    return columns.real("total")[:1]
+
+
+def counts(name, **more):
+    return Feature(
+        name, "order", "user", "count", "{value}", more.pop("unit", "1"), "velocity", **more
+    )
+
+
+DERIVED = (
+    Derived("order", "odd", "real", odd, "no such field"),
+    Derived("order", "few", "real", few, "one value"),
+    Derived("order", "total", "real", few, "a field"),
+    Derived("order", "word", "text", few, "no such kind"),
+    Derived("ordre", "late", "flag", few, "no such type"),
+)
+FEATURES = (
+    counts("a", window_s=0),
+    counts("b", window_s=60, column="total"),
+    counts("c", window_s=60, unit="s"),
+    counts("user_orders_1h", window_s=60),
+    Feature("d", "order", "card", "sum", "{value}", "EUR", "amount", column="totl", window_s=60),
+    *(
+        counts(name, window_s=60)
+        for name in "ee"
+    ),
+    Feature("f", "order", "user", "cuont", "{value}", "1", "velocity", window_s=60),
+    3,
+)
+"""
+"""Columns from line 19, features from line 26."""
+
+
+EXPECTED = (
+    "event_paths: 'own/gone.py' does not exist",
+    "feature_paths: 'own/notes.txt' is no Python file",
+    "own/again.py:9: event type 'payment' is declared already, by waxwing itself",
+    "own/entity.py:9: event type 'order': primary entity 'usr' is not one of user, shop",
+    "own/torn.py:1: syntax error: '(' was never closed",
+    "own/raises.py:2: KeyError: 'x'",
+    "own/empty.py:1: declares no FEATURES",
+    "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
+    "own/wrong.py:6: column order.odd: ColumnNotFoundError",
+    "own/wrong.py:19: column order.few: a real is an array float64 of one value a row, (2,);",
+    "own/wrong.py:19: column order.total: is a field or an entity of the event type already",
+    "own/wrong.py:19: column order.word: kind is 'text'; it must be real or flag",
+    "own/wrong.py:19: column ordre.late: unknown event type 'ordre'",
+    "own/wrong.py:26: FEATURES[8]: expected a Feature, got int",
+    "own/wrong.py:27: order.a: window_s is 0; it must be in 1..",
+    "own/wrong.py:28: order.b: operation 'count' takes no `column`",
+    "own/wrong.py:29: order.c: unit 's' does not fit; operation 'count' gives '1'",
+    "own/wrong.py:30: order.user_orders_1h: declared twice, first at own/order.py:",
+    "own/wrong.py:31: order.d: 'order' has no entity 'card'; entities are user, shop",
+    "own/wrong.py:31: order.d: 'order' has no number 'totl'; there are total,",
+    "own/wrong.py:33: order.e: declared twice, first at own/wrong.py:33",
+    "own/wrong.py:36: order.f: unknown operation 'cuont'; operations are count,",
+    "groups: Input should be greater than or equal to 1",
+    "unknown event type 'odrer' (did you mean 'order'?)",
+)
+"""A part of each fault; the last two are of the settings."""
+
+
+def test_every_fault_is_told_at_once_with_file_and_line(
+    own: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = FILES | {
+        "own/wrong.py": WRONG,
+        "own/torn.py": "FEATURES = (\n",
+        "own/raises.py": "def down():\n    return {}['x']\n\n\nFEATURES = down()\n",
+        "own/empty.py": '"""Nothing."""\n',
+        "own/word.py": 'FEATURES = "abc"\n',
+        "own/again.py": FILES["own/order.py"].replace('"order"', '"payment"'),
+        "own/entity.py": FILES["own/order.py"].replace('primary="user"', 'primary="usr"'),
+        "own/notes.txt": "",
+    }
+    named = ["order", "again", "entity", "gone"]
+    others = ["wrong.py", "torn.py", "raises.py", "empty.py", "word.py", "notes.txt"]
+    event_paths = tuple(f"own/{name}.py" for name in named)
+    feature_paths = tuple(f"own/{name}" for name in others)
+    told = own(files, event_paths, feature_paths, event_types=["order", "odrer"], groups=0)
+    for part in EXPECTED:
+        assert sum(part in fault for fault in told) == 1, (part, "\n".join(told))
+    forget()
+    paths = [f"event_paths={','.join(event_paths)}", f"feature_paths={','.join(feature_paths)}"]
+    assert main(["check", "--set", paths[0], "--set", paths[1]]) == 2
+    err = capsys.readouterr().err
+    assert all(part in err for part in EXPECTED[:-2])
+
+
+def test_a_folder_is_its_files_but_those_that_begin_with_an_underscore(
+    own: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    traps = {"own/_notes.py": "raise RuntimeError\n"}
+    assert own(FILES | traps, ("own",), ("own",)) == []
+    assert {f.declared_at.split("/")[-1].split(":")[0] for f in registry.own().features} == {
+        "order.py", "paid.py"
+    }  # fmt: skip
+    forget()
+    (tmp_path / "bare").mkdir()
+    assert own({}, ("own",), ("bare",)) == ["feature_paths: folder 'bare' has no file *.py"]
+
+
+def test_what_was_read_is_not_declared_anew(own: Callable[..., list[str]]) -> None:
+    assert own() == []
+    assert "order" in event_types()
+    assert own() == []
+    (fault,) = (f for f in _raised(own, FILES | {"own/paid.py": FILES["own/paid.py"] + "\n"}))
+    assert "were read already by this process" in fault
+
+
+def _raised(own: Callable[..., list[str]], files: dict[str, str]) -> list[str]:
+    return own(files)
+
+
+def test_a_feature_knows_where_it_was_declared_and_is_the_same_elsewhere() -> None:
+    here = Feature("n", "payment", "card", "count", "{value}", "1", "velocity", window_s=60)
+    line = line_of(Path(__file__).read_text(encoding="utf-8"), "here = Feature(")
+    assert here.declared_at == f"{__file__}:{line}"
+    there = replace(here, declared_at="x.py:1")
+    assert here == there and hash(here) == hash(there) and "declared_at" not in repr(here)
+    for feature in declared_features():
+        name, _, line_text = feature.declared_at.rpartition(":")
+        line_there = Path(name).read_text(encoding="utf-8").splitlines()[int(line_text) - 1]
+        assert Path(name).parent == ROOT / "features/definitions"
+        # The line of the call in FEATURES, not of a helper above it.
+        assert int(line_text) > line_of(Path(name).read_text(encoding="utf-8"), "FEATURES")
+        assert line_there.strip()
+    assert place_of(f"{Path.cwd()}/a/b.py:3") == "a/b.py:3"
+
+
+def test_operations_of_the_shipped_features_say_which_unit_they_give() -> None:
+    assert set(UNITS) <= set(OPERATIONS)
+    known = {(f.event, f.name): f for f in declared_features()}
+    said = {f.op for f in declared_features() if f.unit in units_of(f, known)}
+    assert len(said) > 40 and said == {f.op for f in declared_features() if f.op in UNITS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gives"),
+    [
+        ({"unit": "s"}, "operation 'count' gives '1'"),
+        ({"op": "since", "window_s": None}, "operation 'since' gives 's'"),
+        ({"op": "sum", "column": "amount"}, "operation 'sum' of amount gives 'currency'"),
+        ({"op": "max", "column": "latitude"}, "operation 'max' of latitude gives 'deg'"),
+        ({"op": "z", "window_s": None, "column": "amount"}, "of amount gives 'sigma'"),
+        ({"op": "home_km", "window_s": None}, "operation 'home_km' gives 'km'"),
+        ({"op": "first_time", "window_s": None, "other": "device"}, "gives 'flag'"),
+        ({"op": "value", "window_s": None, "column": "hour", "entity": ""}, "gives 'h'"),
+        ({"op": "value", "window_s": None, "column": "small", "entity": ""}, "gives 'flag'"),
+        ({"op": "usual", "window_s": None, "column": "log(n_1m)"}, "gives '1'"),
+        ({"op": "ratio", "window_s": None, "column": "n_1m", "other": "since"}, "gives '1/s'"),
+        ({"op": "difference", "window_s": None, "column": "since", "other": "since"}, "gives 's'"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_refused(changes: dict[str, object], gives: str) -> None:
+    since = replace(GOOD, name="since", op="since", window_s=None, unit="s")
+    wrong = replace(GOOD, name="x", **({"unit": "kg"} | changes))  # type: ignore[arg-type]
+    text = faults(GOOD, since, wrong)
+    assert gives in text and "does not fit" in text
