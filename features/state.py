@@ -624,6 +624,8 @@ class EntityState:
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
 
+        Only what is far from usual is news, see `features.anchors.accept`.
+
         Parameters
         ----------
         keys : uint64 (n,), of the entities
