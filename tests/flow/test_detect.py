@@ -9,9 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
+from dataflows.settings import load
+from dataflows.sources.simulator import make_simulator
 from dataflows.state.journal import read_cuts
 from dataflows.state.manifest import read_manifest
 from models.voting import Voting
@@ -29,6 +33,14 @@ from tests.flow.harness import (
 
 DAY = {"sim_seconds": 6, "sim_speed": 7200.0}
 """Half a day of event time; 86,400 events."""
+
+
+HOUR_US = 3_600_000_000
+
+
+def world_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the simulator among others."""
+    return {name: value for name, value in given.items() if name.startswith("sim_")}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,8 @@ def test_every_type_has_alerts_and_each_keeps_the_rule_of_the_vote(
 ) -> None:
     rules = Voting.load(bench.folder / "bundle" / "voting.toml").anomaly_types
     alerts = whole.alerts()
-    assert {a["event_type"] for a in alerts} == {"payment", "login", "metric", "app_log"}
+    types = {"payment", "login", "metric", "app_log", "absence"}
+    assert {a["event_type"] for a in alerts} == types
     assert len({a["id"] for a in alerts}) == len(alerts), "an alert id names one alert"
     for alert in alerts:
         assert alert["reasons"] and alert["summary"] and len(alert["votes"]) == 5
@@ -63,6 +76,29 @@ def test_every_type_has_alerts_and_each_keeps_the_rule_of_the_vote(
             reached = vote["score"] is not None and vote["score"] >= vote["threshold"]
             assert vote["vote"] == reached
         assert sum(vote["vote"] for vote in votes) >= max(rule.votes_needed, 1)
+
+
+def test_who_fell_silent_is_told_by_name_and_not_as_an_event(whole: Run, bench: Bench) -> None:
+    told = [a for a in whole.alerts() if a["event_type"] == "absence"]
+    simulator = make_simulator(load(None, {}, **world_of(bench.settings | DAY)))
+    start_us = simulator.start_us
+    hushed = simulator.silences(start_us, start_us + 12 * HOUR_US)
+    inside = hushed.filter(
+        (pl.col("start_us") > start_us) & (pl.col("end_us") < start_us + 12 * HOUR_US)
+        & (pl.col("strength") > 0.7)
+    )  # fmt: skip
+    assert inside["campaign"].n_unique() >= 3
+    for (campaign,), rows in inside.group_by("campaign"):
+        names = set(zip(rows["entity_type"], rows["entity"], strict=True))
+        found = [
+            a for a in told
+            if (a["entity_type"], a["entity"]) in names
+            and rows["start_us"][0] < a["time_us"] < rows["end_us"][0] + HOUR_US
+        ]  # fmt: skip
+        assert found, campaign
+        for alert in found:
+            assert alert["anomaly_type"] == "silence"
+            assert "silent for" in alert["summary"] and "usually speaks every" in alert["summary"]
 
 
 def test_other_cuts_groups_and_snapshots_give_the_same_alerts(
