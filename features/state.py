@@ -382,6 +382,13 @@ def _kernels(
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
         yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
+    yield from _further_kernels(plan)
+
+
+def _further_kernels(
+    plan: EntityPlan,
+) -> Iterator[tuple[Kernel, tuple[Any, ...], list[tuple[str, int, type]]]]:
+    """The same, those that came later."""
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
