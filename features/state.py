@@ -19,6 +19,7 @@ import numpy.typing as npt
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.arena import TOP, room
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
@@ -372,6 +373,16 @@ def _kernels(
                 ("risk", instances * RISK_FLOATS, np.float64),
                 ("risk_frauds", instances * RISK_DAYS, np.uint16),
                 ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
+    if plan.categories is not None:
+        instances = len(plan.categories.others)
+        yield (
+            run_categories,
+            plan.categories.tables,
+            [
+                ("categories", instances * CATEGORIES, np.uint32),
+                ("entropies", instances * ENTROPY_INTS, np.int64),
             ],
         )
 
