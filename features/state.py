@@ -469,7 +469,7 @@ class EntityState:
         slots, taken_us, _ = self.table.intern(head)
         self.keep_all(slots, head)
         head = self.marked(slots, taken_us, head)
-        return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+        return *self.run(slots, taken_us, head, reals, self.notes(0), 0), None
 
     def keep_all(self, slots: Int64, head: Int64) -> None:
         """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""
@@ -483,11 +483,24 @@ class EntityState:
         return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
 
     def run(
-        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, notes: list[Int64]
+        self,
+        slots: Int64,
+        taken_us: Int64,
+        head: Int64,
+        reals: Float64,
+        notes: list[Int64],
+        first: int,
     ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
-        """Let rows pass the kernels, each entity's in order; `notes` is filled if it has room."""
+        """Let rows pass the kernels, each entity's in order.
+
+        Parameters
+        ----------
+        notes, first : what each ring's pairs said before a row is noted at `first` + its place,
+            modulo the length; 0 for not at all
+        """
         out = np.full((len(head), self.plan.width), np.nan)
         for ring, before in zip(self.rings, notes, strict=True):
+            ring.book[PLACED] = first
             ring.run(slots, taken_us, head, reals, before, out)
         for kernel, tables, arrays in self._kernels:
             kernel(slots, taken_us, head, reals, *tables, *arrays, out)
@@ -611,6 +624,8 @@ class EntityState:
 
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Only what is far from usual is news, see `features.anchors.accept`.
 
         Parameters
         ----------
