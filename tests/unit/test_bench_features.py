@@ -22,6 +22,7 @@ def test_a_small_bench_has_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "SNAPSHOT_ROUNDS", 1)
+    monkeypatch.setattr(bench, "WARM_S", 0.1)
     out = tmp_path / "out.json"
     assert main(["bench", "features", *SMALL, "--json", str(out)]) == 0
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
