@@ -17,8 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
+from features.arena import TOP, room
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
+from features.correlate import (
+    PAIR_FLOATS,
+    PARTNER_FLOATS,
+    PARTNERS,
+    PARTNERS_MAX,
+    run_correlations,
+)
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
@@ -38,7 +46,7 @@ from features.silence import (
     Wheel,
     run_silence,
 )
-from features.slots import LATE, SlotTable
+from features.slots import LATE, SlotTable, larger
 from features.snapshots import (
     PENDING,
     copy_rings,
@@ -60,7 +68,6 @@ from features.windows import (
     PAIRS_FILLED,
     PLACED,
     SAVED,
-    TOP,
     insert_pairs,
     longest_at,
     run_ring,
@@ -141,16 +148,16 @@ class RingState:
         self.floats.resize((capacity, self._float_columns), refcheck=False)
 
     def _reserve_records(self, incoming: int) -> None:
-        """Make room for so many more records at the top of the arena; amortised by doubling."""
+        """Make room for so many more records at the top of the arena."""
         need = int(self.book[TOP]) + incoming
         if need > len(self.arena_ints):
-            size = max(2 * len(self.arena_ints), need)
+            size = max(larger(len(self.arena_ints)), need)
             self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
             self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
 
     def _reserve_pairs(self, incoming: int, since_us: int) -> None:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
-        if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
+        if 3 * (int(self.book[PAIRS_FILLED]) + incoming) <= 2 * len(self.pairs):
             return
         self._scan(len(self.pairs))
         live = np.flatnonzero(self.pairs[:, 0])
@@ -161,7 +168,7 @@ class RingState:
         live, entries = live[~idle], entries[~idle]
         touched = self.touched[live]
         size = PAIRS_MIN
-        while 2 * size < 5 * (len(entries) + incoming):
+        while size < 2 * (len(entries) + incoming):
             size *= 2
         self._new_pairs(size)
         self._scanned = size
@@ -208,7 +215,8 @@ class RingState:
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
                 continue
             slot = slots[done]
-            self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+            block = max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN)
+            self._reserve_records(room(block, block))
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
@@ -278,8 +286,8 @@ class RingState:
         """
         rows = arrays["ints"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
-        moved = rows[:, CAPACITY] != self.ints[slots, CAPACITY]
-        self._reserve_records(int(rows[moved, CAPACITY].sum()))
+        moved = rows[rows[:, CAPACITY] != self.ints[slots, CAPACITY], CAPACITY]
+        self._reserve_records(room(int(moved.sum()), int(moved.max(initial=0))))
         wrong = place_rings(
             slots,
             rows,
@@ -302,11 +310,11 @@ class RingState:
     def _load_pairs(self, entries: Int64) -> None:
         """Put saved pairs back."""
         filled = int(self.book[PAIRS_FILLED]) + len(entries)
-        if 5 * filled > 3 * len(self.pairs):
+        if 3 * filled > 2 * len(self.pairs):
             live = np.flatnonzero(self.pairs[:, 0])
             kept, touched = self.pairs[live], self.touched[live]
             size = PAIRS_MIN
-            while 2 * size < 5 * filled:
+            while size < 2 * filled:
                 size *= 2
             self._new_pairs(size)
             self._scanned = size
@@ -375,6 +383,13 @@ def _kernels(
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
         yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
+    yield from _further_kernels(plan)
+
+
+def _further_kernels(
+    plan: EntityPlan,
+) -> Iterator[tuple[Kernel, tuple[Any, ...], list[tuple[str, int, type]]]]:
+    """The same, those that came later."""
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -384,6 +399,17 @@ def _kernels(
                 ("risk", instances * RISK_FLOATS, np.float64),
                 ("risk_frauds", instances * RISK_DAYS, np.uint16),
                 ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
+    if plan.correlations is not None:
+        instances = len(plan.correlations.others)
+        yield (
+            run_correlations,
+            plan.correlations.tables,
+            [
+                ("partner_names", instances * PARTNERS_MAX, np.int64),
+                ("partners", instances * PARTNERS_MAX * PARTNER_FLOATS, np.float64),
+                ("bonds", instances * PARTNERS * PAIR_FLOATS, np.float64),
             ],
         )
     if plan.categories is not None:
