@@ -493,6 +493,13 @@ class EntityState:
         return found
 
     @property
+    def slot_bytes(self) -> int:
+        """Bytes a slot takes in all arrays, whatever its entity does."""
+        table = (self.table.keys, self.table.newest_us, self.table.first_us, self.table.dirty)
+        rings = (array for ring in self.rings for array in (ring.ints, ring.floats))
+        return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
