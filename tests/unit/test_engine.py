@@ -87,7 +87,8 @@ def test_every_feature_equals_its_naive_twin(cat: Catalog, seed: int, number: in
 
 def test_operations_without_a_feature_of_their_own_equal_their_naive_twin(seed: int) -> None:
     def one(name: str, event: str, entity: str, op: str, **more: Any) -> Feature:
-        return Feature(name, event, entity, op, "{value}", "1", "baseline", **more)
+        unit = "s" if op.startswith("since") else "1"
+        return Feature(name, event, entity, op, "{value}", unit, "baseline", **more)
 
     bases = ("usual", "usual_std", "recent", "median", "iqr", "season_usual")
     assert_like_naive(
