@@ -187,7 +187,7 @@ def run_history(
         but those under way in `begin`
     """
     if begin is None:
-        engine = OfflineEngine(catalog, settings.groups, settings.late_s)
+        engine = OfflineEngine(catalog, settings.groups, settings.late_s, settings.entity_ttl_h)
         door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()

@@ -176,6 +176,12 @@ class Settings(BaseSettings):
         description="scored rows a lane keeps, for late_s at most, to tell which votes a late event"
         " would have changed; memory: about 1.3 kB a row; 0 keeps none",
     )
+    entity_ttl_h: dict[str, float] = Field(
+        {},
+        description="table of entity type -> hours without an event after which an entity is"
+        " forgotten and starts anew, never less than its longest window; 0: never; not named: card,"
+        " user, merchant, device 1080 (45 days), ip 168, all others 336",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,
@@ -318,6 +324,17 @@ class Settings(BaseSettings):
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
         _known(value, sorted(event_types()), "event type")
+        return value
+
+    @field_validator("entity_ttl_h")
+    @classmethod
+    def _entities_exist(cls, value: dict[str, float]) -> dict[str, float]:
+        from features.events import event_types
+
+        _known(value, sorted({e for t in event_types().values() for e in t.entities}), "entity")
+        wrong = {name: hours for name, hours in value.items() if not 0.0 <= hours <= 87_600.0}
+        if wrong:
+            raise ValueError(f"expected hours in 0 to 87600, got {wrong}")
         return value
 
     @field_validator("event_types", "detectors")

@@ -294,10 +294,10 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
-    late_s = context.settings.late_s
+    late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
     if base is None:
-        return GroupEngine(context.catalog, group, late_s), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas, late_s), shard
+        return GroupEngine(context.catalog, group, late_s, ttl_h), shard
+    return GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h), shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
@@ -411,8 +411,10 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
+        expired = engine.expired
         features = engine.process(merge([item.rows for item in items.values()]))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
+        self._context.telemetry.forgot(engine.expired - expired)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()

@@ -350,7 +350,7 @@ def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     """A pass whose state is its own."""
     engine = OfflineEngine(cat, 0)
     engine.engines = [
-        GroupEngine.restore(cat, group, one.full(), [])
+        GroupEngine.restore(cat, group, one.full(), [], settings.late_s, settings.entity_ttl_h)
         for group, one in enumerate(done.engine.engines)
     ]
     door = Admission(settings)

@@ -12,7 +12,7 @@ credible: not beyond `m + 4 (m - q) + 1 s`, where `m` is their median and `q` th
 nor beyond the round's `cut_time_us`. Where events come steadily, `m + 2 (m - q)` is the newest of
 them, so the clock keeps up with the stream to the event; after a pause it follows once half of the
 64 are newer, and it never is behind their median. It never goes back, and is not known before the
-16th event of the place.
+16th event of the place: until the round after that nothing is refused.
 
 **What is late.** An event more than `late_s` before the clock of its own place, as it stood before
 the round. Events of one round never make each other late: they are put in order together.

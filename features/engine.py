@@ -8,7 +8,7 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,16 +59,24 @@ class GroupEngine:
     group : number of the group, for messages
     late_s : rows that come at most so much after the newest are put in their place; seconds, 0 for
         none: they are taken at their entity's newest time then
+    ttl_h : entity type -> hours after which idle ones are forgotten, where it is not the default
+        (`features.expiry`); 0: never
     """
 
-    def __init__(self, catalog: Catalog, group: int, late_s: float = LATE_S) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        group: int,
+        late_s: float = LATE_S,
+        ttl_h: Mapping[str, float] | None = None,
+    ) -> None:
         self.catalog = catalog
         self.group = group
         self.labels = 0
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
         self._states = {
-            name: EntityState(plan, late_us) for name, plan in self._plan.entities.items()
+            name: EntityState(plan, late_us, ttl_h) for name, plan in self._plan.entities.items()
         }
         self.empty: tuple[str, ...] = ()
         self.partial: tuple[str, ...] = ()
@@ -81,7 +89,7 @@ class GroupEngine:
     @property
     def entities(self) -> dict[str, int]:
         """Live entities by type."""
-        return {name: state.table.used for name, state in self._states.items()}
+        return {name: state.table.live for name, state in self._states.items()}
 
     @property
     def late(self) -> int:
@@ -92,6 +100,11 @@ class GroupEngine:
     def late_beyond(self) -> int:
         """Those of them that came too late for their place."""
         return sum(state.late.beyond for state in self._states.values())
+
+    @property
+    def expired(self) -> int:
+        """Entities that were forgotten because they had been idle for so long, ever."""
+        return sum(state.table.expired for state in self._states.values())
 
     @property
     def memory(self) -> dict[str, int]:
@@ -136,6 +149,8 @@ class GroupEngine:
             for lane, correction in [] if changed is None else _corrections(state.plan, changed):
                 result = results.setdefault(lane, GroupFeatures(lane))
                 results[lane] = replace(result, corrections=(*result.corrections, correction))
+        for state in self._states.values():
+            state.expire(self.clock_us)
         return results
 
     def delta(self) -> Arrays:
@@ -188,6 +203,7 @@ class GroupEngine:
         base: Arrays | None,
         deltas: list[Arrays],
         late_s: float = LATE_S,
+        ttl_h: Mapping[str, float] | None = None,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -197,7 +213,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
-        engine = cls(catalog, group, late_s)
+        engine = cls(catalog, group, late_s, ttl_h)
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])
@@ -228,6 +244,7 @@ class GroupEngine:
                     ) from error
         for state in engine._states.values():
             state.settle()
+            state.table.hear(engine.clock_us)
         return engine
 
 
@@ -299,12 +316,18 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
-    late_s : as of `GroupEngine`
+    late_s, ttl_h : as of `GroupEngine`
     """
 
-    def __init__(self, catalog: Catalog, groups: int, late_s: float = LATE_S) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        groups: int,
+        late_s: float = LATE_S,
+        ttl_h: Mapping[str, float] | None = None,
+    ) -> None:
         self.catalog = catalog
-        self.engines = [GroupEngine(catalog, group, late_s) for group in range(groups)]
+        self.engines = [GroupEngine(catalog, group, late_s, ttl_h) for group in range(groups)]
         self._round = 0
 
     def process(

@@ -38,13 +38,22 @@ clock, since after a break one may be hours behind another; a file and the simul
 The clock is the newest event time that most of the last 64 events make credible (not further beyond
 their median than four times as far as their lower quartile is before it, and a second), never
 beyond `cut_time`, and never goes back. So one event from next year, or a producer whose clock is
-wrong, does not move it for the others; an idle partition holds nobody; and before the 16th event
-nothing is refused. After a pause in the data the clock follows when half of the 64 are newer; until
-then it lags, and what is later than the bound may still be let in, never the reverse.
+wrong, does not move it for the others, and an idle partition holds nobody. Before the round after
+its 16th event nothing of a partition is refused. After a pause in the data the clock follows when
+half of the 64 are newer; until then it lags, and what is later than the bound may still be let in,
+never the reverse.
 
 **Late.** An event that comes up to `late_s` (60) after the clock of its partition is put in its
-place. One that comes later becomes a dead letter, `too_late`. Events of one round are put in order
-together and never make each other late, so a round of hours of recorded data has nothing late.
+place: state, and the features of every row after it, are as if it had come in time. One that comes
+later becomes a dead letter, `too_late`. Events of one round are put in order together and never
+make each other late, so a round of hours of recorded data has nothing late.
+
+Nobody waits for what may come late, so rows that were scored before it came keep their scores, and
+no alert is sent or taken back. Those whose features it has changed are counted as `corrected`, as
+often as they change, and scored once more; where a vote comes out the other way the report says so
+(`flipped`, and `flips` with event, vote, score then and now). A lane keeps `corrected_rows_max` of
+its last scored rows for that, `late_s` of them at most, and of one round it scores 2,000 again at
+the most; what is beyond, or was scored before a restart, is counted as `corrected_unchecked`.
 
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,

@@ -62,6 +62,7 @@ from features.replay import (
 )
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
+from features.slots import LATE
 from features.windows import PLACED
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ class LateRows:
         past = self._past(owners, slots[at], head[at], first + at)
         came = int(np.count_nonzero(late))
         self.placed += came
-        state.table.late += came
+        state.table.numbers[LATE] += came
         old = np.flatnonzero(past.numbers < first)
         before = _Given(state.plan, past.head[old])
         self._go_back(past, old)

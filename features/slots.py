@@ -3,6 +3,9 @@
 Slots are given in the order in which entities are first met and never move, so everything else in a
 group's state is a flat array indexed by slot. The same pass turns each row's time into the time at
 which it is taken: never before the newest its entity has seen.
+
+An entity that was idle beyond its time to live is another one from its next event on: it gets a new
+slot, and its old one is left to be cleared and given away (`features.expiry`).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -18,6 +21,9 @@ from features.speed import kernel
 __all__ = ["NEVER", "SlotTable"]
 
 Int64 = npt.NDArray[np.int64]
+
+USED, LATE, SPARE = 0, 1, 2
+# Places in `SlotTable.numbers`.
 
 NEVER = -(1 << 62)
 """Newest time of an entity before its first row."""
@@ -38,22 +44,36 @@ def _find(key, table_key, table_slot):
 
 @kernel
 def _intern(
-    head, table_key, table_slot, keys, newest_us, dirty, used, placed, slots, taken_us, before_us
+    head, table_key, table_slot, keys, newest_us, first_us, dirty, numbers, ttl_us, placed, free,
+    left, slots, taken_us, before_us
 ):  # fmt: skip
-    """Slot, taken time and time before of each row; returns (slots in use, rows that came late)."""
-    late = 0
+    """Slot, taken time and time before of each row; returns how many slots `left` got.
+
+    Those are the slots that entities have left behind.
+    """
+    used, late, spare, leaving = numbers[USED], numbers[LATE], numbers[SPARE], 0
     for i in range(len(head)):
         key = head[i, 0]
         at = _find(key, table_key, table_slot)
         slot = table_slot[at]
         time_us = head[i, 1]
+        if slot >= 0 and time_us - newest_us[slot] > ttl_us:
+            keys[slot] = 0
+            left[leaving] = slot
+            leaving += 1
+            slot = -1
         if slot < 0:
-            slot = used
-            used += 1
+            if spare > 0:
+                spare -= 1
+                slot = free[spare]
+            else:
+                slot = used
+                used += 1
             table_key[at] = key
             table_slot[at] = slot
             keys[slot] = key
             newest_us[slot] = NEVER
+            first_us[slot] = time_us
         before_us[i] = newest_us[slot]
         if time_us < newest_us[slot]:
             if not placed:
@@ -64,7 +84,35 @@ def _intern(
         dirty[slot] = 1
         slots[i] = slot
         taken_us[i] = time_us
-    return used, late
+    numbers[USED], numbers[LATE], numbers[SPARE] = used, late, spare
+    return leaving
+
+
+@kernel
+def _remove(key, table_key, table_slot):
+    """Take a key out of the table: those behind it that would not be found move up."""
+    mask = np.uint64(len(table_key) - 1)
+    hole = _find(key, table_key, table_slot)
+    at = (hole + np.uint64(1)) & mask
+    while table_slot[at] >= 0:
+        home = np.uint64(table_key[at]) & mask
+        if ((at - home) & mask) >= ((at - hole) & mask):
+            table_key[hole], table_slot[hole] = table_key[at], table_slot[at]
+            hole = at
+        at = (at + np.uint64(1)) & mask
+    table_slot[hole] = -1
+
+
+@kernel
+def _sweep(first, end, before_us, keys, newest_us, table_key, table_slot, left):
+    """Take slots first..end that have been idle since `before_us` out; returns how many."""
+    leaving = 0
+    for slot in range(first, end):
+        if keys[slot] != 0 and newest_us[slot] < before_us:
+            _remove(keys[slot], table_key, table_slot)
+            left[leaving] = slot
+            leaving += 1
+    return leaving
 
 
 @kernel
@@ -78,28 +126,40 @@ def _slots_of(keys, table_key, table_slot, slots):
 def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):
-        at = _find(keys[slot], table_key, table_slot)
-        table_key[at] = keys[slot]
-        table_slot[at] = slot
+        if keys[slot] != 0:
+            at = _find(keys[slot], table_key, table_slot)
+            table_key[at] = keys[slot]
+            table_slot[at] = slot
 
 
 class SlotTable:
     """Keys and slots of one entity type in one group.
 
+    Parameters
+    ----------
+    ttl_us : an entity idle for longer starts anew; 0: never
+
     Attributes
     ----------
-    used : slots in use
+    numbers : int64, slots ever in use, rows that came late, slots that are free again
     capacity : slots that state arrays must have room for
-    late : rows that came before their entity's newest time, ever
+    expired : entities that were forgotten, ever
+    first_us, newest_us : by slot, times of an entity's first row and of its newest
     """
 
-    def __init__(self) -> None:
-        self.used = 0
-        self.late = 0
+    def __init__(self, ttl_us: int = 0) -> None:
+        self.ttl_us = ttl_us
+        self.expired = 0
+        self._known_us = NEVER
         self.capacity = 256
+        self.numbers = np.zeros(3, np.int64)
         self.keys = np.zeros(self.capacity, np.int64)
         self.newest_us = np.zeros(self.capacity, np.int64)
+        self.first_us = np.zeros(self.capacity, np.int64)
         self.dirty = np.zeros(self.capacity, np.uint8)
+        self._free = np.zeros(self.capacity, np.int32)
+        self._swept = 0
+        self._left: list[Int64] = []
         self._new_table(_TABLE_MIN)
 
     def _new_table(self, size: int) -> None:
@@ -107,30 +167,60 @@ class SlotTable:
         self._table_slot = np.full(size, -1, np.int32)
 
     @property
+    def used(self) -> int:
+        """Slots ever in use: those of entities, and those that are free again."""
+        return int(self.numbers[USED])
+
+    @property
+    def live(self) -> int:
+        """Entities."""
+        return int(self.numbers[USED] - self.numbers[SPARE])
+
+    @property
+    def late(self) -> int:
+        """Rows that came before their entity's newest time, ever."""
+        return int(self.numbers[LATE])
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of the table and of the arrays by slot it keeps itself."""
-        arrays = (self.keys, self.newest_us, self.dirty, self._table_key, self._table_slot)
+        arrays = (
+            self.keys,
+            self.newest_us,
+            self.first_us,
+            self.dirty,
+            self._free,
+            self._table_key,
+            self._table_slot,
+        )
         return sum(a.nbytes for a in arrays)
 
     def reserve(self, incoming: int) -> bool:
         """Make room for so many new entities; True where `capacity` has grown."""
-        need = self.used + incoming
+        need = self.live + incoming
         if 2 * need > len(self._table_key):
             size = len(self._table_key)
             while 2 * need > size:
                 size *= 2
-            self._new_table(size)
-            _fill(self.keys, self.used, self._table_key, self._table_slot)
+            self._refill(size)
+        need = self.used + max(0, incoming - int(self.numbers[SPARE]))
         if need <= self.capacity:
             return False
         while self.capacity < need:
             self.capacity *= 2
-        for array in (self.keys, self.newest_us, self.dirty):
+        for array in (self.keys, self.newest_us, self.first_us, self.dirty, self._free):
             array.resize(self.capacity, refcheck=False)
         return True
 
+    def _refill(self, size: int) -> None:
+        """A table of so many places with all keys."""
+        self._new_table(size)
+        _fill(self.keys, self.used, self._table_key, self._table_slot)
+
     def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
         """Slot of each row, the time it is taken at, and its entity's newest time before it.
+
+        Slots that entities leave behind are for `take_left`.
 
         Parameters
         ----------
@@ -144,27 +234,75 @@ class SlotTable:
         slots = np.empty(len(head), np.int64)
         taken_us = np.empty(len(head), np.int64)
         before_us = np.empty(len(head), np.int64)
-        self.used, late = _intern(
+        left = np.empty(len(head), np.int64)
+        leaving = _intern(
             head,
             self._table_key,
             self._table_slot,
             self.keys,
             self.newest_us,
+            self.first_us,
             self.dirty,
-            self.used,
+            self.numbers,
+            self.ttl_us or -NEVER,
             placed,
+            self._free,
+            left,
             slots,
             taken_us,
             before_us,
         )
-        self.late += late
+        if leaving:
+            self._left.append(left[:leaving])
         return slots, taken_us, before_us
 
+    def take_left(self) -> Int64:
+        """Slots that entities have left behind since the last call: no row will ask for them.
+
+        They are the caller's, to be cleared and given to `release`.
+        """
+        left, self._left = self._left, []
+        return np.concatenate([np.zeros(0, np.int64), *left])
+
+    def sweep(self, before_us: int, many: int) -> None:
+        """Look at some slots; those idle since `before_us` leave, for `take_left`."""
+        if self._swept >= self.used:
+            self._swept = 0
+        first, end = self._swept, min(self._swept + many, self.used)
+        self._swept = end
+        left = np.empty(end - first, np.int64)
+        leaving = _sweep(
+            first,
+            end,
+            before_us,
+            self.keys,
+            self.newest_us,
+            self._table_key,
+            self._table_slot,
+            left,
+        )
+        self._left.append(left[:leaving])
+
+    def release(self, slots: Int64) -> None:
+        """Let other entities have slots that entities have left and that are cleared."""
+        self.keys[slots] = self.newest_us[slots] = self.first_us[slots] = 0
+        self.dirty[slots] = 1
+        spare = int(self.numbers[SPARE])
+        self._free[spare : spare + len(slots)] = slots
+        self.numbers[SPARE] += len(slots)
+        self.expired += len(slots)
+
+    def hear(self, clock_us: int) -> None:
+        """Take in the event-time clock, 0 where it is not known."""
+        if self.ttl_us and clock_us:
+            self._known_us = clock_us - self.ttl_us
+
     def find(self, keys: npt.NDArray[np.uint64]) -> Int64:
-        """int64 (n,): the slot of each key, -1 where the entity was never met."""
+        """int64 (n,), the slot of each key, -1 where it was never met or has been idle too long."""
         slots = np.empty(len(keys), np.int64)
         wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
         _slots_of(wanted, self._table_key, self._table_slot, slots)
+        slots[self.newest_us[slots] < self._known_us] = -1
         return slots
 
     def take_dirty(self) -> Int64:
@@ -173,15 +311,17 @@ class SlotTable:
         self.dirty[slots] = 0
         return slots.astype(np.int64)
 
-    def load(self, slots: Int64, keys: Int64, newest_us: Int64, late: int) -> None:
-        """Put saved slots back; they continue those there are."""
+    def load(self, slots: Int64, keys: Int64, newest_us: Int64, first_us: Int64) -> None:
+        """Put saved slots back; they continue those there are, or take their place."""
         used = max(self.used, int(slots.max()) + 1 if len(slots) else 0)
-        self.reserve(used - self.used)
+        self.reserve(used - self.used + int(self.numbers[SPARE]))
+        changed = bool((self.keys[slots] != keys).any()) or used > self.used
         self.keys[slots] = keys
         self.newest_us[slots] = newest_us
-        fresh = np.arange(self.used, used)
-        self.used = used
-        self.late = late
-        if len(fresh):
-            self._table_slot.fill(-1)
-            _fill(self.keys, self.used, self._table_key, self._table_slot)
+        self.first_us[slots] = first_us
+        self.numbers[USED] = used
+        if changed:
+            free = np.flatnonzero(self.keys[:used] == 0)[::-1]
+            self.numbers[SPARE] = len(free)
+            self._free[: len(free)] = free
+            self._refill(len(self._table_key))

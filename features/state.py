@@ -19,6 +19,7 @@ import numpy.typing as npt
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.errors import StateError
+from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
@@ -28,7 +29,7 @@ from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
-from features.slots import SlotTable
+from features.slots import LATE, SlotTable
 from features.snapshots import (
     PENDING,
     copy_rings,
@@ -42,6 +43,7 @@ from features.snapshots import (
 from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
+    BORN,
     CAPACITY,
     CAPACITY_MIN,
     KEPT,
@@ -142,6 +144,7 @@ class RingState:
         entries = self.pairs[live]
         ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
         idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
+        idle |= entries[:, 2] < self.ints[entries[:, 1] >> 4, BORN]
         live, entries = live[~idle], entries[~idle]
         touched = self.touched[live]
         size = PAIRS_MIN
@@ -193,6 +196,11 @@ class RingState:
                 continue
             slot = slots[done]
             self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+
+    def clear(self, slots: Int64) -> None:
+        """Empty the rings of slots that go to other entities."""
+        shape = np.array(self.ring.shape, np.int64)
+        clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
@@ -374,11 +382,14 @@ class EntityState:
     ----------
     plan : what the kernels are told
     late_us : rows that come so much late are put in their place (`features.late`), 0 for none
+    ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
     """
 
-    def __init__(self, plan: EntityPlan, late_us: int = 0) -> None:
+    def __init__(
+        self, plan: EntityPlan, late_us: int = 0, ttl_h: Mapping[str, float] | None = None
+    ) -> None:
         self.plan = plan
-        self.table = SlotTable()
+        self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
         self.rings = [RingState(ring) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
@@ -511,7 +522,9 @@ class EntityState:
                 continue
             verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
             time_us = min(label.time_us, newest_us)
-            before, time_us = self.labels.take(label.event ^ key, time_us, verdict)
+            # One who was forgotten and is back is another: what was said before was of no one.
+            event = label.event ^ key ^ int(self.table.first_us[slot])
+            before, time_us = self.labels.take(event, time_us, verdict)
             if verdict == before:
                 continue
             rows.append((slot, label.code, time_us, verdict, before))
@@ -577,6 +590,25 @@ class EntityState:
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
 
+    def expire(self, clock_us: int) -> None:
+        """Forget, after a round, entities that have left their slots, and a few of the silent.
+
+        Parameters
+        ----------
+        clock_us : event-time clock; 0, not known: none is found silent
+        """
+        self.table.hear(clock_us)
+        if self.table.ttl_us and clock_us:
+            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
+        slots = self.table.take_left()
+        if len(slots):
+            self.keep(slots)
+            for array in self._fixed.values():
+                array[slots] = 0
+            for ring in self.rings:
+                ring.clear(slots)
+            self.table.release(slots)
+
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
 
@@ -619,7 +651,8 @@ class EntityState:
             "slots": slots,
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
-            "late": np.array([self.table.late]),
+            "first_us": self.table.first_us[slots],
+            "counts": np.array([self.table.late, self.table.expired]),
         }
         first["labels"] = self.labels.dump(everything)
         for i, ring in enumerate(self.rings):
@@ -669,7 +702,8 @@ class EntityState:
         """Put a dump back, oldest first; `settle` is called after the last."""
         slots = arrays["slots"]
         before = self.table.capacity
-        self.table.load(slots, arrays["keys"], arrays["newest_us"], int(arrays["late"][0]))
+        self.table.load(slots, arrays["keys"], arrays["newest_us"], arrays["first_us"])
+        self.table.numbers[LATE], self.table.expired = arrays["counts"].tolist()
         if self.table.capacity != before:
             self._grow()
         copied = arrays["copied"]

@@ -22,6 +22,7 @@ from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
     "BOOK",
+    "BORN",
     "CAPACITY",
     "CAPACITY_MIN",
     "FLAG_BITS",
@@ -72,10 +73,11 @@ BOOK = FREE + 48
 whether late rows are put in their place (`features.late`), free blocks by log2 of size."""
 
 # Places in a slot's row of `ints`.
-START, CAPACITY, HEAD, SAVED, KEPT, SHARED = 0, 1, 2, 3, 4, 5
+START, CAPACITY, HEAD, SAVED, KEPT, BORN, SHARED = 0, 1, 2, 3, 4, 5, 6
 # Records are numbered from 0 by slot; HEAD is the next one's number. Those from SAVED on are in no
 # snapshot yet: whoever changes or takes back older ones lowers SAVED to the first of them. KEPT is
 # the oldest that must not be lost: the longest window's, or what `features.late` may go back to.
+# Pairs last met before BORN were another entity's, which had the slot (`features.expiry`).
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
@@ -288,7 +290,7 @@ def _queue(
 
 
 @inlined
-def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):
+def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
     """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
 
     known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
@@ -301,7 +303,7 @@ def _look(i, slot, time_us, head, others, ttl_us, pairs_table, met):
         key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
-        if pairs_table[at, 0] != 0:
+        if pairs_table[at, 0] != 0 and pairs_table[at, 2] >= born:
             met[p, 3] = pairs_table[at, 3]
             met[p, 4] = pairs_table[at, 2]
             met[p, 2] = time_us - met[p, 3] <= ttl_us[p]
@@ -560,7 +562,7 @@ def run_ring(
         if full and not _double(row, row[KEPT], maxima, pairs, book, arena_ints, arena_reals):
             return i
         seq = row[HEAD]
-        _look(i, slot, time_us, head, others, ttl_us, pairs_table, met)
+        _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
                 _note(i, pairs, met, before)
@@ -575,5 +577,6 @@ def run_ring(
                     _queue(row, windows, m, max_columns[m], signs[m], seq, x, flags, reals, pairs,
                            maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, seq == 0, time_us, arena_ints, arena_reals, out)  # fmt: skip
+              max_columns, met, seq == row[BORN], time_us, arena_ints, arena_reals,
+              out)  # fmt: skip
     return len(slots)

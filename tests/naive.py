@@ -17,6 +17,7 @@ import numpy as np
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.events import event_type, event_types
+from features.expiry import DAYS, DAYS_OTHER
 from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
@@ -198,8 +199,9 @@ def place_of(event: Event) -> tuple[float, float] | None:
 class NaiveEngine:
     """Every event of every entity, and every feature by looking through them."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, ttl_s: dict[str, int] | None = None) -> None:
         self.catalog = catalog
+        self.ttl_s = ttl_s or {}
         self.records: dict[tuple[str, Any], list[tuple[int, Event]]] = defaultdict(list)
         self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
         self.twins: dict[tuple[str, Any, str], Any] = {}
@@ -234,6 +236,9 @@ class NaiveEngine:
             if key is None or name not in self.touching[entity]:
                 continue
             records = self.records[entity, key]
+            ttl_us = self.ttl_s.get(entity, DAYS.get(entity, DAYS_OTHER) * DAY_S) * 1_000_000
+            if records and event["time_us"] - records[-1][0] > ttl_us:
+                self._forget(entity, key, records)
             keys[entity] = key
             times[entity] = max([event["time_us"], *(t for t, _ in records[-1:])])
             before[entity] = list(records)
@@ -255,6 +260,17 @@ class NaiveEngine:
         for feature in sorted(late, key=lambda f: OPERATIONS[f.op].family == "derived"):
             out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
+
+    def _forget(self, entity: str, key: tuple[str, ...], records: list[tuple[int, Event]]) -> None:
+        """All that is known of one entity."""
+        records.clear()
+        for known in (self.values, self.twins, self.risks):
+            for at in [k for k in known if k[:2] == (entity, key)]:
+                del known[at]
+        names = {f.name for e in self.catalog.event_types for f in self.catalog.features(e)
+                 if f.entity == entity}  # fmt: skip
+        for state in [s for k, s in self.members.items() if k[0] in names and k[2] == key]:
+            state.clear()
 
     def _fed(self, feature: Feature, records: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
         """Records of the event types that feed the feature."""

@@ -93,6 +93,7 @@ class Telemetry:
         self.snapshots = 0
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0
+        self.expired = 0
         self.committed_round = 0
         self.round_done = 0
         self.replayed_rounds = 0
@@ -116,6 +117,11 @@ class Telemetry:
         self.snapshots += 1
         self.snapshot_bytes += size
         self.snapshot_pause_ms_max = max(self.snapshot_pause_ms_max, pause_ms)
+
+    def forgot(self, entities: int) -> None:
+        """Idle entities were forgotten."""
+        with self._lock:
+            self.expired += entities
 
     def committed(self, round_: int) -> None:
         """A manifest was written."""
@@ -176,6 +182,7 @@ class Telemetry:
                 "flipped": got.get("flipped", 0),
                 "flips": [asdict(flip) for flip in self.flips],
                 "reasons": dict(self.reasons),
+                "expired": self.expired,
                 "rounds": self.round_done,
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),

@@ -15,11 +15,22 @@ from features.engine import GroupEngine, OfflineEngine, assemble, split
 from features.spec import Feature
 from tests.naive_baselines import Anchor, Trend, Week, mad_z
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 OPS = ("anchor", "anchor_z", "creep", "week_usual", "week_z", "trend", "mad_z")
 
 CATALOG = Catalog(
-    Feature(op, "metric", "series", op, "{value}", "1", "baseline", column="value") for op in OPS
+    Feature(
+        op,
+        "metric",
+        "series",
+        op,
+        "{value}",
+        fitting(op, "metric", "value"),
+        "baseline",
+        column="value",
+    )
+    for op in OPS
 )
 
 DAY_S = 86_400.0

@@ -12,10 +12,11 @@ from features.engine import OfflineEngine
 from features.members import KNOWN_FROM, MEMBERS_MAX, SILENT_S
 from features.spec import Feature
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 CATALOG = Catalog(
-    Feature(op, "metric", "pool", op, "{value}", "1", "baseline", column="value", other="host",
-            window_s=600)
+    Feature(op, "metric", "pool", op, "{value}", fitting(op, "metric", "value"), "baseline",
+            column="value", other="host", window_s=600)
     for op in ("peer_mean", "member_z", "peers_deviating")
 )  # fmt: skip
 

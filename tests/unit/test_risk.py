@@ -21,6 +21,7 @@ from features.snapshots import join
 from features.spec import Feature
 from tests.naive import NaiveEngine, in_global_order
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 DAY_US = 86_400_000_000
 MIDNIGHT_US = START_US // DAY_US * DAY_US
@@ -35,7 +36,15 @@ BOTH = ("payment", "login")
 def _feature(event: str, entity: str, op: str, days: int, feeds: tuple[str, ...] = ()) -> Feature:
     window = days * 86_400 or None
     return Feature(
-        f"{entity}_{op}_{days}", event, entity, op, "{value}", "1", "risk", feeds, window_s=window
+        f"{entity}_{op}_{days}",
+        event,
+        entity,
+        op,
+        "{value}",
+        fitting(op),
+        "risk",
+        feeds,
+        window_s=window,
     )
 
 

@@ -42,8 +42,49 @@ def test_slots_continue_after_a_load() -> None:
     slots = table.take_dirty()
     assert slots.tolist() == [0, 1] and table.take_dirty().tolist() == []
     loaded = SlotTable()
-    loaded.load(slots, table.keys[slots], table.newest_us[slots], 4)
+    loaded.load(slots, table.keys[slots], table.newest_us[slots], table.first_us[slots])
     loaded.reserve(3)
     found, taken, _ = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
     assert found.tolist() == [1, 2, 0] and taken.tolist() == [2, 1, 9]
-    assert loaded.late == 5
+    assert loaded.late == 1
+
+
+def test_idle_entities_leave_and_their_slots_are_given_to_others(
+    rng: np.random.Generator,
+) -> None:
+    """Against a dict, with keys that share their low bits, so that removing moves others."""
+    ttl_us = 50
+    table = SlotTable(ttl_us)
+    newest: dict[int, int] = {}
+    slot_of: dict[int, int] = {}
+    now = forgotten = 0
+    for _ in range(300):
+        keys = ((rng.integers(1, 120, 9) << 40) | rng.integers(1, 5, 9)).tolist()
+        times = sorted(rng.integers(now, now + 20, 9).tolist())
+        now += int(rng.choice([5, 30, 80]))
+        table.reserve(9)
+        slots, _, _ = table.intern(rows(keys, times))
+        left = table.take_left()
+        gone = []
+        for key, time, slot in zip(keys, times, slots.tolist(), strict=True):
+            if key in newest and time - newest[key] > ttl_us:
+                gone.append(slot_of.pop(key))
+                del newest[key]
+            assert slot_of.setdefault(key, slot) == slot
+            newest[key] = max(time, newest.get(key, time))
+        assert left.tolist() == gone
+        assert len(set(slot_of.values()) | set(gone)) == len(slot_of) + len(gone)
+        before_us = now - ttl_us - 40
+        table.sweep(before_us, 7)
+        swept = table.take_left().tolist()
+        for key in [k for k, s in slot_of.items() if s in swept]:
+            assert newest.pop(key) < before_us
+            del slot_of[key]
+        table.release(np.array(gone + swept, np.int64))
+        forgotten += len(gone) + len(swept)
+        known = np.array(list(slot_of), np.uint64)
+        assert table.find(known).tolist() == list(slot_of.values())
+        assert table.live == len(slot_of) and table.expired == forgotten
+    assert 2 * table.used < forgotten
+    table.hear(now + 10_000)
+    assert table.find(known).tolist() == [-1] * len(known)

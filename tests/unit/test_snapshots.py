@@ -18,6 +18,7 @@ from features.errors import StateError
 from features.snapshots import join
 from features.spec import Feature
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 Arrays = dict[str, Any]
 
@@ -26,7 +27,15 @@ ROWS = 1_500
 
 def feature(name: str, op: str, window_s: int | None = None, **more: Any) -> Feature:
     return Feature(
-        name, "payment", "card", op, "{value}", "1", "velocity", window_s=window_s, **more
+        name,
+        "payment",
+        "card",
+        op,
+        "{value}",
+        fitting(op, column=more.get("column")),
+        "velocity",
+        window_s=window_s,
+        **more,
     )
 
 

@@ -17,12 +17,14 @@ from features.spec import Feature
 from features.state import EntityState
 from features.windows import CAPACITY_MIN, TOP
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 WINDOWS_S = (60, 300, 3600)
 
 
 def feature(name: str, op: str, **more: Any) -> Feature:
-    return Feature(name, "payment", "card", op, "{value}", "1", "velocity", **more)
+    unit = fitting(op, column=more.get("column"))
+    return Feature(name, "payment", "card", op, "{value}", unit, "velocity", **more)
 
 
 CATALOG = Catalog(
