@@ -116,6 +116,8 @@ def carry_over(
     texts = [dump[LAYOUT].tobytes() if LAYOUT in dump else b"{}" for dump in dumps]
     if all(text == wanted for text in texts):
         return list(dumps), (), ()
+    for its in dict.fromkeys(texts):
+        _check(json.loads(its), json.loads(wanted))
     part: list[Arrays] = []
     text = texts[0]
     for dump, its in zip(dumps, texts, strict=True):
@@ -126,6 +128,16 @@ def carry_over(
         return part, (), ()
     empty, partial = _new_features(json.loads(text), json.loads(wanted))
     return [_mapped(_folded(json.loads(text), part), text, wanted)], empty, partial
+
+
+def _check(old: Layout, new: Layout) -> None:
+    """StateError where a state of one layout cannot become one of another, with what to do."""
+    faults = _differences(old, new)
+    if faults:
+        raise StateError(
+            f"state of another feature catalogue: {'; '.join(faults)}; make it anew with `waxwing"
+            " backfill`, or start with an empty state_dir"
+        )
 
 
 def _differences(old: Layout, new: Layout) -> list[str]:
@@ -205,19 +217,8 @@ def _folded(layout: Layout, dumps: Sequence[Arrays]) -> Arrays:
 
 
 def _mapped(whole: Arrays, before: bytes, after: bytes) -> Arrays:
-    """A whole snapshot of one layout as one of another.
-
-    Raises
-    ------
-    StateError : it cannot be; with the differences and what to do
-    """
+    """A whole snapshot of one layout as one of another."""
     old, new = json.loads(before), json.loads(after)
-    faults = _differences(old, new)
-    if faults:
-        raise StateError(
-            f"state of another feature catalogue: {'; '.join(faults)}; make it anew with `waxwing"
-            " backfill`, or start with an empty state_dir"
-        )
     found = {k: v for k, v in whole.items() if "." not in k}
     for entity, one in new["entities"].items():
         if entity in old["entities"]:
