@@ -429,6 +429,17 @@ _RISK = (
     ),
 )
 
+_CATEGORIES = (
+    Operation(
+        "entropy",
+        "categories",
+        0,
+        "entropy in bits of {other} over its last 32 events with one, this one included: 0 where"
+        " all are the same, 5 where all differ",
+        other="key",
+    ),
+)
+
 PRIOR_EVENTS = 8.0
 """Values of its own from which an entity is believed more than its peers; chosen: of 8 values a
 mean is good to a third of a deviation, and the deviation itself to a quarter."""
@@ -470,6 +481,7 @@ OPERATIONS: dict[str, Operation] = {
         _GEO,
         _MEMBERS,
         _RISK,
+        _CATEGORIES,
         _HOME,
     )
     for op in family

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM, MAD_SIGMA
 from features.catalog import inputs_of
+from features.categories import CATEGORIES
 from features.columns import flag_names, real_names
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
@@ -115,6 +116,8 @@ def why_not(feature: Feature) -> str | None:
     name = inputs_of(feature.column or "")[0]
     if op.family == "baseline" and not (own and name in real_names(feature.event)):
         return "its values are another feature's, or of several event types"
+    if op.family == "categories" and not (own or feature.event in feature.feeds):
+        return "its values are another event's"
     if op.family == "geo" and not (own or feature.event in feature.feeds):
         return "its place is another event's"
     if op.family == "derived":
@@ -140,7 +143,13 @@ def question(feature: Feature, ties: int) -> Question:
             value = f"coalesce({value}, false)"
         sql = f"SELECT i, {value}::DOUBLE AS v, v AS size FROM events"
         return Question(feature, f"{sql} WHERE event = '{feature.event}'", exact)
-    families = {"ring": _ring, "rate": _rate, "geo": _place, "baseline": _history}
+    families = {
+        "ring": _ring,
+        "rate": _rate,
+        "geo": _place,
+        "baseline": _history,
+        "categories": _entropy,
+    }
     return Question(feature, families[op.family](feature, ties), exact)
 
 
@@ -316,6 +325,13 @@ def _history(feature: Feature, ties: int) -> str:
     if feature.op != "last":
         value = f"CASE WHEN n >= {KNOWN_FROM:g} THEN {value} END"
     return _select(feature, value, known)
+
+
+def _entropy(feature: Feature, ties: int) -> str:
+    """Of the last events that have the value."""
+    window = f"PARTITION BY e ORDER BY k ROWS BETWEEN {CATEGORIES - 1} PRECEDING AND CURRENT ROW"
+    rows = f"(SELECT * FROM {_rows(feature, f'{_key(feature, str(feature.other))} AS o')})"
+    return _select(feature, f"entropy(o) OVER ({window})", f"{rows} WHERE o IS NOT NULL")
 
 
 def _derived(feature: Feature) -> str:

@@ -26,6 +26,7 @@ from features.windows import FLAG_BITS, slot_layout
 __all__ = [
     "HEAD",
     "Bases",
+    "Categories",
     "EntityPlan",
     "Family",
     "Members",
@@ -170,6 +171,18 @@ class Risk(Family):
 
 
 @dataclass(slots=True)
+class Categories(Family):
+    """Entropies; `others` is where the value stands in a row."""
+
+    others: Int64
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return self.feeds, self.others, self.plan, self.plan_at
+
+
+@dataclass(slots=True)
 class Sequence:
     """Vectors of the last events; `own` is the event code that gets them."""
 
@@ -210,6 +223,7 @@ class EntityPlan:
     places: Int64 = field(default_factory=lambda: np.zeros(3, np.int64))
     members: Members | None = None
     risk: Risk | None = None
+    categories: Categories | None = None
     sequence: Sequence | None = None
 
     def real(self, name: str) -> int:
@@ -313,6 +327,7 @@ def _build(plan: EntityPlan) -> None:
         "geo": _build_geo,
         "members": _build_members,
         "risk": _build_risk,
+        "categories": _build_categories,
     }
     for family, found in by_family.items():
         builders[family](plan, found)
@@ -485,6 +500,18 @@ def _build_risk(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     table, at = _table(rows, None)
     counted = np.array([counting.get(b, -1) for b in range(len(keys))], np.int64)
     plan.risk = Risk(np.stack([_mask(feeds) for feeds in keys]), table, at, counted)
+
+
+def _build_categories(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    """The last values of a string for the features with the same feeds and string."""
+    keys = list(dict.fromkeys((_feeds(f), str(f.other)) for f, _ in found))
+    rows = [
+        (f.event, OPERATIONS[f.op].code, keys.index((_feeds(f), str(f.other))), 0, to)
+        for f, to in found
+    ]
+    table, at = _table(rows, len(keys))
+    others = np.array([plan.other(other) for _, other in keys], np.int64)
+    plan.categories = Categories(np.stack([_mask(feeds) for feeds, _ in keys]), table, at, others)
 
 
 def _build_sequence(plan: EntityPlan) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
+from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
@@ -373,6 +374,16 @@ def _kernels(
                 ("risk_events", counting * RISK_DAYS, np.uint32),
             ],
         )
+    if plan.categories is not None:
+        instances = len(plan.categories.others)
+        yield (
+            run_categories,
+            plan.categories.tables,
+            [
+                ("categories", instances * CATEGORIES, np.uint32),
+                ("entropies", instances * ENTROPY_INTS, np.int64),
+            ],
+        )
 
 
 class EntityState:
@@ -469,7 +480,7 @@ class EntityState:
         slots, taken_us, _ = self.table.intern(head)
         self.keep_all(slots, head)
         head = self.marked(slots, taken_us, head)
-        return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+        return *self.run(slots, taken_us, head, reals, self.notes(0), 0), None
 
     def keep_all(self, slots: Int64, head: Int64) -> None:
         """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""
@@ -483,11 +494,24 @@ class EntityState:
         return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
 
     def run(
-        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, notes: list[Int64]
+        self,
+        slots: Int64,
+        taken_us: Int64,
+        head: Int64,
+        reals: Float64,
+        notes: list[Int64],
+        first: int,
     ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
-        """Let rows pass the kernels, each entity's in order; `notes` is filled if it has room."""
+        """Let rows pass the kernels, each entity's in order.
+
+        Parameters
+        ----------
+        notes, first : what each ring's pairs said before a row is noted at `first` + its place,
+            modulo the length; 0 for not at all
+        """
         out = np.full((len(head), self.plan.width), np.nan)
         for ring, before in zip(self.rings, notes, strict=True):
+            ring.book[PLACED] = first
             ring.run(slots, taken_us, head, reals, before, out)
         for kernel, tables, arrays in self._kernels:
             kernel(slots, taken_us, head, reals, *tables, *arrays, out)
@@ -611,6 +635,8 @@ class EntityState:
 
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Only what is far from usual is news, see `features.anchors.accept`.
 
         Parameters
         ----------

@@ -70,7 +70,8 @@ LONG_AGO = -(1 << 62)
 TOP, PAIRS_FILLED, LOGGED, PLACED, FREE = 0, 1, 2, 3, 4
 BOOK = FREE + 48
 """Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks,
-whether late rows are put in their place (`features.late`), free blocks by log2 of size."""
+where late rows are put in their place (`features.late`) the number of the first row, else 0, free
+blocks by log2 of size."""
 
 # Places in a slot's row of `ints`.
 START, CAPACITY, HEAD, SAVED, KEPT, BORN, SHARED = 0, 1, 2, 3, 4, 5, 6
@@ -310,12 +311,12 @@ def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
 
 
 @inlined
-def _note(i, pairs, met, before):
-    """Write down what the table said of row i's pairs, to be undone by `features.late`."""
+def _note(at, pairs, met, before):
+    """Write down what the table said of a row's pairs, to be undone by `features.late`."""
     for p in range(pairs):
         if met[p, 2] >= 0:
-            before[i, 2 * p] = met[p, 4]
-            before[i, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
+            before[at, 2 * p] = met[p, 4]
+            before[at, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
 
 
 @inlined
@@ -535,8 +536,8 @@ def run_ring(
     config : int64, see `features.plan.Ring.config`
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
-    before : int64 (n, 2 * pairs), filled where late rows are put in their place: number and time
-        of the last record with the row's pair
+    before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
+        `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
@@ -544,6 +545,7 @@ def run_ring(
     )
     longest = newest + (windows - 1) * stride
     met = np.empty((pairs, 5), np.int64)
+    noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked):
             return i
@@ -565,7 +567,8 @@ def run_ring(
         _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
-                _note(i, pairs, met, before)
+                _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
+                      before)  # fmt: skip
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
                          marked, book, arena_ints)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,

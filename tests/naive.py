@@ -21,7 +21,7 @@ from features.expiry import DAYS, DAYS_OTHER
 from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
-from tests import naive_risk
+from tests import naive_categories, naive_risk
 from tests.naive_baselines import as_sigma, mad_z, shrunk, twin
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
@@ -381,6 +381,15 @@ class NaiveEngine:
         feeds = tuple(sorted(f.feeds or (f.event,)))
         known = self.risks[f.entity, entity_key(event, f.entity), feeds]
         return known.value(f.op, f.window_s, [t for t, _ in self._fed(f, before)], now)
+
+    def _categories(self, f: Feature, event: Event, before: list, now: int) -> float:
+        feeds = f.feeds or (f.event,)
+        events = [e for _, e in before if e["_type"] in feeds]
+        events += [event] if event["_type"] in feeds else []
+        keys = [entity_key(e, str(f.other)) for e in events]
+        if entity_key(event, str(f.other)) is None:
+            return NAN
+        return naive_categories.entropy([key for key in keys if key is not None][-32:])
 
     def _members(self, f: Feature, event: Event, before: list, now: int) -> float:
         x = number(derived_column(event, str(f.column)))

@@ -415,6 +415,8 @@ def final_table(
     console.print()
     console.print(_counts_text(report))
     console.print(_latency_text(report))
+    if report.get("corrected") or report.get("corrected_unchecked"):
+        console.print(_corrected_text(report))
     _print_judgement(console, report)
     if next_steps:
         steps = Table.grid(padding=(0, 2))
@@ -466,6 +468,15 @@ def _counts_text(report: Mapping[str, Any]) -> Text:
         f"{report.get('dead_lettered', 0):,} dead-lettered + ",
         f"{report.get('duplicates', 0):,} duplicates + ",
         f"{report.get('pending', 0):,} pending",
+    )  # fmt: skip
+
+
+def _corrected_text(report: Mapping[str, Any]) -> Text:
+    """What late events have changed of rows scored before."""
+    return Text.assemble(
+        f"late events changed {report.get('corrected', 0):,} scored rows, and ",
+        (f"{report.get('flipped', 0):,}", "bold"), " votes among them; ",
+        f"{report.get('corrected_unchecked', 0):,} more could not be checked",
     )  # fmt: skip
 
 

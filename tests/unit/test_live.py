@@ -215,6 +215,15 @@ def a_report() -> dict:
     }
 
 
+def test_final_table_tells_what_late_events_have_changed_where_they_have() -> None:
+    out = io.StringIO()
+    final_table(a_report(), out)
+    assert "late events" not in out.getvalue()
+    final_table(a_report() | {"corrected": 1_234, "flipped": 5, "corrected_unchecked": 6}, out)
+    said = "late events changed 1,234 scored rows, and 5 votes among them; 6 more could not"
+    assert said in " ".join(out.getvalue().split())
+
+
 @pytest.mark.parametrize("columns", ["80", "150"])
 def test_final_table_says_everything_of_the_report(
     columns: str, monkeypatch: pytest.MonkeyPatch
