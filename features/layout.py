@@ -59,8 +59,11 @@ _FAMILIES: Mapping[str, str] = {
     "risk": "risk",
     "risk_frauds": "risk",
     "risk_events": "counted",
+    "categories": "categories",
+    "entropies": "categories",
     "vectors": "sequence",
     "places": "sequence",
+    **dict.fromkeys(("silence_ints", "silence_floats", "silence_tops", "silence_names"), "silence"),
 }
 """Array by slot -> family whose instances stand in it side by side. One that is not named here is
 carried over whole, where its family's features are the same ones."""
@@ -70,8 +73,7 @@ def layout_of(plan: Plan) -> Layout:
     """The description of a plan's state; plain values, the same for the same declarations."""
     entities = {}
     for name, one in plan.entities.items():
-        arrays = {k: a for k, a in EntityState(one).by_slot().items() if not k.startswith("ring")}
-        arrays["frozen_until_us"] = np.zeros((0, 1), np.int64)
+        arrays = EntityState(one).arrays
         entities[name] = {
             "made_of": {
                 event: list(event_type(event).entities.get(name, ())) for event in one.events
@@ -423,6 +425,7 @@ def _key(plan: EntityPlan, feature: Feature) -> str:
         "rate": [feeds, where],
         "geo": [feeds],
         "risk": [feeds],
+        "categories": [feeds, other],
         "members": [feeds, other, column, window_s],
     }.get(family, [feeds, column])
     return json.dumps(parts)
@@ -433,6 +436,9 @@ def _instances(plan: EntityPlan, array: str) -> list[str]:
     family = _FAMILIES.get(array, array)
     if family == "entity":
         return ["entity"]
+    if family == "silence":
+        watched = {e: event_type(e).silence.get(plan.entity) for e in plan.events}
+        return [json.dumps(watched, sort_keys=True)]
     if family == "sequence":
         tokens = TOKENS.get(plan.entity, {})
         return [

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
 from features.speed import AHEAD, inlined, kernel, prefetch
 
@@ -26,7 +27,6 @@ __all__ = [
     "CAPACITY",
     "CAPACITY_MIN",
     "FLAG_BITS",
-    "FREE",
     "HEAD",
     "KEPT",
     "LOGGED",
@@ -36,18 +36,15 @@ __all__ = [
     "SAVED",
     "SHARED",
     "START",
-    "TOP",
-    "allocate",
     "find_pair",
     "insert_pairs",
     "longest_at",
     "pair_key",
-    "release",
     "run_ring",
     "slot_layout",
 ]
 
-CAPACITY_MIN = 4
+CAPACITY_MIN = SMALLEST
 """Records a ring starts with; chosen: most cards pay a few times an hour at most."""
 
 FLAG_BITS = 31
@@ -66,12 +63,11 @@ size."""
 LONG_AGO = -(1 << 62)
 """Time of a pair that was never met; no event is so old, and differences stay within int64."""
 
-# Places in `book`, the arena's own numbers.
-TOP, PAIRS_FILLED, LOGGED, PLACED, FREE = 0, 1, 2, 3, 4
-BOOK = FREE + 48
-"""Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks,
-where late rows are put in their place (`features.late`) the number of the first row, else 0, free
-blocks by log2 of size."""
+# Places in `book`, behind the arena's own.
+PAIRS_FILLED, LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1, FREE + CLASSES + 2
+BOOK = PLACED + 1
+"""Length of `book`: the arena's numbers, filled places of the pairs, entries of the log of marks,
+where late rows are put in their place (`features.late`) the number of the first row, else 0."""
 
 # Places in a slot's row of `ints`.
 START, CAPACITY, HEAD, SAVED, KEPT, BORN, SHARED = 0, 1, 2, 3, 4, 5, 6
@@ -127,33 +123,6 @@ def insert_pairs(entries, pairs, touched, mark):
             pairs[at, k] = entries[i, k]
         touched[at] = mark[i]
     return filled
-
-
-@kernel
-def allocate(capacity, book, arena_ints):
-    """Start of a free block of so many records (a power of two), -1 where the arena is full."""
-    size_class = 0
-    while (1 << size_class) < capacity:
-        size_class += 1
-    start = book[FREE + size_class]
-    if start >= 0:
-        book[FREE + size_class] = arena_ints[start, 0]
-        return start
-    if book[TOP] + capacity > len(arena_ints):
-        return np.int64(-1)
-    start = book[TOP]
-    book[TOP] += capacity
-    return start
-
-
-@kernel
-def release(start, capacity, book, arena_ints):
-    """Give a block back."""
-    size_class = 0
-    while (1 << size_class) < capacity:
-        size_class += 1
-    arena_ints[start, 0] = book[FREE + size_class]
-    book[FREE + size_class] = start
 
 
 @kernel
