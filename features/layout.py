@@ -59,6 +59,7 @@ _FAMILIES: Mapping[str, str] = {
     "risk": "risk",
     "risk_frauds": "risk",
     "risk_events": "counted",
+    **dict.fromkeys(("partner_names", "partners", "bonds"), "correlations"),
     "categories": "categories",
     "entropies": "categories",
     "vectors": "sequence",
@@ -427,6 +428,7 @@ def _key(plan: EntityPlan, feature: Feature) -> str:
         "risk": [feeds],
         "categories": [feeds, other],
         "members": [feeds, other, column, window_s],
+        "correlations": [feeds, other, column, window_s],
     }.get(family, [feeds, column])
     return json.dumps(parts)
 

@@ -242,6 +242,7 @@ class EntityPlan:
     members: Members | None = None
     risk: Risk | None = None
     categories: Categories | None = None
+    correlations: Members | None = None
     sequence: Sequence | None = None
     silence: Silence | None = None
 
@@ -349,6 +350,7 @@ def _build(plan: EntityPlan) -> None:
         "members": _build_members,
         "risk": _build_risk,
         "categories": _build_categories,
+        "correlations": _build_correlations,
     }
     for family, found in by_family.items():
         builders[family](plan, found)
@@ -489,7 +491,7 @@ def _build_geo(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     plan.places = np.array([plan.real(name) for name in names], np.int64)
 
 
-def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+def _members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Members:
     """One set of members for the features with the same feeds, member, column and window."""
 
     def key(f: Feature) -> tuple[tuple[str, ...], str, str, int]:
@@ -498,7 +500,7 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     keys = list(dict.fromkeys(key(f) for f, _ in found))
     rows = [(f.event, OPERATIONS[f.op].code, keys.index(key(f)), 0, to) for f, to in found]
     table, at = _table(rows, len(keys))
-    plan.members = Members(
+    return Members(
         np.stack([_mask(feeds) for feeds, *_ in keys]),
         table,
         at,
@@ -506,6 +508,14 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
         np.array([plan.real(column) for _, _, column, _ in keys], np.int64),
         np.array([window_s for *_, window_s in keys], np.int64) * 1_000_000,
     )
+
+
+def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.members = _members(plan, found)
+
+
+def _build_correlations(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.correlations = _members(plan, found)
 
 
 def _build_silence(plan: EntityPlan) -> None:

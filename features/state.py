@@ -20,6 +20,13 @@ from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, ru
 from features.arena import TOP, room
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
+from features.correlate import (
+    PAIR_FLOATS,
+    PARTNER_FLOATS,
+    PARTNERS,
+    PARTNERS_MAX,
+    run_correlations,
+)
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
@@ -376,6 +383,13 @@ def _kernels(
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
         yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
+    yield from _further_kernels(plan)
+
+
+def _further_kernels(
+    plan: EntityPlan,
+) -> Iterator[tuple[Kernel, tuple[Any, ...], list[tuple[str, int, type]]]]:
+    """The same, those that came later."""
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -385,6 +399,17 @@ def _kernels(
                 ("risk", instances * RISK_FLOATS, np.float64),
                 ("risk_frauds", instances * RISK_DAYS, np.uint16),
                 ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
+    if plan.correlations is not None:
+        instances = len(plan.correlations.others)
+        yield (
+            run_correlations,
+            plan.correlations.tables,
+            [
+                ("partner_names", instances * PARTNERS_MAX, np.int64),
+                ("partners", instances * PARTNERS_MAX * PARTNER_FLOATS, np.float64),
+                ("bonds", instances * PARTNERS * PAIR_FLOATS, np.float64),
             ],
         )
     if plan.categories is not None:
@@ -483,6 +508,13 @@ class EntityState:
     def arrays(self) -> Arrays:
         """State by slot but that of rings: name -> array by slot, the very arrays."""
         return dict(self._fixed)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes a slot takes in all arrays, whatever its entity does."""
+        table = (self.table.keys, self.table.newest_us, self.table.first_us, self.table.dirty)
+        rings = (array for ring in self.rings for array in (ring.ints, ring.floats))
+        return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
     def memory_bytes(self) -> int:

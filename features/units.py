@@ -26,6 +26,9 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(
         ("risk_count", "risk_count_ever", "risk_rate", "genuine_since_fraud", "last_label"), "1"
     ),
+    "entropy": "bit",
+    **dict.fromkeys(("correlation", "correlation_usual"), "1"),
+    "correlation_z": "sigma",
     "first_time": "flag",
     **dict.fromkeys(("since", "age", "since_pair", "since_place", "since_fraud"), "s"),
     **dict.fromkeys(
@@ -34,7 +37,6 @@ UNITS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("member_z", "member_rel_z", "peers_abs_z", "surprise"), "sigma"),
     **dict.fromkeys(("anchor_z", "creep", "week_z", "trend", "shrunk_z"), "sigma"),
-    "entropy": "bit",
     **dict.fromkeys(("home_km", "moved_km"), "km"),
     "speed_kmh": "km/h",
     **dict.fromkeys(("sum", "mean", "std", "max", "min", "value", "peer_mean"), "column"),

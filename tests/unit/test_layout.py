@@ -54,6 +54,7 @@ OLD = (
     sample("anchor", "anchor", column="value"),
     sample("week", "week_usual", column="value"),
     sample("trend", "trend", column="value"),
+    sample("bond_usual", "correlation_usual", "host", column="value", other="metric", window_s=600),
     sample("peers", "peer_mean", "pool", column="value", other="host", window_s=600),
 )
 
@@ -74,6 +75,7 @@ EMPTY = (
     sample("log_trend", "trend", column="log_value"),
     sample("log_peers", "peer_mean", "pool", column="log_value", other="host", window_s=600),
     sample("host_n", "count", "host", window_s=300),
+    sample("bond", "correlation", "host", column="log_value", other="metric", window_s=600),
 )
 """New, over state that nothing old has."""
 
