@@ -33,8 +33,8 @@ __all__ = ["COMMIT_KEY", "Commit", "CommitSink", "Store", "StoreAck"]
 COMMIT_KEY = "commit"
 
 _COUNTED = (
-    "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "corrected",
-    "corrected_unchecked", "flipped",
+    "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
+    "corrected", "corrected_unchecked", "flipped",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -164,6 +164,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["scored"] += sum(out.scored.values())
             self._totals["dead_lettered"] += sum(r.event_type != "control" for r in out.rejects)
             self._totals["duplicates"] += out.duplicates
+            self._totals["absences"] += out.absences
             self._totals["alerts"] += len(out.alerts)
             self._totals["muted"] += out.muted
             self._totals["suppressed"] += out.suppressed

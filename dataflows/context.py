@@ -36,6 +36,7 @@ from dataflows.state.manifest import (
     write_manifest,
 )
 from dataflows.warm import warm_start
+from features.batch import EventBatch
 from features.catalog import Catalog, catalog
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
@@ -126,6 +127,8 @@ class Context:
     """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    judge: Callable[[EventBatch], EventBatch] | None = None
+    """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
@@ -135,6 +138,10 @@ class Context:
             names = self.catalog.names(name)
             columns = np.array([names.index(f.name) for f in features], np.intp)
             self.store_columns.setdefault(name, {})[entity] = columns
+
+    def judged(self, absences: EventBatch) -> EventBatch:
+        """Absences with their truth, where it is known."""
+        return absences if self.judge is None else self.judge(absences)
 
     def shard(self, name: str) -> ShardStore:
         """State folder of a group."""
@@ -315,7 +322,11 @@ def open_lane(context: Context, lane: int) -> Lane:
     if settings.source == "simulator":
         from dataflows.sources.simulator import SimulatorReader
 
-        reader = SimulatorReader(settings, context.manifest.until_us)
+        simulated = SimulatorReader(settings, context.manifest.until_us)
+        context.judge = simulated.judged
+        context.telemetry.silences = simulated.silences
+        context.telemetry.begun_us = simulated.begins_us
+        reader = simulated
     elif settings.source == "file":
         from dataflows.sources.files import FileReader
 

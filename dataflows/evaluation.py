@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.history import Pass, run_history
@@ -20,6 +22,8 @@ from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError
+from features.events import made_types
+from models.absences import SilenceTally
 from models.bundle import Bundle
 from models.evaluate import Tally
 from models.scoring import Scorer
@@ -34,6 +38,7 @@ class _Judge:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.tally = Tally()
+        self.silence = SilenceTally()
         self.rows = 0
         self.score_s = 0.0
 
@@ -44,7 +49,12 @@ class _Judge:
         decisions = self.scorer.decide(scores, {})
         self.score_s += time.perf_counter() - begun
         self.rows += len(batch)
-        if batch.truth is not None:
+        if batch.event_type in made_types():
+            self.rows -= len(batch)
+            if batch.truth is not None:
+                flagged = np.asarray(decisions.flagged.any(axis=1))
+                self.silence.add(batch.frame, batch.truth, flagged)
+        elif batch.truth is not None:
             self.tally.add(batch.event_type, batch.truth, scores, decisions)
 
 
@@ -98,6 +108,7 @@ def evaluate_simulated(
         "bundle": bundle.id,
         "us_per_event": {"score": round(1e6 * judge.score_s / max(judge.rows, 1), 2)},
         **judge.tally.report(),
+        "silence": judge.silence.report(reader.silences(start_us, end_us), start_us, end_us),
     }
     if bundle.training.get("traffic_seed") == settings.sim_seed:
         say("note: the bundle was trained on this very traffic; take another seed")

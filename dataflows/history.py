@@ -30,6 +30,7 @@ from features.engine import OfflineEngine
 from features.events import event_code, event_type
 from features.keys import UInt64, hash_columns, hash_strings
 from models.base import TrainingSet
+from models.train import select_rows
 
 __all__ = ["Collector", "Pass", "Taker", "run_history", "save_warm"]
 
@@ -95,7 +96,9 @@ class Collector:
             attack, known = np.zeros(n, np.int16), False
         self.known |= known
         ids = hash_strings(batch.frame["event_id"])
-        share = self._share if isinstance(self._share, float) else self._share[batch.event_type]
+        share = self._share if isinstance(self._share, float) else 1.0
+        if isinstance(self._share, Mapping):
+            share = self._share.get(batch.event_type, 1.0)  # of absences there are few: all
         sampled = (ids % np.uint64(1_000_000)) < np.uint64(round(share * 1e6))
         rows = np.flatnonzero((sampled | (attack > 0)) & (batch.time_us >= self._from_us))
         if not len(rows):
@@ -124,13 +127,15 @@ class Collector:
                 np.concatenate(kept.sequence) if kept.sequence else None,
                 self._catalog.version,
             )
-            found[name] = TrainingSet(
+            rows = TrainingSet(
                 features,
                 np.concatenate(kept.time_us),
                 np.concatenate(kept.label),
                 np.concatenate(kept.entity),
                 np.concatenate(kept.attack),
             )
+            # An absence stands at the time it was due, which may be before events of its round.
+            found[name] = select_rows(rows, np.argsort(rows.time_us, kind="stable"))
         return found
 
 
@@ -196,6 +201,8 @@ def run_history(
         events, duplicates = begin.events, begin.duplicates
         reasons = Counter(begin.reasons)
         arrivals = begin.arrivals if arrivals is None else arrivals
+    # The simulator alone knows whom it has silenced.
+    judged: Callable[[EventBatch], EventBatch] = getattr(reader, "judged", lambda absent: absent)
     while True:
         taken = reader.take(CHUNK_ROWS)
         until_us = max(until_us, taken.cut_time_us)
@@ -207,6 +214,9 @@ def run_history(
         duplicates += done.duplicates
         if done.batches:
             _compute(engine, done, arrivals, collector)
+            for absent, matrix in engine.take_absences():
+                if collector is not None:
+                    collector.add(judged(absent), matrix)
             events += sum(len(b) for b in done.batches.values())
         if progress is not None:
             progress(events, until_us)

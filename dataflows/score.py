@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
@@ -17,10 +19,10 @@ from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
 from dataflows.store.rows import Views, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
-from features.events import event_type
+from features.events import EventType, event_type, made_types
 from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
-from models.decisions.reasons import reasons
+from models.decisions.reasons import number_text, reasons
 
 __all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "StoreRows", "score_round"]
 
@@ -35,12 +37,16 @@ tenth of a round."""
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores and votes of one event type in a round, kept where the truth is known."""
+    """Scores and votes of one event type in a round, kept where the truth is known.
+
+    `absences` is set where these are no events of a source but absences.
+    """
 
     event_type: str
     truth: npt.NDArray[np.int16]
     scores: ScoreMatrix
     decisions: Decisions
+    absences: pl.DataFrame | None = None
 
 
 FLIPS_ROUND_MAX = 20
@@ -89,6 +95,7 @@ class RoundOut:
     control: Control
     final: bool
     replayed: bool
+    absences: int = 0
     corrected: int = 0
     corrected_unchecked: int = 0
     flipped: int = 0
@@ -132,14 +139,16 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = np.asarray(decisions.flagged.any(axis=1))
         if batch.truth is not None:
-            known.append(Scored(name, batch.truth, scores, decisions))
+            absences = batch.frame if name in made_types() else None
+            known.append(Scored(name, batch.truth, scores, decisions, absences))
         made, silenced, dropped = _alerts(context, item, batch, features, scores, decisions)
         alerts += made
         muted += silenced
         suppressed += dropped
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
-    due = [batch.due_ns for batch in item.batches.values()]
+    events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
+    due = [batch.due_ns for batch in events.values()]
     yield RoundOut(
         item.lane,
         item.round,
@@ -147,7 +156,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.received,
         item.duplicates,
         item.rejects,
-        {name: len(batch) for name, batch in item.batches.items()},
+        {name: len(batch) for name, batch in events.items()},
         tuple(alerts),
         muted,
         suppressed,
@@ -156,6 +165,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.control,
         item.final,
         item.replayed,
+        sum(len(batch) for name, batch in item.batches.items() if name not in events),
         sum(len(corrected.rounds) for corrected in item.corrected),
         item.corrected_unchecked,
         len(flips),
@@ -182,10 +192,12 @@ def _alerts(
     hits = [(int(r), int(a)) for r, a in np.argwhere(decisions.flagged)]
     if not hits:
         return made, 0, 0
-    primary = declared.entities[declared.primary]
     for row, kind in hits:
         values = batch.frame.row(row, named=True)
-        if _is_muted(item.control, declared.entities, values):
+        subject, entity = _subject(declared, values)
+        if _is_muted(item.control, declared.entities, values) or (
+            (subject, entity) in item.control.mutes
+        ):
             muted += 1
             continue
         if len(made) >= ALERTS_ROUND_MAX:
@@ -196,7 +208,6 @@ def _alerts(
         why = tuple(
             Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
         )
-        entity = "|".join(str(values[c]) for c in primary)
         made.append(
             Alert(
                 id=alert_id(values["event_id"], anomaly, context.scorer.bundle.id),
@@ -204,7 +215,7 @@ def _alerts(
                 severity=rule.severity,
                 event_type=batch.event_type,
                 event_id=values["event_id"],
-                entity_type=declared.primary,
+                entity_type=subject,
                 entity=entity,
                 time_us=values["time_us"],
                 cut_time_us=item.cut_time_us,
@@ -213,12 +224,31 @@ def _alerts(
                 votes=_votes(scores, decisions, row, kind),
                 reasons=why,
                 bundle_id=context.scorer.bundle.id,
-                summary=f"{anomaly.replace('_', ' ')}: {declared.primary} {entity}: "
-                + ("; ".join(r.text for r in why) or "unusual combination"),
+                summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {_told(values, why)}",
                 latency_due_ns=int(batch.due_ns[row]),
             )
         )
     return made, muted, suppressed
+
+
+def _subject(declared: EventType, values: dict[str, Any]) -> tuple[str, str]:
+    """Entity type and name of whom an event is about."""
+    if declared.subject is not None:
+        kind, name = declared.subject
+        return values[kind], values[name]
+    columns = declared.entities[declared.primary]
+    return declared.primary, "|".join(str(values[c]) for c in columns)
+
+
+def _told(values: dict[str, Any], why: tuple[Reason, ...]) -> str:
+    """The reasons as one text; of an absence first of all what it is."""
+    texts = [reason.text for reason in why]
+    if "usual_gap_s" in values:
+        gap, usual = (number_text(values[name], "s") for name in ("gap_s", "usual_gap_s"))
+        texts = [f"silent for {gap}; it usually speaks every {usual}"] + [
+            reason.text for reason in why if reason.feature not in ("gap_s", "usual_gap_s")
+        ]
+    return "; ".join(texts) or "unusual combination"
 
 
 def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:

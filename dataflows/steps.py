@@ -24,6 +24,7 @@ from dataflows.sources.base import DeadLetter
 from dataflows.sources.rounds import Part
 from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
+from features.absences import Names, Peers
 from features.batch import EventBatch, FeatureMatrix
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
 from features.labels import label_of
@@ -308,6 +309,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._context = context
         self._door: Admission | None = None
         self._shard: _Shard | None = None
+        self._names = Names()
         self._round = context.manifest.round
 
     def _open(self, lane: int) -> tuple[Admission, _Shard]:
@@ -332,7 +334,13 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)
         groups = self._context.settings.groups
         rows = split(
-            self._context.catalog, done.batches, groups, part.lane, part.round, done.clock_us
+            self._context.catalog,
+            done.batches,
+            groups,
+            part.lane,
+            part.round,
+            done.clock_us,
+            self._names,
         )
         labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
         if labels:
@@ -412,7 +420,8 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
         expired = engine.expired
-        features = engine.process(merge([item.rows for item in items.values()]))
+        rows = merge([item.rows for item in items.values()])
+        features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
         out: list[ToHome | Durable] = [
@@ -453,6 +462,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
         self._control = Control.of(context.manifest.control)
+        self._peers = Peers()
         late_us = round(context.settings.late_s * 1e6)
         self._recent = RecentRows(context.catalog, late_us, context.settings.corrected_rows_max)
         self._round = context.manifest.round
@@ -485,13 +495,17 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         for record in waiting.control:
             self._control = self._control.apply(record)
         self._control = self._control.expire(waiting.cut_time_us)
-        batches = own.batches or {}
+        batches = dict(own.batches or {})
+        told = (one for group in waiting.features for one in group.absences)
+        absent = self._peers.take(told, waiting.cut_time_us * 1_000)
+        if absent is not None:
+            batches[absent.event_type] = self._context.judged(absent)
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
         corrected, unchecked = self._recent.check(
             correction for result in waiting.features for correction in result.corrections
         )
         self._recent.keep(
-            own.round, own.clock_us, batches, features, waiting.features, self._control
+            own.round, own.clock_us, own.batches or {}, features, waiting.features, self._control
         )
         self._context.telemetry.stage("assemble", time.perf_counter() - begun)
         return Featured(

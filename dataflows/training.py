@@ -29,7 +29,8 @@ from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
-from features.simulate import ATTACKS
+from features.plan import ABSENCE
+from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
@@ -52,6 +53,10 @@ HISTORY_DAYS = 14
 LEARNED_DAYS = 4
 """Last days of it that are learned from; before them too much is new. Chosen: all entities are
 warm, and 0.2 % of a quarter of the rows of the rarest event type are fifty."""
+
+RHYTHM_SHARE = 0.4
+"""Share of the days before them after which absences are learned from. Chosen: four days; a job
+that runs at night is known after two."""
 
 ATTACK_SHARE = 0.02
 """Share of attack events in the second run of the last days: 80 campaigns of each attack, an hour
@@ -116,7 +121,7 @@ def train_simulated(
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
-    names = {code: name for name, code in ATTACKS.items()}
+    names = {code: name for name, code in (ATTACKS | SILENCES).items()}
     about = {"traffic_seed": seed, "world": _world(settings)}
     return _learn(settings, cat, done, sets, names, history_s, say, about)
 
@@ -298,9 +303,12 @@ def _history(
     plain = settings.sim_anomaly_share
     expected = settings.sim_events_per_s * (end_us - split_us) / 1e6
     share = {name: min(1.0, ROWS_WANTED / (expected * part)) for name, part in TYPE_SHARES.items()}
+    # Absences are few: those of the days before are learned from too, once rhythms are known.
+    rare_from_us = start_us + round((split_us - start_us) * RHYTHM_SHARE)
+    rare = Collector(cat, rare_from_us, dict.fromkeys(TYPE_SHARES, 0.0))
     arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
     reader = simulated(settings, seed, start_us, split_us, plain)
-    first = run_history(settings, cat, reader, arrivals=arrivals)
+    first = run_history(settings, cat, reader, rare, arrivals=arrivals)
     again = _copy(settings, cat, first)
     collector = Collector(cat, split_us, share)
     reader = simulated(settings, seed, split_us, end_us, plain)
@@ -310,7 +318,11 @@ def _history(
     if dense:
         reader = simulated(settings, seed, split_us, end_us, dense)
         run_history(settings, cat, reader, attacked, begin=again)
-    return done, _joined(collector.sets(), attacked.sets())
+    sets = collector.sets()
+    early = rare.sets().get(ABSENCE)
+    if early is not None:
+        sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
+    return done, _joined(sets, attacked.sets())
 
 
 def _joined(

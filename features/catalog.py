@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from features import definitions
 from features.columns import derived_columns, flag_names, key_names, real_names
 from features.errors import DeclarationError
-from features.events import event_type, event_types
+from features.events import event_type, event_types, made_types
 from features.operations import OPERATIONS, SEMANTICS, Operation
 from features.registry import own
 from features.sequence import TOKENS
@@ -29,7 +29,9 @@ from features.units import unit_fault
 
 __all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
 
-GROUPS = ("velocity", "amount", "geo", "cross_entity", "baseline", "risk", "context")
+GROUPS = (
+    "velocity", "amount", "geo", "cross_entity", "baseline", "risk", "silence", "context",
+)  # fmt: skip
 
 WINDOW_S_MAX = 86_400 * 31
 """Longest window; chosen: a month."""
@@ -52,13 +54,16 @@ class Catalog:
         faults = _faults(declared)
         if faults:
             raise DeclarationError(faults)
-        self._features = {name: _ordered(name, declared) for name in event_types()}
+        names = (*event_types(), *made_types())
+        self._features = {name: _ordered(name, declared) for name in names}
         self._features = {name: found for name, found in self._features.items() if found}
         everything = [[_declaration(f) for f in fs] for fs in self._features.values()]
         # An event type that no feature knows changes no feature: models stay as good as they were.
         used = set(self._features) | {feed for feature in declared for feed in feature.feeds}
         known = [t for t in event_types().values() if t.name in used]
-        types: list[list[object]] = [[t.name, dict(t.entities), t.primary] for t in known]
+        types: list[list[object]] = [
+            [t.name, dict(t.entities), t.primary, dict(t.silence)] for t in known
+        ]
         # What is the user's own has no number that is raised when it comes to mean another thing.
         types += [
             ["own", t.name, [[f.name, f.kind, f.values] for f in t.fields]]
@@ -156,10 +161,11 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
     for feature in declared:
         at = place_of(feature.declared_at)
         place = f"{at}: " if at else ""
-        if feature.event not in event_types():
+        known_types = (*event_types(), *made_types())
+        if feature.event not in known_types:
             faults.append(
                 f"{place}feature {feature.name!r}: unknown event type {feature.event!r}; event"
-                f" types are {', '.join(event_types())}"
+                f" types are {', '.join(known_types)}"
             )
             continue
         if (feature.event, feature.name) in seen:
@@ -186,13 +192,18 @@ def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> 
             "has no unit; `1` is that of a plain number, `flag` that of yes (1) or no (0)"
         )
     feeds = feature.feeds or (feature.event,)
-    unknown = [name for name in feeds if name not in event_types()]
+    unknown = [name for name in feature.feeds if name not in event_types()]
     faults += [
         f"fed by unknown event type {n!r}; event types are {', '.join(event_types())}"
         for n in unknown
     ]
     feeds = tuple(name for name in feeds if name not in unknown)
     stateful = op is not None and op.family not in ("stateless", "derived")
+    if stateful and feature.event in made_types():
+        faults.append(
+            f"operation {feature.op!r} keeps state of entities, which no {feature.event!r} enters;"
+            " it may have `value`, `ratio`, `difference` and `surprise`"
+        )
     for name in dict.fromkeys((feature.event, *feeds)):
         entities = event_type(name).entities
         if (feature.entity or stateful) and feature.entity not in entities:

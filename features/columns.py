@@ -45,6 +45,10 @@ ROUND_AMOUNT_STEP = 10.0
 ROUND_AMOUNT_MIN = 50.0
 """Round sums from here on are counted; chosen: below, honest prices are round too often."""
 
+KNOWN_DAYS_MAX = 7.0
+"""From here on an entity is simply known: a number that grows without end tells only how long the
+flow has been running. Chosen: a week has all its rhythms."""
+
 _DAY_US = 86_400_000_000
 
 
@@ -171,6 +175,29 @@ def _clock(event: str) -> tuple[Derived, ...]:
     )
 
 
+def _gaps(usual: str) -> Callable[[Columns], Float64]:
+    """The silence in gaps of a usual length; NaN where that is not known."""
+
+    def make(columns: Columns) -> Float64:
+        return np.asarray(columns.real("gap_s") / np.maximum(columns.real(usual), 1.0))
+
+    return make
+
+
+def _leeway(columns: Columns) -> Float64:
+    return np.asarray(columns.real("allowed_s") / np.maximum(columns.real("usual_gap_s"), 1.0))
+
+
+def _known_days(columns: Columns) -> Float64:
+    return np.minimum(columns.real("known_s") / 86_400.0, KNOWN_DAYS_MAX)
+
+
+def _silences_a_day(columns: Columns) -> Float64:
+    return np.asarray(
+        columns.real("silences") / np.maximum(columns.real("known_s") / 86_400.0, 1.0)
+    )
+
+
 DERIVED: tuple[Derived, ...] = (
     *_clock("payment"),
     *_place("payment"),
@@ -208,6 +235,28 @@ DERIVED: tuple[Derived, ...] = (
     ),
     Derived("app_log", "server_error", "flag", _server_error, "status 500 or above"),
     Derived("app_log", "untimed", "flag", _no_duration, "reports no duration"),
+    Derived("absence", "usual_gaps", "real", _gaps("usual_gap_s"), "silence over its usual gap"),
+    Derived(
+        "absence",
+        "hour_gaps",
+        "real",
+        _gaps("hour_gap_s"),
+        "silence over its usual gap at this hour",
+    ),
+    Derived("absence", "leeway", "real", _leeway, "gap allowed over its usual gap"),
+    Derived(
+        "absence",
+        "known_days",
+        "real",
+        _known_days,
+        f"how long it has been known, at most {KNOWN_DAYS_MAX:g} days",
+        "d",
+    ),
+    Derived(
+        "absence", "silences_a_day", "real", _silences_a_day, "silences it has had, a day known"
+    ),
+    Derived("absence", "of_host", "flag", _is("entity_type", "host"), "tells of a host"),
+    Derived("absence", "of_service", "flag", _is("entity_type", "service"), "tells of a service"),
 )
 
 

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.absences import Absences, Names, Peers
 from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_types
 from features.labels import Label
 from features.late import Changed
-from features.plan import EntityPlan, plan_of
+from features.plan import ABSENCE, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
+from features.silence import DUE_MAX, Overdue
+from features.silence import warm_up as warm_up_silence
 from features.snapshots import join
 from features.split import split
 from features.state import EntityState
@@ -44,6 +47,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 LATE_S = 60.0
 """Bound of lateness where none is given; the default of setting `late_s`."""
+
+EVERYONE = 1 << 40
+"""No bound on the absences of a stretch of history: it may be hours long."""
 
 STATE_FORMAT = 3
 """Layout of snapshots; one with another number is refused."""
@@ -111,21 +117,24 @@ class GroupEngine:
         """Bytes of state."""
         return sum(self.memory.values())
 
-    def process(self, rows: GroupRows) -> dict[int, GroupFeatures]:
-        """Features of the group's rows of one round.
+    def process(
+        self, rows: GroupRows, lanes: tuple[int, ...] = (), due_max: int = DUE_MAX
+    ) -> dict[int, GroupFeatures]:
+        """Features of the group's rows of one round, and who is overdue at its end.
 
         Parameters
         ----------
         rows : merged parts of all lanes, in the global order
+        lanes : those that take part in the round; only needed where several do
+        due_max : absences of an entity type that may be told of in a round, see `features.silence`
 
         Returns
         -------
         lane -> features of that lane's rows
         """
         self.clock_us = max(self.clock_us, rows.clock_us)
-        results: dict[int, GroupFeatures] = {}
-        if rows.lane >= 0:
-            results[rows.lane] = GroupFeatures(rows.lane)
+        present = lanes or ((rows.lane,) if rows.lane >= 0 else ())
+        results = {lane: GroupFeatures(lane) for lane in sorted(present)}
         if rows.labels:
             for state in self._states.values():
                 self.labels += state.label(rows.labels)
@@ -144,9 +153,32 @@ class GroupEngine:
             for lane, correction in [] if changed is None else _corrections(state.plan, changed):
                 result = results.setdefault(lane, GroupFeatures(lane))
                 results[lane] = replace(result, corrections=(*result.corrections, correction))
+        for entity, (keys, names) in rows.names.items():
+            self._states[entity].name(keys, names)
+        if results:
+            self._tell_overdue(rows.clock_us, due_max, results)
         for state in self._states.values():
             state.expire(self.clock_us)
         return results
+
+    def _tell_overdue(self, clock_us: int, due_max: int, results: dict[int, GroupFeatures]) -> None:
+        """Let the lowest lane know who is overdue, and all lanes what has changed among peers."""
+        for entity, state in self._states.items():
+            if state.wheel is None:
+                continue
+            told, keys, names = state.overdue(clock_us, due_max)
+            first = min(results)
+            for lane, result in results.items():
+                if lane == first and len(keys):
+                    result.absences.append(Absences(entity, told, keys, names))
+                elif len(told.changes):
+                    none = Overdue(told.found[:0], told.known[:0], told.changes)
+                    result.absences.append(Absences(entity, none, keys[:0], names[:0]))
+
+    @property
+    def overdue(self) -> int:
+        """Entities that are overdue and were beyond what a round may tell of."""
+        return sum(s.wheel.waiting for s in self._states.values() if s.wheel is not None)
 
     def delta(self) -> Arrays:
         """What changed since the snapshot before, as arrays by name."""
@@ -312,6 +344,8 @@ class OfflineEngine:
         self.catalog = catalog
         self.engines = [GroupEngine(catalog, group, late_s, ttl_h) for group in range(groups)]
         self._round = 0
+        self._names, self._peers = Names(), Peers()
+        self._absent: list[tuple[EventBatch, FeatureMatrix]] = []
 
     def process(
         self,
@@ -334,14 +368,27 @@ class OfflineEngine:
         >>> OfflineEngine(catalog(), groups=4).process({})
         {}
         """
-        parts = split(
-            self.catalog, batches, len(self.engines), round_=self._round, clock_us=clock_us
-        )
+        groups = len(self.engines)
+        parts = split(self.catalog, batches, groups, 0, self._round, clock_us, self._names)
         if labels:
             parts = [replace(part, labels=labels) for part in parts]
         self._round += 1
-        found = [engine.process(part) for engine, part in zip(self.engines, parts, strict=True)]
-        return assemble(self.catalog, batches, [f[0] for f in found])
+        found = [
+            engine.process(part, due_max=EVERYONE)[0]
+            for engine, part in zip(self.engines, parts, strict=True)
+        ]
+        absent = self._peers.take(one for result in found for one in result.absences)
+        if absent is not None:
+            self._absent.append((absent, assemble(self.catalog, {ABSENCE: absent}, [])[ABSENCE]))
+        return assemble(self.catalog, batches, found)
+
+    def take_absences(self) -> list[tuple[EventBatch, FeatureMatrix]]:
+        """Absences found since the last call, a batch a round, with their features.
+
+        An absence may come after events later than it: it stands at the time it was due.
+        """
+        found, self._absent = self._absent, []
+        return found
 
 
 def warm_up(catalog: Catalog) -> None:
@@ -362,3 +409,4 @@ def warm_up(catalog: Catalog) -> None:
     group.process(split(catalog, late, 1, clock_us=2_000_000)[0])
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])
+    warm_up_silence()

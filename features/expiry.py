@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from features.arena import release
 from features.plan import EntityPlan
 from features.speed import kernel
-from features.windows import BORN, CAPACITY, HEAD, KEPT, SAVED, SHARED, START, release
+from features.windows import BORN, CAPACITY, HEAD, KEPT, SAVED, SHARED, START
 
 __all__ = ["DAYS", "DAYS_OTHER", "SLACK_US", "SWEPT", "clear_rings", "time_to_live_us"]
 

@@ -42,6 +42,8 @@ from features.replay import (
     CODE,
     FLAGS,
     LANE,
+    LINKS,
+    MARK,
     OFFSET,
     OLDER,
     OWNER,
@@ -51,9 +53,10 @@ from features.replay import (
     SLOT,
     TIME,
     admit,
+    check,
     choose,
     collect,
-    keep_records,
+    copy_out,
     link,
     push_up,
     restore_rings,
@@ -63,7 +66,6 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
-from features.windows import PLACED
 
 if TYPE_CHECKING:
     from features.state import EntityState
@@ -131,37 +133,55 @@ class LateRows:
         self._clock_us = self._newest_us = 0
         self._generations: list[_Generation] = []
         plan = state.plan
-        self._pairs = [2 * len(ring.ring.others) for ring in state.rings]
+        pairs = {f"pairs{i}": 2 * len(ring.ring.others) for i, ring in enumerate(state.rings)}
+        self._pairs = tuple(pairs)
         self._rows = Shelf(
             {
                 "wide": (4, np.int64),
                 "meta": (6, np.int32),
                 "others": (len(plan.others), np.int64),
                 "reals": (len(plan.reals), np.float64),
-                **{f"pairs{i}": (n, np.int64) for i, n in enumerate(self._pairs)},
+                **{name: (n, np.int64) for name, n in pairs.items()},
             }
         )
+        self._parts: dict[str, tuple[int, int, npt.DTypeLike]] = {}
+        word = 0
+        for name, array in state.by_slot().items():
+            words = array.shape[1] * array.itemsize // 8
+            if 8 * words != array.shape[1] * array.itemsize:
+                raise ValueError(
+                    f"state {name!r} of {plan.entity!r}: a row of {array.shape[1]} x {array.dtype}"
+                    " is not made of whole words of 8 bytes; make it wider"
+                )
+            self._parts[name] = (word, word + words, array.dtype)
+            word += words
         self._checkpoints = Shelf(
-            {
-                "key": (5, np.int64),
-                "chain": (3, np.int64),
-                **{name: (a.shape[1], a.dtype) for name, a in state.by_slot().items()},
-            }
+            {"key": (5, np.int64), "chain": (3, np.int64), "state": (word, np.int64)}
         )
-        self._tails = np.zeros(0, np.int64)
-        self._marks = np.zeros(0, np.int64)
-        self._since = np.zeros(0, np.int64)
+        self._links = np.zeros((0, LINKS), np.int64)
+        self._sources: tuple[Int64, ...] = ()
 
     def grow(self, capacity: int) -> None:
-        """Make room for so many slots."""
-        for array in (self._tails, self._marks, self._since):
-            array.resize(capacity, refcheck=False)
+        """Make room for so many slots; the arrays by slot have just been made larger."""
+        self._links.resize((capacity, LINKS), refcheck=False)
+        arrays = {name: a for name, a in self._state.by_slot().items() if a.shape[1]}
+        self._sources = tuple(a.view(np.int64) for a in arrays.values())
+        names = list(arrays)
+        rings = [
+            (names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"][0], ring.longest)
+            for i, ring in enumerate(self._state.rings)
+        ]
+        self._rings = np.array(rings, np.int64).reshape(-1, 3)
+
+    def _saved(self, at: Int64, name: str) -> npt.NDArray[Any]:
+        """One array of checkpoints, given their places."""
+        first, end, dtype = self._parts[name]
+        return np.ascontiguousarray(self._checkpoints.arrays["state"][at, first:end]).view(dtype)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
-        by_slot = sum(a.nbytes for a in (self._tails, self._marks, self._since))
-        return by_slot + self._rows.memory_bytes + self._checkpoints.memory_bytes
+        return self._links.nbytes + self._rows.memory_bytes + self._checkpoints.memory_bytes
 
     def active(self, clock_us: int) -> bool:
         """Whether late rows are put in their place: from the first round that knows the time on."""
@@ -175,12 +195,10 @@ class LateRows:
         old = self._out_of_reach(head, clock_us)
         if old == 0:
             return self._logged(head, reals, round_, clock_us)
-        for ring in state.rings:
-            ring.book[PLACED] = 0
         slots, taken_us, _ = state.table.intern(head[:old])
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
-        out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0))
+        out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0), 0)
         self._newest_us = int(head[old - 1, 1])
         self._clock_us = max(self._clock_us, self._newest_us)
         self._generations.clear()
@@ -225,8 +243,6 @@ class LateRows:
         state, rows, checkpoints = self._state, self._rows, self._checkpoints
         self._turn(clock_us)
         self._newest_us = max(self._newest_us, int(head[-1, 1]))
-        for ring in state.rings:
-            ring.book[PLACED] = 1
         slots, taken_us, before_us = state.table.intern(head, placed=True)
         state.keep_all(slots, head)
         head = state.marked(slots, taken_us, head)
@@ -245,9 +261,7 @@ class LateRows:
             rows.arrays["meta"],
             rows.arrays["others"],
             rows.arrays["reals"],
-            self._tails,
-            self._marks,
-            self._since,
+            self._links,
             late,
             chain,
             keys,
@@ -257,25 +271,18 @@ class LateRows:
             self._check(chain[:many], keys[:many])
         if came_late:
             return self._place(head, reals, slots, late, first)
-        notes = state.notes(n)
-        out, emitted = state.run(slots, taken_us, head, reals, notes)
-        for i, note in enumerate(notes):
-            rows.put_at(first, f"pairs{i}", note)
-        return out, emitted, None
+        notes = [rows.arrays[name] for name in self._pairs]
+        return *state.run(slots, taken_us, head, reals, notes, first), None
 
     def _check(self, chain: Int64, keys: Int64) -> None:
         """Take checkpoints of the slots named in `chain`."""
-        checkpoints, state = self._checkpoints, self._state
+        checkpoints = self._checkpoints
         checkpoints.reserve(len(chain))
+        arrays = checkpoints.arrays
         first = checkpoints.put(len(chain))
-        checkpoints.put_at(first, "chain", chain)
-        checkpoints.put_at(first, "key", keys)
-        for name, array in state.by_slot().items():
-            checkpoints.put_taken(first, name, array, chain[:, OWNER])
-        for i, ring in enumerate(state.rings):
-            ints = checkpoints.arrays[f"ring{i}.ints"]
-            oldest = checkpoints.first
-            keep_records(chain, oldest, checkpoints.arrays["chain"], ints, ring.longest, ring.ints)
+        sources, rings = self._sources, self._rings
+        shelves = (arrays["chain"], arrays["key"], arrays["state"])
+        check(chain, keys, first, checkpoints.first, rings, sources, *shelves)
 
     def _place(
         self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int
@@ -288,7 +295,8 @@ class LateRows:
         at = np.flatnonzero(~again)
         if len(at):
             notes = state.notes(len(at))
-            given.put(at, state.run(slots[at], head[at, 1], head[at], reals[at], notes))
+            found = state.run(slots[at], head[at, 1], head[at], reals[at], notes, len(at))
+            given.put(at, found)
             self._note(first + at, notes)
         at = np.flatnonzero(again)
         past = self._past(owners, slots[at], head[at], first + at)
@@ -320,11 +328,11 @@ class LateRows:
         _, at = np.unique(slots, return_index=True)
         chosen = np.empty((len(owners), 2), np.int64)
         asked = np.ascontiguousarray(head[at][:, [1, 2, 5, 6, 3]])
-        choose(owners, asked, self._marks, checkpoints.first, chain, keys, chosen)
+        choose(owners, asked, self._links, checkpoints.first, chain, keys, chosen)
         self.beyond += push_up(slots, numbers, owners, chosen, keys, wide, meta)
         found, starts = np.empty(4 * len(slots), np.int64), np.empty(len(owners) + 1, np.int64)
         while True:
-            many = collect(owners, chosen, self._tails, rows.first, wide, chain, found, starts)
+            many = collect(owners, chosen, self._links, rows.first, wide, chain, found, starts)
             if many <= len(found):
                 break
             found = np.empty(many, np.int64)
@@ -343,7 +351,7 @@ class LateRows:
         )
         found = found[order]
         rows.change(found)
-        link(owners, chosen, found, starts, chain, wide, self._tails)
+        link(owners, chosen, found, starts, chain, wide, self._links)
         return self._read(owners, chosen, found, starts)
 
     def _read(self, owners: Int64, chosen: Int64, numbers: Int64, starts: Int64) -> _Past:
@@ -356,7 +364,7 @@ class LateRows:
         head[:, 1], head[:, 2], head[:, 3] = wide[:, TIME], meta[:, CODE], meta[:, LANE]
         head[:, 4], head[:, 5], head[:, 6] = meta[:, ROW], meta[:, PARTITION], wide[:, OFFSET]
         head[:, 7], head[:, HEAD:] = wide[:, FLAGS], found["others"]
-        notes = [found[f"pairs{i}"] for i in range(len(self._pairs))]
+        notes = [found[name] for name in self._pairs]
         rounds = meta[:, ROUND].astype(np.int64)
         return _Past(owners, chosen, numbers, starts, slots, head, found["reals"], rounds, notes)
 
@@ -368,7 +376,7 @@ class LateRows:
         at = checkpoints.at(past.chosen[:, 0])
         for name, array in state.by_slot().items():
             if not name.startswith("ring"):
-                array[past.owners] = checkpoints.arrays[name][at]
+                array[past.owners] = self._saved(at, name)
         for i, ring in enumerate(state.rings):
             plan = ring.ring
             if len(plan.others):
@@ -386,9 +394,8 @@ class LateRows:
                 )
             restore_rings(
                 past.owners,
-                at,
-                checkpoints.arrays[f"ring{i}.ints"],
-                checkpoints.arrays[f"ring{i}.floats"],
+                self._saved(at, f"ring{i}.ints"),
+                self._saved(at, f"ring{i}.floats"),
                 np.array(plan.shape, np.int64),
                 plan.max_columns,
                 plan.signs,
@@ -402,7 +409,8 @@ class LateRows:
         """Let some of the rows pass; what they give, and what their pairs said before."""
         notes = self._state.notes(len(at))
         slots, head, reals = past.slots[at], past.head[at], past.reals[at]
-        return self._state.run(slots, head[:, 1].copy(), head, reals, notes), notes
+        found = self._state.run(slots, head[:, 1].copy(), head, reals, notes, len(at))
+        return found, notes
 
     def _go_on(self, past: _Past) -> _Given:
         """Let all rows pass from the checkpoints on; take the checkpoints on the way anew."""
@@ -414,7 +422,7 @@ class LateRows:
         waves(
             past.owners,
             past.chosen,
-            self._marks,
+            self._links,
             chain,
             checkpoints.arrays["key"],
             past.numbers,
@@ -436,15 +444,14 @@ class LateRows:
                 self._note(past.numbers[at], notes)
             due = newer[refresh == k]
             to = checkpoints.at(due)
-            for name, array in state.by_slot().items():
-                checkpoints.arrays[name][to] = array[chain[to, OWNER]]
+            copy_out(chain[to, OWNER], to, self._sources, checkpoints.arrays["state"])
         return given
 
     def _note(self, numbers: Int64, notes: list[Int64]) -> None:
         """Log what pairs said before rows."""
         at = self._rows.at(numbers)
-        for i, note in enumerate(notes):
-            self._rows.arrays[f"pairs{i}"][at] = note
+        for name, note in zip(self._pairs, notes, strict=True):
+            self._rows.arrays[name][at] = note
 
     def apply(self, slots: Int64, names: Sequence[str], change: Change) -> None:
         """Change checkpoints of slots as the slots themselves: going back does not forget it.
@@ -458,7 +465,7 @@ class LateRows:
         checkpoints = self._checkpoints
         found: list[tuple[int, int]] = []
         for i, slot in enumerate(slots.tolist()):
-            number = int(self._marks[slot])
+            number = int(self._links[slot, MARK])
             while number >= checkpoints.first:
                 found.append((number, i))
                 number = int(checkpoints.arrays["chain"][number % checkpoints.capacity, OLDER])
@@ -468,10 +475,11 @@ class LateRows:
         unique, rows = np.unique(numbers, return_inverse=True)
         checkpoints.change(unique)
         at = checkpoints.at(unique)
-        states = [checkpoints.arrays[name][at] for name in names]
+        states = [self._saved(at, name) for name in names]
         change(which, rows.astype(np.int64), states)
         for name, state in zip(names, states, strict=True):
-            checkpoints.arrays[name][at] = state
+            first, end, _ = self._parts[name]
+            checkpoints.arrays["state"][at, first:end] = state.view(np.int64)
 
     def begin(self, slots: Int64, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns what is copied at once.
@@ -490,9 +498,7 @@ class LateRows:
         return {
             "counts": np.array([*counts, *bounds], np.int64),
             "generations": np.array(generations, np.int64).reshape(-1, 4),
-            "tails": self._tails[slots],
-            "marks": self._marks[slots],
-            "since": self._since[slots],
+            "links": self._links[slots],
         }
 
     @property
@@ -512,8 +518,7 @@ class LateRows:
         counts = [int(n) for n in arrays["counts"]]
         self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
         self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
-        for name, array in (("tails", self._tails), ("marks", self._marks), ("since", self._since)):
-            array[slots] = arrays[name]
+        self._links[slots] = arrays["links"]
         for name, shelf, (first, top) in (
             ("row", self._rows, counts[4:6]),
             ("checkpoint", self._checkpoints, counts[6:8]),

@@ -429,6 +429,38 @@ _RISK = (
     ),
 )
 
+_CORRELATIONS = (
+    Operation(
+        "correlation",
+        "correlations",
+        0,
+        "correlation of {column} with that {other} of the same entity which usually goes with it"
+        " the most (at least 0.5 either way), over about the last 32 pairs of values",
+        "real",
+        True,
+        other="key",
+    ),
+    Operation(
+        "correlation_usual",
+        "correlations",
+        1,
+        "the same over about the last 512 pairs before this one; a partner heard of within the"
+        " window counts, and one with 64 pairs",
+        "real",
+        True,
+        other="key",
+    ),
+    Operation(
+        "correlation_z",
+        "correlations",
+        2,
+        "how far the correlation of now is from the usual one, in sigma (Fisher's z)",
+        "real",
+        True,
+        other="key",
+    ),
+)
+
 _CATEGORIES = (
     Operation(
         "entropy",
@@ -482,6 +514,7 @@ OPERATIONS: dict[str, Operation] = {
         _MEMBERS,
         _RISK,
         _CATEGORIES,
+        _CORRELATIONS,
         _HOME,
     )
     for op in family

@@ -116,6 +116,8 @@ def why_not(feature: Feature) -> str | None:
     name = inputs_of(feature.column or "")[0]
     if op.family == "baseline" and not (own and name in real_names(feature.event)):
         return "its values are another feature's, or of several event types"
+    if op.family == "correlations":
+        return "the correlation of two series is kept pair by pair, with a fading memory"
     if op.family == "categories" and not (own or feature.event in feature.feeds):
         return "its values are another event's"
     if op.family == "geo" and not (own or feature.event in feature.feeds):

@@ -24,6 +24,7 @@ from features.spec import Feature
 from features.windows import FLAG_BITS, slot_layout
 
 __all__ = [
+    "ABSENCE",
     "HEAD",
     "Bases",
     "Categories",
@@ -34,6 +35,7 @@ __all__ = [
     "Ring",
     "Risk",
     "Sequence",
+    "Silence",
     "plan_of",
 ]
 
@@ -43,6 +45,9 @@ Bool = npt.NDArray[np.bool_]
 HEAD = 8
 """Columns of a row's `head` before the keys of other entities: key, time, event code, lane, row,
 partition, offset, flags."""
+
+ABSENCE = "absence"
+"""The event type that tells of silence; rhythms are kept where the catalogue has features of it."""
 
 PAIR_TTL_S = 45 * 86_400
 """A pair not seen for so long counts as new; chosen: a monthly habit is still known."""
@@ -194,6 +199,19 @@ class Sequence:
 
 
 @dataclass(slots=True)
+class Silence:
+    """Whose rows are utterances of the entity, and where the keys of holder and pool stand."""
+
+    feeds: Bool
+    peers: Int64
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """As of `Family`."""
+        return self.feeds, self.peers
+
+
+@dataclass(slots=True)
 class EntityPlan:
     """All that one entity type's state needs to know.
 
@@ -220,7 +238,9 @@ class EntityPlan:
     members: Members | None = None
     risk: Risk | None = None
     categories: Categories | None = None
+    correlations: Members | None = None
     sequence: Sequence | None = None
+    silence: Silence | None = None
 
     def real(self, name: str) -> int:
         """Column of a row that carries the real, taken in where it is new."""
@@ -300,6 +320,8 @@ def plan_of(catalog: Catalog) -> Plan:
                 columns[event, entity] = catalog.names(event).index(mine[0].name)
         if plan.features:
             _build(plan)
+            if catalog.features(ABSENCE):
+                _build_silence(plan)
             entities[entity] = plan
     return Plan(entities, columns)
 
@@ -324,6 +346,7 @@ def _build(plan: EntityPlan) -> None:
         "members": _build_members,
         "risk": _build_risk,
         "categories": _build_categories,
+        "correlations": _build_correlations,
     }
     for family, found in by_family.items():
         builders[family](plan, found)
@@ -463,7 +486,7 @@ def _build_geo(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     plan.places = np.array([plan.real(name) for name in names], np.int64)
 
 
-def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+def _members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Members:
     """One set of members for the features with the same feeds, member, column and window."""
 
     def key(f: Feature) -> tuple[tuple[str, ...], str, str, int]:
@@ -472,7 +495,7 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     keys = list(dict.fromkeys(key(f) for f, _ in found))
     rows = [(f.event, OPERATIONS[f.op].code, keys.index(key(f)), 0, to) for f, to in found]
     table, at = _table(rows, len(keys))
-    plan.members = Members(
+    return Members(
         np.stack([_mask(feeds) for feeds, *_ in keys]),
         table,
         at,
@@ -480,6 +503,24 @@ def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
         np.array([plan.real(column) for _, _, column, _ in keys], np.int64),
         np.array([window_s for *_, window_s in keys], np.int64) * 1_000_000,
     )
+
+
+def _build_members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.members = _members(plan, found)
+
+
+def _build_correlations(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
+    plan.correlations = _members(plan, found)
+
+
+def _build_silence(plan: EntityPlan) -> None:
+    """Rhythm, where some event type of the plan says that the entity's silence means something."""
+    watched = [e for e in plan.events if plan.entity in event_type(e).silence]
+    if not watched:
+        return
+    peers = max((event_type(e).silence[plan.entity] for e in watched), key=len)
+    places = [plan.other(name) for name in peers] + [-1, -1]
+    plan.silence = Silence(_mask(tuple(watched)), np.array(places[:2], np.int64))
 
 
 def _build_risk(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:

@@ -91,7 +91,69 @@ def reference(cat: Catalog) -> str:
         lines += [
             f"| `{f.name}` | {f.unit} | {formula(f)} | {f.why} |" for f in cat.features(event)
         ]
-    return "\n".join([*lines, *_columns(), *_sequence(), *_operations(), ""])
+    return "\n".join([*lines, *_usual(), *_columns(), *_sequence(), *_operations(), ""])
+
+
+USUAL = (
+    (
+        "`z`, `drift`",
+        "about 200 events, an outlier at 3 deviations at most",
+        "the single event; a campaign of some ten",
+        "hundreds of events",
+    ),
+    (
+        "`robust_z`, `mad_z`, `iqr_distance`, `quantile`",
+        "the last 32 values, by rank",
+        "the single event, however wild the ones before",
+        "32 events",
+    ),
+    (
+        "`season_z`, `week_z`",
+        "the same hour of the day; of working days or of weekends",
+        "what is usual, at the wrong time",
+        "128 values of the hour; four weeks",
+    ),
+    (
+        "`anchor_z`, `creep`",
+        "four weeks and 128 events at least, a value at 1.5 deviations at most",
+        "a level raised by a little each day",
+        "31 to 38 days, if the change lasts",
+    ),
+    ("`usual_count`, `surprise`", "the events of about a week", "a burst", "a week"),
+    ("`trend`", "the last hour", "where a series is heading", "an hour"),
+)
+"""What learns what is usual, from what, what it sees, and when a change is usual for it."""
+
+
+def _usual() -> list[str]:
+    """How what is usual is learned, frozen, and borrowed by new entities."""
+    return [
+        "",
+        "## What is usual",
+        "",
+        "A row is compared with what came before it, then it is learned. Several ways stand side",
+        "by side:",
+        "",
+        "| operations | learned from | sees | takes a change for usual after |",
+        "| --- | --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in USUAL),
+        "",
+        "An anchor moves by at most 1.5 of its deviations in four weeks, its deviation grows by",
+        "at most two fifths: nobody trains it by patience: `features/anchors.py` says how, and",
+        "`tests/unit/test_ramp.py` shows it beside a plain baseline that is trained.",
+        "",
+        "Labels stop or hasten learning from the round in which they come. Fraud: for seven",
+        "days nothing that its card (of a login: its user) does becomes usual; all of it is",
+        "scored, counted and dated as ever. Genuine: what the card does of late, where that is",
+        "far from its anchor, becomes its anchor at once.",
+        "",
+        "A new entity has no past: `z` and its like are unknown for its first three values.",
+        "`shrunk_z` takes the deviation from what is usual among its peers in their place, and",
+        "gives way to the entity's own as n / (n + 8) after n values. A card's first payment is",
+        "held against the merchant's usual amounts, a series' first samples against the other",
+        "hosts of its service. Peers are those that the event itself names: the number of shard",
+        "groups changes nothing.",
+    ]
 
 
 def _columns() -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from features.slots import NEVER
 from features.snapshots import restore_queue
-from features.speed import inlined, kernel
+from features.speed import AHEAD, inlined, kernel, prefetch
 from features.windows import (
     CAPACITY,
     FLAG_BITS,
@@ -28,6 +28,8 @@ __all__ = [
     "CODE",
     "FLAGS",
     "LANE",
+    "LINKS",
+    "MARK",
     "OFFSET",
     "OLDER",
     "OWNER",
@@ -38,9 +40,10 @@ __all__ = [
     "SLOT",
     "TIME",
     "admit",
+    "check",
     "choose",
+    "copy_out",
     "collect",
-    "keep_records",
     "link",
     "push_up",
     "restore_rings",
@@ -54,6 +57,10 @@ SLOT, CODE, LANE, ROW, ROUND, PARTITION = 0, 1, 2, 3, 4, 5
 
 # Columns of a checkpoint's `chain`: slot, the slot's older checkpoint, the last row in it.
 OWNER, OLDER, CHECKPOINT_ROW = 0, 1, 2
+
+# Columns of `links`, by slot: last row, newest checkpoint, rows since it; a fourth fills the line.
+TAIL, MARK, SINCE = 0, 1, 2
+LINKS = 4
 
 
 @inlined
@@ -89,9 +96,8 @@ def _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log):
 
 @kernel
 def admit(
-    head, reals, slots, before_us, numbers, wide, meta, others, reals_log, tails, marks, since,
-    late, chain, keys
-):  # fmt: skip
+    head, reals, slots, before_us, numbers, wide, meta, others, reals_log, links, late, chain, keys
+):
     """Log rows, linked to the rows before them; find what is late, and what needs a checkpoint.
 
     Parameters
@@ -101,7 +107,7 @@ def admit(
     numbers : int64 (6,), of the oldest logged row and of the first new one; of this generation's
         first checkpoint and of the next one; rows of a slot after which it needs another; the round
     wide, meta, others, reals_log : of the log, with room
-    tails, marks, since : by slot: last row, newest checkpoint, rows since it
+    links : int64 (slots, 4): last row, newest checkpoint, rows since it
     late : uint8 (n,), set for a row that sorts before the last of its slot
     chain, keys : int64 (n, 3), (n, 5), filled for the slots that need a checkpoint
 
@@ -113,65 +119,104 @@ def admit(
     made = came_late = 0
     capacity = len(wide)
     mine = np.empty(5, np.int64)
-    last = np.empty(5, np.int64)
     for i in range(len(slots)):
-        slot, at = slots[i], (first + i) % capacity
+        if i + AHEAD < len(slots):
+            prefetch(links, slots[i + AHEAD])
+        slot, at, before = slots[i], (first + i) % capacity, before_us[i]
         _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log)
-        if before_us[i] == NEVER:
-            tails[slot] = marks[slot] = since[slot] = 0
-        tail = tails[slot]
+        if before == NEVER:
+            links[slot, TAIL] = links[slot, MARK] = links[slot, SINCE] = 0
+        tail = links[slot, TAIL]
         if tail < first:
-            last[0], last[1] = before_us[i], -1
-            last[2] = last[3] = last[4] = 0
-            if tail >= oldest:
-                _row_key(wide, meta, tail % capacity, last)
-            else:
+            if tail < oldest:
                 tail = 0
-            _row_key(wide, meta, at, mine)
-            if _less(mine, last):
+            is_late = head[i, 1] < before
+            needed = links[slot, MARK] < generation or links[slot, SINCE] >= every
+            if needed or head[i, 1] == before:
+                key = keys[made]
+                key[0], key[1] = before, -1
+                key[2] = key[3] = key[4] = 0
+                if tail > 0:
+                    _row_key(wide, meta, tail % capacity, key)
+                _row_key(wide, meta, at, mine)
+                is_late = _less(mine, key)
+            if is_late:
                 late[i] = 1
                 came_late += 1
-            if marks[slot] < generation or since[slot] >= every:
+            if needed:
                 chain[made, OWNER] = slot
-                chain[made, OLDER] = marks[slot]
+                chain[made, OLDER] = links[slot, MARK]
                 chain[made, CHECKPOINT_ROW] = tail
-                for k in range(5):
-                    keys[made, k] = last[k]
-                marks[slot] = checkpoint + made
-                since[slot] = 0
+                links[slot, MARK] = checkpoint + made
+                links[slot, SINCE] = 0
                 made += 1
-        elif head[i, 1] < before_us[i]:
+        elif head[i, 1] < before:
             late[i] = 1
             came_late += 1
         wide[at, PREVIOUS] = tail
-        tails[slot] = first + i
-        since[slot] += 1
+        links[slot, TAIL] = first + i
+        links[slot, SINCE] += 1
     return made, came_late
 
 
+@inlined
+def _copy(slot, sources, to):
+    """Copy all state of a slot into a checkpoint's row."""
+    word = 0
+    for k in range(len(sources)):
+        row = sources[k][slot]
+        for c in range(len(row)):
+            to[word + c] = row[c]
+        word += len(row)
+
+
 @kernel
-def keep_records(chain, first, shelf_chain, shelf_ints, longest, ints):
-    """Let the rings of slots with new checkpoints keep what their oldest live one counts.
+def copy_out(slots, places, sources, saved):
+    """Copy all state of slots into checkpoints that are there.
 
     Parameters
     ----------
-    chain : int64 (n, 3), of the new checkpoints
-    first : number of the oldest live checkpoint
-    longest : column of a ring's row with its oldest record's number
+    slots, places : int64 (n,), and where each goes
+    sources : tuple of int64 (slots, words)
+    saved : int64 (m, words of all)
     """
-    capacity = len(shelf_chain)
-    for i in range(len(chain)):
-        row = ints[chain[i, OWNER]]
-        kept = row[longest]
-        older = chain[i, OLDER]
-        while older >= first:
-            kept = shelf_ints[older % capacity, longest]
-            older = shelf_chain[older % capacity, OLDER]
-        row[KEPT] = kept
+    for i in range(len(slots)):
+        _copy(slots[i], sources, saved[places[i]])
 
 
 @kernel
-def choose(owners, asked, marks, first, chain, keys, chosen):
+def check(chain, keys, first, oldest, rings, sources, shelf_chain, shelf_keys, saved):
+    """Take checkpoints, and let rings keep what the oldest live one of their slot counts.
+
+    Parameters
+    ----------
+    chain, keys : int64 (n, 3), (n, 5), of the checkpoints
+    first, oldest : number of the first new one, of the oldest live one
+    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
+        with its longest window's oldest record
+    sources : tuple of int64 (slots, words)
+    shelf_chain, shelf_keys, saved : of all checkpoints
+    """
+    capacity = len(saved)
+    for i in range(len(chain)):
+        if i + AHEAD < len(chain):
+            for k in range(len(sources)):
+                prefetch(sources[k], chain[i + AHEAD, OWNER])
+        slot, to = chain[i, OWNER], (first + i) % capacity
+        for k in range(5):
+            shelf_keys[to, k] = keys[i, k]
+        for k in range(3):
+            shelf_chain[to, k] = chain[i, k]
+        _copy(slot, sources, saved[to])
+        at = to
+        while shelf_chain[at, OLDER] >= oldest:
+            at = shelf_chain[at, OLDER] % capacity
+        for r in range(len(rings)):
+            sources[rings[r, 0]][slot, KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
+
+
+@kernel
+def choose(owners, asked, links, first, chain, keys, chosen):
     """The newest checkpoint of each slot before the place asked, or its oldest; how many are older.
 
     Parameters
@@ -183,7 +228,7 @@ def choose(owners, asked, marks, first, chain, keys, chosen):
     """
     capacity = len(chain)
     for i in range(len(owners)):
-        at, newer = marks[owners[i]], 0
+        at, newer = links[owners[i], MARK], 0
         while not _less(keys[at % capacity], asked[i]):
             older = chain[at % capacity, OLDER]
             if older < first:
@@ -214,7 +259,7 @@ def push_up(slots, rows, owners, chosen, keys, wide, meta):
 
 
 @kernel
-def collect(owners, chosen, tails, first, wide, chain, numbers, starts):
+def collect(owners, chosen, links, first, wide, chain, numbers, starts):
     """Numbers of the rows after the chosen checkpoints, newest first, slot by slot.
 
     Parameters
@@ -230,7 +275,7 @@ def collect(owners, chosen, tails, first, wide, chain, numbers, starts):
     for i in range(len(owners)):
         starts[i] = found
         stop = chain[chosen[i, 0] % len(chain), CHECKPOINT_ROW]
-        at = tails[owners[i]]
+        at = links[owners[i], TAIL]
         while at >= first and at != stop:
             if found < len(numbers):
                 numbers[found] = at
@@ -241,7 +286,7 @@ def collect(owners, chosen, tails, first, wide, chain, numbers, starts):
 
 
 @kernel
-def waves(owners, chosen, marks, chain, keys, numbers, starts, wide, meta, wave, newer, refresh):
+def waves(owners, chosen, links, chain, keys, numbers, starts, wide, meta, wave, newer, refresh):
     """Cut each slot's rows at the checkpoints that come after the chosen one.
 
     Parameters
@@ -255,7 +300,7 @@ def waves(owners, chosen, marks, chain, keys, numbers, starts, wide, meta, wave,
     done = 0
     for i in range(len(owners)):
         many = chosen[i, 1]
-        at = marks[owners[i]]
+        at = links[owners[i], MARK]
         for back in range(many):
             newer[done + many - 1 - back] = at
             refresh[done + many - 1 - back] = many - 1 - back
@@ -270,14 +315,14 @@ def waves(owners, chosen, marks, chain, keys, numbers, starts, wide, meta, wave,
 
 
 @kernel
-def link(owners, chosen, numbers, starts, chain, wide, tails):
+def link(owners, chosen, numbers, starts, chain, wide, links):
     """Chain each slot's rows in their order, behind the chosen checkpoint's last row."""
     for i in range(len(owners)):
         before = chain[chosen[i, 0] % len(chain), CHECKPOINT_ROW]
         for j in range(starts[i], starts[i + 1]):
             wide[numbers[j] % len(wide), PREVIOUS] = before
             before = numbers[j]
-        tails[owners[i]] = before
+        links[owners[i], TAIL] = before
 
 
 @kernel
@@ -319,27 +364,28 @@ def undo_pairs(
 
 @kernel
 def restore_rings(
-    slots, at, saved_ints, saved_floats, shape, max_columns, signs, ints, floats, arena_ints,
+    slots, saved_ints, saved_floats, shape, max_columns, signs, ints, floats, arena_ints,
     arena_reals
 ):  # fmt: skip
     """Let rings be as in their checkpoints; where a ring lies stays as it is.
 
     Parameters
     ----------
-    slots, at : int64 (n,), slots and the places of their checkpoints
+    slots : int64 (n,)
+    saved_ints, saved_floats : (n, columns), of their checkpoints
     shape : windows, flags, reals, maxima, pairs
     """
     windows, flags, reals, maxima, pairs = shape
     stride = 2 + flags + reals + maxima + pairs
     longest = SHARED + pairs + maxima + (windows - 1) * stride
     for i in range(len(slots)):
-        row, saved = ints[slots[i]], saved_ints[at[i]]
+        row, saved = ints[slots[i]], saved_ints[i]
         row[SAVED] = min(row[SAVED], saved[HEAD])
         row[HEAD] = saved[HEAD]
         for k in range(SHARED, len(row)):
             row[k] = saved[k]
         for k in range(floats.shape[1]):
-            floats[slots[i], k] = saved_floats[at[i], k]
+            floats[slots[i], k] = saved_floats[i, k]
         if row[CAPACITY] == 0:
             continue
         for m in range(maxima):

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from features.absences import Absences, Named
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
@@ -48,6 +49,7 @@ class GroupRows:
         merged (the largest). It never goes back; rows are held against that of the round before.
         0: not known, so that nothing is late, due or too old
     labels : verdicts that become known in this round, before its rows pass
+    names : entity type -> keys and names of entities that are named for the first time
     """
 
     lane: int
@@ -56,6 +58,7 @@ class GroupRows:
     round: int = -1
     clock_us: int = 0
     labels: tuple[Label, ...] = ()
+    names: dict[str, Named] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
@@ -94,12 +97,15 @@ class GroupFeatures:
     sequences : event type -> (rows int64 (n,), int16 (n, 16, 12))
     corrections : rows of this lane given in earlier rounds that late ones have changed; `amend`
         puts them in
+    absences : what the group tells of silence: the lowest lane of the round gets the absences, all
+        lanes what has changed among peers
     """
 
     lane: int
     parts: dict[tuple[str, str], tuple[Int64, Float64]] = field(default_factory=dict)
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
     corrections: tuple[Correction, ...] = ()
+    absences: list[Absences] = field(default_factory=list)
 
 
 @kernel
@@ -144,6 +150,10 @@ def merge(rows: list[GroupRows]) -> GroupRows:
         reals = [part.reals[entity] for part in rows if entity in part.heads]
         head, real = np.concatenate(heads), np.concatenate(reals)
         merged.heads[entity], merged.reals[entity] = _in_order(head, real)
+    for entity in dict.fromkeys(e for part in rows for e in part.names):
+        named = [part.names[entity] for part in rows if entity in part.names]
+        keys, texts = (np.concatenate(columns) for columns in zip(*named, strict=True))
+        merged.names[entity] = keys, texts
     return merged
 
 

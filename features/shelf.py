@@ -95,14 +95,6 @@ class Shelf:
             done = number - first
             self.arrays[name][at : at + step] = values[done : done + step]
 
-    def put_taken(self, first: int, name: str, source: npt.NDArray[Any], rows: Int64) -> None:
-        """Copy rows of `source` into an array, from row number `first` on."""
-        for number, at, step in self._spans(first, len(rows)):
-            done = number - first
-            to = self.arrays[name][at : at + step]
-            # Mode "clip" lets numpy copy straight into `to`; all rows exist.
-            np.take(source, rows[done : done + step], axis=0, out=to, mode="clip")
-
     def at(self, numbers: Int64) -> Int64:
         """Where rows stand in the arrays."""
         return numbers % self.capacity

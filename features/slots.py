@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from features.speed import kernel
 
-__all__ = ["NEVER", "SlotTable"]
+__all__ = ["NEVER", "SlotTable", "larger"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -30,6 +30,14 @@ NEVER = -(1 << 62)
 
 _TABLE_MIN = 1 << 10
 """Smallest table; chosen: 16 kB, so that small groups stay small."""
+
+
+def larger(size: int) -> int:
+    """Size of an array that has become too small: a fifth of it at most lies idle.
+
+    Large arrays grow in place, pages are mapped behind them; so small steps cost little.
+    """
+    return size + max(size // 4, 256)
 
 
 @kernel
@@ -206,8 +214,7 @@ class SlotTable:
         need = self.used + max(0, incoming - int(self.numbers[SPARE]))
         if need <= self.capacity:
             return False
-        while self.capacity < need:
-            self.capacity *= 2
+        self.capacity = max(need, larger(self.capacity))
         for array in (self.keys, self.newest_us, self.first_us, self.dirty, self._free):
             array.resize(self.capacity, refcheck=False)
         return True

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.arena import allocate, release
 from features.speed import AHEAD, kernel, prefetch
 from features.windows import (
     CAPACITY,
@@ -26,10 +27,8 @@ from features.windows import (
     SAVED,
     SHARED,
     START,
-    allocate,
     find_pair,
     pair_key,
-    release,
 )
 
 __all__ = [

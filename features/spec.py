@@ -36,7 +36,7 @@ class Feature:
     other : second column of the operation (the other entity of a pair, the peers of a deviation)
     unit : unit of the value: `1`, `s`, `currency`, `km`, `sigma`, ...
     group : topic of the feature, for reasons and ablation: velocity, amount, geo, cross_entity,
-        baseline, context
+        baseline, silence, context
     why : sentence for an alert with `{value}` and, where `baseline` is set, `{baseline}`
     baseline : another feature of the same event that holds the usual value, named in `why`
     count : another feature of the same event: how many values of its own the entity has

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from features.absences import Names
 from features.batch import EventBatch, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names, has_key, has_real
@@ -125,6 +126,7 @@ def split(
     lane: int = 0,
     round_: int = -1,
     clock_us: int = 0,
+    names: Names | None = None,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -135,6 +137,7 @@ def split(
     lane : number of the lane, carried with each row
     round_ : number of the round, carried with each part
     clock_us : the lane's event-time clock after this round, carried with each part
+    names : what the lane has named before; None names nobody, and absences go by their keys
 
     Returns
     -------
@@ -149,13 +152,29 @@ def split(
     }
     ranks: dict[tuple[str, ...], list[Int64]] = {}
     for plan in plan_of(catalog).entities.values():
-        names = tuple(name for name in plan.events if name in tables)
-        if not names:
+        events = tuple(name for name in plan.events if name in tables)
+        if not events:
             continue
-        if names not in ranks:
-            ranks[names] = _ranks([tables[name] for name in names])
-        _send(plan, [tables[name] for name in names], ranks[names], lane, parts)
+        if events not in ranks:
+            ranks[events] = _ranks([tables[name] for name in events])
+        _send(plan, [tables[name] for name in events], ranks[events], lane, parts)
+        if names is not None and plan.silence is not None:
+            _name(parts, plan.entity, names, batches)
     return parts
+
+
+def _name(
+    parts: list[GroupRows], entity: str, names: Names, batches: dict[str, EventBatch]
+) -> None:
+    """Give each group the names of those of its entities that it may not know."""
+    heads = [part.heads[entity] for part in parts if entity in part.heads]
+    named = names.of(entity, np.concatenate(heads), batches) if heads else None
+    if named is None:
+        return
+    keys, texts = named
+    group = group_of(keys.view(np.uint64), len(parts))
+    for g in np.unique(group).tolist():
+        parts[g].names[entity] = (keys[group == g], texts[group == g])
 
 
 def _ranks(tables: list[_Table]) -> list[Int64]:

@@ -17,8 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
+from features.arena import TOP, room
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
+from features.correlate import (
+    PAIR_FLOATS,
+    PARTNER_FLOATS,
+    PARTNERS,
+    PARTNERS_MAX,
+    run_correlations,
+)
 from features.errors import StateError
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
@@ -26,11 +34,19 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring, Risk
+from features.plan import EntityPlan, Ring, Risk, Silence
 from features.rates import RATE_FLOATS, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
-from features.slots import LATE, SlotTable
+from features.silence import (
+    SILENCE_FLOATS,
+    SILENCE_INTS,
+    SILENCE_TOPS,
+    Overdue,
+    Wheel,
+    run_silence,
+)
+from features.slots import LATE, SlotTable, larger
 from features.snapshots import (
     PENDING,
     copy_rings,
@@ -52,18 +68,21 @@ from features.windows import (
     PAIRS_FILLED,
     PLACED,
     SAVED,
-    TOP,
     insert_pairs,
     longest_at,
     run_ring,
 )
 
-__all__ = ["EntityState", "RingState"]
+__all__ = ["NAME_BYTES", "EntityState", "RingState"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Kernel = Callable[..., None]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+
+NAME_BYTES = 128
+"""Longest name kept of an entity whose silence is told; chosen: that of a host. Longer ones are
+cut."""
 
 ARENA_MIN = 1 << 10
 PAIRS_MIN = 1 << 10
@@ -129,16 +148,16 @@ class RingState:
         self.floats.resize((capacity, self._float_columns), refcheck=False)
 
     def _reserve_records(self, incoming: int) -> None:
-        """Make room for so many more records at the top of the arena; amortised by doubling."""
+        """Make room for so many more records at the top of the arena."""
         need = int(self.book[TOP]) + incoming
         if need > len(self.arena_ints):
-            size = max(2 * len(self.arena_ints), need)
+            size = max(larger(len(self.arena_ints)), need)
             self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
             self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
 
     def _reserve_pairs(self, incoming: int, since_us: int) -> None:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
-        if 5 * (int(self.book[PAIRS_FILLED]) + incoming) <= 3 * len(self.pairs):
+        if 3 * (int(self.book[PAIRS_FILLED]) + incoming) <= 2 * len(self.pairs):
             return
         self._scan(len(self.pairs))
         live = np.flatnonzero(self.pairs[:, 0])
@@ -149,7 +168,7 @@ class RingState:
         live, entries = live[~idle], entries[~idle]
         touched = self.touched[live]
         size = PAIRS_MIN
-        while 2 * size < 5 * (len(entries) + incoming):
+        while size < 2 * (len(entries) + incoming):
             size *= 2
         self._new_pairs(size)
         self._scanned = size
@@ -196,7 +215,8 @@ class RingState:
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
                 continue
             slot = slots[done]
-            self._reserve_records(max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN))
+            block = max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN)
+            self._reserve_records(room(block, block))
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
@@ -266,8 +286,8 @@ class RingState:
         """
         rows = arrays["ints"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
-        moved = rows[:, CAPACITY] != self.ints[slots, CAPACITY]
-        self._reserve_records(int(rows[moved, CAPACITY].sum()))
+        moved = rows[rows[:, CAPACITY] != self.ints[slots, CAPACITY], CAPACITY]
+        self._reserve_records(room(int(moved.sum()), int(moved.max(initial=0))))
         wrong = place_rings(
             slots,
             rows,
@@ -290,11 +310,11 @@ class RingState:
     def _load_pairs(self, entries: Int64) -> None:
         """Put saved pairs back."""
         filled = int(self.book[PAIRS_FILLED]) + len(entries)
-        if 5 * filled > 3 * len(self.pairs):
+        if 3 * filled > 2 * len(self.pairs):
             live = np.flatnonzero(self.pairs[:, 0])
             kept, touched = self.pairs[live], self.touched[live]
             size = PAIRS_MIN
-            while 2 * size < 5 * filled:
+            while size < 2 * filled:
                 size *= 2
             self._new_pairs(size)
             self._scanned = size
@@ -363,6 +383,13 @@ def _kernels(
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
         yield run_trends, plan.trends.tables, [("trends", width, np.float64)]
+    yield from _further_kernels(plan)
+
+
+def _further_kernels(
+    plan: EntityPlan,
+) -> Iterator[tuple[Kernel, tuple[Any, ...], list[tuple[str, int, type]]]]:
+    """The same, those that came later."""
     if plan.risk is not None:
         instances, counting = len(plan.risk.counted), int((plan.risk.counted >= 0).sum())
         yield (
@@ -372,6 +399,17 @@ def _kernels(
                 ("risk", instances * RISK_FLOATS, np.float64),
                 ("risk_frauds", instances * RISK_DAYS, np.uint16),
                 ("risk_events", counting * RISK_DAYS, np.uint32),
+            ],
+        )
+    if plan.correlations is not None:
+        instances = len(plan.correlations.others)
+        yield (
+            run_correlations,
+            plan.correlations.tables,
+            [
+                ("partner_names", instances * PARTNERS_MAX, np.int64),
+                ("partners", instances * PARTNERS_MAX * PARTNER_FLOATS, np.float64),
+                ("bonds", instances * PARTNERS * PAIR_FLOATS, np.float64),
             ],
         )
     if plan.categories is not None:
@@ -415,6 +453,15 @@ class EntityState:
         if plan.sequence is not None:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
+        self.wheel: Wheel | None = None
+        if plan.silence is not None:
+            self.wheel = Wheel()
+            self._fixed |= {
+                "silence_ints": np.zeros((0, SILENCE_INTS), np.int64),
+                "silence_floats": np.zeros((0, SILENCE_FLOATS)),
+                "silence_tops": np.zeros((0, SILENCE_TOPS), np.float32),
+                "silence_names": np.zeros((0, NAME_BYTES), np.uint8),
+            }
         self.late = LateRows(self, late_us)
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
@@ -431,19 +478,34 @@ class EntityState:
         for ring in self.rings:
             ring.grow(self.table.capacity)
         self.late.grow(self.table.capacity)
+        if self.wheel is not None:
+            self.wheel.grow(self.table.capacity)
 
     def by_slot(self) -> Arrays:
-        """All state of slots that rows change: name -> array by slot, the very arrays."""
-        found = {name: a for name, a in self._fixed.items() if name != "frozen_until_us"}
+        """All state of slots that late rows change: name -> array by slot, the very arrays.
+
+        What was told of silence is told: a late row neither takes it back nor comes before it.
+        """
+        apart = ("frozen_until_us", "silence_")
+        found = {name: a for name, a in self._fixed.items() if not name.startswith(apart)}
         for i, ring in enumerate(self.rings):
             found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
         return found
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes a slot takes in all arrays, whatever its entity does."""
+        table = (self.table.keys, self.table.newest_us, self.table.first_us, self.table.dirty)
+        rings = (array for ring in self.rings for array in (ring.ints, ring.floats))
+        return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         fixed = sum(a.nbytes for a in self._fixed.values())
         fixed += self._pending.nbytes
+        if self.wheel is not None:
+            fixed += self.wheel.memory_bytes
         rings = sum(r.memory_bytes for r in self.rings)
         return self.table.memory_bytes + fixed + rings + self.late.memory_bytes
 
@@ -464,11 +526,24 @@ class EntityState:
         if self.table.reserve(len(head)):
             self._grow()
         if self.late.active(clock_us):
-            return self.late.process(head, reals, round_, clock_us)
-        slots, taken_us, _ = self.table.intern(head)
-        self.keep_all(slots, head)
-        head = self.marked(slots, taken_us, head)
-        return *self.run(slots, taken_us, head, reals, self.notes(0)), None
+            given = self.late.process(head, reals, round_, clock_us)
+        else:
+            slots, taken_us, _ = self.table.intern(head)
+            self.keep_all(slots, head)
+            marked = self.marked(slots, taken_us, head)
+            given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
+        if self.wheel is not None and self.plan.silence is not None:
+            self._listen(head, self.wheel, self.plan.silence)
+        return given
+
+    def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
+        """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
+        slots = self.table.find(head[:, 0].view(np.uint64))
+        names = ("silence_ints", "silence_floats", "silence_tops")
+        wheel.reserve(len(head))
+        kernel = cast(Kernel, run_silence)
+        kernel(slots, head, *silence.tables, *(self._fixed[n] for n in names), wheel.notices)
+        wheel.file(slots, self._fixed["silence_ints"])
 
     def keep_all(self, slots: Int64, head: Int64) -> None:
         """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""
@@ -482,11 +557,24 @@ class EntityState:
         return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
 
     def run(
-        self, slots: Int64, taken_us: Int64, head: Int64, reals: Float64, notes: list[Int64]
+        self,
+        slots: Int64,
+        taken_us: Int64,
+        head: Int64,
+        reals: Float64,
+        notes: list[Int64],
+        first: int,
     ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
-        """Let rows pass the kernels, each entity's in order; `notes` is filled if it has room."""
+        """Let rows pass the kernels, each entity's in order.
+
+        Parameters
+        ----------
+        notes, first : what each ring's pairs said before a row is noted at `first` + its place,
+            modulo the length; 0 for not at all
+        """
         out = np.full((len(head), self.plan.width), np.nan)
         for ring, before in zip(self.rings, notes, strict=True):
+            ring.book[PLACED] = first
             ring.run(slots, taken_us, head, reals, before, out)
         for kernel, tables, arrays in self._kernels:
             kernel(slots, taken_us, head, reals, *tables, *arrays, out)
@@ -499,6 +587,31 @@ class EntityState:
         kernel = cast(Kernel, run_sequence)
         kernel(slots, taken_us, head, reals, *sequence.tables, vectors, places, out, emitted)
         return out, emitted
+
+    def name(self, keys: Int64, names: npt.NDArray[np.uint8]) -> None:
+        """Remember what entities are called, uint8 (n, 128) in UTF-8; strangers are passed over."""
+        slots = self.table.find(keys.view(np.uint64))
+        known = np.flatnonzero(slots >= 0)
+        self.keep(slots[known])
+        self._fixed["silence_names"][slots[known]] = names[known]
+        self.table.dirty[slots[known]] = 1
+
+    def overdue(self, clock_us: int, most: int) -> tuple[Overdue, Int64, npt.NDArray[np.uint8]]:
+        """What is to be told of silence at the end of a round, with keys and names of its rows.
+
+        Parameters
+        ----------
+        clock_us : event-time clock, 0 where it is not known: nothing is due
+        most : absences of entities that have not spoken again
+        """
+        if self.wheel is None:
+            raise StateError(f"{self.plan.entity!r} has no rhythm; this is a bug")
+        table, fixed = self.table, self._fixed
+        state = (fixed["silence_ints"], fixed["silence_floats"])
+        told, changed = self.wheel.speak(clock_us, table.used, table.keys, state, most, self.keep)
+        table.dirty[changed] = 1
+        slots = told.found[:, 0]
+        return told, table.keys[slots], fixed["silence_names"][slots]
 
     def label(self, labels: Sequence[Label]) -> int:
         """Let verdicts become known of the entities there are; gives how many were news.
@@ -602,6 +715,9 @@ class EntityState:
         slots = self.table.take_left()
         if len(slots):
             self.keep(slots)
+            if self.wheel is not None:
+                ints, floats = self._fixed["silence_ints"], self._fixed["silence_floats"]
+                self.wheel.forget(clock_us, ints[slots], floats[slots])
             for array in self._fixed.values():
                 array[slots] = 0
             for ring in self.rings:
@@ -610,6 +726,8 @@ class EntityState:
 
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
+
+        Only what is far from usual is news, see `features.anchors.accept`.
 
         Parameters
         ----------
@@ -721,3 +839,6 @@ class EntityState:
         """Find again, after the last `load`, what is in no snapshot."""
         for ring in self.rings:
             ring.settle(self.table.used)
+        if self.wheel is not None:
+            every = np.arange(self.table.used, dtype=np.int64)
+            self.wheel.file(every, self._fixed["silence_ints"])

@@ -26,6 +26,9 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(
         ("risk_count", "risk_count_ever", "risk_rate", "genuine_since_fraud", "last_label"), "1"
     ),
+    "entropy": "bit",
+    **dict.fromkeys(("correlation", "correlation_usual"), "1"),
+    "correlation_z": "sigma",
     "first_time": "flag",
     **dict.fromkeys(("since", "age", "since_pair", "since_place", "since_fraud"), "s"),
     **dict.fromkeys(

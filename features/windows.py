@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
 from features.speed import AHEAD, inlined, kernel, prefetch
 
@@ -26,7 +27,6 @@ __all__ = [
     "CAPACITY",
     "CAPACITY_MIN",
     "FLAG_BITS",
-    "FREE",
     "HEAD",
     "KEPT",
     "LOGGED",
@@ -36,18 +36,15 @@ __all__ = [
     "SAVED",
     "SHARED",
     "START",
-    "TOP",
-    "allocate",
     "find_pair",
     "insert_pairs",
     "longest_at",
     "pair_key",
-    "release",
     "run_ring",
     "slot_layout",
 ]
 
-CAPACITY_MIN = 4
+CAPACITY_MIN = SMALLEST
 """Records a ring starts with; chosen: most cards pay a few times an hour at most."""
 
 FLAG_BITS = 31
@@ -66,11 +63,11 @@ size."""
 LONG_AGO = -(1 << 62)
 """Time of a pair that was never met; no event is so old, and differences stay within int64."""
 
-# Places in `book`, the arena's own numbers.
-TOP, PAIRS_FILLED, LOGGED, PLACED, FREE = 0, 1, 2, 3, 4
-BOOK = FREE + 48
-"""Length of `book`: top of the arena, filled places of the pairs, entries of the log of marks,
-whether late rows are put in their place (`features.late`), free blocks by log2 of size."""
+# Places in `book`, behind the arena's own.
+PAIRS_FILLED, LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1, FREE + CLASSES + 2
+BOOK = PLACED + 1
+"""Length of `book`: the arena's numbers, filled places of the pairs, entries of the log of marks,
+where late rows are put in their place (`features.late`) the number of the first row, else 0."""
 
 # Places in a slot's row of `ints`.
 START, CAPACITY, HEAD, SAVED, KEPT, BORN, SHARED = 0, 1, 2, 3, 4, 5, 6
@@ -126,33 +123,6 @@ def insert_pairs(entries, pairs, touched, mark):
             pairs[at, k] = entries[i, k]
         touched[at] = mark[i]
     return filled
-
-
-@kernel
-def allocate(capacity, book, arena_ints):
-    """Start of a free block of so many records (a power of two), -1 where the arena is full."""
-    size_class = 0
-    while (1 << size_class) < capacity:
-        size_class += 1
-    start = book[FREE + size_class]
-    if start >= 0:
-        book[FREE + size_class] = arena_ints[start, 0]
-        return start
-    if book[TOP] + capacity > len(arena_ints):
-        return np.int64(-1)
-    start = book[TOP]
-    book[TOP] += capacity
-    return start
-
-
-@kernel
-def release(start, capacity, book, arena_ints):
-    """Give a block back."""
-    size_class = 0
-    while (1 << size_class) < capacity:
-        size_class += 1
-    arena_ints[start, 0] = book[FREE + size_class]
-    book[FREE + size_class] = start
 
 
 @kernel
@@ -310,12 +280,12 @@ def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
 
 
 @inlined
-def _note(i, pairs, met, before):
-    """Write down what the table said of row i's pairs, to be undone by `features.late`."""
+def _note(at, pairs, met, before):
+    """Write down what the table said of a row's pairs, to be undone by `features.late`."""
     for p in range(pairs):
         if met[p, 2] >= 0:
-            before[i, 2 * p] = met[p, 4]
-            before[i, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
+            before[at, 2 * p] = met[p, 4]
+            before[at, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
 
 
 @inlined
@@ -535,8 +505,8 @@ def run_ring(
     config : int64, see `features.plan.Ring.config`
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
-    before : int64 (n, 2 * pairs), filled where late rows are put in their place: number and time
-        of the last record with the row's pair
+    before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
+        `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
@@ -544,6 +514,7 @@ def run_ring(
     )
     longest = newest + (windows - 1) * stride
     met = np.empty((pairs, 5), np.int64)
+    noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked):
             return i
@@ -565,7 +536,8 @@ def run_ring(
         _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
-                _note(i, pairs, met, before)
+                _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
+                      before)  # fmt: skip
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
                          marked, book, arena_ints)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.batch import Float64
-from features.simulate import ATTACKS
+from features.simulate import ATTACKS, SILENCES
 from models.base import Decisions, ScoreMatrix
 from models.voting import ENSEMBLE
 
@@ -52,7 +52,9 @@ class Tally:
     """
 
     def __init__(self, names: Mapping[int, str] | None = None) -> None:
-        self._names = {v: k for k, v in ATTACKS.items()} if names is None else dict(names)
+        self._names = (
+            {v: k for k, v in (ATTACKS | SILENCES).items()} if names is None else dict(names)
+        )
         self._order: tuple[str, ...] = ()
         self._genuine: dict[str, int] = {}
         self._found: dict[int, dict[str, int]] = {}

@@ -22,7 +22,7 @@ from scipy.special import expit
 
 from features.batch import Float64
 from features.errors import ConfigError
-from features.events import event_types
+from features.events import event_types, made_types
 from models.calibration import Calibration, surprise_of
 
 __all__ = [
@@ -79,6 +79,7 @@ RULES: dict[str, AnomalyType] = {
     ),
     "metric": AnomalyType("metric_anomaly", "metric", "warning", action="look at the host"),
     "app_log": AnomalyType("log_anomaly", "app_log", "warning", action="look at the service"),
+    "absence": AnomalyType("silence", "absence", "error", action="see whether it still runs"),
 }
 """Event type -> the rule that training starts from; thresholds are fitted. Chosen: money first."""
 
@@ -293,10 +294,10 @@ def _faults(rule: Any) -> list[str]:
         return [f"expected a table, got {rule!r}"]
     known = ("event_type", "severity", "votes_needed", "ensemble", "thresholds", "action")
     faults = [f"unknown key {k!r}; keys are {', '.join(known)}" for k in rule if k not in known]
-    if rule.get("event_type") not in event_types():
+    known_types = (*event_types(), *made_types())
+    if rule.get("event_type") not in known_types:
         faults.append(
-            f"event_type: expected one of {', '.join(event_types())},"
-            f" got {rule.get('event_type')!r}"
+            f"event_type: expected one of {', '.join(known_types)}, got {rule.get('event_type')!r}"
         )
     if rule.get("severity", "warning") not in SEVERITIES:
         faults.append(

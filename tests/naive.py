@@ -21,7 +21,7 @@ from features.expiry import DAYS, DAYS_OTHER
 from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
-from tests import naive_categories, naive_risk
+from tests import naive_categories, naive_correlate, naive_risk
 from tests.naive_baselines import as_sigma, mad_z, shrunk, twin
 
 __all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
@@ -206,6 +206,7 @@ class NaiveEngine:
         self.values: dict[tuple[str, Any, str], list[Any]] = defaultdict(list)
         self.twins: dict[tuple[str, Any, str], Any] = {}
         self.members: dict[Any, dict[Any, Member]] = defaultdict(dict)
+        self.hosts: dict[Any, naive_correlate.Host] = defaultdict(naive_correlate.Host)
         self.risks: dict[tuple[str, Any, tuple[str, ...]], naive_risk.Known] = defaultdict(
             naive_risk.Known
         )
@@ -381,6 +382,13 @@ class NaiveEngine:
         feeds = tuple(sorted(f.feeds or (f.event,)))
         known = self.risks[f.entity, entity_key(event, f.entity), feeds]
         return known.value(f.op, f.window_s, [t for t, _ in self._fed(f, before)], now)
+
+    def _correlations(self, f: Feature, event: Event, before: list, now: int) -> float:
+        x, mine = number(derived_column(event, str(f.column))), entity_key(event, str(f.other))
+        if x != x or mine is None:
+            return NAN
+        host = self.hosts[f.name, entity_key(event, f.entity)]
+        return host.take(mine, x, now, int(f.window_s or 0))[f.op]
 
     def _categories(self, f: Feature, event: Event, before: list, now: int) -> float:
         feeds = f.feeds or (f.event,)

@@ -134,7 +134,7 @@ class Anchor:
         if abs(self.recent - self.level) <= 2 * spread:
             self.stood_us = 0
             return
-        if self.stood_us == 0 or abs(self.recent - self.rival) > spread:
+        if self.stood_us == 0 or abs(self.recent - self.rival) > 1.5 * spread:
             self.rival, self.stood_us = self.recent, 0
         self.stood_us += min(since_us, DAY_US)
         if self.stood_us >= 28 * DAY_US:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from models.absences import SilenceTally
 from models.evaluate import Tally
 
 if TYPE_CHECKING:
@@ -102,6 +104,10 @@ class Telemetry:
         self.lag_ms_last = 0.0
         self.alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT_MAX)
         self.tally = Tally(truth_names)
+        self.silence = SilenceTally()
+        self.silences: Callable[[int, int], pl.DataFrame] | None = None
+        """Who was silenced in a span of event time, where that is known."""
+        self.begun_us = 0
         self.reasons: Counter[str] = Counter()
         self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
         self._on_alert = on_alert
@@ -144,7 +150,11 @@ class Telemetry:
                 self.reasons.update(r.reason for r in out.rejects if r.event_type != "control")
                 self.flips.extend(out.flips)
                 for s in out.known:
-                    self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
+                    if s.absences is None:
+                        self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
+                    else:
+                        flagged = np.asarray(s.decisions.flagged.any(axis=1))
+                        self.silence.add(s.absences, s.truth, flagged)
                 if out.replayed:
                     self.replayed_rounds += 1
                     continue
@@ -177,6 +187,7 @@ class Telemetry:
                 "alerts": got.get("alerts", 0),
                 "muted": got.get("muted", 0),
                 "suppressed": got.get("suppressed", 0),
+                "absences": got.get("absences", 0),
                 "corrected": got.get("corrected", 0),
                 "corrected_unchecked": got.get("corrected_unchecked", 0),
                 "flipped": got.get("flipped", 0),
@@ -187,7 +198,16 @@ class Telemetry:
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),
                 **self.tally.report(),
+                **self._silence_report(),
             }
+
+    def _silence_report(self) -> dict[str, Any]:
+        """What is known of silences, where the truth is."""
+        if self.silences is None:
+            return {}
+        until_us = max(self.cut_time_us, self.begun_us)
+        known = self.silences(self.begun_us, until_us)
+        return {"silence": self.silence.report(known, self.begun_us, until_us)}
 
     def say(self, text: str) -> None:
         """A sentence for the person who runs it."""

@@ -7,10 +7,12 @@ behind a source that slows down with it (open loop).
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from dataflows.settings import Settings
 from dataflows.sources.base import Taken
@@ -61,6 +63,7 @@ class SimulatorReader:
         length_us = round(settings.sim_seconds * settings.sim_speed * 1e6)
         self._end_us = self._at_us + length_us if settings.sim_seconds else None
         self._anchor: tuple[int, int] | None = None
+        self.begins_us = self._at_us
 
     def seek(self, positions: dict[str, Any]) -> None:
         """Stand at a journaled position; an empty one leaves the start where it was."""
@@ -135,6 +138,14 @@ class SimulatorReader:
             {},
             until_us,
         )
+
+    def silences(self, start_us: int, end_us: int) -> pl.DataFrame:
+        """Who was silenced in a span of event time, as `Simulator.silences` says it."""
+        return self._simulator.silences(start_us, end_us)
+
+    def judged(self, absences: EventBatch) -> EventBatch:
+        """Absences with their truth: which of them are those of silenced entities."""
+        return replace(absences, truth=self._simulator.absence_truth(absences))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -22,12 +22,16 @@ __all__ = [
     "event_code",
     "event_type",
     "event_types",
+    "made_types",
 ]
 
 _FIRST = ("payment", "login", "metric", "app_log")
 
-_NO_EVENTS = ("avro", "base")
-"""Modules beside this one that declare no event."""
+_MADE = ("absence",)
+"""Events that waxwing makes itself: no source gives them, so they have no schema and no decoder."""
+
+_NO_EVENTS = ("avro", "base", *_MADE)
+"""Modules beside this one that declare no event of a source."""
 
 
 @cache
@@ -40,15 +44,21 @@ def built_in_types() -> dict[str, EventType]:
 
 @cache
 def event_types() -> dict[str, EventType]:
-    """All event types by name, in their fixed order: those of this package, then the user's."""
+    """The event types that sources give, in their fixed order: of this package, then the user's."""
     mine = sorted(own().events, key=lambda event: event.name)
     return built_in_types() | {event.name: event for event in mine}
+
+
+@cache
+def made_types() -> dict[str, EventType]:
+    """The event types that waxwing makes itself, by name: scored like the others, never read."""
+    return {n: importlib.import_module(f"{__name__}.{n}").EVENT for n in _MADE}
 
 
 def event_type(name: str) -> EventType:
     """The event type called `name`; ConfigError with the valid names where there is none."""
     try:
-        return event_types()[name]
+        return event_types().get(name) or made_types()[name]
     except KeyError:
         raise ConfigError(
             f"unknown event type {name!r}; event types are {', '.join(event_types())}"
@@ -56,5 +66,8 @@ def event_type(name: str) -> EventType:
 
 
 def event_code(name: str) -> int:
-    """Position of the event type in the fixed order: breaks ties in time, stands in kernels."""
-    return list(event_types()).index(event_type(name).name)
+    """Position of the event type in the fixed order: breaks ties in time, stands in kernels.
+
+    Those that waxwing makes itself stand behind all others; no kernel ever sees one.
+    """
+    return [*event_types(), *made_types()].index(event_type(name).name)

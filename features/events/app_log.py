@@ -49,4 +49,5 @@ EVENT = EventType(
         "log_stream": ("service", "template"),
     },
     primary="service",
+    silence={"service": (), "host": ("service",)},
 )

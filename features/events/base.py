@@ -86,6 +86,10 @@ class EventType:
     entities : entity type -> the columns whose values together name one entity
     primary : the entity type that a person would call the subject of the event (alerts name it,
         the sequence model follows it)
+    silence : entity type whose silence means something -> its holder and its pool of peers, as far
+        as it has them (entities or string fields of the event): `features.silence`
+    subject : fields that hold entity type and name, where the event tells of any entity; None where
+        it tells of its primary one
     """
 
     name: str
@@ -94,6 +98,8 @@ class EventType:
     fields: tuple[Field, ...]
     entities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     primary: str = ""
+    silence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subject: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields]
@@ -130,8 +136,32 @@ class EventType:
                 f"event type {self.name!r}: primary entity {self.primary!r} is not one of"
                 f" {', '.join(self.entities)}"
             )
+        faults += self._silence_faults(names)
         if faults:
             raise DeclarationError(faults)
+
+    def _silence_faults(self, names: list[str]) -> list[str]:
+        """What is wrong with the entities whose silence is watched."""
+        valid = (*self.entities, *names)
+        faults = [
+            f"event type {self.name!r}: silence of {entity!r}, which is not one of"
+            f" {', '.join(self.entities)}"
+            for entity in self.silence
+            if entity not in self.entities
+        ]
+        faults += [
+            f"event type {self.name!r}: silence of {entity!r} beside {peer!r}, which is neither an"
+            f" entity nor a field; there are {', '.join(valid)}"
+            for entity, peers in self.silence.items()
+            for peer in peers
+            if peer not in valid
+        ]
+        return faults + [
+            f"event type {self.name!r}: silence of {entity!r} beside {len(peers)} others; a holder"
+            " and a pool are the most"
+            for entity, peers in self.silence.items()
+            if len(peers) > 2
+        ]
 
     @property
     def schema(self) -> dict[str, pl.DataType]:

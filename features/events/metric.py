@@ -36,4 +36,5 @@ EVENT = EventType(
         "pool": ("service", "metric"),
     },
     primary="series",
+    silence={"series": ("host", "pool"), "host": ("service",)},
 )

@@ -6,6 +6,6 @@ frozen default mix, `traffic/` one module per event type, `attacks/` one file pe
 
 from __future__ import annotations
 
-from features.simulate.simulator import ATTACKS, Simulator
+from features.simulate.simulator import ATTACKS, SILENCES, Simulator
 
-__all__ = ["ATTACKS", "Simulator"]
+__all__ = ["ATTACKS", "SILENCES", "Simulator"]

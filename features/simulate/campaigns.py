@@ -8,11 +8,14 @@ many campaigns, so none is missing for long.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from features.simulate import mix
 from features.simulate.attacks import Attack
-from features.simulate.attacks.base import Campaign, Change, Plan
+from features.simulate.attacks import attacks as all_attacks
+from features.simulate.attacks.base import Campaign, Change, Plan, Silence
 from features.simulate.chance import generator, key_of, unit
 from features.simulate.world import Block, Rows, World, concat_rows, take_rows
 
@@ -27,8 +30,14 @@ _PLANS_MAX = 20_000
 measured on one process with 11,500 of them."""
 
 
-_Kept = tuple[dict[int, list[tuple[str, Rows, slice]]], tuple[Change, ...]]
-"""A plan as it is kept: where the rows it adds to a block lie, by block, and its changes."""
+SILENCE_SAMPLES_MIN = 120
+"""Least time between two silences of a kind, in samples of a series. Chosen: of the default
+population six hours; closer together a host would be silent every day at the same hour, which is
+its rhythm then and no attack."""
+
+
+_Kept = tuple[dict[int, list[tuple[str, Rows, slice]]], tuple[Change, ...], tuple[Silence, ...]]
+"""A plan as it is kept: where the rows it adds to a block lie, by block, its changes, silences."""
 
 
 class Timetable:
@@ -54,12 +63,18 @@ class Timetable:
     ) -> None:
         self._world, self._attacks, self._codes = world, attacks, codes
         self._strength, self._block_us = strength, block_us
-        size = sum(0.5 * (low + high) for low, high in (a.events for a in attacks.values()))
+        # Silences label no event, so they take nothing of the share.
+        size = _events_of(attacks) or _events_of(all_attacks())
         self.stretch_us = round(1e6 * size / per_s) if per_s > 0 and attacks else 0
+        quiet_us = max(self.stretch_us, SILENCE_SAMPLES_MIN * world.infrastructure.interval_us)
+        self._stretch_us = {
+            name: self.stretch_us if _events_of({name: attack}) else quiet_us
+            for name, attack in attacks.items()
+        }
         self._phase = {
             name: int(
                 float(unit(world.seed ^ key_of("phase"), np.array([key_of(name)]))[0])
-                * self.stretch_us
+                * self._stretch_us[name]
             )
             for name in attacks
         }
@@ -72,12 +87,15 @@ class Timetable:
         """Campaign `number` of attack `name`."""
         rng = generator(self._world.seed, key_of(name), number, 0)
         low, high = self._attacks[name].events
-        start_us = self._phase[name] + number * self.stretch_us
-        start_us += int(rng.random() * _SPREAD * self.stretch_us)
+        stretch_us = self._stretch_us[name]
+        start_us = self._phase[name] + number * stretch_us
+        start_us += int(rng.random() * _SPREAD * stretch_us)
         size = int(rng.integers(low, high + 1))
         if self._strength is None:
             # From the seed on, so that another seed makes other attacks the weak ones.
-            turn = number * len(self._attacks) + list(self._attacks).index(name) + self._world.seed
+            silent = not _events_of({name: self._attacks[name]})
+            kin = [n for n, a in self._attacks.items() if silent != bool(_events_of({n: a}))]
+            turn = number * len(kin) + kin.index(name) + self._world.seed
             strength = mix.default_strength(rng, turn)
         else:
             strength = float(rng.uniform(*self._strength))
@@ -93,19 +111,49 @@ class Timetable:
             return rows
         parts: dict[str, list[Rows]] = {name: [part] for name, part in rows.items()}
         for name, code in ((n, self._codes[n]) for n in self._attacks):
-            first = (
-                block.start_us - self._lasts_us[name] - self._phase[name]
-            ) // self.stretch_us - 1
-            last = (block.end_us - self._phase[name]) // self.stretch_us
-            for number in range(first, last + 1):
-                added, changes = self._plan(name, number)
+            for number in self._numbers(name, block.start_us, block.end_us):
+                added, changes, _ = self._plan(name, number)
                 for event_type, extra, here in added.get(block.number, ()):
                     if event_type in parts:
                         parts[event_type].append({c: v[here] for c, v in extra.items()})
                 for change in changes:
                     if change.start_us < block.end_us and block.start_us < change.end_us:
                         self._change(change, rows, code, number)
-        return {name: concat_rows(part) for name, part in parts.items()}
+        made = {name: concat_rows(part) for name, part in parts.items()}
+        for _, silence in self.silences(block.start_us, block.end_us):
+            self._hush(silence, made)
+        return made
+
+    def silences(self, start_us: int, end_us: int) -> list[tuple[Campaign, Silence]]:
+        """The silences that have a part in [start_us, end_us), with their campaigns."""
+        if not self.stretch_us:
+            return []
+        return [
+            (self.campaign(name, number), silence)
+            for name, attack in self._attacks.items()
+            if not _events_of({name: attack})
+            for number in self._numbers(name, start_us, end_us)
+            for silence in self._plan(name, number)[2]
+            if silence.start_us < end_us and start_us < silence.end_us
+        ]
+
+    def _numbers(self, name: str, start_us: int, end_us: int) -> range:
+        """Campaigns of an attack that may have a part in a stretch of time."""
+        stretch_us = self._stretch_us[name]
+        first = (start_us - self._lasts_us[name] - self._phase[name]) // stretch_us - 1
+        return range(first, (end_us - self._phase[name]) // stretch_us + 1)
+
+    def _hush(self, silence: Silence, made: dict[str, Rows]) -> None:
+        """Take out of the block what does not come, attacks included: a dead host has none."""
+        for event_type, hush in silence.hushes.items():
+            if event_type not in made:
+                continue
+            time_us = made[event_type]["time_us"]
+            at = np.flatnonzero((time_us >= silence.start_us) & (time_us < silence.end_us))
+            left = np.ones(len(time_us), np.bool_)
+            left[at] = ~hush(self._world, made[event_type], at)
+            if not left.all():
+                made[event_type] = take_rows(made[event_type], np.flatnonzero(left))
 
     def _change(self, change: Change, rows: dict[str, Rows], code: int, number: int) -> None:
         """Let a change do its work on the block's genuine rows, in place."""
@@ -139,5 +187,10 @@ class Timetable:
             for b, low, high in zip(blocks, starts, [*starts[1:], n], strict=True):
                 here = slice(int(low), int(high))
                 added.setdefault(int(b), []).append((event_type, rows, here))
-        self._plans[name, number] = added, plan.changes
+        self._plans[name, number] = added, plan.changes, plan.silences
         return self._plans[name, number]
+
+
+def _events_of(attacks: Mapping[str, Attack]) -> float:
+    """Events that one campaign of each labels, about; 0 where all are silences."""
+    return sum(0.5 * (low + high) for low, high in (a.events for a in attacks.values()))

@@ -337,6 +337,14 @@ _SERVICES = (
 HOSTS_AT_DEFAULT = 15
 """Hosts at the default of 2 events/s: three services of five, each sampled every 180 s."""
 
+RESTART_SAMPLES = 1.1
+RESTART_H_MAX = 0.1
+"""How long a host is away when it restarts, in intervals of its samples, and at the most. Chosen:
+one sample is missed, now and then two, where they are not far apart."""
+
+NIGHT_SHARE = 0.3
+"""Share of a service's lines that its job writes while it runs at night."""
+
 TEMPLATES = 24
 RELEASE_TEMPLATES = 64
 ATTACK_TEMPLATES = 4_096
@@ -477,6 +485,7 @@ class Infrastructure:
         self.host_partition = (hash_strings(self.host_names) % np.uint64(PARTITIONS)).astype(
             np.int32
         )
+        self._night_hosts()
         partitions = [
             (
                 hash_columns(frame.with_columns(metric=pl.lit(name)), ("host", "metric"))
@@ -485,6 +494,50 @@ class Infrastructure:
             for name in METRICS
         ]
         self.series_partition = np.stack(partitions, axis=1).ravel()  # host * len(METRICS) + metric
+
+    def _night_hosts(self) -> None:
+        """One more host a service, for the job it runs at night; it sends lines and no metrics."""
+        names = pl.Series([f"{service}-night" for service in self.service_names])
+        self.host_names = pl.concat([self.host_names, names])
+        partition = (hash_strings(names) % np.uint64(PARTITIONS)).astype(np.int32)
+        self.host_partition = np.concatenate((self.host_partition, partition))
+        services = np.arange(self.services, dtype=np.int32)
+        self.host_service = np.concatenate((self.host_service, services))
+        self.host_phase = np.concatenate((self.host_phase, np.zeros(self.services)))
+
+    def at_night(
+        self, seed: int, host: npt.NDArray[np.int32], time_us: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """The hosts that write lines, int32 (n,): some of a service's are its job's at night.
+
+        The job begins at an hour of the service's own, up to ten minutes later by chance, and runs
+        for twenty.
+        """
+        service, day = self.host_service[host], time_us // DAY_US
+        begin_us = HOUR_US * (1 + service.astype(np.int64) % 4)
+        begin_us += (unit(seed ^ key_of("night"), service, day) * HOUR_US / 6).astype(np.int64)
+        since_us = time_us % DAY_US - begin_us
+        runs = (since_us >= 0) & (since_us < HOUR_US // 3)
+        runs &= unit(seed ^ key_of("night line"), host, time_us) < NIGHT_SHARE
+        found: npt.NDArray[np.int32] = np.where(runs, self.hosts + service, host).astype(np.int32)
+        return found
+
+    def restarting(
+        self, seed: int, host: npt.NDArray[np.integer], time_us: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Whether a host is away because its release is being rolled out, bool (n,).
+
+        The hosts of the service restart one after another while it lasts (see `deploying`).
+        """
+        service = self.host_service[host]
+        drawn = unit(seed ^ key_of("deploy"), service, time_us // (4 * HOUR_US))
+        nth = (host - self.service_start[service] + 0.5) / self.service_size[service]
+        begin_h = drawn * (12.0 * 3.5) + 0.25 * nth
+        within_h = (time_us % (4 * HOUR_US)) / HOUR_US
+        lasts_h = min(RESTART_SAMPLES * self.interval_us / HOUR_US, RESTART_H_MAX)
+        away = (within_h >= begin_h) & (within_h < begin_h + lasts_h)
+        found: npt.NDArray[np.bool_] = (drawn < 1.0 / 12.0) & away & (host < self.hosts)
+        return found
 
     def deploying(
         self, seed: int, service: npt.NDArray[np.integer], time_us: npt.NDArray[np.int64]

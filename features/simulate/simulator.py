@@ -22,10 +22,22 @@ from features.simulate.strings import numbered
 from features.simulate.traffic import traffic
 from features.simulate.world import Block, Rows, World, take_rows
 
-__all__ = ["ATTACKS", "Simulator"]
+__all__ = ["ATTACKS", "SILENCES", "Simulator"]
 
-ATTACKS: dict[str, int] = {name: code for code, name in enumerate(all_attacks(), start=1)}
-"""Attack -> its code in `EventBatch.truth`; 0 is genuine."""
+SILENCES_FROM = 1_001
+"""Code of the first silence; chosen: beyond all attacks that anyone will add."""
+
+ATTACKS: dict[str, int] = {
+    name: code
+    for code, name in enumerate((n for n, a in all_attacks().items() if any(a.events)), start=1)
+}
+"""Attack that labels events -> its code in `EventBatch.truth`; 0 is genuine."""
+
+SILENCES: dict[str, int] = {
+    name: code
+    for code, name in enumerate((n for n in all_attacks() if n not in ATTACKS), SILENCES_FROM)
+}
+"""Attack that lets events stay away -> its code in the truth of an absence."""
 
 BLOCK_EVENTS = 8_192
 """Events of a block, about. Measured on one core: blocks of 5,000 give 0.95 M events/s and hold a
@@ -145,7 +157,12 @@ class Simulator:
         self.block_us = 1000 * length_ms
         chosen = {n: a for n, a in all_attacks().items() if attacks is None or n in attacks}
         self.timetable = Timetable(
-            self.world, chosen, ATTACKS, events_per_s * anomaly_share, strength, self.block_us
+            self.world,
+            chosen,
+            ATTACKS | SILENCES,
+            events_per_s * anomaly_share,
+            strength,
+            self.block_us,
         )
         self._blocks: OrderedDict[int, _Made] = OrderedDict()
         self._labels: OrderedDict[int, pl.DataFrame] = OrderedDict()
@@ -186,6 +203,45 @@ class Simulator:
             return self._label_frame({})
         time_us = pl.col("time_us")
         return pl.concat(frames).filter((time_us >= start_us) & (time_us < end_us))
+
+    def silences(self, start_us: int, end_us: int) -> pl.DataFrame:
+        """Who was silenced in a span, and when.
+
+        Returns
+        -------
+        attack, campaign (name), strength, entity_type, entity, start_us, end_us
+        """
+        schema = {"attack": pl.String, "campaign": pl.String, "strength": pl.Float64,
+                  "entity_type": pl.String, "entity": pl.String, "start_us": pl.Int64,
+                  "end_us": pl.Int64}  # fmt: skip
+        found = [
+            (one.attack, one.name, one.strength, kind, name, silence.start_us, silence.end_us)
+            for one, silence in self.timetable.silences(start_us, end_us)
+            for kind, name in silence.entities
+        ]
+        return pl.DataFrame(found, schema=schema, orient="row")
+
+    def absence_truth(self, absences: EventBatch) -> npt.NDArray[np.int16]:
+        """Which absences are those of silenced entities, int16 (n,): code of the attack or 0.
+
+        One is, where the entity was silenced for at least half of the time it had been silent.
+        """
+        truth = np.zeros(len(absences), np.int16)
+        if not len(absences):
+            return truth
+        frame = absences.frame
+        since_us, due_us = frame["since_us"].to_list(), frame["time_us"].to_list()
+        known = self.silences(min(since_us), max(due_us))
+        stretches: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+        for row in known.iter_rows(named=True):
+            stretch = (row["start_us"], row["end_us"], SILENCES[row["attack"]])
+            stretches.setdefault((row["entity_type"], row["entity"]), []).append(stretch)
+        for i, key in enumerate(zip(frame["entity_type"], frame["entity"], strict=True)):
+            for start_us, end_us, code in stretches.get(key, ()):
+                shared_us = min(end_us, due_us[i]) - max(start_us, since_us[i])
+                if 2 * shared_us >= due_us[i] - since_us[i]:
+                    truth[i] = code
+        return truth
 
     def _block(self, number: int) -> _Made:
         """The block, made now or kept from before."""
@@ -336,7 +392,7 @@ def _check(
             faults.append(f"simulator: {name} must lie in [0, 0.5], got {share}")
     for kind, given, valid in (
         ("event type", event_types, traffic()),
-        ("attack", attacks, ATTACKS),
+        ("attack", attacks, ATTACKS | SILENCES),
     ):
         unknown = [name for name in given or () if name not in valid]
         if unknown:

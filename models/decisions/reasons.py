@@ -152,6 +152,11 @@ def _family(feature: Feature) -> str:
         return "new source" if new else f"source {feature.where or 'busy'}"
     if feature.where and entity in _MACHINES:
         return "errors"
+    if feature.group == "silence":
+        # How long, in which measure ever; whether others are silent; each habit for itself.
+        if feature.name in ("gap_s", "usual_gaps", "hour_gaps", "missed"):
+            return "silent for"
+        return "silent peers" if feature.name.endswith("_silent_share") else feature.name
     if entity in ("pool", "host") and feature.group == "cross_entity":
         return f"peers of {entity}"
     return f"{feature.group} {entity} {feature.where or other or ''}"

@@ -100,3 +100,13 @@ def test_a_label_makes_a_new_level_the_anchor_at_once(rng: np.random.Generator) 
     assert found[0].column("creep")[-1] > 3.0
     assert abs(found[1].column("creep")[-1]) < 0.3
     assert found[1].column("anchor")[0] == pytest.approx(16.0, abs=0.5)
+
+
+def test_verdicts_on_usual_business_change_nothing(rng: np.random.Generator) -> None:
+    engine = GroupEngine(CATALOG, 0)
+    batches = samples(np.arange(300) * 7_200.0, 10.0 + rng.normal(size=300))
+    engine.process(split(CATALOG, batches, 1)[0])
+    series = engine._states["series"]
+    before = series._fixed["anchors"].copy()
+    assert series.accept(Columns(batches["metric"]).key("series")[:1]) == 1
+    np.testing.assert_array_equal(series._fixed["anchors"], before)

@@ -176,7 +176,7 @@ def round_out(item: Featured) -> RoundOut:
         item.received,
         item.duplicates,
         item.rejects,
-        {name: len(batch) for name, batch in item.batches.items()},
+        {name: len(batch) for name, batch in item.batches.items() if name != "absence"},
         (),
         0,
         0,

@@ -22,6 +22,7 @@ def test_a_small_bench_has_every_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "SNAPSHOT_ROUNDS", 1)
+    monkeypatch.setattr(bench, "WARM_S", 0.1)
     out = tmp_path / "out.json"
     assert main(["bench", "features", *SMALL, "--json", str(out)]) == 0
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -54,6 +55,22 @@ def told(report: dict[str, Any]) -> set[str]:
         return own.union(*map(keys, found.values()))
 
     return keys(report) - words - {"card", "user", "merchant", "device", "ip"}
+
+
+def test_what_flink_is_asked_is_asked_of_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WARM_S", 0.1)
+    seen: list[tuple[str, ...]] = []
+    passed = bench.Bench.pass_round
+
+    def noted(self: bench.Bench, batch: Any) -> None:
+        seen.append(self.catalog.names("payment"))
+        passed(self, batch)
+
+    monkeypatch.setattr(bench.Bench, "pass_round", noted)
+    assert bench.same_windows(300, 5_000, 2) > 0
+    (names,) = set(seen)
+    stems = ("card_count", "card_amount_sum")
+    assert set(names) == {f"{stem}_{w}" for stem in stems for w in ("1m", "5m", "1h")}
 
 
 def test_numbers_that_are_none_and_a_peer_without_environment_are_told_at_once(

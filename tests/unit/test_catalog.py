@@ -19,7 +19,7 @@ from features.plan import plan_of
 from features.reference import formula, reference
 from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
-from tests.streams import stream
+from tests.streams import make_batch, stream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,7 +174,8 @@ def test_every_primary_entity_has_a_sequence() -> None:
 
 
 def test_every_derived_column_can_be_made(seed: int) -> None:
-    batches = stream(seed, 30)
+    absences = [{"event_id": str(i), "entity_type": "host"} for i in range(30)]
+    batches = stream(seed, 30) | {"absence": make_batch("absence", absences)}
     for derived in DERIVED:
         columns = Columns(batches[derived.event])
         made = columns.flag(derived.name) if derived.kind == "flag" else columns.real(derived.name)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.arena import TOP
 from features.catalog import Catalog
 from features.engine import OfflineEngine
 from features.plan import PAIR_TTL_S, plan_of
 from features.spec import Feature
 from features.state import EntityState
-from features.windows import CAPACITY_MIN, TOP
+from features.windows import CAPACITY_MIN
 from tests.streams import START_US, make_batch
 from tests.units import fitting
 

@@ -29,6 +29,9 @@ _FIRST = (
     "error_burst",
     "new_template",
     "slow_down",
+    "host_silence",
+    "series_silence",
+    "service_silence",
 )
 
 

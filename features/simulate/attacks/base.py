@@ -7,7 +7,7 @@ genuine. Only events that are themselves part of the attack are labelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "Campaign",
     "Change",
     "Plan",
+    "Silence",
     "attacker_address",
     "attacker_device",
     "far_city",
@@ -83,11 +84,30 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """A stretch of time in which some of the traffic does not come, attacks in it included.
+
+    Parameters
+    ----------
+    start_us, end_us : the stretch, end excluded
+    hushes : event type -> gets world, rows and the indices of those in the stretch; says which of
+        them do not come, bool. As `apply` it may depend on nothing else
+    entities : entity type and name of those that say nothing at all in the stretch
+    """
+
+    start_us: int
+    end_us: int
+    hushes: Mapping[str, Callable[[World, Rows, npt.NDArray[np.intp]], npt.NDArray[np.bool_]]]
+    entities: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What a campaign does: rows it adds, by event type, and changes it makes."""
+    """What a campaign does: rows it adds, by event type, changes it makes, whom it silences."""
 
     rows: dict[str, Rows] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
+    silences: tuple[Silence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +119,7 @@ class Attack:
     name : the name of its module
     doc : one sentence
     event_type : the type most of its events have
-    events : fewest and most events a campaign labels, about
+    events : fewest and most events a campaign labels, about; none where it silences
     lasts_s_max : longest time from a campaign's start to its last event, given the world
     plan : what a campaign does
     """

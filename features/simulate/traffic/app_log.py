@@ -11,7 +11,7 @@ import polars as pl
 from features.simulate.population import RELEASE_TEMPLATES, TEMPLATES
 from features.simulate.strings import gather
 from features.simulate.traffic import metric
-from features.simulate.world import Block, Rows, World, times_in
+from features.simulate.world import Block, Rows, World, take_rows, times_in
 
 __all__ = ["columns", "dress", "keys", "make"]
 
@@ -34,6 +34,9 @@ def make(world: World, block: Block) -> Rows:
     service = table[(rng.random(n) * len(table)).astype(np.int64)]
     rows = dress(world, rng, times_in(rng, block, n), service)
     _release(world, rng, rows)
+    park = world.infrastructure
+    rows = take_rows(rows, ~park.restarting(world.seed, rows["host"], rows["time_us"]))
+    rows["host"] = park.at_night(world.seed, rows["host"], rows["time_us"])
     return rows
 
 

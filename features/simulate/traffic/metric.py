@@ -26,6 +26,9 @@ NOISE = (2.5, 0.7, 0.07, 0.05, 0.30, 0.12)
 SPIKE_SHARE = 0.003
 """Share of (host, two samples) with a brief genuine cpu spike: a cron job, a garbage collection."""
 
+LOST_SHARE = 0.002
+"""Share of scrapes that time out and are lost: of a host sampled every 3 min one a day."""
+
 _MINUTE_US = 60_000_000
 
 
@@ -81,7 +84,10 @@ def make(world: World, block: Block) -> Rows:
         values[:, i] = np.clip(values[:, i] + noise[:, i], 0.0, 100.0)
     for i in (LATENCY, REQUESTS, ERRORS):
         values[:, i] *= np.exp(noise[:, i])
-    n = len(scrape)
+    lost = unit(world.seed ^ key_of("lost scrape"), scrape) < LOST_SHARE
+    came = ~(lost | park.restarting(world.seed, host, moment))
+    host, moment, values = host[came], moment[came], values[came]
+    n = len(host)
     return {
         "time_us": np.repeat(moment, len(METRICS)),
         "host": np.repeat(host, len(METRICS)),
