@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,15 +190,10 @@ def _starting_point(
         )
         if was != now
     ]
-    if found.catalog_version != version:
-        faults.append(
-            f"{where}: state was written with feature catalogue"
-            f" {found.catalog_version}, this is {version}; start with an empty state_dir"
-            " (or run `waxwing backfill` again)"
-        )
     if faults:
         raise ConfigError(faults)
-    return found, folder
+    # A state of another catalogue goes over where it can; `features.layout` says where it cannot.
+    return replace(found, catalog_version=version), folder
 
 
 def _load_manifest(

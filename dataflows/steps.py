@@ -298,7 +298,9 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
     if base is None:
         return GroupEngine(context.catalog, group, late_s, ttl_h), shard
-    return GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h), shard
+    engine = GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h)
+    context.telemetry.grown(engine.empty, engine.partial)
+    return engine, shard
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):

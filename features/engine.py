@@ -22,6 +22,7 @@ from features.errors import StateError
 from features.events import event_code, event_types
 from features.labels import Label
 from features.late import Changed
+from features.layout import LAYOUT, carry_over, layout_array
 from features.plan import ABSENCE, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.silence import DUE_MAX, Overdue
@@ -83,6 +84,10 @@ class GroupEngine:
         self._states = {
             name: EntityState(plan, late_us, ttl_h) for name, plan in self._plan.entities.items()
         }
+        self.empty: tuple[str, ...] = ()
+        self.partial: tuple[str, ...] = ()
+        """Features that a restored state of another catalogue did not know: those that start empty,
+        and those over a new window, which begin with what the ring still had."""
         self.clock_us = self._saved_clock_us = 0
         """Event-time clock of the stream, 0 where it is not known; never goes back, whichever
         lanes have a part in a round."""
@@ -213,6 +218,7 @@ class GroupEngine:
         """All parts of the snapshot under way, for `features.snapshots.join` on any thread."""
         head: Arrays = {
             "format": np.array([STATE_FORMAT]),
+            LAYOUT: layout_array(self.catalog),
             "clock_us": np.array([self._saved_clock_us], np.int64),
         }
         return [head] + [
@@ -233,18 +239,29 @@ class GroupEngine:
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
+        A state of a catalogue that had fewer features or more goes over (`features.layout`).
+
         Raises
         ------
-        StateError : a snapshot of another layout, or one that does not fit the catalogue
+        StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
         engine = cls(catalog, group, late_s, ttl_h)
-        for arrays in ([] if base is None else [base]) + deltas:
+        dumps = ([] if base is None else [base]) + deltas
+        for arrays in dumps:
             found = int(arrays["format"][0])
             if found != STATE_FORMAT:
                 raise StateError(
                     f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"
                 )
+        if dumps:
+            try:
+                dumps, engine.empty, engine.partial = carry_over(dumps, catalog)
+            except (KeyError, ValueError, IndexError, TypeError) as error:
+                raise StateError(
+                    f"group {group}: state cannot be read ({error}); run `waxwing backfill` again"
+                ) from error
+        for arrays in dumps:
             if "clock_us" in arrays:
                 engine.clock_us = int(arrays["clock_us"][0])
             for name, state in engine._states.items():

@@ -7,7 +7,7 @@ and for each event type which statistic goes to which column of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -73,7 +73,10 @@ class Family:
 
 @dataclass(slots=True)
 class Ring:
-    """One ring of records: the features fed by the same event types."""
+    """One ring of records: the features fed by the same event types.
+
+    `names` says what the flags, columns, maxima and others are, each in its order.
+    """
 
     feeds: Bool
     windows_us: Int64
@@ -85,6 +88,7 @@ class Ring:
     ttl_us: Int64
     plan: Int64
     plan_at: Int64
+    names: Mapping[str, list[str]]
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -400,6 +404,7 @@ def _build_rings(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
             ttl_us=np.array([kept[name] for name in others], np.int64) * 1_000_000,
             plan=table,
             plan_at=at,
+            names={"flags": flags, "columns": columns, "maxima": maxima, "others": others},
         )
         if len(flags) > FLAG_BITS or len(others) > 16:
             raise ValueError(

@@ -470,6 +470,18 @@ class EntityState:
         self._at = 0
         self._grow()
 
+    @classmethod
+    def of_arrays(
+        cls, plan: EntityPlan, arrays: Mapping[str, tuple[np.dtype[Any], int]]
+    ) -> EntityState:
+        """A state that keeps snapshots of these arrays (name -> type and columns by slot) and of
+        the plan's rings, whatever kernels they are of; it is not for rows."""
+        state = cls(plan)
+        made = {name: np.zeros((0, width), dtype) for name, (dtype, width) in arrays.items()}
+        state._fixed = made
+        state._grow()
+        return state
+
     def _grow(self) -> None:
         """Give every array by slot the table's capacity."""
         for array in self._fixed.values():
@@ -491,6 +503,11 @@ class EntityState:
         for i, ring in enumerate(self.rings):
             found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
         return found
+
+    @property
+    def arrays(self) -> Arrays:
+        """State by slot but that of rings: name -> array by slot, the very arrays."""
+        return dict(self._fixed)
 
     @property
     def slot_bytes(self) -> int:
@@ -833,7 +850,9 @@ class EntityState:
             ring.load(
                 copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
-        self.late.load(slots, {k[5:]: v for k, v in arrays.items() if k.startswith("late.")})
+        late = {k[5:]: v for k, v in arrays.items() if k.startswith("late.")}
+        if late:  # not in a snapshot that came over from another layout
+            self.late.load(slots, late)
 
     def settle(self) -> None:
         """Find again, after the last `load`, what is in no snapshot."""

@@ -40,6 +40,10 @@ FLIPS_KEPT_MAX = 100
 """Newest flipped votes kept for the report. Chosen: more than a person reads."""
 
 
+NAMES_SHOWN_MAX = 10
+"""New features named in the sentence at the start; all stand in the report. Chosen: a sentence."""
+
+
 class LatencyHistogram:
     """Latencies on a logarithmic scale; constant memory, any number of values."""
 
@@ -96,6 +100,7 @@ class Telemetry:
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
+        self.starts_empty: tuple[str, ...] = ()
         self.committed_round = 0
         self.round_done = 0
         self.replayed_rounds = 0
@@ -194,12 +199,25 @@ class Telemetry:
                 "flips": [asdict(flip) for flip in self.flips],
                 "reasons": dict(self.reasons),
                 "expired": self.expired,
+                "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),
                 **self.tally.report(),
                 **self._silence_report(),
             }
+
+    def grown(self, empty: tuple[str, ...], partial: tuple[str, ...]) -> None:
+        """Say once what a restored state of another catalogue did not know; all groups tell it."""
+        with self._lock:
+            if self.starts_empty or not (empty or partial):
+                return
+            self.starts_empty = (*empty, *partial)
+        said = [_named("starts empty", "start empty", empty)] if empty else []
+        if partial:
+            one = "begins with what is kept of its window"
+            said.append(_named(one, "begin with what is kept of their windows", partial))
+        self.say(f"the state is of another feature catalogue: {'; '.join(said)}; the rest goes on")
 
     def _silence_report(self) -> dict[str, Any]:
         """What is known of silences, where the truth is."""
@@ -212,3 +230,11 @@ class Telemetry:
     def say(self, text: str) -> None:
         """A sentence for the person who runs it."""
         print(f"waxwing: {text}", file=sys.stderr, flush=True)
+
+
+def _named(one: str, many: str, names: tuple[str, ...]) -> str:
+    """Some names and what they do; the first of them where there are many."""
+    shown = ", ".join(names[:NAMES_SHOWN_MAX])
+    more = len(names) - NAMES_SHOWN_MAX
+    rest = f" and {more} more" if more > 0 else ""
+    return f"{shown}{rest} {one if len(names) == 1 else many}"

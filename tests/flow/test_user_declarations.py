@@ -112,16 +112,21 @@ def test_the_page_is_true_from_check_to_alerts_and_store(shop: tuple[Path, pl.Da
     assert stored(folder, "u3", "u7") == [expected(frame, "u3"), expected(frame, "u7")]
 
 
-def stored(folder: Path, *users: str) -> list[dict[str, float]]:
+def stored_rows(folder: Path, *users: str) -> list[dict[str, float]]:
     """What the online store holds of users, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", READ_STORE, *users], cwd=folder, capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=60, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
-    rows = (dict(zip(found["features"], row, strict=True)) for row in found["values"])
+    return [dict(zip(found["features"], row, strict=True)) for row in found["values"]]
+
+
+def stored(folder: Path, *users: str) -> list[dict[str, float]]:
+    """Count and sum of the last hour of users."""
     return [
-        {"user_orders_1h": r["user_orders_1h"], "sum": round(r["user_total_1h"], 6)} for r in rows
+        {"user_orders_1h": row["user_orders_1h"], "sum": round(row["user_total_1h"], 6)}
+        for row in stored_rows(folder, *users)
     ]
 
 
@@ -186,3 +191,53 @@ def test_all_faults_of_the_files_stop_the_start_with_status_two(
             " operation 'count' gives '1'",
         ], done.stderr  # fmt: skip
     assert not (folder / ".waxwing").exists()
+
+
+GROWN = """
+
+FEATURES = (
+    *FEATURES,
+    Feature(
+        name="user_shops_1h",
+        event="order",
+        entity="user",
+        op="distinct",
+        other="shop",
+        window_s=3600,
+        unit="1",
+        group="velocity",
+        why="{value} shops at which this user ordered in 1 h",
+    ),
+)
+"""
+
+
+def test_a_file_that_grows_between_two_runs_goes_on_with_the_old_state(
+    shop: tuple[Path, pl.DataFrame],
+) -> None:
+    folder, frame = shop
+    half, half_us = "2026-01-02T11:30:00Z", START_US + round(35.5 * HOUR_US)
+    options = "--data order=orders.jsonl --config shop.toml --set detectors=zscore"
+    train, flow = f"waxwing train {options}", f"waxwing run {options} --set warm_state=cold"
+    assert shell(train, folder).returncode == 0
+    done = shell(f"{flow} --set file_until={half}", folder)
+    assert done.returncode == 0, done.stderr
+    file = folder / "own/order.py"
+    file.write_text(file.read_text(encoding="utf-8") + GROWN, encoding="utf-8")
+    done = shell(flow, folder)
+    assert done.returncode == 2
+    assert "order: `user_shops_1h` is new here; train again" in done.stderr, done.stderr
+    assert shell(train, folder).returncode == 0
+    done = shell(f"{flow} --json out.json", folder)
+    assert done.returncode == 0, done.stderr
+    said = "waxwing: the state is of another feature catalogue: order.user_shops_1h starts empty;"
+    assert done.stderr.count(said) == 1, done.stderr
+    report = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    assert report["starts_empty"] == ["order.user_shops_1h"]
+    after = frame.filter(pl.col("time_us") >= half_us)
+    assert (report["scored"], report["duplicates"]) == (len(frame), 0)
+    users = after["user_id"].unique(maintain_order=True).to_list()[:8]
+    assert stored(folder, *users) == [expected(frame, user) for user in users]
+    assert any(expected(frame, user) != expected(after, user) for user in users)
+    shops = [after.filter(pl.col("user_id") == user)["shop_id"].n_unique() for user in users]
+    assert [row["user_shops_1h"] for row in stored_rows(folder, *users)] == shops

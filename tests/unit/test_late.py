@@ -15,11 +15,19 @@ from hypothesis import strategies as st
 from features import late, shelf, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
-from features.engine import Correction, GroupEngine, amend, assemble, split
+from features.engine import (
+    Correction,
+    GroupEngine,
+    OfflineEngine,
+    amend,
+    assemble,
+    merge,
+    split,
+)
 from features.events import event_type
 from features.labels import Label
 from features.snapshots import join
-from tests.streams import START_US, cut, stream
+from tests.streams import START_US, cut, make_batch, stream
 
 Batches = dict[str, EventBatch]
 Matrices = dict[str, FeatureMatrix]
@@ -231,3 +239,54 @@ def test_going_back_forgets_no_verdict(cat: Catalog, seed: int) -> None:
         found.feed(part, labels if i == len(rounds) // 2 else ())
     assert_same_features(found.feed(after), expected.feed(after, labels))
     assert found.corrected > 0
+
+
+@settings(max_examples=5)
+@given(edges=st.lists(st.integers(0, 7_200), max_size=6), number=st.integers(0, 3))
+def test_a_stream_in_order_cut_anywhere_corrects_nothing(
+    cat: Catalog, edges: list[int], number: int
+) -> None:
+    before, _ = streams(number)
+    whole, parts = OfflineEngine(cat, 1).process(before), Stream(cat, 3, late_s=60.0)
+    for part in cut(before, [START_US + 1_000_000 * s for s in edges]):
+        if part:
+            parts.feed(part)
+    assert parts.corrected == sum(engine.late for engine in parts.engines) == 0
+    for name, matrix in whole.items():
+        found = np.concatenate([given[name].values for given in parts.given if name in given])
+        np.testing.assert_array_equal(found, matrix.values)
+
+
+def test_lanes_hear_of_corrections_of_their_own_rows(cat: Catalog, seed: int) -> None:
+    """An entity with hundreds of rows in two lanes; the late ones come by the second."""
+    rows = [
+        {
+            "event_id": f"e{i}",
+            "time_us": START_US + 100_000 * i,
+            "card_id": "c0",
+            "merchant_id": f"m{i % 3}",
+            "amount": float(i % 17),
+        }
+        for i in range(600)
+    ]
+    batch = make_batch("payment", rows, partitions=1)
+    late_rows = np.arange(250, 260)
+    early_rows = np.setdiff1d(np.arange(600), late_rows)
+    engine, clock_us = GroupEngine(cat, 0), int(batch.time_us[-1])
+    lanes = {0: batch.take(early_rows[::2]), 1: batch.take(early_rows[1::2])}
+    parts = [
+        split(cat, {"payment": b}, 1, lane, 0, clock_us)[0] for lane, b in sorted(lanes.items())
+    ]
+    given = engine.process(merge(parts))
+    late_batch = batch.take(late_rows)
+    result = engine.process(split(cat, {"payment": late_batch}, 1, 1, 1, clock_us)[0])
+    whole = OfflineEngine(cat, 1).process({"payment": batch})["payment"].values
+    for lane, early in lanes.items():
+        matrix = assemble(cat, {"payment": early}, [given[lane]])["payment"]
+        amended = amend(cat, matrix, 0, result[lane].corrections)
+        np.testing.assert_array_equal(amended.values, whole[early.offset])
+        first = min(int(c.rows.min()) for c in result[lane].corrections)
+        assert early.time_us[first] > late_batch.time_us[0]
+    new = assemble(cat, {"payment": late_batch}, [result[1]])["payment"]
+    np.testing.assert_array_equal(new.values, whole[late_rows])
+    assert engine.late_beyond == 0
