@@ -60,7 +60,8 @@ its last scored rows for that, `late_s` of them at most, and of one round it sco
 the most; what is beyond, or was scored before a restart, is counted as `corrected_unchecked`.
 In an hour of 7,289 simulated events, those of its first 40 minutes up to a minute late and cut into
 rounds of 15 s, 783 scored rows were changed and 11 votes of 460 (tests/flow/test_late.py, where one
-event in sixteen is flagged); with the 11 turned round, the alerts are those of the sorted file.
+event in sixteen is flagged); with the 11 turned round, the alerts were those of the sorted file.
+With correlations among the features, two votes on metrics are not: their change is not told yet.
 
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,
