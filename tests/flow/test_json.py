@@ -80,6 +80,6 @@ def test_every_key_is_documented(command: str, bench: Bench, tmp_path: Path) -> 
 def test_every_key_of_a_training_is_documented(bench: Bench) -> None:
     report = json.loads((bench.folder / "train.json").read_text(encoding="utf-8"))
     assert undocumented(report) == []
-    assert report["rows"].keys() == {*event_types(), "absence"}
+    assert report["rows"].keys() - {"absence"} == set(event_types())
     assert report["detectors"].keys() == {*detector_names(), "ensemble"}
     assert report["by_attack"].keys() <= set(ATTACKS) and report["by_attack"]
