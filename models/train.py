@@ -61,9 +61,9 @@ ROWS_MIN = 400
 """Fewest rows of an event type to train on. Chosen: a hundred to scale with resolve a per cent."""
 
 ABSENCES_MIN = 1_000
-"""The same of absences, which go without a model where there are fewer. Measured: after 14 simulated
-days (1,866 rows) each silence of a day is found; after two (606) scores are too coarse to part the
-plain ones from the strangest genuine ones, and none is."""
+"""The same of absences, which go without a model where there are fewer. Measured: after 14
+simulated days (1,866 rows) each silence of a day is found; after two (606) scores are too coarse to
+part the plain ones from the strangest genuine ones, and none is."""
 
 WORKERS = 2
 """Event types trained side by side. Chosen: the two cores waxwing is made for."""
