@@ -51,6 +51,13 @@ SQL_COLUMNS: Mapping[str, str] = {
     "warning": "level IN ('warning', 'error', 'fatal')",
     "server_error": "status >= 500",
     "untimed": "duration_ms IS NULL",
+    "usual_gaps": "gap_s / greatest(usual_gap_s, 1)",
+    "hour_gaps": "CASE WHEN hour_gap_s IS NOT NULL THEN gap_s / greatest(hour_gap_s, 1) END",
+    "leeway": "allowed_s / greatest(usual_gap_s, 1)",
+    "known_days": "least(known_s / 86400, 7)",
+    "silences_a_day": "silences / greatest(known_s / 86400, 1)",
+    "of_host": "entity_type = 'host'",
+    "of_service": "entity_type = 'service'",
 }
 """Derived columns in SQL, written down from their `doc`, not from their code."""
 
