@@ -9,7 +9,7 @@ import sys
 
 from features.clock import REFUSALS
 from features.decode import REASONS
-from features.events import EventType, Field, event_types
+from features.events import EventType, Field, event_types, made_types
 
 __all__ = ["event_page"]
 
@@ -100,6 +100,12 @@ def event_page() -> str:
         lines += ["| field | type | holds | meaning |", "| --- | --- | --- | --- |"]
         lines += [_row(f) for f in event.fields]
         lines += ["", _entities(event)]
+    for event in made_types().values():
+        lines += ["", f"## {event.name}", "", f"{event.doc}", ""]
+        lines += ["Waxwing makes it itself: it has no topic, no schema and no decoder. Watched are"]
+        lines += [f"{_watched()}."]
+        lines += ["", "| field | type | holds | meaning |", "| --- | --- | --- | --- |"]
+        lines += [_row(f) for f in event.fields]
     lines += [
         "",
         "## What is refused",
@@ -116,6 +122,15 @@ def event_page() -> str:
         *TIME,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _watched() -> str:
+    """The entities whose silence means something, and by which events they are heard of."""
+    found: dict[str, list[str]] = {}
+    for event in event_types().values():
+        for entity in event.silence:
+            found.setdefault(entity, []).append(event.name)
+    return ", ".join(f"{entity} (`{'`, `'.join(names)}`)" for entity, names in found.items())
 
 
 def _row(field: Field) -> str:

@@ -52,7 +52,7 @@ SQL_COLUMNS: Mapping[str, str] = {
     "server_error": "status >= 500",
     "untimed": "duration_ms IS NULL",
     "usual_gaps": "gap_s / greatest(usual_gap_s, 1)",
-    "hour_gaps": "CASE WHEN hour_gap_s IS NOT NULL THEN gap_s / greatest(hour_gap_s, 1) END",
+    "hour_gaps": "gap_s / CASE WHEN hour_gap_s < 1 THEN 1 ELSE hour_gap_s END",
     "leeway": "allowed_s / greatest(usual_gap_s, 1)",
     "known_days": "least(known_s / 86400, 7)",
     "silences_a_day": "silences / greatest(known_s / 86400, 1)",

@@ -415,6 +415,15 @@ class Overdue:
     changes: Int64
 
 
+_NONE = np.zeros(0, np.int64)
+_NOTHING = Overdue(
+    np.zeros((0, ABSENCE_INTS), np.int64),
+    np.zeros((0, ABSENCE_FLOATS)),
+    np.zeros((0, PEER_INTS), np.int64),
+)
+"""What most rounds tell: that nobody is overdue."""
+
+
 @dataclass(slots=True)
 class Wheel:
     """Who is due when, for one entity type in one group: derived from the slots' state alone.
@@ -486,6 +495,9 @@ class Wheel:
         """
         ints, floats = state
         due = self._due(ints, clock_us, used)
+        if self.told and not (len(due) or self._left or self.notices[0, 0]):
+            self.waiting = 0
+            return _NOTHING, _NONE
         most = min(most, RUN_MAX * len(due))
         room = RUN_MAX * int(self.notices[0, 0])
         found = np.empty((room + most, ABSENCE_INTS), np.int64)

@@ -452,6 +452,14 @@ def _print_judgement(console: Console, report: Mapping[str, Any]) -> None:
     if report.get("by_attack"):
         console.print()
         console.print(_attacks_table(report["by_attack"], names, console.width < NARROW_COLUMNS))
+    silence = report.get("silence", {})
+    if silence.get("by_attack"):
+        console.print()
+        console.print(_silence_table(silence["by_attack"]))
+        console.print(
+            f"{silence['absences']:,} absences, {silence['genuine']:,} of them genuine;"
+            f" {silence['false_alarms']:,} of these became alerts"
+        )
 
 
 def _detector_order(report: Mapping[str, Any]) -> list[str]:
@@ -534,6 +542,25 @@ def _attacks_table(by_attack: Mapping[str, Any], names: Sequence[str], narrow: b
     for attack, row in by_attack.items():
         cells = [_per_cent(row.get(name, {}).get("recall")) for name in names]
         table.add_row(attack.replace("_", " "), f"{row.get('events', 0):,}", *cells)
+    return table
+
+
+def _silence_table(by_attack: Mapping[str, Any]) -> Table:
+    """Silences found, and how long it took, event time."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("silences", no_wrap=True)
+    for title in ("sent", "found", "entities", "found", "first alert after"):
+        table.add_column(title, justify="right")
+    for attack, row in by_attack.items():
+        delay_s = row.get("delay_s_p50")
+        table.add_row(
+            attack.replace("_", " "),
+            f"{row['campaigns']:,}",
+            _share(row["recall"], 0),
+            f"{row['entities']:,}",
+            _share(row["entity_recall"], 0),
+            "-" if delay_s is None else f"{delay_s / 60.0:.1f} min",
+        )
     return table
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from dataflows.state.journal import read_cuts
 from dataflows.state.manifest import read_manifest
+from features.simulate import SILENCES
 from models.voting import Voting
 from tests.flow.harness import (
     Bench,
@@ -53,7 +54,8 @@ def test_every_type_has_alerts_and_each_keeps_the_rule_of_the_vote(
 ) -> None:
     rules = Voting.load(bench.folder / "bundle" / "voting.toml").anomaly_types
     alerts = whole.alerts()
-    assert {a["event_type"] for a in alerts} == {"payment", "login", "metric", "app_log"}
+    types = {"payment", "login", "metric", "app_log"}
+    assert {a["event_type"] for a in alerts} - {"absence"} == types
     assert len({a["id"] for a in alerts}) == len(alerts), "an alert id names one alert"
     for alert in alerts:
         assert alert["reasons"] and alert["summary"] and len(alert["votes"]) == 5
@@ -63,6 +65,18 @@ def test_every_type_has_alerts_and_each_keeps_the_rule_of_the_vote(
             reached = vote["score"] is not None and vote["score"] >= vote["threshold"]
             assert vote["vote"] == reached
         assert sum(vote["vote"] for vote in votes) >= max(rule.votes_needed, 1)
+
+
+def test_who_falls_silent_is_noticed_and_is_no_event(
+    bench: Bench, counts: dict[str, int], tmp_path: Path
+) -> None:
+    report = Run(bench, tmp_path / "state", DAY).to_end()
+    assert counts_of(report) == counts
+    silence = report["silence"]
+    assert report["absences"] == silence["absences"] > silence["genuine"] > 0
+    assert set(silence["by_attack"]) == set(SILENCES)
+    for attack, found in silence["by_attack"].items():
+        assert found["entity_noticed"] > 0.8, attack
 
 
 def test_other_cuts_groups_and_snapshots_give_the_same_alerts(

@@ -15,7 +15,7 @@ import pytest
 
 from dataflows.settings import Settings
 from features.events import event_type, event_types
-from features.simulate import ATTACKS
+from features.simulate import ATTACKS, SILENCES
 from features.simulate.malformed import FAULTS
 from models.detectors import detector_names
 from tests.flow.harness import Bench, call
@@ -23,7 +23,7 @@ from tests.flow.harness import Bench, call
 ROOT = Path(__file__).resolve().parents[2]
 
 ENTITIES = {entity for name in event_types() for entity in event_type(name).entities}
-KINDS = {*detector_names(), *event_types(), *ATTACKS, *FAULTS, *ENTITIES}
+KINDS = {*detector_names(), *event_types(), "absence", *ATTACKS, *SILENCES, *FAULTS, *ENTITIES}
 NAMES = KINDS | set(Settings.model_fields)
 """Keys that are names of something; the page has NAME, TYPE, ATTACK or ENTITY in their place."""
 
@@ -80,6 +80,6 @@ def test_every_key_is_documented(command: str, bench: Bench, tmp_path: Path) -> 
 def test_every_key_of_a_training_is_documented(bench: Bench) -> None:
     report = json.loads((bench.folder / "train.json").read_text(encoding="utf-8"))
     assert undocumented(report) == []
-    assert report["rows"].keys() == set(event_types())
+    assert report["rows"].keys() - {"absence"} == set(event_types())
     assert report["detectors"].keys() == {*detector_names(), "ensemble"}
     assert report["by_attack"].keys() <= set(ATTACKS) and report["by_attack"]
