@@ -95,6 +95,7 @@ def test_every_derived_column_is_written_down_in_sql() -> None:
 
 def test_a_feature_has_a_query_or_a_reason_and_only_recursions_have_a_reason() -> None:
     recursive = {"baseline", "season", "members", "geo", "anchor", "week", "trend", "risk"}
+    recursive |= {"correlations"}
     for feature in EVERYTHING:
         reason = why_not(feature)
         if reason is None:
