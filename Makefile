@@ -45,7 +45,7 @@ test: $(STAMP) ## everything .ci/run runs: lint, types, import contracts, tests
 
 lint: $(STAMP) ## ruff
 	@echo "== ruff"
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --no-cache .
 
 types: $(STAMP) ## mypy, strict, on features, models and dataflows
 	@echo "== mypy"
