@@ -37,12 +37,14 @@ class Admitted:
     duplicates : events that had been seen before
     refused : events that came too late or too early
     clock_us : the lane's event-time clock with this round in it
+    due_us : that of its place furthest behind; who is overdue by it is silent
     """
 
     batches: dict[str, EventBatch]
     duplicates: int
     refused: tuple[DeadLetter, ...]
     clock_us: int
+    due_us: int
 
 
 class Admission:
@@ -93,7 +95,7 @@ class Admission:
                 whole = goes_on == len(batch)
                 kept[name] = batch if whole else batch.take(np.flatnonzero(fresh))
         clock_us = self._clock.advance(kept, cut_time_us)
-        return Admitted(kept, duplicates, tuple(refused), clock_us)
+        return Admitted(kept, duplicates, tuple(refused), clock_us, self._clock.due_us)
 
     def _letters(
         self, batch: EventBatch, verdict: npt.NDArray[np.int8], cut_time_us: int, round_: int

@@ -343,6 +343,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             part.round,
             done.clock_us,
             self._names,
+            done.due_us,
         )
         labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
         if labels:

@@ -21,6 +21,10 @@ the round. Events of one round never make each other late: they are put in order
 `cut_time_us`: for Kafka the wall clock, for the simulator its own time, for a file the newest
 credible time so far (a file is held against the rows around each row when it is opened).
 
+**What is due.** Who has not spoken is held against the place furthest behind, of those heard of in
+the last ten seconds: where one partition is hours behind another after a break, those whose events
+still wait in it are not silent.
+
 **Silence.** The clock of the lane is the newest of its places'. In a round that does not move it,
 it goes on by the time that has passed, `cut_time_us` against that of the round before, and stays
 there until events overtake it; never beyond `cut_time_us`. Of two steps in a row the smaller is
@@ -73,21 +77,27 @@ own order only the newest would be left, among them all that are wrong."""
 _TURNS = [np.argsort(np.arange(n) * _GOLDEN % 2**32) for n in range(_KEPT + 1)]
 """That order for any number of event times."""
 
+ACTIVE_US = 10_000_000
+"""A place is heard of for so long after a round with its events. Chosen: a partition of a busy
+topic has some in far less, and an idle one holds up what is found silent by no more."""
+
 _ONE_PLACE = -1
 """Key of the place of a source that is one place."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """What is known of one place: its last event times (by round), how many came, its clock."""
+    """What is known of one place: its last event times (by round), how many came, its clock, and
+    the round's clock when it was last heard of."""
 
     times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     seen: int = 0
     clock_us: int = 0
+    heard_us: int = 0
 
     def add(self, times: Int64, cut_time_us: int) -> None:
         """Take in the admitted event times of a round, int64 (n,) > 0, in order."""
-        n = len(times)
+        n, self.heard_us = len(times), cut_time_us
         spread = times if n <= _KEPT else times[np.arange(_KEPT) * (n - 1) // (_KEPT - 1)]
         spread = spread[_TURNS[len(spread)]]
         kept = spread if n >= _KEPT else np.concatenate([self.times, spread])[-_KEPT:]
@@ -190,6 +200,16 @@ class LaneClock:
         self._cut_us = max(self._cut_us, cut_time_us)
         return self.clock_us
 
+    @property
+    def due_us(self) -> int:
+        """What is due by now: the clock of the place that is furthest behind of those heard of.
+
+        While nobody is heard of it is the lane's clock. It may go back, when one is heard of again.
+        """
+        since_us = self._cut_us - ACTIVE_US
+        heard = [p.clock_us for p in self._places.values() if p.clock_us and p.heard_us >= since_us]
+        return min((*heard, self.clock_us))
+
     def _by_place(self, batches: Mapping[str, EventBatch]) -> list[tuple[int, Int64]]:
         """Event times of a round by place, in order."""
         if not self._by_partition:
@@ -211,10 +231,10 @@ class LaneClock:
         times = np.zeros((len(places), _KEPT), np.int64)
         for row, place in zip(times, places, strict=True):
             row[: len(place.times)] = place.times
-        heads = [[k, p.seen, p.clock_us, len(p.times)] for k, p in self._places.items()]
+        heads = [[k, p.seen, p.clock_us, p.heard_us, len(p.times)] for k, p in self._places.items()]
         return {
             "clock": np.array([self.clock_us, self._cut_us, self._step_us], np.int64),
-            "clock_places": np.array(heads, np.int64).reshape(-1, 4),
+            "clock_places": np.array(heads, np.int64).reshape(-1, 5),
             "clock_times": times,
         }
 
@@ -225,8 +245,10 @@ class LaneClock:
         self.clock_us, self._cut_us, self._step_us = arrays["clock"].tolist()
         heads = arrays["clock_places"].tolist()
         self._places = {
-            key: _Place(times[:kept].astype(np.int64), seen, clock_us)
-            for (key, seen, clock_us, kept), times in zip(heads, arrays["clock_times"], strict=True)
+            key: _Place(times[:kept].astype(np.int64), seen, clock_us, heard_us)
+            for (key, seen, clock_us, heard_us, kept), times in zip(
+                heads, arrays["clock_times"], strict=True
+            )
         }
 
 

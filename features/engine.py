@@ -161,17 +161,18 @@ class GroupEngine:
         for entity, (keys, names) in rows.names.items():
             self._states[entity].name(keys, names)
         if results:
-            self._tell_overdue(due_max, results)
+            due_us = rows.due_us if rows.due_us >= 0 else self.clock_us
+            self._tell_overdue(due_us, due_max, results)
         for state in self._states.values():
             state.expire(self.clock_us)
         return results
 
-    def _tell_overdue(self, due_max: int, results: dict[int, GroupFeatures]) -> None:
+    def _tell_overdue(self, due_us: int, due_max: int, results: dict[int, GroupFeatures]) -> None:
         """Let the lowest lane know who is overdue, and all lanes what has changed among peers."""
         for entity, state in self._states.items():
             if state.wheel is None:
                 continue
-            told, keys, names = state.overdue(self.clock_us, due_max)
+            told, keys, names = state.overdue(due_us, due_max)
             first = min(results)
             for lane, result in results.items():
                 if lane == first and len(keys):

@@ -48,6 +48,8 @@ class GroupRows:
     clock_us : event-time clock of the sender with this round's events in it; of all senders once
         merged (the largest). It never goes back; rows are held against that of the round before.
         0: not known, so that nothing is late, due or too old
+    due_us : who has not spoken is held against this clock; of all senders the smallest, leaving out
+        those whose clock is not known. It may go back. -1: against `clock_us`
     labels : verdicts that become known in this round, before its rows pass
     names : entity type -> keys and names of entities that are named for the first time
     """
@@ -59,6 +61,7 @@ class GroupRows:
     clock_us: int = 0
     labels: tuple[Label, ...] = ()
     names: dict[str, Named] = field(default_factory=dict)
+    due_us: int = -1
 
     def __len__(self) -> int:
         return sum(len(head) for head in self.heads.values())
@@ -137,14 +140,16 @@ def merge(rows: list[GroupRows]) -> GroupRows:
 
     Returns
     -------
-    GroupRows, its clock the largest of the parts'
+    GroupRows, its clock the largest of the parts', and what is due by the smallest
     """
     if len(rows) == 1:
         return rows[0]
     clock_us = max((part.clock_us for part in rows), default=0)
     labels = tuple(label for part in rows for label in part.labels)
     round_ = max((part.round for part in rows), default=-1)
-    merged = GroupRows(-1, round=round_, clock_us=clock_us, labels=labels)
+    known = [part.due_us for part in rows if part.due_us > 0]
+    due_us = min(known, default=max((part.due_us for part in rows), default=-1))
+    merged = GroupRows(-1, round=round_, clock_us=clock_us, labels=labels, due_us=due_us)
     for entity in dict.fromkeys(e for part in rows for e in part.heads):
         heads = [part.heads[entity] for part in rows if entity in part.heads]
         reals = [part.reals[entity] for part in rows if entity in part.heads]

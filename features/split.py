@@ -127,6 +127,7 @@ def split(
     round_: int = -1,
     clock_us: int = 0,
     names: Names | None = None,
+    due_us: int = -1,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -138,12 +139,13 @@ def split(
     round_ : number of the round, carried with each part
     clock_us : the lane's event-time clock after this round, carried with each part
     names : what the lane has named before; None names nobody, and absences go by their keys
+    due_us : as of `GroupRows`
 
     Returns
     -------
     list of `groups` GroupRows; index is the group
     """
-    parts = [GroupRows(lane, round=round_, clock_us=clock_us) for _ in range(groups)]
+    parts = [GroupRows(lane, round=round_, clock_us=clock_us, due_us=due_us) for _ in range(groups)]
     layouts = _layouts(catalog)
     tables = {
         name: _Table.of(layouts[name], batch)

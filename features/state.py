@@ -556,6 +556,9 @@ class EntityState:
     def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
         """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
         slots = self.table.find(head[:, 0].view(np.uint64))
+        if (slots < 0).any():
+            # Whose newest event is older than its time to live is of no one again.
+            head, slots = head[slots >= 0], slots[slots >= 0]
         names = ("silence_ints", "silence_floats", "silence_tops")
         wheel.reserve(len(head))
         kernel = cast(Kernel, run_silence)

@@ -142,10 +142,15 @@ def go_back(folder: Path, manifest: Manifest) -> None:
 
 
 def _parse(path: Path) -> Manifest | None:
-    """The manifest in a file, or None where it is missing or its checksum is wrong."""
-    if not path.exists():
+    """The manifest in a file, or None where it is missing or its checksum is wrong.
+
+    It may go at any moment: shards look for the oldest one while the flow's end takes one away.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return None
-    body, _, tail = path.read_text(encoding="utf-8", errors="replace").rpartition("\ncrc32 ")
+    body, _, tail = text.rpartition("\ncrc32 ")
     if not body or tail.strip() != f"{zlib.crc32(body.encode()):08x}":
         return None
     data = json.loads(body)

@@ -18,6 +18,7 @@ from dataflows.sources.simulator import time_us_of
 from dataflows.training import simulated
 from features.batch import EventBatch, FeatureMatrix, Float64
 from features.catalog import catalog
+from features.events import made_types
 from features.simulate import ATTACKS
 from models.bundle import Bundle
 from models.evaluate import threshold_at
@@ -58,8 +59,10 @@ class Kept:
         self._rows: dict[str, list[tuple[Float64, npt.NDArray[Any], npt.NDArray[Any]]]] = {}
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
-        """Score a batch as the flow does."""
+        """Score a batch as the flow does; absences are told of by campaign, not by row."""
         assert batch.truth is not None
+        if batch.event_type in made_types():
+            return
         scores = self._scorer.score(features, {})
         flagged = np.asarray(self._scorer.decide(scores, {}).flagged.any(axis=1))
         self._rows.setdefault(batch.event_type, []).append(

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,29 @@ def test_going_back_leaves_no_newer_manifest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == older
     write_manifest(tmp_path, make_manifest(140), 130)
     assert sorted(m.round for m in whole_manifests(tmp_path)) == [130, 140]
+
+
+def test_a_manifest_may_be_taken_away_while_others_look_for_it(tmp_path: Path) -> None:
+    """The flow's end removes held ones while the thread that writes state asks for the oldest."""
+    done = threading.Event()
+    faults: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            while not done.is_set():
+                oldest_round(tmp_path)
+        except BaseException as error:
+            faults.append(error)
+
+    write_manifest(tmp_path, make_manifest(0), 1)
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    held = tmp_path / "manifest.held-000000000007.json"
+    for _ in range(4_000):
+        os.link(tmp_path / "manifest.json", held)
+        held.unlink()
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert faults == []

@@ -11,6 +11,7 @@ import pytest
 from features.absences import Names, Peers, absence_id
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
+from features.clock import LaneClock
 from features.engine import GroupEngine, OfflineEngine, merge, split
 from features.errors import DeclarationError
 from features.events import event_type, event_types
@@ -317,3 +318,29 @@ def test_a_silence_of_nobody_or_beside_nobody_is_refused_with_all_faults() -> No
         EventType("x", "d", "t", fields, **given, silence={"b": (), "a": ("c", "a", "event_id")})
     text = str(caught.value)
     assert "silence of 'b'" in text and "beside 'c'" in text and "a holder and a pool" in text
+
+
+def test_hosts_whose_partition_is_hours_behind_are_not_silent() -> None:
+    """After a break one partition is at the present, another still reads what waited in it."""
+    cat = catalog()
+    clock = LaneClock(MINUTE_US, MINUTE_US, by_partition=True)
+    engine, names, peers = GroupEngine(cat, 0), Names(), Peers()
+    now_us, told = START_US + 6 * HOUR_US, 0
+    for round_ in range(60):
+        here = samples({f"a{h}": [now_us + round_ * SECOND_US // 10 + h] for h in range(40)})
+        begin = START_US + round_ * 30 * SECOND_US
+        steps = range(0, 30 * SECOND_US, 10 * SECOND_US)
+        behind = samples({f"b{h}": [begin + h + k for k in steps] for h in range(20)})
+        batch = EventBatch(
+            "metric",
+            pl.concat([here.frame, behind.frame]),
+            np.repeat(np.array([0, 1], np.int32), [len(here), len(behind)]),
+            np.arange(len(here) + len(behind)),
+            np.zeros(len(here) + len(behind), np.int64),
+        ).in_order()
+        at_us = clock.advance({"metric": batch}, now_us + round_ * SECOND_US // 10 + SECOND_US)
+        parts = split(cat, {"metric": batch}, 1, 0, round_, at_us, names, clock.due_us)
+        got = peers.take(engine.process(merge(parts))[0].absences)
+        told += 0 if got is None else len(got)
+    assert at_us > now_us and clock.due_us < START_US + HOUR_US
+    assert told == 0
