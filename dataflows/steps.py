@@ -422,11 +422,12 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired = engine.expired
+        expired, beyond = engine.expired, engine.late_beyond
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
+        self._context.telemetry.out_of_place(engine.late_beyond - beyond)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()

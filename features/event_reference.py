@@ -61,7 +61,12 @@ the most; what is beyond, or was scored before a restart, is counted as `correct
 In an hour of 7,289 simulated events, those of its first 40 minutes up to a minute late and cut into
 rounds of 15 s, 783 scored rows were changed and 11 votes of 460 (tests/flow/test_late.py, where one
 event in sixteen is flagged); with the 11 turned round, the alerts were those of the sorted file.
-With correlations among the features, two votes on metrics are not: their change is not told yet.
+Rows of one time go by their place in the file, here as there.
+
+Late is meant of one partition. Where partitions that share entities are further apart than
+`late_s`, as after a break, rows of the one that is behind go to the oldest place their entity still
+knows: windows count them there and not in their own minute. They are counted as `late_beyond`.
+Silences keep what they were told: a late event does not change the rhythm of who sent it.
 
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,
@@ -69,14 +74,15 @@ against which `time_future_s_max` was held before, so `early_s` refuses more onl
 smaller of the two; a file is held against the rows around each row.
 
 The dead letter names topic, partition and offset, or the row of the file; the event itself stands
-in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again as it stands. It
-is the same after a crash, in a replay, in `waxwing train` and in `waxwing backfill`, which counts
-it under `reasons`: what is late follows from the rounds in the journal alone. `late_s = 0` and
-`early_s = 0` refuse nothing.
+in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again as it stands, once
+`dedup_horizon_s` is over: before, its id is known. It is the same after a crash, in a replay, in
+`waxwing train` and in `waxwing backfill`, which counts it under `reasons`: what is late follows
+from the rounds in the journal alone. `late_s = 0` and `early_s = 0` refuse nothing.
 
 **Silence.** Where nothing arrives the clock of a lane goes on with the time that passes, so that
 what is overdue is noticed; a break of the process itself is no silence. This clock decides what is
-due, not what is late: after a break of the brokers, what they kept is old, and is let in.
+due, not what is late: after a break of the brokers, what they kept is old, and is let in. Who is
+silent is held against the partition furthest behind, of those heard of in the last ten seconds.
 """.splitlines()
 """How time is dealt with, in prose; `features.clock` has the same for who reads the code."""
 

@@ -100,6 +100,7 @@ class Telemetry:
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
+        self.late_beyond = 0
         self.starts_empty: tuple[str, ...] = ()
         self.committed_round = 0
         self.round_done = 0
@@ -133,6 +134,11 @@ class Telemetry:
         """Idle entities were forgotten."""
         with self._lock:
             self.expired += entities
+
+    def out_of_place(self, rows: int) -> None:
+        """Rows were so far behind others of their entity that they could not be put in place."""
+        with self._lock:
+            self.late_beyond += rows
 
     def committed(self, round_: int) -> None:
         """A manifest was written."""
@@ -198,6 +204,7 @@ class Telemetry:
                 "flipped": got.get("flipped", 0),
                 "flips": [asdict(flip) for flip in self.flips],
                 "reasons": dict(self.reasons),
+                "late_beyond": self.late_beyond,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,
