@@ -37,6 +37,7 @@ if not (Path(__file__).parent / HISTORY).exists():
 
 load()  # Declares what the variables name; nothing else of the settings matters here.
 _layouts = layouts(catalog())
+_events = tuple(dict.fromkeys(event for event, _ in _layouts))
 
 entities = {
     name: Entity(
@@ -55,7 +56,7 @@ sources = {
         file_format=ParquetFormat(),
         timestamp_field="event_timestamp",
     )
-    for event in catalog().event_types
+    for event in _events
 }
 
 views = {
@@ -85,7 +86,7 @@ services = {
         features=[view for (of, _), view in views.items() if of == event],
         description=f"All features of the entities of a {event.replace('_', ' ')} event",
     )
-    for event in catalog().event_types
+    for event in _events
 }
 
 project = Project(name=PROJECT, description="Anomaly features per entity, written by the flow")
