@@ -8,6 +8,7 @@ the oldest that is still needed, so that a hole is found.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dataflows.state.deltas import Arrays, read_arrays, write_arrays
 from dataflows.state.journal import fsync_folder
@@ -31,7 +32,7 @@ class LogStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._times: dict[int, int] = {}
+        self._metas: dict[int, dict[str, Any]] = {}
 
     def _files(self) -> list[tuple[int, Path]]:
         """(round, path) of each file, oldest first."""
@@ -50,24 +51,24 @@ class LogStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         before = [r for r, _ in self._files() if r < round_]
-        needed = [r for r in before if self._time(r) >= since_us]
+        needed = [r for r in before if self._meta(r)[_TIME] >= since_us]
         meta = {
             _AFTER: before[-1] if before else -1,
             _NEEDS: needed[0] if needed else round_,
             _TIME: us,
             _LAST: last,
         }
-        self._times[round_] = us
+        self._metas[round_] = meta
         return write_arrays(self._path(round_), arrays, meta)
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"{round_:012d}{_SUFFIX}"
 
-    def _time(self, round_: int) -> int:
-        """Newest cut time of what the file of a round holds."""
-        if round_ not in self._times:
-            self._times[round_] = int(read_arrays(self._path(round_))[1][_TIME])
-        return self._times[round_]
+    def _meta(self, round_: int) -> dict[str, Any]:
+        """Meta of the file of a round, read once."""
+        if round_ not in self._metas:
+            self._metas[round_] = read_arrays(self._path(round_))[1]
+        return self._metas[round_]
 
     def load(self, round_: int) -> list[Arrays]:
         """What files up to `round_` hold that is still needed, oldest first.
@@ -93,12 +94,12 @@ class LogStore:
                 f" of round {newest}; restore the folder from a copy, or start from an empty"
                 " state_dir"
             )
-        self._times[newest] = int(meta[_TIME])
+        self._metas[newest] = meta
         found, at, needs = [arrays], newest, int(meta[_NEEDS])
         while at > needs:
             at = int(meta[_AFTER])
             arrays, meta = read_arrays(self._path(at))
-            self._times[at] = int(meta[_TIME])
+            self._metas[at] = meta
             found.append(arrays)
         return found[::-1]
 
@@ -111,7 +112,7 @@ class LogStore:
         for r, path in reversed(self._files()):
             if r > round_:
                 path.unlink()
-                self._times.pop(r, None)
+                self._metas.pop(r, None)
         fsync_folder(self.folder)
 
     def forget_before(self, round_: int) -> None:
@@ -119,8 +120,8 @@ class LogStore:
         upto = [r for r, _ in self._files() if r <= round_]
         if not upto:
             return
-        needs = int(read_arrays(self._path(upto[-1]))[1][_NEEDS])
+        needs = int(self._meta(upto[-1])[_NEEDS])
         for r, path in self._files():
             if r < needs:
                 path.unlink()
-                self._times.pop(r, None)
+                self._metas.pop(r, None)
