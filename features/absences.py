@@ -22,6 +22,7 @@ from features.batch import EventBatch, Int64
 from features.events import event_type, event_types
 from features.plan import ABSENCE
 from features.silence import Overdue
+from features.slots import find_key
 from features.speed import kernel
 from features.state import NAME_BYTES
 
@@ -60,22 +61,12 @@ class Absences:
 
 
 @kernel
-def _place(key, names_key, names_us):
-    """Place of a key in the table, or the free one where it would go."""
-    mask = np.uint64(len(names_key) - 1)
-    at = np.uint64(key) & mask
-    while names_us[at] >= 0 and names_key[at] != key:
-        at = (at + np.uint64(1)) & mask
-    return at
-
-
-@kernel
 def _unnamed(head, names_key, names_us, used, fresh):
     """Rows whose entity is new here or was away for long; returns (places in use, how many)."""
     n = 0
     for i in range(len(head)):
         key, time_us = head[i, 0], head[i, 1]
-        at = _place(key, names_key, names_us)
+        at = find_key(key, names_key, names_us)
         if names_us[at] < 0:
             names_key[at] = key
             used += 1

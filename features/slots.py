@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from features.speed import kernel
 
-__all__ = ["NEVER", "SlotTable", "larger"]
+__all__ = ["NEVER", "SlotTable", "find_key", "larger"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -41,8 +41,11 @@ def larger(size: int) -> int:
 
 
 @kernel
-def _find(key, table_key, table_slot):
-    """Position of `key` in the table, or of the free place where it would go."""
+def find_key(key, table_key, table_slot):
+    """Position of `key` in the table, or of the free place where it would go.
+
+    A place is free while `table_slot` (or what else stands beside the key) is negative there.
+    """
     mask = np.uint64(len(table_key) - 1)
     at = np.uint64(key) & mask
     while table_slot[at] >= 0 and table_key[at] != key:
@@ -62,7 +65,7 @@ def _intern(
     used, late, spare, leaving = numbers[USED], numbers[LATE], numbers[SPARE], 0
     for i in range(len(head)):
         key = head[i, 0]
-        at = _find(key, table_key, table_slot)
+        at = find_key(key, table_key, table_slot)
         slot = table_slot[at]
         time_us = head[i, 1]
         if slot >= 0 and time_us - newest_us[slot] > ttl_us:
@@ -100,7 +103,7 @@ def _intern(
 def _remove(key, table_key, table_slot):
     """Take a key out of the table: those behind it that would not be found move up."""
     mask = np.uint64(len(table_key) - 1)
-    hole = _find(key, table_key, table_slot)
+    hole = find_key(key, table_key, table_slot)
     at = (hole + np.uint64(1)) & mask
     while table_slot[at] >= 0:
         home = np.uint64(table_key[at]) & mask
@@ -127,7 +130,7 @@ def _sweep(first, end, before_us, keys, newest_us, table_key, table_slot, left):
 def _slots_of(keys, table_key, table_slot, slots):
     """Fill in the slot of each key, -1 where it has none."""
     for i in range(len(keys)):
-        slots[i] = table_slot[_find(keys[i], table_key, table_slot)]
+        slots[i] = table_slot[find_key(keys[i], table_key, table_slot)]
 
 
 @kernel
@@ -135,7 +138,7 @@ def _fill(keys, used, table_key, table_slot):
     """Put slots 0..used of `keys` into an empty table."""
     for slot in range(used):
         if keys[slot] != 0:
-            at = _find(keys[slot], table_key, table_slot)
+            at = find_key(keys[slot], table_key, table_slot)
             table_key[at] = keys[slot]
             table_slot[at] = slot
 
