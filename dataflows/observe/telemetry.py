@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.events import made_types
 from models.absences import SilenceTally
 from models.evaluate import Tally
 
@@ -174,8 +175,10 @@ class Telemetry:
                 if len(waited):
                     self.lag_ms_last = float(waited.max()) / 1e6
                     self.lag_ms_max = max(self.lag_ms_max, self.lag_ms_last)
+                # An absence is no event that was sent: it has no moment to count from.
+                sent = [a for a in out.alerts if a.event_type not in made_types()]
                 self.alert_latency.add(
-                    np.array([acked_ns - a.latency_due_ns for a in out.alerts], np.int64)
+                    np.array([acked_ns - a.latency_due_ns for a in sent], np.int64)
                 )
         for alert in alerts:
             if self.first_alert_s is None:

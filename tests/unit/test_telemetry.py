@@ -1,0 +1,25 @@
+"""What a run tells of itself: latency is that of events that were sent."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dataflows.control.records import Control
+from dataflows.observe.telemetry import Telemetry
+from dataflows.score import RoundOut
+from tests.alerts import an_alert
+
+
+def test_latency_is_that_of_events_that_were_sent_not_of_absences() -> None:
+    telemetry = Telemetry()
+    acked_ns = 10**18
+    sent = an_alert(1, latency_due_ns=acked_ns - 50_000_000)
+    absent = an_alert(2, event_type="absence", latency_due_ns=5)
+    due_ns = np.array([acked_ns - 50_000_000])
+    out = RoundOut(
+        0, 1, 0, 1, 0, (), {"payment": 1}, (sent, absent), 0, 0, due_ns, (), Control(), False, False
+    )
+    telemetry.round(1, [out], [sent, absent], acked_ns, {"in": 1, "scored": 1, "alerts": 2})
+    assert len(telemetry.alert_latency) == 1
+    assert 40.0 < telemetry.alert_latency.summary()["p999"] < 70.0
+    assert len(telemetry.alerts) == 2
