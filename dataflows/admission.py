@@ -7,8 +7,9 @@ becomes a dead letter.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter
 from features.batch import EventBatch
 from features.clock import IN_TIME, TOO_LATE, LaneClock
+from features.currency import Priced, Rates
 from features.encode import json_bodies
 from features.events import event_type
 from features.keys import UInt64
@@ -38,6 +40,7 @@ class Admitted:
     refused : events that came too late or too early
     clock_us : the lane's event-time clock with this round in it
     due_us : that of its place furthest behind; who is overdue by it is silent
+    unpriced, old_rate : as of `features.currency.Priced`, of what goes on
     """
 
     batches: dict[str, EventBatch]
@@ -45,6 +48,8 @@ class Admitted:
     refused: tuple[DeadLetter, ...]
     clock_us: int
     due_us: int
+    unpriced: Mapping[str, int] = field(default_factory=dict)
+    old_rate: Mapping[str, int] = field(default_factory=dict)
 
 
 class Admission:
@@ -69,6 +74,7 @@ class Admission:
         ids: Mapping[str, UInt64],
         cut_time_us: int,
         round_: int = 0,
+        rates: Rates | None = None,
     ) -> Admitted:
         """Let a round through.
 
@@ -78,6 +84,7 @@ class Admission:
         ids : event type -> uint64 (n,), hashes of the event ids
         cut_time_us : the round's clock
         round_ : its number, for the dead letters
+        rates : table of exchange rates in force; None converts nothing
         """
         kept: dict[str, EventBatch] = {}
         refused: list[DeadLetter] = []
@@ -95,7 +102,17 @@ class Admission:
                 whole = goes_on == len(batch)
                 kept[name] = batch if whole else batch.take(np.flatnonzero(fresh))
         clock_us = self._clock.advance(kept, cut_time_us)
-        return Admitted(kept, duplicates, tuple(refused), clock_us, self._clock.due_us)
+        unpriced: Counter[str] = Counter()
+        old_rate: Counter[str] = Counter()
+        for name, batch in kept.items():
+            priced = Priced(batch) if rates is None else rates.price(batch)
+            kept[name] = priced.batch
+            unpriced.update(priced.unpriced)
+            old_rate.update(priced.old)
+        due_us = self._clock.due_us
+        return Admitted(
+            kept, duplicates, tuple(refused), clock_us, due_us, unpriced, old_rate
+        )  # fmt: skip
 
     def _letters(
         self, batch: EventBatch, verdict: npt.NDArray[np.int8], cut_time_us: int, round_: int

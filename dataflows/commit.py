@@ -19,6 +19,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from dataflows.alerts import open_sinks
 from dataflows.alerts.base import AlertSink
 from dataflows.context import Context
+from dataflows.currencies import base_of
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.manifest import Manifest, write_manifest
@@ -34,7 +35,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
-    "corrected", "corrected_unchecked", "flipped",
+    "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -171,6 +172,8 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["corrected"] += out.corrected
             self._totals["corrected_unchecked"] += out.corrected_unchecked
             self._totals["flipped"] += out.flipped
+            self._totals["unpriced"] += out.unpriced
+            self._totals["old_rate"] += out.old_rate
         self._round = round_
         telemetry = self._context.telemetry
         telemetry.stage("deliver", time.perf_counter() - begun)
@@ -214,6 +217,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                     snapshot.totals,
                     snapshot.control,
                     snapshot.logs,
+                    currency=base_of(context.settings),
                 ),
                 # As far apart as two bases of state.
                 (context.settings.deltas_max + 1) * context.settings.snapshot_rounds,

@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.control.records import ControlFile, ControlReader, Names
+from dataflows.currencies import RateBook, base_of, rate_faults, rates_log, rates_of
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
@@ -127,6 +129,8 @@ class Context:
     """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    rates: RateBook | None = None
+    """Tables of exchange rates by version; None where nothing is converted."""
     judge: Callable[[EventBatch], EventBatch] | None = None
     """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -172,14 +176,21 @@ def _starting_point(
         folder = start()
         warm = None if folder is None else read_manifest(folder)
         if folder is None:
-            found = Manifest(0, settings.groups, lanes, version)
+            found = Manifest(0, settings.groups, lanes, version, currency=base_of(settings))
         elif warm is None:
             raise ConfigError(
                 f"warm_state {str(folder)!r} holds no state; run `waxwing backfill`"
                 ' first, or start without (`warm_state = "cold"`)'
             )
         else:
-            found = Manifest(0, warm.groups, lanes, warm.catalog_version, until_us=warm.until_us)
+            found = Manifest(
+                0,
+                warm.groups,
+                lanes,
+                warm.catalog_version,
+                until_us=warm.until_us,
+                currency=warm.currency,
+            )
     where = settings.state_dir if folder is None else folder
     faults = [
         f"{where}: state was written with {name} = {was}, settings say {now};"
@@ -190,10 +201,44 @@ def _starting_point(
         )
         if was != now
     ]
+    if found.currency != base_of(settings):
+        faults.append(
+            f"{where}: state was made of amounts {_amounts_in(found.currency)}, settings say"
+            f" {_amounts_in(base_of(settings))}; set currency_rates and currency_base as they were,"
+            " or train again and start with an empty state_dir"
+        )
     if faults:
         raise ConfigError(faults)
     # A state of another catalogue goes over where it can; `features.layout` says where it cannot.
     return replace(found, catalog_version=version), folder
+
+
+def _amounts_in(base: str) -> str:
+    """What amounts are in, in words."""
+    return f"in {base}" if base else "as they were paid (no currency_rates)"
+
+
+def _rates_unlike(
+    settings: Settings, training: Mapping[str, Any], say: Callable[[str], None]
+) -> list[str]:
+    """What is wrong with the amounts that the models were trained on; a changed table is told."""
+    made = training.get("currency") or {}
+    base = made.get("base", "")
+    if base != base_of(settings):
+        return [
+            f"bundle {settings.bundle}: trained on amounts {_amounts_in(base)}, settings say"
+            f" {_amounts_in(base_of(settings))}; set currency_rates and currency_base as they were,"
+            " or train again (`waxwing train`)"
+        ]
+    rates = rates_of(settings)
+    if rates is not None:
+        until = date.fromisoformat(made["until"])
+        if rates.digest(until) != made["digest"]:
+            say(
+                f"currency_rates: rates of days up to {until} are others than those the models were"
+                " trained with (changed, added or left out); train again if they are wrong there"
+            )
+    return []
 
 
 def _load_manifest(
@@ -209,6 +254,8 @@ def _load_manifest(
     found, folder = _starting_point(settings, version, start)
     if folder is not None:
         _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
+        if rates_log(folder).is_file():
+            shutil.copy(rates_log(folder), rates_log(settings.state_dir))
         write_manifest(settings.state_dir, found)
         return found
     usable = _usable(settings, found, say)
@@ -289,6 +336,10 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         if not faults:
             raise
         faults.append(str(error))
+    wrong = rate_faults(settings)
+    faults += wrong
+    if scorer is not None and not wrong:
+        faults += _rates_unlike(settings, scorer.bundle.training, telemetry.say)
     if faults or scorer is None:
         raise ConfigError(faults)
     training = scorer.bundle.training
@@ -307,7 +358,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if settings.source == "kafka":
         warm_up_decoder(settings.event_types)
     scorer.warm_up()
-    return Context(settings, cat, scorer, manifest, telemetry, store)
+    book = None if settings.currency_rates is None else RateBook(settings, telemetry.say)
+    return Context(settings, cat, scorer, manifest, telemetry, store, rates=book)
 
 
 def open_lane(context: Context, lane: int) -> Lane:
@@ -345,6 +397,7 @@ def open_lane(context: Context, lane: int) -> Lane:
         control=_open_control(context) if lane == 0 else None,
         stage=context.telemetry.stage,
         lanes=context.lanes,
+        rates=_no_rates if context.rates is None else context.rates.current,
     )
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
@@ -352,6 +405,11 @@ def open_lane(context: Context, lane: int) -> Lane:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
+
+
+def _no_rates() -> int:
+    """The version of the table of rates where there is none."""
+    return 0
 
 
 def _open_control(context: Context) -> ControlReader:

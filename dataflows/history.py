@@ -19,6 +19,7 @@ import polars as pl
 
 from dataflows.admission import Admission, Admitted
 from dataflows.arrivals import Arrivals, Stretch
+from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader
 from dataflows.state.deltas import ShardStore
@@ -159,6 +160,8 @@ class Pass:
     events, rejected, duplicates : counts
     reasons : reason -> how many were rejected for it
     arrivals : labels on their way; None where history has none
+    unpriced, old_rate : currency -> events of a currency, or a day, that the table of exchange
+        rates does not know
     """
 
     engine: OfflineEngine
@@ -169,6 +172,8 @@ class Pass:
     duplicates: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     arrivals: Arrivals | None = None
+    unpriced: Mapping[str, int] = field(default_factory=dict)
+    old_rate: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_history(
@@ -201,6 +206,9 @@ def run_history(
         events, duplicates = begin.events, begin.duplicates
         reasons = Counter(begin.reasons)
         arrivals = begin.arrivals if arrivals is None else arrivals
+    unpriced = Counter({} if begin is None else begin.unpriced)
+    old_rate = Counter({} if begin is None else begin.old_rate)
+    rates = rates_of(settings)
     # The simulator alone knows whom it has silenced.
     judged: Callable[[EventBatch], EventBatch] = getattr(reader, "judged", lambda absent: absent)
     while True:
@@ -209,7 +217,9 @@ def run_history(
         named = sorted(taken.batches, key=event_code)
         batches = {name: taken.batches[name].in_order() for name in named}
         ids = {name: hash_strings(batch.frame["event_id"]) for name, batch in batches.items()}
-        done = door.admit(batches, ids, until_us)
+        done = door.admit(batches, ids, until_us, rates=rates)
+        unpriced.update(done.unpriced)
+        old_rate.update(done.old_rate)
         reasons.update(letter.reason for letter in (*taken.rejects, *done.refused))
         duplicates += done.duplicates
         if done.batches:
@@ -223,8 +233,9 @@ def run_history(
         if taken.eof:
             rejected = sum(reasons.values())
             return Pass(
-                engine, door, until_us, events, rejected, duplicates, dict(reasons), arrivals
-            )
+                engine, door, until_us, events, rejected, duplicates, dict(reasons), arrivals,
+                unpriced, old_rate,
+            )  # fmt: skip
 
 
 def _compute(
@@ -253,4 +264,10 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
     door = done.door
     LogStore(folder / "deltas" / "in00").write(0, door.full(), done.until_us, door.needed_since_us)
-    write_manifest(folder, Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us))
+    rates_log(folder).unlink(missing_ok=True)
+    RateBook(settings.model_copy(update={"state_dir": folder}))
+    base = base_of(settings)
+    write_manifest(
+        folder,
+        Manifest(0, settings.groups, 1, catalog.version, until_us=done.until_us, currency=base),
+    )

@@ -100,6 +100,8 @@ class RoundOut:
     corrected_unchecked: int = 0
     flipped: int = 0
     flips: tuple[Flip, ...] = ()
+    unpriced: int = 0
+    old_rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.corrected_unchecked,
         len(flips),
         tuple(flips[:FLIPS_ROUND_MAX]),
+        item.unpriced,
+        item.old_rate,
     )
     if context.store is not None:
         begun = time.perf_counter()

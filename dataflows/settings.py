@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from features.codes import CODES
 from features.errors import ConfigError
 from features.events import event_types
 from features.registry import Own, declare_own
@@ -170,6 +171,15 @@ class Settings(BaseSettings):
         description="training and backfill: an anomaly that the data know becomes a label so long"
         " after its event, as it would in the stream",
     )
+    currency_rates: Path | None = Field(
+        None,
+        description="table of exchange rates (CSV or Parquet: day, currency, rate = worth of one"
+        " unit in currency_base); payments are then compared in currency_base, at the rate of their"
+        " day (UTC); none takes amounts as they were paid. Read again whenever it changes",
+    )
+    currency_base: str = Field(
+        "EUR", description="currency that currency_rates converts to; fixed for good by the state"
+    )
     corrected_rows_max: int = Field(
         200_000,
         ge=0,
@@ -229,6 +239,11 @@ class Settings(BaseSettings):
     )
     sim_repeat_share: float = Field(
         0.002, ge=0, le=0.5, description="share of events that the producer sends twice"
+    )
+    sim_local_money: bool = Field(
+        False,
+        description="payments in the currency of the place, in its own units (25 of them, yen are"
+        " 160 to the euro); `waxwing simulate --rates FILE` writes the table for currency_rates",
     )
     sim_strength: list[float] = Field(
         [], description="bounds of the attacks' strength, in 0.1 to 1; none draws the default mix"
@@ -319,6 +334,13 @@ class Settings(BaseSettings):
         description="most entity rows written a second; beyond it flushes come more rarely and"
         " more rows are coalesced, flagged entities going first",
     )
+
+    @field_validator("currency_base")
+    @classmethod
+    def _base_is_a_currency(cls, value: str) -> str:
+        if value not in CODES:
+            raise ValueError("expected a code of ISO 4217, such as EUR")
+        return value
 
     @field_validator("event_types", "file_paths")
     @classmethod

@@ -118,6 +118,8 @@ class ToHome:
     final: bool = False
     replayed: bool = False
     clock_us: int = 0
+    unpriced: int = 0
+    old_rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Featured:
     """A lane's round with all features, ready to be scored.
 
     `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
-    is how many of them are no longer kept.
+    is how many of them are no longer kept. `unpriced` and `old_rate` are events of a currency or a
+    day that the table of exchange rates does not know.
     """
 
     lane: int
@@ -152,6 +155,8 @@ class Featured:
     replayed: bool
     corrected: tuple[Corrected, ...] = ()
     corrected_unchecked: int = 0
+    unpriced: int = 0
+    old_rate: int = 0
 
 
 class _Shard:
@@ -333,7 +338,10 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
     def _one(self, part: Part, door: Admission, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
         begun = time.perf_counter()
-        done = door.admit(part.batches, part.ids, part.cut_time_us, part.round)
+        book = self._context.rates
+        rates = None if book is None else book.of(part.rates)
+        done = door.admit(part.batches, part.ids, part.cut_time_us, part.round, rates)
+        self._context.telemetry.priced(done.unpriced, done.old_rate)
         groups = self._context.settings.groups
         rows = split(
             self._context.catalog,
@@ -367,6 +375,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 part.final,
                 part.replayed,
                 done.clock_us,
+                sum(done.unpriced.values()),
+                sum(done.old_rate.values()),
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -526,6 +536,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.replayed,
             corrected,
             unchecked,
+            own.unpriced,
+            own.old_rate,
         )
 
     def snapshot(self) -> int:

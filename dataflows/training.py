@@ -21,6 +21,7 @@ import polars as pl
 
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
+from dataflows.currencies import base_of, priced_lines, rates_of
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -149,10 +150,14 @@ def is_trained(settings: Settings) -> str | None:
         return f"the models lack {', '.join(lacking)}"
     if head["training"].get("world") != _world(settings):
         return "the models were trained on another simulated world"
+    if (head["training"].get("currency") or {}).get("base", "") != base_of(settings):
+        return "the models were trained on amounts in another currency"
     if warm is None:
         return "there is no warm state"
     if (warm.catalog_version, warm.groups) != (cat.version, settings.groups):
         return "the warm state was made with other features or another number of groups"
+    if warm.currency != base_of(settings):
+        return "the warm state is of amounts in another currency"
     if warm.until_us != time_us_of(settings.sim_start):
         return "the warm state ends at another time than sim_start"
     return None
@@ -161,7 +166,8 @@ def is_trained(settings: Settings) -> str | None:
 def _world(settings: Settings) -> dict[str, Any]:
     """The settings that make a simulated world what it is, but for the seed of its traffic."""
     names = ("sim_population_seed", "sim_events_per_s", "sim_cards", "sim_start")
-    return {name: getattr(settings, name) for name in names}
+    local = {"sim_local_money": True} if settings.sim_local_money else {}
+    return {name: getattr(settings, name) for name in names} | local
 
 
 def train_files(
@@ -229,10 +235,23 @@ def _learn(
     history."""
     begun = time.perf_counter()
     bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
+    about |= _money(settings, done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
+
+
+def _money(settings: Settings, done: Pass, say: Say) -> dict[str, Any]:
+    """What the bundle says of the amounts it was trained on; what had no rate is told."""
+    rates = rates_of(settings)
+    if rates is None:
+        return {}
+    for text in priced_lines(done.unpriced, done.old_rate):
+        say(text)
+    until = rates.days[1]
+    made = {"base": rates.base, "until": str(until), "digest": rates.digest(until)}
+    return {"currency": made}
 
 
 def _moment_us(text: str) -> int:

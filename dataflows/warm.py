@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dataflows.currencies import base_of
 from dataflows.settings import Settings
 from dataflows.state.manifest import Manifest, read_manifest
 
@@ -65,6 +66,8 @@ def _unfit(
     folder = warm_folder(settings)
     if (warm.catalog_version, warm.groups) != (version, settings.groups):
         return f"{folder} was made with other features or another number of groups"
+    if warm.currency != base_of(settings):
+        return f"{folder} is of amounts in another currency"
     world = training.get("world")
     if settings.source == "simulator":
         return _unfit_world(settings, world, warm.until_us)
@@ -86,6 +89,8 @@ def _unfit_world(
         return f"{folder} is of recorded history"
     if any(world[name] != getattr(settings, name) for name in ("sim_population_seed", "sim_cards")):
         return f"{folder} is of another simulated population"
+    if bool(world.get("sim_local_money")) != settings.sim_local_money:
+        return f"{folder} is of a simulated world with other money"
     if until_us != time_us_of(settings.sim_start):
         return f"{folder} ends at another time than sim_start"
     return None

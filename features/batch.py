@@ -47,6 +47,8 @@ class EventBatch:
         nothing
     truth : int16 (n,) or None, code of the simulated attack (0 genuine); evaluation only, no
         feature or model ever reads it
+    rate : float64 (n,) or None, what one unit of the row's currency is worth in the base currency
+        (`features.currency`), NaN where that is not known; None where nothing is converted
     made : what `features.columns` has made of the frame, so that split, assembly and store need not
         make it again; lives as long as the batch, and is left behind on the way to another process
 
@@ -61,6 +63,7 @@ class EventBatch:
     offset: Int64
     due_ns: Int64
     truth: Int16 | None = None
+    rate: Float64 | None = None
     made: dict[tuple[str, str], npt.NDArray[Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -73,7 +76,7 @@ class EventBatch:
                 f" {dict(self.frame.schema)}; build it with features.decode"
             )
         n = self.frame.height
-        for name in ("partition", "offset", "due_ns", "truth"):
+        for name in ("partition", "offset", "due_ns", "truth", "rate"):
             column = getattr(self, name)
             if column is not None and len(column) != n:
                 raise ShapeError(
@@ -101,6 +104,7 @@ class EventBatch:
             self.offset[rows],
             self.due_ns[rows],
             None if self.truth is None else self.truth[rows],
+            None if self.rate is None else self.rate[rows],
         )
 
     def in_order(self) -> EventBatch:
@@ -129,7 +133,7 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
 
     Raises
     ------
-    ShapeError : no batch, or batches of several types
+    ShapeError : no batch, batches of several types, or only some of them with rates
     """
     if not batches or len({b.event_type for b in batches}) != 1:
         raise ShapeError(
@@ -140,6 +144,9 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
         return batches[0].in_order()
     truths = [np.zeros(len(b), np.int16) if b.truth is None else b.truth for b in batches]
     known = any(b.truth is not None for b in batches)
+    rates = [b.rate for b in batches if b.rate is not None]
+    if rates and len(rates) < len(batches):
+        raise ShapeError("expected all batches with rates to the base currency, or none")
     return EventBatch(
         batches[0].event_type,
         pl.concat([b.frame for b in batches]),
@@ -147,6 +154,7 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
         np.concatenate([b.offset for b in batches]),
         np.concatenate([b.due_ns for b in batches]),
         np.concatenate(truths) if known else None,
+        np.concatenate(rates) if rates else None,
     ).in_order()
 
 

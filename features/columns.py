@@ -43,7 +43,9 @@ the sums that need a second factor or catch the holder's eye."""
 
 ROUND_AMOUNT_STEP = 10.0
 ROUND_AMOUNT_MIN = 50.0
-"""Round sums from here on are counted; chosen: below, honest prices are round too often."""
+"""Round sums from here on are counted; chosen: below, honest prices are round too often. Both are
+of the base currency where there is one: of a currency worth about a hundredth of it, a multiple of
+a thousand is round."""
 
 KNOWN_DAYS_MAX = 7.0
 """From here on an entity is simply known: a number that grows without end tells only how long the
@@ -135,8 +137,13 @@ def _small(columns: Columns) -> Bool:
 
 
 def _round(columns: Columns) -> Bool:
-    amount = columns.real("amount")
-    return np.asarray((amount >= ROUND_AMOUNT_MIN) & (amount % ROUND_AMOUNT_STEP == 0.0))
+    amount, paid, step = columns.real("amount"), columns.paid("amount"), ROUND_AMOUNT_STEP
+    if columns.rate is None:
+        return np.asarray((amount >= ROUND_AMOUNT_MIN) & (paid % step == 0.0))
+    # What is round is so in the currency it was paid in: tens of euros, thousands of yen.
+    with np.errstate(invalid="ignore"):
+        steps = step * 10.0 ** np.round(-np.log10(columns.rate))
+        return np.asarray((amount >= ROUND_AMOUNT_MIN) & (paid % steps == 0.0))
 
 
 def _failed(columns: Columns) -> Bool:
@@ -325,6 +332,7 @@ def has_key(event: str, name: str) -> bool:
 class Columns:
     """Columns of one batch, each made once: the batch keeps them.
 
+    Money is in the base currency where the batch has rates, NaN where the rate is not known.
     A real may carry a condition, `amount|declined`: NaN where the flag is false, so that it enters
     no sum.
     """
@@ -333,6 +341,8 @@ class Columns:
         self._event = batch.event_type
         self._frame = batch.frame
         self.time_us = batch.time_us
+        self.rate = batch.rate
+        """float64 (n,), to the base currency; None where nothing is converted."""
         self._made = batch.made
 
     def real(self, name: str) -> Float64:
@@ -349,6 +359,13 @@ class Columns:
         derived = _derived(self._event).get(name)
         if derived is not None:
             return derived.make(self)
+        value = self.paid(name)
+        if self.rate is not None and name in event_type(self._event).money:
+            return np.asarray(value * self.rate)
+        return value
+
+    def paid(self, name: str) -> Float64:
+        """float64 (n,), a field as the event has it: money in the currency it was paid in."""
         return self._frame[name].to_numpy().astype(np.float64)
 
     def flag(self, name: str) -> Bool:

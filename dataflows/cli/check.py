@@ -59,13 +59,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def missing_files(settings: Settings) -> list[str]:
-    """A fault for each file that the settings name and that is not there."""
+    """A fault for each file that the settings name and that is not there; of rates, all faults."""
+    from dataflows.currencies import rate_faults
+
     named: dict[str, Path] = {f"file_paths.{k}": path for k, path in settings.file_paths.items()}
     if settings.voting is not None:
         named["voting"] = settings.voting
     if settings.source != "file":
         named = {name: path for name, path in named.items() if not name.startswith("file_paths")}
-    return [
+    return rate_faults(settings) + [
         f"{name}: file {str(path)!r} does not exist (looked in {Path.cwd()})"
         for name, path in named.items()
         if not path.exists()

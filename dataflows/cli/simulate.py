@@ -71,6 +71,7 @@ def add_parser(subparsers: Any) -> None:
         default="wall",
         help="Kafka: message timestamps; `event` lets consumers seek by event time",
     )
+    add("--rates", metavar="F", help="exchange rates of the days, CSV; payments in 25 currencies")
     add("--labels", metavar="F", help="attack events: .parquet, .csv or .jsonl")
     add("--json", metavar="P", help="write what was made as JSON; - is stdout")
 
@@ -113,6 +114,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "sim_anomaly_share": args.anomaly_share,
         "sim_repeat_share": args.repeat_share,
         "event_types": _words(args.event_types),
+        "sim_local_money": True if args.rates else None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     return load(args.config, **(given | overrides_of(args)))
@@ -158,6 +160,8 @@ def _check(args: argparse.Namespace) -> None:
         faults.append(f"--speed {args.speed}: a factor above 0, with --to kafka only")
     if args.labels and not args.labels.endswith((".parquet", ".csv", ".jsonl")):
         faults.append(f"--labels {args.labels}: expected a name in .parquet, .csv or .jsonl")
+    if args.rates and not args.rates.endswith(".csv"):
+        faults.append(f"--rates {args.rates}: expected a name in .csv")
     if faults:
         raise ConfigError(faults)
 
@@ -183,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
         event_types=settings.event_types,
         attacks=_words(args.attacks),
         strength=_strength(args.strength),
+        local_money=settings.sim_local_money,
     )
     began = time.monotonic()
     writer = _writer(args, settings, simulator)
@@ -193,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
         labels.vstack(simulator.labels(at_us, until_us), in_place=True)
     writer.close()
     _write_labels(args, labels)
+    _write_rates(args, start_us, end_us)
     report = writer.report() | _attack_report(labels) | {"seconds": time.monotonic() - began}
     report["seed"], report["start_us"], report["end_us"] = settings.sim_seed, start_us, end_us
     write_json(args.json, report)
@@ -202,6 +208,18 @@ def run(args: argparse.Namespace) -> int:
             f" repeats, {report['attack_events']} of attacks, {report['malformed']} broken records"
         )
     return 0
+
+
+def _write_rates(args: argparse.Namespace, start_us: int, end_us: int) -> None:
+    """The table of rates of the days, as `currency_rates` reads it."""
+    import polars as pl
+
+    from features.currency import RATES_SCHEMA
+    from features.simulate.exchange import rate_rows
+
+    if args.rates:
+        rows = pl.DataFrame(rate_rows(start_us, end_us), schema=RATES_SCHEMA, orient="row")
+        rows.write_csv(args.rates)
 
 
 def _spans(

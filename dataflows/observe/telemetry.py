@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dataflows.currencies import priced_lines
 from features.events import made_types
 from models.absences import SilenceTally
 from models.evaluate import Tally
@@ -103,6 +104,8 @@ class Telemetry:
         self.expired = 0
         self.late_beyond = 0
         self.starts_empty: tuple[str, ...] = ()
+        self.unpriced: Counter[str] = Counter()
+        self.old_rate: Counter[str] = Counter()
         self.committed_round = 0
         self.round_done = 0
         self.replayed_rounds = 0
@@ -140,6 +143,16 @@ class Telemetry:
         """Rows were so far behind others of their entity that they could not be put in place."""
         with self._lock:
             self.late_beyond += rows
+
+    def priced(self, unpriced: Mapping[str, int], old: Mapping[str, int]) -> None:
+        """Events that have no rate, or not one of their day; said once a currency."""
+        new_unpriced = {name: n for name, n in unpriced.items() if name not in self.unpriced}
+        new_old = {name: n for name, n in old.items() if name not in self.old_rate}
+        with self._lock:
+            self.unpriced.update(unpriced)
+            self.old_rate.update(old)
+        for text in priced_lines(new_unpriced, new_old):
+            self.say(f"so far {text}")
 
     def committed(self, round_: int) -> None:
         """A manifest was written."""
@@ -206,6 +219,9 @@ class Telemetry:
                 "corrected_unchecked": got.get("corrected_unchecked", 0),
                 "flipped": got.get("flipped", 0),
                 "flips": [asdict(flip) for flip in self.flips],
+                "unpriced": got.get("unpriced", 0),
+                "old_rate": got.get("old_rate", 0),
+                "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
                 "late_beyond": self.late_beyond,
                 "expired": self.expired,

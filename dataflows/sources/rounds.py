@@ -48,6 +48,7 @@ class Part:
     rejects : events that did not decode or broke their contract
     final : the lane has ended with this round
     replayed : the round came from the journal
+    rates : version of the table of exchange rates in force; 0 where there is none
     """
 
     lane: int
@@ -60,6 +61,7 @@ class Part:
     rejects: tuple[DeadLetter, ...] = ()
     final: bool = False
     replayed: bool = False
+    rates: int = 0
 
 
 class Lanes:
@@ -97,6 +99,8 @@ class Lane:
     lanes: Lanes = field(default_factory=Lanes)
     stage: Callable[[str, float], None] = lambda _name, _seconds: None
     """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
+    rates: Callable[[], int] = lambda: 0
+    """The version of the table of exchange rates that a new round is cut with."""
     round: int = 0
     cut_time_us: int = 0
     positions: dict[str, Any] = field(default_factory=dict)
@@ -170,7 +174,9 @@ class Lane:
         taken = self.reader.retake(before, after, clock_us, cut.schemas)
         received = taken.received
         taken.rejects.extend(self._bad_lines(cut.faults))
-        part = self._part(taken, cut.cut_time_us, tuple(cut.control), replayed=True)
+        part = self._part(
+            taken, cut.cut_time_us, tuple(cut.control), replayed=True, rates=cut.rates
+        )
         if checksum(part) != cut.checksum or received != cut.received:
             raise StateError(
                 f"{lane_name(self.lane)}: round {cut.round} of the journal had {cut.received}"
@@ -202,7 +208,7 @@ class Lane:
         cut_time_us = max(self.cut_time_us, taken.cut_time_us)
         self.waits = taken.eof and self.control is not None and bool(self.lanes.others(self.lane))
         final = final or (taken.eof and not self.waits)
-        part = self._part(taken, cut_time_us, tuple(records), final=final)
+        part = self._part(taken, cut_time_us, tuple(records), final=final, rates=self.rates())
         positions = {k: v for k, v in taken.positions.items() if k != "control"}
         if self.control is not None:
             positions["control"] = self.control.position
@@ -219,6 +225,7 @@ class Lane:
                 faults,
                 None if taken.cut_time_us == cut_time_us else taken.cut_time_us,
                 final,
+                part.rates,
             )
         )
         self.stage("journal", time.perf_counter() - begun)
@@ -249,6 +256,7 @@ class Lane:
         control: tuple[dict[str, Any], ...],
         final: bool = False,
         replayed: bool = False,
+        rates: int = 0,
     ) -> Part:
         """A part of what was taken, each batch in order."""
         batches = {name: batch.in_order() for name, batch in taken.batches.items() if len(batch)}
@@ -268,6 +276,7 @@ class Lane:
             rejects,
             final,
             replayed,
+            rates,
         )
 
 

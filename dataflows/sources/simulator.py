@@ -42,6 +42,7 @@ def make_simulator(settings: Settings, seed: int | None = None) -> Simulator:
         strength=(settings.sim_strength[0], settings.sim_strength[1])
         if settings.sim_strength
         else None,
+        local_money=settings.sim_local_money,
     )
 
 

@@ -59,6 +59,7 @@ class Cut:
     source_time_us : the reader's own clock where `cut_time_us` was held back from running
         backwards; None where they are the same
     final : the lane ended with this round
+    rates : version of the table of exchange rates the round was cut with; 0 where there was none
     """
 
     round: int
@@ -71,6 +72,7 @@ class Cut:
     faults: list[tuple[int, str, str, int]] = field(default_factory=list)
     source_time_us: int | None = None
     final: bool = False
+    rates: int = 0
 
     def to_bytes(self) -> bytes:
         """The record's payload."""
@@ -86,6 +88,7 @@ class Cut:
                 **({"f": self.faults} if self.faults else {}),
                 **({} if self.source_time_us is None else {"q": self.source_time_us}),
                 **({"e": 1} if self.final else {}),
+                **({"m": self.rates} if self.rates else {}),
             },
             separators=(",", ":"),
         ).encode()
@@ -109,6 +112,7 @@ class Cut:
             faults,
             d.get("q"),
             "e" in d,
+            d.get("m", 0),
         )
 
 

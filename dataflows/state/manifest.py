@@ -52,6 +52,7 @@ class Manifest:
     control : control records in force, in the order they came
     logs : bytes of each append-only log (alerts, dead letters) that belong to `round` and before
     until_us : event time up to which a backfill has gone; None for a live run
+    currency : the currency of all amounts in the state; empty where they are as they were paid
     """
 
     round: int
@@ -63,6 +64,7 @@ class Manifest:
     logs: dict[str, int] = field(default_factory=dict)
     until_us: int | None = None
     format: int = FORMAT
+    currency: str = ""
 
 
 def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> None:

@@ -168,6 +168,13 @@ class EventType:
         """Column name -> polars type, in declared order."""
         return {f.name: f.dtype for f in self.fields}
 
+    @property
+    def money(self) -> tuple[str, ...]:
+        """Fields that hold money of the currency in the event's field `currency`."""
+        if self.schema.get("currency") != pl.String():
+            return ()
+        return tuple(f.name for f in self.fields if f.kind == "float64" and f.unit == "currency")
+
     def field(self, name: str) -> Field:
         """The field called `name`; DeclarationError with the valid names where there is none."""
         for candidate in self.fields:

@@ -21,7 +21,7 @@ EVENT = EventType(
         Field("device_id", "string", "phone, browser or terminal", nullable=True, length_max=64),
         Field("ip", "string", "address the order came from", nullable=True, length_max=64),
         Field(
-            "amount", "float64", "amount in `currency`", unit="currency", minimum=0.0, maximum=1e7
+            "amount", "float64", "amount in `currency`", unit="currency", minimum=0.0, maximum=1e10
         ),
         Field("currency", "string", "ISO 4217 code", length_max=3, default="EUR"),
         Field("category", "string", "merchant category", length_max=32, default="other"),

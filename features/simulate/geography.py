@@ -80,7 +80,7 @@ COUNTRIES: tuple[str, ...] = tuple(dict.fromkeys(city[0] for city in _CITIES))
 
 CURRENCIES: tuple[str, ...] = ("EUR", "USD", "GBP", "CHF")
 """Currencies of the simulated world. Chosen few and of like worth, so that a journey does not
-change the size of amounts a hundredfold: no feature converts currencies."""
+change the size of amounts a hundredfold where nothing converts them; `exchange` has all."""
 
 _EUR = {"DE", "FR", "ES", "IT", "NL", "BE", "AT", "PT", "IE", "GR", "FI"}
 COUNTRY_CURRENCY: tuple[int, ...] = tuple(

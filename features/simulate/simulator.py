@@ -97,6 +97,8 @@ class Simulator:
     event_types : types to make; each keeps its own rate and the very events it has among all types
     attacks : names to use, None for all; the share is spread over those used
     strength : bounds to draw the strength of campaigns from evenly; None for the default mix
+    local_money : each country pays in its own currency (`features.simulate.exchange`), where
+        otherwise there are four of like worth; the same events else
 
     Raises
     ------
@@ -125,6 +127,7 @@ class Simulator:
         event_types: Sequence[str] | None = None,
         attacks: Sequence[str] | None = None,
         strength: tuple[float, float] | None = None,
+        local_money: bool = False,
     ) -> None:
         _check(
             seed,
@@ -150,6 +153,7 @@ class Simulator:
             per_s={name: events_per_s * share for name, share in mix.TYPE_SHARES.items()},
             devices=devices,
             addresses=addresses,
+            local_money=local_money,
         )
         length_ms = max(
             _BLOCK_MS[0], *(m for m in _BLOCK_MS if m * events_per_s <= 1000 * BLOCK_EVENTS), 0

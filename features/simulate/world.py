@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from features.simulate.chance import generator, key_of, unit
+from features.simulate.exchange import COUNTRY_LOCAL, LOCAL_CURRENCIES
 from features.simulate.geography import CITY_WEIGHT
 from features.simulate.population import DAY_US, Infrastructure, Population
 
@@ -61,6 +62,7 @@ class World:
     seed : of the traffic
     population, infrastructure : who there is
     per_s : event type -> genuine events per second of event time
+    local_money : whether each country pays in its own currency, in its own units
     """
 
     seed: int
@@ -69,6 +71,17 @@ class World:
     per_s: dict[str, float]
     devices: pl.Series = field(repr=False)
     addresses: pl.Series = field(repr=False)
+    local_money: bool = False
+
+    def currency_of(self, country: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        """Index into `currencies` of the currency paid with in each country."""
+        table = COUNTRY_LOCAL if self.local_money else self.population.country_currency
+        return np.asarray(table[country])
+
+    @property
+    def currencies(self) -> pl.Series:
+        """Codes of the currencies of this world."""
+        return pl.Series(LOCAL_CURRENCIES) if self.local_money else self.population.currency_names
 
     def rng(self, block: Block, purpose: str) -> np.random.Generator:
         """The generator of one purpose in one block."""

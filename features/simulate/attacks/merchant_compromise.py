@@ -36,7 +36,7 @@ def _plan(world: World, campaign: Campaign) -> Plan:
     rows["latitude"][:] = people.merchant_latitude[merchant]
     rows["longitude"][:] = people.merchant_longitude[merchant]
     rows["country"][:] = people.merchant_country[merchant]
-    rows["currency"][:] = people.country_currency[people.merchant_country[merchant]]
+    rows["currency"][:] = world.currency_of(people.merchant_country[merchant])
     round_sum = 10.0 * np.round(rng.uniform(15.0, 45.0, n))
     rows["amount"] = np.round(rows["amount"] ** (1.0 - s) * round_sum**s, 2)
     rows["declined"] |= shows(rng, s, n) & (rng.random(n) < 0.3)

@@ -10,6 +10,7 @@ import polars as pl
 
 from features.simulate import geography as geo
 from features.simulate.chance import pick
+from features.simulate.exchange import local_amount
 from features.simulate.population import ADDRESSES_PER_CITY, ADDRESSES_PER_COUNTRY
 from features.simulate.strings import gather
 from features.simulate.world import Block, Rows, World, times_in
@@ -111,9 +112,9 @@ def dress(
     rows["country"][till] = people.merchant_country[merchant[till]]
     rows["device"][till] = -1
     rows["address"][till] = -1
-    rows["currency"] = people.country_currency[
+    rows["currency"] = world.currency_of(
         np.where(till, people.merchant_country[merchant], people.user_country[user])
-    ]
+    )
     usual = np.exp(people.card_level[card] + 1.0)
     refuse = (
         DECLINED_BASE
@@ -218,15 +219,17 @@ def keys(world: World, rows: Rows) -> npt.NDArray[np.int32]:
 
 def columns(world: World, rows: Rows) -> dict[str, Any]:
     """The declared fields, id and time excepted."""
-    people = world.population
+    people, amount = world.population, rows["amount"]
+    if world.local_money:
+        amount = local_amount(amount, rows["currency"], rows["time_us"])
     return {
         "card_id": gather(people.card_names, rows["card"]),
         "user_id": gather(people.user_names, people.card_user[rows["card"]]),
         "merchant_id": gather(people.merchant_names, rows["merchant"]),
         "device_id": gather(world.devices, rows["device"]),
         "ip": gather(world.addresses, rows["address"]),
-        "amount": rows["amount"],
-        "currency": gather(people.currency_names, rows["currency"]),
+        "amount": amount,
+        "currency": gather(world.currencies, rows["currency"]),
         "category": gather(people.category_names, people.merchant_category[rows["merchant"]]),
         "channel": gather(_CHANNEL_NAMES, rows["channel"]),
         "country": gather(people.country_names, rows["country"]),
