@@ -193,7 +193,8 @@ def _verify_one(
         }
         # SQL forgets nobody, and what pairs say differs for one who has been forgotten.
         never = dict.fromkeys(plan_of(catalog).entities, 0.0)
-        settings = settings.model_copy(update={"entity_ttl_h": never})
+        # Amounts as they were paid, on both sides: a table of rates is no matter of windows.
+        settings = settings.model_copy(update={"entity_ttl_h": never, "currency_rates": None})
         with duckdb.connect(config=config) as oracle:
             rows = _Rows(oracle, Path(folder))
             slower = reader if divide == 1 else _Divided(reader, divide)

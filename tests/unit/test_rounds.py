@@ -196,6 +196,17 @@ def test_killed_and_undisturbed_runs_end_with_the_same_journal(
     assert list(read_cuts(killed / "journal")) == list(read_cuts(whole / "journal"))
 
 
+def test_a_round_cut_again_has_the_rates_it_was_cut_with(tmp_path: Path, batch: EventBatch) -> None:
+    versions = iter((0, 1, 1, 4, 4, 4, 5))
+    lane = open_lane(tmp_path, Arrivals(batch, SIZES, clocks()))
+    lane.rates = lambda: next(versions)
+    first = [part.rates for part in run(lane, 4)]
+    lane = open_lane(tmp_path, Arrivals(batch, SIZES, clocks()))
+    lane.rates = lambda: next(versions)
+    assert first == [0, 1, 1, 4]
+    assert [part.rates for part in run(lane)] == [0, 1, 1, 4, 4, 4, 5]
+
+
 def test_the_clock_of_the_rounds_never_runs_back_and_replays_alike(
     tmp_path: Path, batch: EventBatch
 ) -> None:
