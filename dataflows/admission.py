@@ -83,8 +83,8 @@ class Admission:
         refused: list[DeadLetter] = []
         duplicates = 0
         for name, batch in batches.items():
-            fresh = self._repeats.admit(event_keys(name, ids[name]), cut_time_us)
             verdict = self._clock.judge(batch, cut_time_us)
+            fresh = self._fresh(event_keys(name, ids[name]), verdict == IN_TIME, cut_time_us)
             duplicates += len(batch) - int(np.count_nonzero(fresh))
             out = np.flatnonzero(fresh & (verdict != IN_TIME))
             if len(out):
@@ -96,6 +96,18 @@ class Admission:
                 kept[name] = batch if whole else batch.take(np.flatnonzero(fresh))
         clock_us = self._clock.advance(kept, cut_time_us)
         return Admitted(kept, duplicates, tuple(refused), clock_us, self._clock.due_us)
+
+    def _fresh(
+        self, keys: UInt64, in_time: npt.NDArray[np.bool_], cut_time_us: int
+    ) -> npt.NDArray[np.bool_]:
+        """Events not seen before. One that is refused is not remembered: put right, or once it is
+        time, it may be sent again."""
+        if in_time.all():
+            return self._repeats.admit(keys, cut_time_us)
+        fresh = np.empty(len(keys), np.bool_)
+        fresh[in_time] = self._repeats.admit(keys[in_time], cut_time_us)
+        fresh[~in_time] = ~self._repeats.known(keys[~in_time], cut_time_us)
+        return fresh
 
     def _letters(
         self, batch: EventBatch, verdict: npt.NDArray[np.int8], cut_time_us: int, round_: int

@@ -35,6 +35,7 @@ kept is old by it, and not late.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.batch import EventBatch, Int64
-from features.events import event_code
+from features.events import built_in_types
 
 __all__ = ["IN_TIME", "REFUSALS", "TOO_EARLY", "TOO_LATE", "LaneClock"]
 
@@ -81,7 +82,11 @@ ACTIVE_US = 10_000_000
 """A place is heard of for so long after a round with its events. Chosen: a partition of a busy
 topic has some in far less, and an idle one holds up what is found silent by no more."""
 
-_ONE_PLACE = -1
+_Key = tuple[str, int]
+"""Of a place: event type and partition. The name, not the code, which is another where a user
+declares an event type that stands before it."""
+
+_ONE_PLACE: _Key = ("", -1)
 """Key of the place of a source that is one place."""
 
 
@@ -134,7 +139,7 @@ class LaneClock:
     def __init__(self, late_us: int, early_us: int, by_partition: bool = False) -> None:
         self._late_us, self._early_us = late_us, early_us
         self._by_partition = by_partition
-        self._places: dict[int, _Place] = {}
+        self._places: dict[_Key, _Place] = {}
         self.clock_us = 0
         self._cut_us = self._step_us = 0
 
@@ -171,7 +176,7 @@ class LaneClock:
             place = self._places.get(_ONE_PLACE)
             return np.full(len(batch), 0 if place is None else place.clock_us)
         partitions, which = np.unique(batch.partition, return_inverse=True)
-        keys = [_key(batch.event_type, p) for p in partitions.tolist()]
+        keys = [(batch.event_type, p) for p in partitions.tolist()]
         found = [self._places[k].clock_us if k in self._places else 0 for k in keys]
         return np.array(found, np.int64)[which]
 
@@ -210,7 +215,7 @@ class LaneClock:
         heard = [p.clock_us for p in self._places.values() if p.clock_us and p.heard_us >= since_us]
         return min((*heard, self.clock_us))
 
-    def _by_place(self, batches: Mapping[str, EventBatch]) -> list[tuple[int, Int64]]:
+    def _by_place(self, batches: Mapping[str, EventBatch]) -> list[tuple[_Key, Int64]]:
         """Event times of a round by place, in order."""
         if not self._by_partition:
             times = [batch.time_us for batch in batches.values() if len(batch)]
@@ -220,9 +225,7 @@ class LaneClock:
             order = np.argsort(batch.partition, kind="stable")
             partitions, begins = np.unique(batch.partition[order], return_index=True)
             parts = np.split(batch.time_us[order], begins[1:])
-            found += [
-                (_key(name, p), part) for p, part in zip(partitions.tolist(), parts, strict=True)
-            ]
+            found += [((name, p), part) for p, part in zip(partitions.tolist(), parts, strict=True)]
         return found
 
     def dump(self) -> dict[str, npt.NDArray[Any]]:
@@ -231,27 +234,38 @@ class LaneClock:
         times = np.zeros((len(places), _KEPT), np.int64)
         for row, place in zip(times, places, strict=True):
             row[: len(place.times)] = place.times
-        heads = [[k, p.seen, p.clock_us, p.heard_us, len(p.times)] for k, p in self._places.items()]
+        names = list(dict.fromkeys(name for name, _ in self._places))
+        heads = [
+            [names.index(name), partition, p.seen, p.clock_us, p.heard_us, len(p.times)]
+            for (name, partition), p in self._places.items()
+        ]
         return {
             "clock": np.array([self.clock_us, self._cut_us, self._step_us], np.int64),
-            "clock_places": np.array(heads, np.int64).reshape(-1, 5),
+            "clock_names": np.frombuffer(json.dumps(names).encode(), np.uint8),
+            "clock_places": np.array(heads, np.int64).reshape(-1, 6),
             "clock_times": times,
         }
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Stand where a dumped clock stood; arrays without one leave it as it is."""
+        """Stand where a dumped clock stood; arrays without one leave it as it is.
+
+        An older dump has codes in place of names. Those of shipped event types are what they were;
+        a place of any other is not taken over, and has no clock until its 16th event.
+        """
         if "clock" not in arrays:
             return
         self.clock_us, self._cut_us, self._step_us = arrays["clock"].tolist()
-        heads = arrays["clock_places"].tolist()
-        self._places = {
-            key: _Place(times[:kept].astype(np.int64), seen, clock_us, heard_us)
-            for (key, seen, clock_us, heard_us, kept), times in zip(
-                heads, arrays["clock_times"], strict=True
-            )
-        }
-
-
-def _key(event_type: str, partition: int) -> int:
-    """Number of the place of a partition of an event type's topic."""
-    return (event_code(event_type) << 32) | partition
+        heads = arrays["clock_places"]
+        if "clock_names" in arrays:
+            names = json.loads(arrays["clock_names"].tobytes())
+        else:
+            names = list(built_in_types())
+            heads = np.column_stack((heads[:, 0] >> 32, heads[:, 0] & 0xFFFFFFFF, heads[:, 1:]))
+            heads[heads[:, 0] < 0, 1] = -1
+        self._places = {}
+        for head, times in zip(heads.tolist(), arrays["clock_times"], strict=True):
+            at, partition, seen, clock_us, heard_us, kept = head
+            if at < len(names):
+                key = (names[at], partition) if at >= 0 else _ONE_PLACE
+                place = _Place(times[:kept].astype(np.int64), seen, clock_us, heard_us)
+                self._places[key] = place

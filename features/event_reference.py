@@ -30,9 +30,10 @@ Every event of a source is one of three: scored, counted as a duplicate, or a de
 report's `in` is the sum of `scored`, `duplicates` and `dead_lettered`.
 
 **Repeated.** An event id that its event type has had within `dedup_horizon_s` (an hour) is counted
-as `duplicates` and touches neither features nor votes, however late or early it says it is. Each
-lane knows the ids it has seen itself. A producer's retry and a topic sent again bring an event to
-the partition it was in, and so to its lane; sent with another key it may reach a partition of
+as `duplicates` and touches neither features nor votes, however late or early it says it is. One
+that became a dead letter has not been had: sent again, put right or once it is time, it is new.
+Each lane knows the ids it has seen itself. A producer's retry and a topic sent again bring an event
+to the partition it was in, and so to its lane; sent with another key it may reach a partition of
 another lane, where it is a new event. Asking across lanes would put one more exchange of all ids
 between workers before every round; `lanes = 1` finds these, too.
 
@@ -74,10 +75,11 @@ against which `time_future_s_max` was held before, so `early_s` refuses more onl
 smaller of the two; a file is held against the rows around each row.
 
 The dead letter names topic, partition and offset, or the row of the file; the event itself stands
-in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again as it stands, once
-`dedup_horizon_s` is over: before, its id is known. It is the same after a crash, in a replay, in
-`waxwing train` and in `waxwing backfill`, which counts it under `reasons`: what is late follows
-from the rounds in the journal alone. `late_s = 0` and `early_s = 0` refuse nothing.
+in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again at any time: one
+that was too early as it stands once it is time, one that was too late with another time, or to a
+flow with a larger `late_s`. It is the same after a crash, in a replay, in `waxwing train` and in
+`waxwing backfill`, which counts it under `reasons`: what is late follows from the rounds in the
+journal alone. `late_s = 0` and `early_s = 0` refuse nothing.
 
 **Silence.** Where nothing arrives the clock of a lane goes on with the time that passes, so that
 what is overdue is noticed; a break of the process itself is no silence. This clock decides what is

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,16 @@ def _key(name: str, entity: str, text: str) -> int:
     return int(hash_columns(frame, columns).view(np.int64)[0])
 
 
+class _Known(NamedTuple):
+    """A verdict, the time it was taken at, of whom it is and until when it makes that one stand
+    still; the latter two 0 where it does not."""
+
+    verdict: int
+    time_us: int
+    entity: int = 0
+    until_us: int = 0
+
+
 class LabelBook:
     """The newest verdict on each labelled event of one entity type in one group.
 
@@ -92,35 +102,65 @@ class LabelBook:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, _Known] = {}
         self._new: dict[int, None] = {}
+        self._frauds: dict[int, dict[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def take(self, key: int, time_us: int, verdict: int) -> tuple[int, int]:
-        """Write a verdict down; gives (what was known before, the time it was taken at)."""
-        before, at = self._known.pop(key, (0, time_us))
-        self._known[key] = (verdict, at)
+    def take(
+        self, key: int, time_us: int, verdict: int, entity: int = 0, until_us: int = 0
+    ) -> tuple[int, int]:
+        """Write a verdict down; gives (what was known before, the time it was taken at).
+
+        Parameters
+        ----------
+        entity, until_us : who learns nothing from the verdict's events until when, 0 for nobody;
+            the same verdict again leaves that as it was
+        """
+        before = self._drop(key)
+        if before is None:
+            before = _Known(0, time_us)
+        now = _Known(verdict, before.time_us, entity, until_us)
+        self._put(key, before if verdict == before.verdict else now)
         self._new.pop(key, None)
         self._new[key] = None
+        return before.verdict, before.time_us
+
+    def frozen_until_us(self, entity: int) -> int:
+        """The latest time until which a fraud that stands makes an entity learn nothing, or 0."""
+        return max(self._frauds.get(entity, {}).values(), default=0)
+
+    def _drop(self, key: int) -> _Known | None:
+        """Take a verdict out."""
+        known = self._known.pop(key, None)
+        if known is not None and known.until_us:
+            mine = self._frauds[known.entity]
+            del mine[key]
+            if not mine:
+                del self._frauds[known.entity]
+        return known
+
+    def _put(self, key: int, known: _Known) -> None:
+        """Put a verdict in as the newest; the oldest beyond the bound go."""
+        self._known[key] = known
+        if known.until_us:
+            self._frauds.setdefault(known.entity, {})[key] = known.until_us
         while len(self._known) > KNOWN_MAX:
             oldest = next(iter(self._known))
-            del self._known[oldest]
+            self._drop(oldest)
             self._new.pop(oldest, None)
-        return before, at
 
     def dump(self, everything: bool) -> npt.NDArray[np.int64]:
-        """int64 (n, 3) of key, verdict, time: those since the last dump, or all, oldest first."""
+        """int64 (n, 5) of key and `_Known`: those since the last dump, or all, oldest first."""
         keys: Iterable[int] = self._known if everything else self._new
         rows = [(key, *self._known[key]) for key in keys]
         self._new = {}
-        return np.array(rows, np.int64).reshape(-1, 3)
+        return np.array(rows, np.int64).reshape(-1, 5)
 
     def load(self, rows: npt.NDArray[np.int64]) -> None:
-        """Put a dump back, oldest first."""
-        for key, verdict, time_us in rows.tolist():
-            self._known.pop(key, None)
-            self._known[key] = (verdict, time_us)
-        while len(self._known) > KNOWN_MAX:
-            del self._known[next(iter(self._known))]
+        """Put a dump back, oldest first; one of 3 columns does not know whom a verdict freezes."""
+        for key, *known in rows.tolist():
+            self._drop(key)
+            self._put(key, _Known(*known))

@@ -4,7 +4,7 @@ A snapshot carries a description of its own layout: for each family of an entity
 by what they read, for each ring its windows, conditions, columns, maxima and pairs. Where the
 catalogue has grown, what both have is carried over bit for bit, what is new starts empty, and what
 was dropped is left out. A window that is new begins with what the ring still has of the time it
-spans; all else that is new begins with nothing.
+spans; a rhythm that more event types now feed goes on; all else that is new begins with nothing.
 
 The snapshots of the old layout are first put back by the very code that wrote them, into a state
 without kernels; what is mapped is one whole snapshot of that.
@@ -23,9 +23,9 @@ import numpy.typing as npt
 from features.catalog import Catalog
 from features.columns import meaning_of
 from features.errors import StateError
-from features.events import event_type, event_types
+from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
-from features.plan import EntityPlan, Plan, Ring, plan_of
+from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of
 from features.risk import COUNTED_FROM
 from features.sequence import TOKENS
 from features.snapshots import join
@@ -79,6 +79,7 @@ def layout_of(plan: Plan) -> Layout:
             "made_of": {
                 event: list(event_type(event).entities.get(name, ())) for event in one.events
             },
+            "codes": {event: event_code(event) for event in one.events},
             "features": {
                 event: {f.name: _reads(one, f) for f in features}
                 for event, features in one.features.items()
@@ -185,7 +186,28 @@ def _new_features(old: Layout, new: Layout) -> tuple[tuple[str, ...], tuple[str,
             empty.append(feature)
         elif "window" in found:
             partial.append(feature)
+    for entity, one in new["entities"].items():
+        before = old["entities"].get(entity)
+        if _SILENCE in one["arrays"] and before is not None:
+            (key,) = one["arrays"][_SILENCE][2]
+            if _instance(_SILENCE, key, before["arrays"].get(_SILENCE, ["", 0, []])[2]) is None:
+                empty.append(f"the rhythm of each {entity}")
     return tuple(empty), tuple(partial)
+
+
+_SILENCE = "silence_ints"
+
+
+def _instance(array: str, key: str, before: list[str]) -> int | None:
+    """Place of an instance in an array of the old layout, None where that does not have it."""
+    if key in before:
+        return before.index(key)
+    if _FAMILIES.get(array) == "silence" and before:
+        # What feeds a rhythm may become more: who is heard more often is not overdue by that.
+        was, now = json.loads(before[0]), json.loads(key)
+        same = was["peers"] == now["peers"]
+        return 0 if same and set(was["events"]) <= set(now["events"]) else None
+    return None
 
 
 def _held(entity: Layout, reads: list[Any]) -> str:
@@ -248,8 +270,9 @@ def _map_entity(arrays: Arrays, old: Layout, new: Layout) -> Arrays:
         if was is not None and was[0] == dtype:
             before = arrays[name]
             for i, key in enumerate(instances):
-                if key in was[2] and before.shape[1] * len(instances) == width * len(was[2]):
-                    size, at = width // len(instances), was[2].index(key)
+                at = _instance(name, key, was[2])
+                if at is not None and before.shape[1] * len(instances) == width * len(was[2]):
+                    size = width // len(instances)
                     part = before[:, at * size : (at + 1) * size]
                     values[:, i * size : (i + 1) * size] = part
         found[name] = values
@@ -439,8 +462,8 @@ def _instances(plan: EntityPlan, array: str) -> list[str]:
     if family == "entity":
         return ["entity"]
     if family == "silence":
-        watched = {e: event_type(e).silence.get(plan.entity) for e in plan.events}
-        return [json.dumps(watched, sort_keys=True)]
+        watched, peers = silence_of(plan)
+        return [json.dumps({"events": watched, "peers": peers})]
     if family == "sequence":
         tokens = TOKENS.get(plan.entity, {})
         return [

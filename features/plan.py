@@ -37,6 +37,7 @@ __all__ = [
     "Sequence",
     "Silence",
     "plan_of",
+    "silence_of",
 ]
 
 Int64 = npt.NDArray[np.int64]
@@ -518,12 +519,19 @@ def _build_correlations(plan: EntityPlan, found: list[tuple[Feature, int]]) -> N
     plan.correlations = _members(plan, found)
 
 
+def silence_of(plan: EntityPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Event types of the plan that say that the entity's silence means something, and its peers."""
+    said = [event_type(name).silence for name in plan.events]
+    watched = [name for name in plan.events if plan.entity in event_type(name).silence]
+    peers = max((one[plan.entity] for one in said if plan.entity in one), key=len, default=())
+    return tuple(watched), peers
+
+
 def _build_silence(plan: EntityPlan) -> None:
     """Rhythm, where some event type of the plan says that the entity's silence means something."""
-    watched = [e for e in plan.events if plan.entity in event_type(e).silence]
+    watched, peers = silence_of(plan)
     if not watched:
         return
-    peers = max((event_type(e).silence[plan.entity] for e in watched), key=len)
     places = [plan.other(name) for name in peers] + [-1, -1]
     plan.silence = Silence(_mask(tuple(watched)), np.array(places[:2], np.int64))
 

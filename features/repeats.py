@@ -1,9 +1,9 @@
 """Which events have been seen before: exact within a horizon, in one table of 64-bit ids.
 
-Sits before everything else in the flow: a repeat touches neither features nor votes. An id that
-comes again within the horizon is always found; one that comes more than a 240th of the horizon
-after it is always new. Exact but for two ids of one 64-bit key: with n events in the horizon, a new
-one is taken for a repeat once in 2^64 / n events.
+Sits before everything else in the flow: a repeat touches neither features nor votes. An id that was
+admitted and comes again within the horizon is always found; one that comes more than a 240th of
+the horizon after it is always new. Exact but for two ids of one 64-bit key: with n events in the
+horizon, a new one is taken for a repeat once in 2^64 / n events.
 
 An entry is one word in a bucket of eight, a line of the processor's cache: the place of the bucket
 is a part of the key (quotienting), so that the word has room for the time too. At a fill of three
@@ -164,6 +164,17 @@ def _admit(first, ids, tick, limit, bits, table, reach, old_bits, old_table, old
 
 
 @kernel
+def _known(ids, tick, limit, bits, table, reach, old_bits, old_table, old_reach, found):
+    """Mark rows whose id is in one of the tables within the limit; nothing is written."""
+    for i in range(len(ids)):
+        bucket, place = _find(ids[i], bits, table, reach)
+        found[i] = bucket >= 0 and _age(table[bucket, place], tick) <= limit
+        if not found[i] and len(old_table) > 1:
+            bucket, place = _find(ids[i], old_bits, old_table, old_reach)
+            found[i] = bucket >= 0 and _age(old_table[bucket, place], tick) <= limit
+
+
+@kernel
 def _load(first, ids, ticks, tick, limit, bits, table, reach):
     """Put known entries into a table; a later time of an id wins.
 
@@ -221,6 +232,7 @@ def warm_up() -> None:
     """Compile (or load from the cache) the kernels: the first round is not to wait for it."""
     filter_ = RepeatFilter(1)
     filter_.admit(np.arange(1, 1 << 17, dtype=np.uint64), 1)
+    filter_.known(np.arange(1, 3, dtype=np.uint64), 1)
     filter_.load(filter_.full())
 
 
@@ -417,6 +429,28 @@ class RepeatFilter:
             self._new = [(new, seen_us) for new, seen_us in self._new if seen_us >= since_us]
             self._prune_at = 2 * len(self._new) + TICKS_MAX
         return fresh
+
+    def known(self, ids: UInt64, cut_time_us: int) -> npt.NDArray[np.bool_]:
+        """Which rows have been admitted within the horizon; asking leaves no trace.
+
+        Parameters
+        ----------
+        ids, cut_time_us : as of `admit`
+
+        Returns
+        -------
+        bool (n,)
+        """
+        found = np.zeros(len(ids), np.bool_)
+        if self.horizon_us == 0 or not len(ids):
+            return found
+        self._go_to(cut_time_us)
+        table, old = self._table, self._old
+        _known(
+            ids, self._tick, self._limit, table.bits, table.words, table.reach, old.bits,
+            old.words, old.reach, found,
+        )  # fmt: skip
+        return found
 
     def delta(self) -> dict[str, npt.NDArray[np.generic]]:
         """Entries since the last `delta` or `full`: ids in runs, times and lengths of the runs."""

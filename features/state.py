@@ -638,8 +638,8 @@ class EntityState:
 
         An entity never seen, or forgotten, has no state and gets none. An event later than the
         newest its entity has seen is taken at that time. What is usual of the entity that a fraud
-        is of (its event type's primary one) stands still for a while; what it does of late is usual
-        where the verdict is genuine.
+        is of (its event type's primary one) stands still for a while, unless the verdict is
+        overturned; what it does of late is usual where the verdict is genuine.
         """
         named = [
             (key, label)
@@ -655,16 +655,20 @@ class EntityState:
             verdict, newest_us = FRAUD if label.fraud else GENUINE, int(self.table.newest_us[slot])
             time_us = min(label.time_us, newest_us)
             # One who was forgotten and is back is another: what was said before was of no one.
-            event = label.event ^ key ^ int(self.table.first_us[slot])
-            before, time_us = self.labels.take(event, time_us, verdict)
+            who = key ^ int(self.table.first_us[slot])
+            primary = label.primary == self.plan.entity
+            until_us = newest_us + FREEZE_S * 1_000_000 if primary and label.fraud else 0
+            frozen_us = self.labels.frozen_until_us(who)
+            before, time_us = self.labels.take(label.event ^ who, time_us, verdict, who, until_us)
             if verdict == before:
                 continue
             rows.append((slot, label.code, time_us, verdict, before))
-            if label.primary == self.plan.entity:
+            if primary:
                 one = np.array([key]).view(np.uint64)
                 if label.fraud:
-                    self.freeze(one, newest_us + FREEZE_S * 1_000_000)
+                    self.freeze(one, until_us)
                 else:
+                    self._thaw(slot, frozen_us, self.labels.frozen_until_us(who))
                     self.accept(one)
         if rows and self.plan.risk is not None:
             self._apply(np.array(rows, np.int64).T.copy(), self.plan.risk)
@@ -721,6 +725,14 @@ class EntityState:
             self.table.dirty[slots] = 1
             self._frozen_until_us = max(self._frozen_until_us, until_us)
         return len(slots)
+
+    def _thaw(self, slot: int, before_us: int, until_us: int) -> None:
+        """A fraud is overturned: its entity stands still as the frauds that stand want it to."""
+        frozen = self._fixed["frozen_until_us"]
+        if until_us < before_us and frozen[slot, 0] == before_us:
+            self.keep(np.array([slot]))
+            frozen[slot, 0] = until_us
+            self.table.dirty[slot] = 1
 
     def expire(self, clock_us: int) -> None:
         """Forget, after a round, entities that have left their slots, and a few of the silent.
@@ -847,7 +859,7 @@ class EntityState:
         for name, array in self._fixed.items():
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
-        self.labels.load(arrays.get("labels", np.zeros((0, 3), np.int64)))
+        self.labels.load(arrays.get("labels", np.zeros((0, 5), np.int64)))
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(

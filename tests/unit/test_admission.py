@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataflows.admission import Admission, Admitted, origin_of
 from dataflows.settings import load
-from features.batch import EventBatch
+from features.batch import EventBatch, concat_batches
 from features.decode import decode
 from features.events import event_types
 from features.keys import hash_strings
@@ -84,9 +84,37 @@ def test_a_repeat_is_a_duplicate_however_late_it_comes() -> None:
     through(gate, payments(STEADY), NEWEST)
     done = through(gate, payments(STEADY[:10]), NEWEST)
     assert (done.duplicates, done.refused, done.batches) == (10, (), {})
-    late = payments([NEWEST - 3600 * SECOND], first=100)
-    assert len(through(gate, late, NEWEST).refused) == 1
-    assert through(gate, late, NEWEST).duplicates == 1, "refused once, then known"
+    mixed = payments([NEWEST - 3600 * SECOND, NEWEST], first=50)
+    assert (through(gate, mixed, NEWEST).duplicates, mixed["payment"].truth) == (2, None)
+
+
+def test_an_event_that_was_refused_may_be_sent_again() -> None:
+    gate = door(early_s=60)
+    through(gate, payments(STEADY), NEWEST)
+    late, early = payments([NEWEST - 3600 * SECOND], 100), payments([NEWEST + 70 * SECOND], 101)
+    for _ in range(2):
+        assert [one.reason for one in through(gate, late, NEWEST).refused] == ["too_late"]
+        assert [one.reason for one in through(gate, early, NEWEST).refused] == ["too_early"]
+    restored = door(early_s=60)
+    restored.load(gate.full())
+    for one in (gate, restored):
+        through(one, payments(NEWEST + np.arange(1, 70) * SECOND, 200), NEWEST + 69 * SECOND)
+        corrected = payments([NEWEST + 69 * SECOND], 100)
+        for batches in (corrected, early):
+            done = through(one, batches, NEWEST + 70 * SECOND)
+            assert (done.duplicates, done.refused) == (0, ())
+            assert done.batches["payment"].frame.equals(batches["payment"].frame)
+            assert through(one, batches, NEWEST + 70 * SECOND).duplicates == 1, "now it is known"
+
+
+def test_of_two_of_one_id_in_a_round_the_one_in_time_goes_on() -> None:
+    gate = door()
+    through(gate, payments(STEADY), NEWEST)
+    late, right = payments([NEWEST - 3600 * SECOND], 100), payments([NEWEST], 100)
+    both = {"payment": concat_batches([late["payment"], right["payment"]])}
+    done = through(gate, both, NEWEST)
+    assert (done.duplicates, done.refused) == (1, ())
+    assert done.batches["payment"].time_us.tolist() == [NEWEST]
 
 
 def test_without_bounds_nothing_is_refused() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features import events as events_module
 from features.batch import EventBatch, concat_batches
 from features.clock import IN_TIME, TOO_EARLY, TOO_LATE, LaneClock
+from features.events import built_in_types, event_code, event_type, event_types
 from tests.naive_clock import NaiveClock
 from tests.streams import START_US, make_batch
 
@@ -214,3 +216,54 @@ def test_the_clock_never_goes_back() -> None:
     for _ in range(20):
         old = times[:5] - 40 * SECOND
         assert ours.advance({"payment": events(old)}, newest) == newest
+
+
+def two_places() -> LaneClock:
+    """Clocks of partition 0 of payments and of partition 1 of logins, an hour apart."""
+    times = START_US + np.arange(20) * SECOND
+    ours = clock(by_partition=True)
+    ours.advance({"payment": events(times)}, int(times[-1]) + 3600 * SECOND)
+    ours.advance(
+        {"login": events(times + 3600 * SECOND, "login", 1)}, int(times[-1]) + 3600 * SECOND
+    )
+    return ours
+
+
+def late_now(ours: LaneClock) -> list[int]:
+    """Verdicts on old events of five partitions: only the two places have a clock."""
+    places = [("payment", 0), ("payment", 1), ("login", 0), ("login", 1), ("metric", 0)]
+    old, cut_us = START_US - 3 * MINUTE, START_US + 7200 * SECOND
+    return [ours.judge(events([old], *place), cut_us).tolist()[0] for place in places]
+
+
+def test_an_event_type_that_comes_to_stand_before_others_takes_over_no_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = two_places().dump()
+    types = {"log": event_type("app_log"), **event_types()}
+    monkeypatch.setattr(events_module, "event_types", lambda: types)
+    assert event_code("payment") == 1
+    again = clock(by_partition=True)
+    again.load(saved)
+    assert late_now(again) == late_now(two_places()) == [TOO_LATE, 0, 0, TOO_LATE, 0]
+    assert (again.clock_us, again.due_us) == (two_places().clock_us, two_places().due_us)
+
+
+def test_clocks_that_were_saved_by_code_are_those_of_the_shipped_event_types() -> None:
+    saved = two_places().dump()
+    heads = saved.pop("clock_places")
+    saved.pop("clock_names")
+    keys = np.array([event_code("payment") << 32, event_code("login") << 32 | 1])
+    old = clock(by_partition=True)
+    old.load(saved | {"clock_places": np.column_stack((keys, heads[:, 2:]))})
+    assert late_now(old) == late_now(two_places())
+    keys[1] = len(built_in_types()) << 32
+    old.load(saved | {"clock_places": np.column_stack((keys, heads[:, 2:]))})
+    assert late_now(old) == [TOO_LATE, 0, 0, 0, 0], "whose it was is not known"
+    whole = fed(START_US + np.arange(20) * SECOND)
+    saved = whole.dump()
+    heads = saved.pop("clock_places")
+    saved.pop("clock_names")
+    alone = clock()
+    alone.load(saved | {"clock_places": np.column_stack((np.array([-1]), heads[:, 2:]))})
+    assert late_now(alone) == late_now(whole) == [TOO_LATE] * 5

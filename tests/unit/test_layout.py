@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from features import events
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, assemble, split
 from features.errors import StateError
+from features.events import event_type, event_types
 from features.layout import _FAMILIES, LAYOUT, layout_array, layout_of
 from features.plan import plan_of
 from features.spec import Feature
 from features.state import EntityState
-from tests.streams import START_US, cut, stream
+from tests.streams import START_US, cut, make_batch, stream
 from tests.units import fitting
 
 Arrays = dict[str, Any]
@@ -234,3 +237,74 @@ def test_every_array_of_the_shipped_features_is_described_by_its_instances() -> 
 def catalog_features() -> list[Feature]:
     """The shipped features, in their order."""
     return [f for event in catalog().event_types for f in catalog().features(event)]
+
+
+TIMES = [START_US + k * 10_000_000 for k in range(60)]
+
+
+def scrapes() -> EventBatch:
+    """Samples of one host, every 10 s."""
+    return make_batch(
+        "metric",
+        [
+            {"event_id": f"s{i}", "host": "h", "metric": "cpu", "service": "web", "time_us": t}
+            for i, t in enumerate(TIMES)
+        ],
+    )
+
+
+def a_line(k: int) -> EventBatch:
+    """A line that the host wrote later on."""
+    row = {"event_id": f"l{k}", "host": "h", "service": "web", "template": "t"}
+    return make_batch("app_log", [row | {"time_us": TIMES[-1] + k * 10_000_000}])
+
+
+def watched(*names: str) -> tuple[Feature, ...]:
+    """Features of hosts, fed by these event types, and one of absences."""
+    counts = (
+        Feature(f"n_{e}", e, "host", "count", "{value}", "1", "velocity", window_s=60)
+        for e in names
+    )
+    gap = Feature("gap_s", "absence", "", "value", "{value}", "s", "silence", column="gap_s")
+    return (*counts, gap)
+
+
+def rhythm(engine: GroupEngine) -> tuple[int, int, float]:
+    """Last heard of, next due, and gaps known of the one host."""
+    arrays = engine._states["host"].arrays
+    last_us, due_us = arrays["silence_ints"][0, :2].tolist()
+    return last_us, due_us, float(arrays["silence_floats"][0, 0])
+
+
+def test_rhythms_go_on_where_more_event_types_come_to_feed_their_entity() -> None:
+    alone, both = Catalog(watched("metric")), Catalog(watched("metric", "app_log"))
+    engine = GroupEngine(alone, 0)
+    engine.process(split(alone, {"metric": scrapes()}, 1)[0])
+    before = rhythm(engine)
+    assert before[0] == TIMES[-1] < before[1]
+    grown = GroupEngine.restore(both, 0, engine.full(), [])
+    assert rhythm(grown) == before
+    assert grown.empty == ("app_log.n_app_log",)
+    grown.process(split(both, {"app_log": a_line(1)}, 1)[0])
+    assert rhythm(grown)[0] == TIMES[-1] + 10_000_000, "it has heard of the line"
+    shrunk = GroupEngine.restore(alone, 0, grown.full(), [])
+    assert rhythm(shrunk) == (0, 0, 0.0)
+    assert shrunk.empty == ("the rhythm of each host",), "by samples alone it would be overdue"
+
+
+def test_an_event_type_that_does_not_watch_an_entity_leaves_its_rhythm_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deaf = replace(event_type("app_log"), silence={})
+    types = event_types() | {"app_log": deaf}
+    alone = Catalog(watched("metric"))
+    engine = GroupEngine(alone, 0)
+    engine.process(split(alone, {"metric": scrapes()}, 1)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "event_types", lambda: types)
+        both = Catalog(watched("metric", "app_log"))
+        grown = GroupEngine.restore(both, 0, engine.full(), [])
+        assert rhythm(grown) == rhythm(engine)
+        assert grown.empty == ("app_log.n_app_log",)
+        grown.process(split(both, {"app_log": a_line(1)}, 1)[0])
+        assert rhythm(grown) == rhythm(engine), "a line is no utterance here"

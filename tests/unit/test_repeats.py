@@ -35,6 +35,10 @@ class Naive:
                 self.seen[key] = now
         return fresh
 
+    def known(self, ids: list[int], cut_time_us: int) -> list[bool]:
+        now = cut_time_us // self.step_us
+        return [k in self.seen and now - self.seen[k] <= self.ticks for k in ids]
+
     def live(self, cut_time_us: int) -> dict[int, int]:
         now = cut_time_us // self.step_us
         return {k: t * self.step_us for k, t in self.seen.items() if now - t <= self.ticks}
@@ -78,7 +82,11 @@ def test_rounds_are_filtered_as_a_dictionary_would_resumed_or_not(
                 restored.load(arrays)
             filter_ = restored
         now_us += step_us
+        asked = [key + number % 2 for number, key in enumerate(ids)]
+        for _ in range(2):
+            assert filter_.known(keys(asked), now_us).tolist() == naive.known(asked, now_us)
         assert filter_.admit(keys(ids), now_us).tolist() == naive.admit(ids, now_us)
+        assert filter_.known(keys(asked), now_us).tolist() == naive.known(asked, now_us)
         if i % 3 == 0 and base:
             saved = [filter_.full()]
         else:
@@ -112,6 +120,9 @@ def test_ids_are_found_while_a_table_is_being_moved(
     moving = 0
     for round_ in range(500):
         ids = rng.integers(1, 900_000, 1_500, dtype=np.uint64)
+        asked = np.append(ids[::9], rng.integers(1, 900_000, 150, dtype=np.uint64))
+        there = filter_.known(asked, round_ * 20)
+        assert there.tolist() == naive.known(asked.tolist(), round_ * 20), round_
         got = filter_.admit(ids, round_ * 20)
         assert got.tolist() == naive.admit(ids.tolist(), round_ * 20), round_
         moving += filter_.memory_bytes > filter_._table.bytes

@@ -208,6 +208,53 @@ def test_a_fraud_freezes_what_is_usual_of_the_card_and_of_nobody_else() -> None:
     assert frozen == {"card": until_us, "user": 0, "merchant": 0, "device": 0, "ip": 0}
 
 
+def frozen_h(engine: GroupEngine) -> float:
+    """Hours after the first event until which the one card stands still."""
+    until_us = int(engine._states["card"]._fixed["frozen_until_us"][0, 0])
+    return (until_us - MIDNIGHT_US) / 3_600e6 if until_us else 0.0
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_genuine_verdict_lifts_the_freeze_of_the_fraud_it_overturns(restored: bool) -> None:
+    cat = catalog(("payment",))
+    engine = GroupEngine(cat, 0)
+    events = [payment(i, 2.0 * i / 24) for i in range(20)]
+    week = 24.0 * 7
+
+    def step(*labels: tuple[int, bool], new: int | None = None) -> float:
+        """Tell verdicts; then an event comes, by which the next freeze lasts longer."""
+        nonlocal engine
+        rows = [] if new is None else [events[new]]
+        told = tuple(label_of(said(events[i], fraud)) for i, fraud in labels)
+        engine.process(replace(split(cat, batches_of(rows), 1)[0], labels=told))
+        if restored:
+            engine = GroupEngine.restore(cat, 0, engine.full(), [])
+        return frozen_h(engine)
+
+    engine.process(split(cat, batches_of(events[:10]), 1)[0])
+    assert step((3, True), new=10) == 18 + week
+    assert step((3, False)) == 0.0
+    assert step((3, True), (4, False)) == 20 + week, "a verdict on another event lifts nothing"
+    assert step(new=11) == 20 + week
+    assert step((5, True)) == 22 + week
+    assert step((5, True), (5, False)) == 20 + week, "the other fraud stands"
+    assert step((3, False), (3, True), (3, True)) == 22 + week
+    assert step((3, False), (6, False)) == 0.0
+
+
+def test_a_freeze_that_no_label_made_is_lifted_by_none() -> None:
+    cat = catalog(("payment",))
+    engine = GroupEngine(cat, 0)
+    events = [payment(i, 2.0 * i / 24) for i in range(4)]
+    engine.process(split(cat, batches_of(events), 1)[0])
+    state = engine._states["card"]
+    state.label([label_of(said(events[0], True))])
+    later_us = MIDNIGHT_US + 400 * 3_600_000_000
+    state.freeze(state.table.keys[:1].view(np.uint64), later_us)
+    state.label([label_of(said(events[0], False))])
+    assert frozen_h(engine) == 400
+
+
 def test_remembered_verdicts_are_bounded_and_the_oldest_go_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,7 +263,8 @@ def test_remembered_verdicts_are_bounded_and_the_oldest_go_first(
     assert [book.take(key, 10 + key, 2)[0] for key in (1, 2, 3, 1, 4, 1, 2)] == [
         0, 0, 0, 2, 0, 2, 0,
     ]  # fmt: skip
-    assert book.dump(everything=False).tolist() == [[4, 2, 14], [1, 2, 11], [2, 2, 12]]
+    dumped = book.dump(everything=False)
+    assert dumped[:, :3].tolist() == [[4, 2, 14], [1, 2, 11], [2, 2, 12]]
     assert book.dump(everything=False).tolist() == []
     again = LabelBook()
     again.load(book.dump(everything=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from features.engine import OfflineEngine
 from features.errors import ConfigError
 from features.events import built_in_types, event_code, event_types
 from features.events.avro import avro_schema
+from features.layout import layout_array
 from features.operations import OPERATIONS
 from features.reference import reference
 from features.spec import Feature, place_of
@@ -111,11 +113,15 @@ def test_types_of_the_user_stand_by_name_and_repeats_do_not_hang_on_their_codes(
 ) -> None:
     assert own() == []
     salt, code = repeats._salt("order"), event_code("order")
+    layout = json.loads(layout_array(catalog()).tobytes())
     forget()
     basket = FILES["own/order.py"].replace('"order"', '"basket"').replace('"orders"', '"baskets"')
     assert own(FILES | {"own/basket.py": basket}, ("own/order.py", "own/basket.py")) == []
     assert list(event_types())[-2:] == ["basket", "order"]
     assert event_code("order") == code + 1 and repeats._salt("order") == salt
+    moved = json.loads(layout_array(catalog()).tobytes())
+    codes = [one["entities"]["user"]["codes"]["order"] for one in (layout, moved)]
+    assert codes == [code, code + 1], "a state of before is not taken for one of now"
 
 
 def test_features_of_the_user_are_computed_over_their_events_and_ours(
