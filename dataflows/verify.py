@@ -34,7 +34,7 @@ from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
 from features.spec import Feature
 
-__all__ = ["REL_ERROR_MAX", "VARIANTS", "Variant", "hot_reader", "verify"]
+__all__ = ["REL_ERROR_MAX", "VARIANTS", "Variant", "hot_reader", "oracle_in", "verify"]
 
 REL_ERROR_MAX = 1e-9
 """Largest difference of a float64, relative to the oracle's value (of a feature that subtracts two
@@ -64,6 +64,12 @@ NO_VALUE = "has no value in any row of this data, neither here nor there"
 EXAMPLES_MAX = 3
 """Wrong rows shown of a feature."""
 
+SHOWN_MAX = 10
+"""Wrong features said aloud; all stand in the report. Chosen: a screen."""
+
+PROGRESS_S = 15.0
+"""Between two lines that say how far it is; chosen: nobody wonders whether it still runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -91,12 +97,18 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+def _quiet(told: object) -> None:
+    """Say nothing, keep nothing."""
+
+
 def verify(
     settings: Settings,
     catalog: Catalog,
     open_reader: Callable[[], LaneReader],
     variants: Mapping[str, Variant],
     say: Callable[[str], None],
+    progress: Callable[[str], None] = _quiet,
+    keep: Callable[[dict[str, Any]], None] = _quiet,
 ) -> dict[str, Any]:
     """Compare every feature that has a meaning in SQL with DuckDB's answer, on every row.
 
@@ -106,7 +118,9 @@ def verify(
     catalog : the features
     open_reader : gives the rows, from the start, once a variant
     variants : what is done with them
-    say : told one line a variant
+    say : told what each variant came to
+    progress : told now and then how far a variant is
+    keep : given the report after each variant; what is yet to come stands in its `left`
 
     Returns
     -------
@@ -120,22 +134,57 @@ def verify(
     found: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
         say(f"{name}: {variant.doc}")
-        began = time.perf_counter()
+        far = _Far(name, progress)
         cat = catalog if variant.windows is None else _with_windows(catalog, variant.windows)
         reader = hot_reader(settings, variant.simulated) if variant.simulated else open_reader()
-        found[name] = _verify_one(settings, cat, reader, variant.divide)
-        one = found[name]
-        one["seconds"] = round(time.perf_counter() - began, 1)
+        found[name] = one = _verify_one(settings, cat, reader, variant.divide, far)
+        one["seconds"] = round(far.seconds, 1)
         say(
-            f"{name}: {one['rows']:,} rows, {len(one['compared'])} features,"
-            f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e}"
+            f"{name}: {one['rows']:,} rows, {one['features']} features,"
+            f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e},"
+            f" {one['seconds']:.0f} s"
         )
-    return _together(found)
+        for wrong in one["mismatched"][:SHOWN_MAX]:
+            first = wrong["examples"][0]
+            say(
+                f"{name}: {wrong['feature']} differs in {wrong['rows']:,} rows, first at event"
+                f" {first['event_id']}: {first['value']!r}, DuckDB says {first['expected']!r}"
+            )
+        keep(_together(found, [other for other in variants if other not in found]))
+    return _together(found, [])
 
 
-def _together(variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
+class _Far:
+    """Says how far a variant is, now and then.
+
+    Parameters
+    ----------
+    name : of the variant
+    progress : told it
+    """
+
+    def __init__(self, name: str, progress: Callable[[str], None]) -> None:
+        self._name = name
+        self._progress = progress
+        self._began = time.perf_counter()
+        self._told_s = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.perf_counter() - self._began
+
+    def tell(self, text: str) -> None:
+        """Say it, unless something was said a moment ago."""
+        seconds = self.seconds
+        if seconds - self._told_s >= PROGRESS_S:
+            self._told_s = seconds
+            self._progress(f"{self._name}: {text}, {seconds:.0f} s")
+
+
+def _together(variants: dict[str, dict[str, Any]], left: list[str]) -> dict[str, Any]:
     """The report: a feature is compared where any variant compares it."""
-    compared = {name for one in variants.values() for name in one.pop("compared")}
+    compared = {name for one in variants.values() for name in one["compared"]}
     reasons = {name: why for one in variants.values() for name, why in one["not_compared"].items()}
     return {
         "rows": sum(one["rows"] for one in variants.values()),
@@ -143,6 +192,7 @@ def _together(variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "mismatches": sum(one["mismatches"] for one in variants.values()),
         "max_rel_error": max(one["max_rel_error"] for one in variants.values()),
         "not_compared": {name: why for name, why in reasons.items() if name not in compared},
+        "left": left,
         "variants": variants,
     }
 
@@ -181,27 +231,40 @@ def _with_windows(catalog: Catalog, windows: Mapping[str, int]) -> Catalog:
 
 
 def _verify_one(
-    settings: Settings, catalog: Catalog, reader: LaneReader, divide: int
+    settings: Settings, catalog: Catalog, reader: LaneReader, divide: int, far: _Far
 ) -> dict[str, Any]:
     """One variant."""
-    with tempfile.TemporaryDirectory(prefix="waxwing-verify-") as folder:
-        config: dict[str, Any] = {
-            "threads": THREADS,
-            "memory_limit": MEMORY,
-            "temp_directory": folder,
-            "autoinstall_known_extensions": False,
-        }
-        # SQL forgets nobody, and what pairs say differs for one who has been forgotten.
-        never = dict.fromkeys(plan_of(catalog).entities, 0.0)
-        # Amounts as they were paid, on both sides: a table of rates is no matter of windows.
-        settings = settings.model_copy(update={"entity_ttl_h": never, "currency_rates": None})
-        with duckdb.connect(config=config) as oracle:
-            rows = _Rows(oracle, Path(folder))
-            slower = reader if divide == 1 else _Divided(reader, divide)
-            run_history(settings, catalog, slower, rows, progress=rows.cut)
-            reader.close()
-            ties = rows.close()
-            return _compare(oracle, rows, catalog, ties)
+    # SQL forgets nobody, and what pairs say differs for one who has been forgotten.
+    never = dict.fromkeys(plan_of(catalog).entities, 0.0)
+    # Amounts as they were paid, on both sides: a table of rates is no matter of windows.
+    settings = settings.model_copy(update={"entity_ttl_h": never, "currency_rates": None})
+    with (
+        tempfile.TemporaryDirectory(prefix="waxwing-verify-") as folder,
+        oracle_in(Path(folder)) as oracle,
+    ):
+        rows = _Rows(oracle, Path(folder))
+
+        def cut(events: int, time_us: int) -> None:
+            rows.cut(events, time_us)
+            far.tell(f"{events:,} rows through the kernels")
+
+        slower = reader if divide == 1 else _Divided(reader, divide)
+        run_history(settings, catalog, slower, rows, progress=cut)
+        reader.close()
+        return _compare(oracle, rows, catalog, rows.close(), far)
+
+
+def oracle_in(folder: Path) -> duckdb.DuckDBPyConnection:
+    """DuckDB within its bounds, spilling to a folder; it draws no progress bar into the output."""
+    config: dict[str, Any] = {
+        "threads": THREADS,
+        "memory_limit": MEMORY,
+        "temp_directory": str(folder),
+        "autoinstall_known_extensions": False,
+    }
+    oracle = duckdb.connect(config=config)
+    oracle.execute("SET enable_progress_bar = false")
+    return oracle
 
 
 class _Divided:
@@ -360,19 +423,18 @@ class _Found:
 
 
 def _compare(
-    oracle: duckdb.DuckDBPyConnection, rows: _Rows, catalog: Catalog, ties: int
+    oracle: duckdb.DuckDBPyConnection, rows: _Rows, catalog: Catalog, ties: int, far: _Far
 ) -> dict[str, Any]:
     """Every feature of every event type that has rows."""
     not_compared: dict[str, str] = {}
     mismatched: list[dict[str, Any]] = []
-    compared: list[str] = []
-    largest = 0.0
+    compared: dict[str, float] = {}
     for event, n in rows.counts.items():
         features = catalog.features(event)
         names = catalog.names(event)
         asked = _asked(features, not_compared)
         read = {name for feature in asked for name in operands(feature)}
-        for feature in asked:
+        for number, feature in enumerate(asked, 1):
             made = question(feature, ties)
             if feature.name in read:
                 table = answer_table(event, feature.name)
@@ -380,22 +442,22 @@ def _compare(
                 made = replace(made, sql=f"SELECT * FROM {table}")
             actual = rows.column(event, names.index(feature.name))
             found = _hold(oracle, made, actual, n)
+            far.tell(f"{number} of {len(asked)} features of {n:,} {event} rows asked of DuckDB")
             if not found.known:
                 not_compared[f"{event}.{feature.name}"] = NO_VALUE
                 continue
-            compared.append(f"{event}.{feature.name}")
-            largest = max(largest, found.rel_error)
+            compared[f"{event}.{feature.name}"] = found.rel_error
             if len(found.wrong):
                 mismatched.append(_about(rows, feature, found, actual))
     return {
         "rows": sum(rows.counts.values()),
         "features": len(compared),
         "mismatches": sum(one["rows"] for one in mismatched),
-        "max_rel_error": largest,
+        "max_rel_error": max(compared.values(), default=0.0),
         "mismatched": mismatched,
+        "compared": compared,
         "not_compared": not_compared,
         "hottest_per_h": rows.hottest_per_h(),
-        "compared": compared,
     }
 
 

@@ -20,9 +20,6 @@ __all__ = ["about", "add_parser", "run"]
 NEAR_MAX = 5
 """Names suggested for an unknown one; chosen: what one takes in at a glance."""
 
-SHOWN_MAX = 10
-"""Wrong features named on the screen; all stand in the JSON. Chosen: a screen."""
-
 
 def add_parser(subparsers: Any) -> None:
     """Declare the command."""
@@ -245,7 +242,7 @@ def _verify(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from dataflows.cli.run import overrides_of, with_data
-    from dataflows.report import write_json
+    from dataflows.report import check_json, write_json
     from dataflows.settings import declaration_faults, load
     from dataflows.sources.files import FileReader
     from dataflows.verify import VARIANTS, verify
@@ -260,6 +257,7 @@ def _verify(args: argparse.Namespace) -> int:
         )
     if args.hot_rows is not None and args.hot_rows < 1:
         raise ConfigError(f"--hot-rows {args.hot_rows}: expected at least 1")
+    check_json(args.json)
     if not (args.mapping or declaration_faults(args.config, **overrides_of(args))):
         args.mapping = _fitting_mapping(args.data)
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
@@ -268,17 +266,20 @@ def _verify(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
+    def progress(text: str) -> None:
+        print(f"waxwing: {text}", file=sys.stderr, flush=True)
+
     variants = {name: VARIANTS[name] for name in names}
     if "hot" in variants and args.hot_rows is not None:
         variants["hot"] = replace(variants["hot"], simulated=args.hot_rows)
-    report = verify(settings, catalog(), lambda: FileReader(settings), variants, say)
-    for name, one in report["variants"].items():
-        for wrong in one["mismatched"][:SHOWN_MAX]:
-            first = wrong["examples"][0]
-            say(
-                f"{name}: {wrong['feature']} differs in {wrong['rows']:,} rows, first at event"
-                f" {first['event_id']}: {first['value']!r}, DuckDB says {first['expected']!r}"
-            )
+
+    def keep(report: dict[str, Any]) -> None:
+        if args.json != "-":
+            write_json(args.json, report)
+
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), variants, say, progress, keep
+    )
     say(f"{len(report['not_compared'])} features are not compared:")
     for reason in dict.fromkeys(report["not_compared"].values()):
         mine = [name for name, why in report["not_compared"].items() if why == reason]

@@ -17,7 +17,9 @@ import pytest
 from dataflows.cli.main import main
 from dataflows.settings import load
 from dataflows.sources.files import FileReader
-from dataflows.verify import VARIANTS, verify
+from dataflows import verify as module
+from dataflows.verify import VARIANTS, oracle_in, verify
+from features.errors import ConfigError
 from features.catalog import Catalog, catalog
 from features.events import event_type
 from features.spec import Feature
@@ -104,8 +106,43 @@ def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
     assert rows["as_is"] == rows["dense"] == rows["long"] == 1_800
     assert HOT_ROWS / 2 < rows["hot"] < 2 * HOT_ROWS
     assert report["rows"] == sum(rows.values())
-    assert report["max_rel_error"] <= 1e-9
+    assert report["max_rel_error"] <= 1e-9 and report["left"] == []
     assert keys(report) - told("json.md") == set()
+
+
+def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(*_: object) -> None:
+        raise ConfigError("the simulator has nothing")
+
+    monkeypatch.setattr(module, "hot_reader", run_out)
+    monkeypatch.setattr(module, "PROGRESS_S", 0.0)
+    out = tmp_path / "out.json"
+    variants = ("--variant", "as_is", "--variant", "hot")
+    assert main(["features", "verify", "--data", str(grid), *variants, "--json", str(out)]) == 2
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert tuple(report["variants"]) == ("as_is",) and report["left"] == ["hot"]
+    assert report["features"] == len(report["variants"]["as_is"]["compared"]) > 100
+    assert report["rows"] == 1_800 and report["mismatches"] == 0
+    said = capsys.readouterr().err
+    assert "as_is: 1,800 rows through the kernels, " in said
+    assert " features of 1,200 payment rows asked of DuckDB, " in said
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "none" / "out.json"
+    assert main(["features", "verify", "--data", str(grid), "--json", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err and "as_is" not in said.out
+
+
+def test_duckdb_draws_no_bar_into_the_report(tmp_path: Path) -> None:
+    with oracle_in(tmp_path) as oracle:
+        asked = "SELECT current_setting('enable_progress_bar')"
+        assert oracle.execute(asked).fetchall() == [(False,)]
 
 
 def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> None:
