@@ -1,0 +1,246 @@
+"""Features, absences and state are functions of the events alone: nothing else ever shows.
+
+Not how the stream is cut, nor the number of groups and lanes, nor where it was stopped and begun
+again, nor that rows came late within the bound or twice. Small worlds, so that entities, times and
+values collide often; several things at once, as they come in life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain, cycle, repeat
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from features import late, shelf, state
+from features.catalog import Catalog, catalog
+from features.labels import Label
+from features.plan import plan_of
+from tests.flows import (
+    HOUR_US,
+    Batches,
+    Flow,
+    arrivals,
+    assert_same_absences,
+    assert_same_rows,
+    assert_same_states,
+    labels_of,
+    rounds,
+    segments,
+)
+from tests.streams import START_US, cut, stream
+from tests.unit.test_snapshots import same
+
+LATE_S = 1_800.0
+"""Bound of the late streams: they have an event each half minute or so."""
+
+END_US = START_US + 4 * HOUR_US
+"""When the streams are over, a bound after their last event."""
+
+MARKS_US = tuple(START_US + m * 60_000_000 for m in (40, 75, 110))
+"""When verdicts come."""
+
+NEVER: dict[str, float] = {}
+AN_HOUR = dict.fromkeys(plan_of(catalog()).entities, 1.0)
+
+EVERYONE = 1 << 40
+
+LATE_APART = ("silence",)
+"""What late rows do not change yet."""
+
+BRIEF = settings(max_examples=7, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+"""Few examples, each of some hundred rounds; a failing one is not made smaller, which takes
+minutes: its arguments are printed, and they are few."""
+
+STEPS = st.lists(
+    st.sampled_from(["", "", "", "delta", "delta", "full", "take", "restart"]),
+    min_size=5,
+    max_size=12,
+)
+"""What happens before each round, in turn."""
+
+SIZES = st.lists(st.sampled_from([1, 5, 20, 80]), min_size=1, max_size=6)
+"""Events of a round, in turn."""
+
+
+@cache
+def world(number: int) -> tuple[Batches, tuple[tuple[Label, ...], ...], Batches]:
+    """Two and a half hours of events, verdicts at each mark, and events to compare with after."""
+    before, after = cut(stream(number, 90), [START_US + 9_000_000_000])
+    rng = np.random.default_rng(number)
+    parts = segments(before, MARKS_US)
+    labels = tuple(labels_of(part, rng, 5) for part in parts[:-1])
+    shifted = {n: _moved(b, END_US - START_US - 9_000_000_000) for n, b in after.items()}
+    return before, labels, shifted
+
+
+def _moved(batch: Any, by_us: int) -> Any:
+    frame = batch.frame.with_columns(time_us=batch.frame["time_us"] + by_us)
+    return type(batch)(
+        batch.event_type, frame, batch.partition, batch.offset, batch.due_ns, batch.truth
+    )
+
+
+def finish(flow: Flow, after: Batches) -> None:
+    """Let who has fallen silent be told of, then let more events pass."""
+    flow.finish(END_US - HOUR_US)
+    flow.feed(after)
+    flow.finish(END_US + 4 * HOUR_US)
+
+
+@cache
+def whole(number: int, mortal: bool, late_s: float = 0.0) -> Flow:
+    """The stream in one piece but for the verdicts, in one group, never stopped."""
+    before, labels, after = world(number)
+    flow = Flow(catalog(), late_s=late_s, ttl_h=AN_HOUR if mortal else NEVER)
+    for part, said in zip(segments(before, MARKS_US), ((), *labels), strict=True):
+        flow.feed(part, said)
+    finish(flow, after)
+    return flow
+
+
+def small_slices(patch: pytest.MonkeyPatch) -> None:
+    """Let snapshots be copied in the smallest parts."""
+    patch.setattr(state, "SLICE_MIN", 1)
+    patch.setattr(shelf, "SLICE_MIN", 3)
+    patch.setattr(state, "PAIRS_MIN", 64)
+
+
+def compare(found: Flow, expected: Flow, mortal: bool, but: tuple[str, ...] = ()) -> None:
+    """Rows and states; absences where nobody is forgotten in the midst of a silence."""
+    assert_same_rows(found, expected)
+    assert_same_states(found, expected, but)
+    if not mortal and "silence" not in but:
+        assert len(expected.absences) > 20
+        assert_same_absences(found, expected)
+
+
+def parts_of(
+    number: int, seed: int, sizes: list[int], late_s: float, repeats: float
+) -> Iterator[tuple[Batches, tuple[Label, ...]]]:
+    """Rounds of a stream as it comes, with the verdicts that come before each."""
+    before, labels, _ = world(number)
+    rng, turn = np.random.default_rng(seed), cycle(sizes)
+    for part, said in zip(segments(before, MARKS_US), ((), *labels), strict=True):
+        come = arrivals(part, rng, late_s, repeats)
+        yield from zip(rounds(part, come, turn), chain([said], repeat(())), strict=False)
+
+
+@BRIEF
+@given(
+    number=st.integers(0, 2),
+    sizes=SIZES,
+    groups=st.sampled_from([1, 2, 5]),
+    lanes=st.integers(1, 3),
+    mortal=st.booleans(),
+    due_max=st.sampled_from([1, 3, EVERYONE]),
+)
+def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
+    number: int, sizes: list[int], groups: int, lanes: int, mortal: bool, due_max: int
+) -> None:
+    ttl_h = AN_HOUR if mortal else NEVER
+    flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max)
+    for batches, labels in parts_of(number, 0, sizes, 0.0, 0.0):
+        flow.feed(batches, labels)
+    finish(flow, world(number)[2])
+    compare(flow, whole(number, mortal), mortal)
+
+
+@BRIEF
+@given(
+    number=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+    sizes=SIZES,
+    groups=st.sampled_from([1, 3]),
+    lanes=st.integers(1, 2),
+    late_s=st.sampled_from([120.0, LATE_S]),
+    every=st.sampled_from([2, 5, late.EVERY]),
+)
+def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
+    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float, every: int
+) -> None:
+    flow = Flow(catalog(), groups, lanes, late_s)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late, "EVERY", every)
+        for batches, labels in parts_of(number, seed, sizes, late_s, 0.05):
+            flow.feed(batches, labels)
+        finish(flow, world(number)[2])
+    assert flow.corrected > 0 and flow.duplicates > 0
+    assert sum(engine.late_beyond for engine in flow.engines) == 0
+    compare(flow, whole(number, False, late_s), False, but=LATE_APART)
+
+
+@BRIEF
+@given(
+    number=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+    late_s=st.sampled_from([0.0, LATE_S]),
+    mortal=st.booleans(),
+    steps=STEPS,
+)
+def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
+    number: int, seed: int, late_s: float, mortal: bool, steps: list[str]
+) -> None:
+    """State for state: verdicts, late rows, names, absences and expiry come in between."""
+    ttl_h = AN_HOUR if mortal else NEVER
+    flow, twin = (Flow(catalog(), 1, late_s=late_s, ttl_h=ttl_h) for _ in range(2))
+    turn = cycle(steps)
+    expected: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        small_slices(patch)
+        for batches, labels in parts_of(number, seed, [8], late_s, 0.0):
+            step = next(turn)
+            if flow.copying and step in ("take", "restart"):
+                flow.take()
+                (restored,) = flow.saved()
+                same(restored.full(), expected)
+            elif flow.copying:
+                flow.proceed(5)
+            elif step in ("delta", "full"):
+                expected = twin.engines[0].full()
+                flow.begin(everything=step == "full")
+            for one in (flow, twin):
+                one.feed(batches, labels)
+    assert_same_rows(flow, twin)
+    if flow.copying:
+        flow.take()
+    same(flow.engines[0].full(), twin.engines[0].full())
+
+
+@BRIEF
+@given(
+    number=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+    sizes=SIZES,
+    groups=st.sampled_from([1, 3]),
+    lanes=st.integers(1, 2),
+    late_s=st.sampled_from([0.0, LATE_S]),
+    due_max=st.sampled_from([2, EVERYONE]),
+    steps=STEPS,
+)
+def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_same(
+    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
+    due_max: int, steps: list[str],
+) -> None:  # fmt: skip
+    flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max)
+    turn = cycle([*steps, "restart"])
+    with pytest.MonkeyPatch.context() as patch:
+        small_slices(patch)
+        for batches, labels in parts_of(number, seed, [8, *sizes], late_s, 0.05):
+            step = next(turn)
+            if step == "restart":
+                flow.restart()
+            elif flow.copying:
+                flow.take() if step == "take" else flow.proceed(3)
+            elif step in ("delta", "full"):
+                flow.begin(everything=step == "full")
+            flow.feed(batches, labels)
+        flow.restart()
+        finish(flow, world(number)[2])
+    assert flow.duplicates > 0
+    compare(flow, whole(number, False, late_s), False, but=LATE_APART if late_s else ())
