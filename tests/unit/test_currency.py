@@ -92,8 +92,8 @@ def test_the_rate_of_an_event_is_that_of_its_day_or_of_the_last_one_known(
 
 def test_a_day_of_local_money_is_worth_what_duckdb_says_it_is() -> None:
     end_us = MONDAY_US + 3 * DAY_US
-    made = {"seed": 3, "cards": 500, "events_per_s": 0.2, "event_types": ["payment"]}
-    local = Simulator(**made, local_money=True).span(MONDAY_US, end_us)["payment"]  # type: ignore[arg-type]
+    made: Any = {"seed": 3, "cards": 500, "events_per_s": 0.2, "event_types": ["payment"]}
+    local = Simulator(**made, local_money=True).span(MONDAY_US, end_us)["payment"]
     rows = [r for r in rate_rows(MONDAY_US, end_us) if (r[0], r[1]) != (MONDAY, "USD")][:-30]
     rates = pl.DataFrame(rows, schema=RATES_SCHEMA, orient="row")
     priced = Rates("EUR", rates).price(local).batch
@@ -114,9 +114,9 @@ def test_a_day_of_local_money_is_worth_what_duckdb_says_it_is() -> None:
 
 
 def test_local_money_is_the_same_world_in_other_coins() -> None:
-    made = {"seed": 3, "cards": 500, "events_per_s": 1.0, "event_types": ["payment"]}
+    made: Any = {"seed": 3, "cards": 500, "events_per_s": 1.0, "event_types": ["payment"]}
     plain, local = (
-        Simulator(**made, local_money=told).span(MONDAY_US, MONDAY_US + DAY_US)["payment"]  # type: ignore[arg-type]
+        Simulator(**made, local_money=told).span(MONDAY_US, MONDAY_US + DAY_US)["payment"]
         for told in (False, True)
     )
     money = ["amount", "currency"]

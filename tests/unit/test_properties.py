@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from features import late, shelf, state
-from features.catalog import Catalog, catalog
+from features.catalog import catalog
 from features.labels import Label
 from features.plan import plan_of
 from tests.flows import (
