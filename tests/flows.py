@@ -322,9 +322,7 @@ def _by_key(flow: Flow) -> dict[tuple[str, int], dict[str, bytes]]:
             place[copied] = np.arange(len(slots))
             ttl_us = HOUR_US if flow.ttl_h else 1 << 60
             for slot in np.flatnonzero((keys != 0) & (newest_us >= flow.clock_us - ttl_us)):
-                state = {
-                    n: a[place[slot]].tobytes() for n, a in arrays.items() if n not in apart
-                }
+                state = {n: a[place[slot]].tobytes() for n, a in arrays.items() if n not in apart}
                 found[entity, int(keys[slot])] = state | {"newest_us": newest_us[slot].tobytes()}
     return found
 
