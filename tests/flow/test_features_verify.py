@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dataflows import verify as module
 from dataflows.cli.main import main
 from dataflows.settings import load
 from dataflows.sources.files import FileReader
-from dataflows import verify as module
 from dataflows.verify import VARIANTS, oracle_in, verify
-from features.errors import ConfigError
 from features.catalog import Catalog, catalog
+from features.errors import ConfigError
 from features.events import event_type
 from features.spec import Feature
 from tests.flow.harness import call
