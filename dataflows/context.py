@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.control.records import ControlFile, ControlReader, Names
-from dataflows.currencies import RateBook, base_of, rate_faults, rates_log, rates_of
+from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
@@ -40,6 +40,7 @@ from dataflows.state.manifest import (
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
+from features.currency import Rates
 from features.decode import warm_up as warm_up_decoder
 from features.engine import warm_up
 from features.errors import BundleError, ConfigError, StateError
@@ -115,6 +116,8 @@ class Context:
     manifest: Manifest
     telemetry: Telemetry
     store: StoreWriter | None
+    rates: RateBook
+    """Tables of exchange rates by version."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
     writing: ThreadPoolExecutor = field(
@@ -129,8 +132,6 @@ class Context:
     """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
-    rates: RateBook | None = None
-    """Tables of exchange rates by version; None where nothing is converted."""
     judge: Callable[[EventBatch], EventBatch] | None = None
     """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -219,7 +220,10 @@ def _amounts_in(base: str) -> str:
 
 
 def _rates_unlike(
-    settings: Settings, training: Mapping[str, Any], say: Callable[[str], None]
+    settings: Settings,
+    rates: Rates | None,
+    training: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> list[str]:
     """What is wrong with the amounts that the models were trained on; a changed table is told."""
     made = training.get("currency") or {}
@@ -230,7 +234,6 @@ def _rates_unlike(
             f" {_amounts_in(base_of(settings))}; set currency_rates and currency_base as they were,"
             " or train again (`waxwing train`)"
         ]
-    rates = rates_of(settings)
     if rates is not None:
         until = date.fromisoformat(made["until"])
         if rates.digest(until) != made["digest"]:
@@ -336,10 +339,12 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         if not faults:
             raise
         faults.append(str(error))
-    wrong = rate_faults(settings)
-    faults += wrong
-    if scorer is not None and not wrong:
-        faults += _rates_unlike(settings, scorer.bundle.training, telemetry.say)
+    try:
+        rates = rates_of(settings)
+        if scorer is not None:
+            faults += _rates_unlike(settings, rates, scorer.bundle.training, telemetry.say)
+    except ConfigError as error:
+        faults += error.faults
     if faults or scorer is None:
         raise ConfigError(faults)
     training = scorer.bundle.training
@@ -358,8 +363,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if settings.source == "kafka":
         warm_up_decoder(settings.event_types)
     scorer.warm_up()
-    book = None if settings.currency_rates is None else RateBook(settings, telemetry.say)
-    return Context(settings, cat, scorer, manifest, telemetry, store, rates=book)
+    book = RateBook(settings, telemetry.say)
+    return Context(settings, cat, scorer, manifest, telemetry, store, book)
 
 
 def open_lane(context: Context, lane: int) -> Lane:
@@ -397,7 +402,7 @@ def open_lane(context: Context, lane: int) -> Lane:
         control=_open_control(context) if lane == 0 else None,
         stage=context.telemetry.stage,
         lanes=context.lanes,
-        rates=_no_rates if context.rates is None else context.rates.current,
+        rates=context.rates.current,
     )
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
@@ -405,11 +410,6 @@ def open_lane(context: Context, lane: int) -> Lane:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
-
-
-def _no_rates() -> int:
-    """The version of the table of rates where there is none."""
-    return 0
 
 
 def _open_control(context: Context) -> ControlReader:

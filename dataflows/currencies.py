@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import os
 import threading
 import time
 import zlib
@@ -21,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from dataflows.settings import Settings
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import replace_text
 from features.codes import CODES
 from features.currency import RATES_SCHEMA, Rates
 from features.errors import ConfigError, StateError
@@ -34,6 +33,7 @@ __all__ = [
     "rates_log",
     "rates_of",
     "read_rates",
+    "write_rates",
 ]
 
 ROWS_MAX = 1_000_000
@@ -232,8 +232,18 @@ def rates_log(state_dir: Path) -> Path:
     return state_dir / "rates.csv"
 
 
+def write_rates(state_dir: Path, rates: Rates | None) -> None:
+    """Begin the versions of a state folder anew, with one table or with none."""
+    log = rates_log(state_dir)
+    log.unlink(missing_ok=True)
+    if rates is not None:
+        _append(log, rates.base, 1, rates.rows)
+
+
 class RateBook:
     """The table by version: the one in force now, and those that older rounds were cut with.
+
+    Where nothing is converted there is version 0 alone, and no table.
 
     A version is all that the versions before it said, with what the file said anew: a day that the
     file no longer has keeps its rate. Several threads, and processes, may share one state folder.
@@ -359,14 +369,8 @@ def _append(path: Path, base: str, version: int, new: pl.DataFrame) -> None:
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     body = old.rpartition("# crc32 ")[0] or f"# base {base}\nversion,day,currency,rate\n"
     body += "".join(f"{version},{day},{code},{rate!r}\n" for day, code, rate in new.iter_rows())
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(f"{body}# crc32 {zlib.crc32(body.encode()):08x}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        fsync_folder(path.parent)
+        replace_text(path, f"{body}# crc32 {zlib.crc32(body.encode()):08x}\n")
     except OSError as error:
         raise StateError(
             f"{path} could not be written: {error.strerror}; free space or mend the disk and start"

@@ -19,7 +19,7 @@ import polars as pl
 
 from dataflows.admission import Admission, Admitted
 from dataflows.arrivals import Arrivals, Stretch
-from dataflows.currencies import RateBook, base_of, rates_log, rates_of
+from dataflows.currencies import base_of, rates_of, write_rates
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader
 from dataflows.state.deltas import ShardStore
@@ -27,6 +27,7 @@ from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest, write_manifest
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog
+from features.currency import Rates
 from features.engine import OfflineEngine
 from features.events import event_code, event_type
 from features.keys import UInt64, hash_columns, hash_strings
@@ -160,6 +161,7 @@ class Pass:
     events, rejected, duplicates : counts
     reasons : reason -> how many were rejected for it
     arrivals : labels on their way; None where history has none
+    rates : table of exchange rates it was run with; None where nothing was converted
     unpriced, old_rate : currency -> events of a currency, or a day, that the table of exchange
         rates does not know
     """
@@ -172,6 +174,7 @@ class Pass:
     duplicates: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     arrivals: Arrivals | None = None
+    rates: Rates | None = None
     unpriced: Mapping[str, int] = field(default_factory=dict)
     old_rate: Mapping[str, int] = field(default_factory=dict)
 
@@ -234,7 +237,7 @@ def run_history(
             rejected = sum(reasons.values())
             return Pass(
                 engine, door, until_us, events, rejected, duplicates, dict(reasons), arrivals,
-                unpriced, old_rate,
+                rates, unpriced, old_rate,
             )  # fmt: skip
 
 
@@ -264,8 +267,7 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
     door = done.door
     LogStore(folder / "deltas" / "in00").write(0, door.full(), done.until_us, door.needed_since_us)
-    rates_log(folder).unlink(missing_ok=True)
-    RateBook(settings.model_copy(update={"state_dir": folder}))
+    write_rates(folder, done.rates)
     base = base_of(settings)
     write_manifest(
         folder,

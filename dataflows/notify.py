@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +32,7 @@ from dataflows.entry import epoch_a_round, told_as_sentences
 from dataflows.guard import Guard
 from dataflows.settings import Settings, load
 from dataflows.sources.alert_log import AlertReader, FileTail, Lines, Place, TopicTail
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import replace_text
 from features.errors import ConfigError, StateError
 
 __all__ = ["Notifier", "Position", "build", "build_flow", "make_notifier"]
@@ -119,14 +118,8 @@ class Position:
             "places": [[p.start, p.end, p.id] for p in self.places],
             "sent": self.sent,
         }
-        temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            fsync_folder(path.parent)
+            replace_text(path, json.dumps(data))
         except OSError as error:
             raise StateError(
                 f"{path} could not be written: {error.strerror}; free space or mend the rights and"

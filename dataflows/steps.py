@@ -338,8 +338,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
     def _one(self, part: Part, door: Admission, shard: _Shard) -> list[ToGroup | ToHome | Durable]:
         """The items one part becomes."""
         begun = time.perf_counter()
-        book = self._context.rates
-        rates = None if book is None else book.of(part.rates)
+        rates = self._context.rates.of(part.rates)
         done = door.admit(part.batches, part.ids, part.cut_time_us, part.round, rates)
         self._context.telemetry.priced(done.unpriced, done.old_rate)
         groups = self._context.settings.groups

@@ -21,7 +21,7 @@ import polars as pl
 
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
-from dataflows.currencies import base_of, priced_lines, rates_of
+from dataflows.currencies import base_of, priced_lines
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -235,16 +235,16 @@ def _learn(
     history."""
     begun = time.perf_counter()
     bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
-    about |= _money(settings, done, say)
+    about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
 
 
-def _money(settings: Settings, done: Pass, say: Say) -> dict[str, Any]:
+def _money(done: Pass, say: Say) -> dict[str, Any]:
     """What the bundle says of the amounts it was trained on; what had no rate is told."""
-    rates = rates_of(settings)
+    rates = done.rates
     if rates is None:
         return {}
     for text in priced_lines(done.unpriced, done.old_rate):

@@ -19,7 +19,7 @@ from pathlib import Path
 from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
 from dataflows.settings import shown
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import replace_text
 from features.errors import ConfigError, SourceError, StateError
 
 __all__ = ["PATIENCE_S", "SchemaBodies"]
@@ -265,12 +265,7 @@ class SchemaBodies:
         part = path.with_name(f".{path.name}.{os.getpid()}-{id(self):x}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with part.open("w", encoding="utf-8") as file:
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            fsync_folder(self._folder)
+            replace_text(path, body, part)
         except OSError as error:
             raise StateError(
                 f"schema {schema_id} could not be written to {self._folder}: {error.strerror}; free"

@@ -26,7 +26,15 @@ from typing import Any
 
 from features.errors import StateError
 
-__all__ = ["Cut", "LaneJournal", "fsync_folder", "last_cut", "read_cuts", "standing"]
+__all__ = [
+    "Cut",
+    "LaneJournal",
+    "fsync_folder",
+    "last_cut",
+    "read_cuts",
+    "replace_text",
+    "standing",
+]
 
 _MAGIC = b"WXJ1"
 _MARKER = b"\xf7WXR"
@@ -358,3 +366,24 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_text(path: Path, text: str, temporary: Path | None = None) -> None:
+    """Write a file whole, durably, in place of the one there was: no reader sees half of it.
+
+    Parameters
+    ----------
+    temporary : where it lies until it is whole, in the same folder; None takes one name for all,
+        good for one writer at a time
+
+    Raises
+    ------
+    OSError : the disk refused it; the file there was still stands
+    """
+    temporary = path.with_suffix(".tmp") if temporary is None else temporary
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dataflows.commit import Commit
 from dataflows.context import Context
+from dataflows.currencies import RateBook
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut
 from dataflows.settings import Settings, load
@@ -83,7 +84,8 @@ def make_context(state_dir: Path, **more: Any) -> Context:
     if manifest is None:
         manifest = Manifest(0, GROUPS, LANES, catalog().version)
         write_manifest(state_dir, manifest)
-    return Context(chosen, catalog(), cast(Scorer, None), manifest, Telemetry(), None)
+    scorer, rates = cast(Scorer, None), RateBook(chosen)
+    return Context(chosen, catalog(), scorer, manifest, Telemetry(), None, rates)
 
 
 class Flow:

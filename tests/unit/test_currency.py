@@ -268,6 +268,11 @@ class Shelf:
         return RateBook(self.settings.model_copy(update=more), self.said.append)
 
 
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    return Shelf(tmp_path, monkeypatch)
+
+
 def usd(book: RateBook, version: int, day: float = 0.0) -> float:
     """What a dollar is worth in a version."""
     rates = book.of(version)
@@ -277,10 +282,7 @@ def usd(book: RateBook, version: int, day: float = 0.0) -> float:
     return float(rate[0])
 
 
-def test_a_table_that_grows_makes_a_version_and_the_older_ones_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shelf = Shelf(tmp_path, monkeypatch)
+def test_a_table_that_grows_makes_a_version_and_the_older_ones_stay(shelf: Shelf) -> None:
     shelf.write("2026-03-02,USD,0.9")
     book = shelf.open()
     assert (book.current(), usd(book, 1, 1.5)) == (1, 0.9)
@@ -295,10 +297,7 @@ def test_a_table_that_grows_makes_a_version_and_the_older_ones_stay(
     assert other.of(0) is None
 
 
-def test_a_changed_past_is_told_and_holds_from_now_on_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shelf = Shelf(tmp_path, monkeypatch)
+def test_a_changed_past_is_told_and_holds_from_now_on_alone(shelf: Shelf) -> None:
     shelf.write(*(f"2026-03-{day:02d},USD,0.9" for day in range(2, 10)))
     shelf.open()
     shelf.write(*(f"2026-03-{day:02d},USD,0.7" for day in range(2, 10)))
@@ -308,10 +307,7 @@ def test_a_changed_past_is_told_and_holds_from_now_on_alone(
     assert "USD on 2026-03-02 0.9 -> 0.7" in said and "and 3 more" in said
 
 
-def test_a_file_that_breaks_while_it_runs_leaves_the_rates_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shelf = Shelf(tmp_path, monkeypatch)
+def test_a_file_that_breaks_while_it_runs_leaves_the_rates_as_they_were(shelf: Shelf) -> None:
     shelf.write("2026-03-02,USD,0.9")
     book = shelf.open()
     shelf.write("2026-03-02,USD,0.9", "2026-03-03,USD,0")
@@ -323,10 +319,7 @@ def test_a_file_that_breaks_while_it_runs_leaves_the_rates_as_they_were(
     assert book.current() == 2
 
 
-def test_damaged_versions_and_another_base_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shelf = Shelf(tmp_path, monkeypatch)
+def test_damaged_versions_and_another_base_are_refused(shelf: Shelf) -> None:
     shelf.write("2026-03-02,JPY,0.9")
     book = shelf.open()
     with pytest.raises(StateError, match="has no version 7"):
@@ -339,9 +332,8 @@ def test_damaged_versions_and_another_base_are_refused(
         shelf.open()
 
 
-def test_a_table_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_too_long_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(currencies, "ROWS_MAX", 2)
-    shelf = Shelf(tmp_path, monkeypatch)
     shelf.write(*(f"2026-03-{day:02d},USD,0.9" for day in range(2, 5)))
     with pytest.raises(ConfigError, match="more than 2 rows"):
         read_rates(shelf.path, "EUR")

@@ -67,6 +67,13 @@ STEPS = st.lists(
 SIZES = st.lists(st.sampled_from([1, 5, 20, 80]), min_size=1, max_size=6)
 """Events of a round, in turn."""
 
+ARRIVAL: dict[str, Any] = {"number": st.integers(0, 2), "seed": st.integers(0, 10_000)}
+"""A world, and how its events come late and twice."""
+
+SHARDING: dict[str, Any] = {
+    "sizes": SIZES, "groups": st.sampled_from([1, 3]), "lanes": st.integers(1, 2),
+}  # fmt: skip
+
 
 @cache
 def world(number: int) -> tuple[Batches, tuple[tuple[Label, ...], ...], Batches]:
@@ -153,11 +160,8 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
 
 @BRIEF
 @given(
-    number=st.integers(0, 2),
-    seed=st.integers(0, 10_000),
-    sizes=SIZES,
-    groups=st.sampled_from([1, 3]),
-    lanes=st.integers(1, 2),
+    **ARRIVAL,
+    **SHARDING,
     late_s=st.sampled_from([120.0, LATE_S]),
     every=st.sampled_from([2, 5, late.EVERY]),
 )
@@ -177,8 +181,7 @@ def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
 
 @BRIEF
 @given(
-    number=st.integers(0, 2),
-    seed=st.integers(0, 10_000),
+    **ARRIVAL,
     late_s=st.sampled_from([0.0, LATE_S]),
     mortal=st.booleans(),
     steps=STEPS,
@@ -214,11 +217,8 @@ def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
 
 @BRIEF
 @given(
-    number=st.integers(0, 2),
-    seed=st.integers(0, 10_000),
-    sizes=SIZES,
-    groups=st.sampled_from([1, 3]),
-    lanes=st.integers(1, 2),
+    **ARRIVAL,
+    **SHARDING,
     late_s=st.sampled_from([0.0, LATE_S]),
     due_max=st.sampled_from([2, EVERYONE]),
     steps=STEPS,
