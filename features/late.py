@@ -56,7 +56,6 @@ from features.replay import (
     SLOT,
     TIME,
     admit,
-    check,
     choose,
     collect,
     copy_out,
@@ -162,13 +161,15 @@ class LateRows:
             {"key": (5, np.int64), "chain": (3, np.int64), "state": (word, np.int64)}
         )
         self._links = np.zeros((0, LINKS), np.int64)
-        self._sources: tuple[Int64, ...] = ()
+        self._sources = np.zeros((0, 2), np.int64)
 
     def grow(self, capacity: int) -> None:
         """Make room for so many slots; the arrays by slot have just been made larger."""
         self._links.resize((capacity, LINKS), refcheck=False)
         arrays = {name: a for name, a in self._state.by_slot().items() if a.shape[1]}
-        self._sources = tuple(a.view(np.int64) for a in arrays.values())
+        self._sources = np.array(
+            [(a.ctypes.data, a.shape[1] * a.itemsize // 8) for a in arrays.values()], np.int64
+        ).reshape(-1, 2)
         names = list(arrays)
         rings = [
             (names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"][0], ring.longest)
@@ -251,41 +252,39 @@ class LateRows:
         head = state.marked(slots, taken_us, head)
         n = len(head)
         rows.reserve(n)
-        late, chain = np.zeros(n, np.uint8), np.empty((n, 3), np.int64)
-        keys = np.empty((n, 5), np.int64)
-        numbers = (rows.first, rows.top, self._generations[-1].checkpoint, checkpoints.top)
-        many, came_late = admit(
-            head,
-            reals,
-            slots,
-            before_us,
-            np.array([*numbers, EVERY, round_], np.int64),
-            rows.arrays["wide"],
-            rows.arrays["meta"],
-            rows.arrays["others"],
-            rows.arrays["reals"],
-            self._links,
-            late,
-            chain,
-            keys,
-        )
-        first = rows.put(n)
-        if many:
-            self._check(chain[:many], keys[:many])
+        late, done, came_late = np.zeros(n, np.uint8), 0, 0
+        first, began = rows.top, self._generations[-1].checkpoint
+        while True:
+            numbers = (rows.first, first, checkpoints.first, began, checkpoints.top, EVERY, round_)
+            done, made, late_now = admit(
+                done,
+                head,
+                reals,
+                slots,
+                before_us,
+                np.array(numbers, np.int64),
+                rows.arrays["wide"],
+                rows.arrays["meta"],
+                rows.arrays["others"],
+                rows.arrays["reals"],
+                self._links,
+                late,
+                checkpoints.arrays["chain"],
+                checkpoints.arrays["key"],
+                checkpoints.arrays["state"],
+                self._sources,
+                self._rings,
+            )
+            came_late += late_now
+            checkpoints.put(made)
+            if done == n:
+                break
+            checkpoints.reserve(n - done)
+        rows.put(n)
         if came_late:
             return self._place(head, reals, slots, late, first)
         notes = [rows.arrays[name] for name in self._pairs]
         return *state.run(slots, taken_us, head, reals, notes, first), None
-
-    def _check(self, chain: Int64, keys: Int64) -> None:
-        """Take checkpoints of the slots named in `chain`."""
-        checkpoints = self._checkpoints
-        checkpoints.reserve(len(chain))
-        arrays = checkpoints.arrays
-        first = checkpoints.put(len(chain))
-        sources, rings = self._sources, self._rings
-        shelves = (arrays["chain"], arrays["key"], arrays["state"])
-        check(chain, keys, first, checkpoints.first, rings, sources, *shelves)
 
     def _place(
         self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from features.slots import NEVER
 from features.snapshots import restore_queue
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, inlined, kernel, prefetch, words_at
 from features.windows import (
     CAPACITY,
     FLAG_BITS,
@@ -40,7 +40,6 @@ __all__ = [
     "SLOT",
     "TIME",
     "admit",
-    "check",
     "choose",
     "copy_out",
     "collect",
@@ -94,46 +93,89 @@ def _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log):
         reals_log[at, k] = reals[i, k]
 
 
+@inlined
+def _copy(slot, sources, to):
+    """Copy all state of a slot into a checkpoint's row."""
+    word = 0
+    for k in range(len(sources)):
+        row = words_at(sources[k, 0], slot + 1, sources[k, 1])[slot]
+        for c in range(len(row)):
+            to[word + c] = row[c]
+        word += len(row)
+
+
+@inlined
+def _ask(slot, sources):
+    """Ask for all state of a slot, which a checkpoint will copy."""
+    for k in range(len(sources)):
+        prefetch(words_at(sources[k, 0], slot + 1, sources[k, 1]), slot)
+
+
+@inlined
+def _keep(slot, at, oldest, rings, sources, chain, saved):
+    """Let rings keep what the oldest live checkpoint of their slot counts, back from one's place"""
+    while chain[at, OLDER] >= oldest:
+        at = chain[at, OLDER] % len(chain)
+    for r in range(len(rings)):
+        k = rings[r, 0]
+        row = words_at(sources[k, 0], slot + 1, sources[k, 1])[slot]
+        row[KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
+
+
 @kernel
 def admit(
-    head, reals, slots, before_us, numbers, wide, meta, others, reals_log, links, late, chain, keys
-):
-    """Log rows, linked to the rows before them; find what is late, and what needs a checkpoint.
+    begin, head, reals, slots, before_us, numbers, wide, meta, others, reals_log, links, late,
+    chain, keys, saved, sources, rings
+):  # fmt: skip
+    """Log rows from `begin` on, each linked to the one before; take checkpoints, find what is late.
 
     Parameters
     ----------
     head, reals : of the rows, see `features.rows`
     slots, before_us : int64 (n,), of the rows; newest time of the slot before each
-    numbers : int64 (6,), of the oldest logged row and of the first new one; of this generation's
-        first checkpoint and of the next one; rows of a slot after which it needs another; the round
+    numbers : int64 (7,), of the oldest logged row and of the first new one; of the oldest live
+        checkpoint, this generation's first and the next one; rows of a slot after which it needs
+        another; the round
     wide, meta, others, reals_log : of the log, with room
     links : int64 (slots, 4): last row, newest checkpoint, rows since it
     late : uint8 (n,), set for a row that sorts before the last of its slot
-    chain, keys : int64 (n, 3), (n, 5), filled for the slots that need a checkpoint
+    chain, keys, saved : of checkpoints
+    sources : int64 (k, 2), address and words a row of each array by slot
+    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
+        with its longest window's oldest record
 
     Returns
     -------
-    (checkpoints needed, late rows)
+    (the row whose checkpoint found no room, or n; checkpoints taken; late rows)
     """
-    oldest, first, generation, checkpoint, every, round_ = numbers
+    oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
-    capacity = len(wide)
-    mine = np.empty(5, np.int64)
-    for i in range(len(slots)):
-        if i + AHEAD < len(slots):
-            prefetch(links, slots[i + AHEAD])
+    capacity, room = len(wide), len(chain) - (checkpoint - live)
+    key, mine = np.empty(5, np.int64), np.empty(5, np.int64)
+    for i in range(begin, len(slots)):
+        far, near = i + 2 * AHEAD, i + AHEAD
+        if far < len(slots):
+            prefetch(links, slots[far])
+        if near < len(slots):
+            slot = slots[near]
+            if links[slot, MARK] < generation or links[slot, SINCE] >= every:
+                _ask(slot, sources)
         slot, at, before = slots[i], (first + i) % capacity, before_us[i]
+        fresh = before == NEVER
+        tail = 0 if fresh else links[slot, TAIL]
+        needed = tail < first and (
+            fresh or links[slot, MARK] < generation or links[slot, SINCE] >= every
+        )
+        if needed and made == room:
+            return i, made, came_late
         _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log)
-        if before == NEVER:
+        if fresh:
             links[slot, TAIL] = links[slot, MARK] = links[slot, SINCE] = 0
-        tail = links[slot, TAIL]
         if tail < first:
             if tail < oldest:
                 tail = 0
             is_late = head[i, 1] < before
-            needed = links[slot, MARK] < generation or links[slot, SINCE] >= every
             if needed or head[i, 1] == before:
-                key = keys[made]
                 key[0], key[1] = before, -1
                 key[2] = key[3] = key[4] = 0
                 if tail > 0:
@@ -144,9 +186,14 @@ def admit(
                 late[i] = 1
                 came_late += 1
             if needed:
-                chain[made, OWNER] = slot
-                chain[made, OLDER] = links[slot, MARK]
-                chain[made, CHECKPOINT_ROW] = tail
+                to = (checkpoint + made) % len(chain)
+                for k in range(5):
+                    keys[to, k] = key[k]
+                chain[to, OWNER] = slot
+                chain[to, OLDER] = links[slot, MARK]
+                chain[to, CHECKPOINT_ROW] = tail
+                _copy(slot, sources, saved[to])
+                _keep(slot, to, live, rings, sources, chain, saved)
                 links[slot, MARK] = checkpoint + made
                 links[slot, SINCE] = 0
                 made += 1
@@ -156,18 +203,7 @@ def admit(
         wide[at, PREVIOUS] = tail
         links[slot, TAIL] = first + i
         links[slot, SINCE] += 1
-    return made, came_late
-
-
-@inlined
-def _copy(slot, sources, to):
-    """Copy all state of a slot into a checkpoint's row."""
-    word = 0
-    for k in range(len(sources)):
-        row = sources[k][slot]
-        for c in range(len(row)):
-            to[word + c] = row[c]
-        word += len(row)
+    return len(slots), made, came_late
 
 
 @kernel
@@ -177,42 +213,11 @@ def copy_out(slots, places, sources, saved):
     Parameters
     ----------
     slots, places : int64 (n,), and where each goes
-    sources : tuple of int64 (slots, words)
+    sources : int64 (k, 2), see `admit`
     saved : int64 (m, words of all)
     """
     for i in range(len(slots)):
         _copy(slots[i], sources, saved[places[i]])
-
-
-@kernel
-def check(chain, keys, first, oldest, rings, sources, shelf_chain, shelf_keys, saved):
-    """Take checkpoints, and let rings keep what the oldest live one of their slot counts.
-
-    Parameters
-    ----------
-    chain, keys : int64 (n, 3), (n, 5), of the checkpoints
-    first, oldest : number of the first new one, of the oldest live one
-    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
-        with its longest window's oldest record
-    sources : tuple of int64 (slots, words)
-    shelf_chain, shelf_keys, saved : of all checkpoints
-    """
-    capacity = len(saved)
-    for i in range(len(chain)):
-        if i + AHEAD < len(chain):
-            for k in range(len(sources)):
-                prefetch(sources[k], chain[i + AHEAD, OWNER])
-        slot, to = chain[i, OWNER], (first + i) % capacity
-        for k in range(5):
-            shelf_keys[to, k] = keys[i, k]
-        for k in range(3):
-            shelf_chain[to, k] = chain[i, k]
-        _copy(slot, sources, saved[to])
-        at = to
-        while shelf_chain[at, OLDER] >= oldest:
-            at = shelf_chain[at, OLDER] % capacity
-        for r in range(len(rings)):
-            sources[rings[r, 0]][slot, KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
 
 
 @kernel

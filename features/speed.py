@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from features.jit import njit
 
-__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp"]
+__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp", "words_at"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,3 +117,29 @@ def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, row): ask for all cache lines of `array[row]`, array C-contiguous and of two
 dimensions; inside kernels only."""
+
+
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """Type and code of `_pointer_of`."""
+    if not isinstance(address, types.Integer):
+        return None
+    kind = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return kind(types.int64), generate
+
+
+_pointer_of: Any = intrinsic(_pointer)
+
+
+@inlined
+def words_at(address: Any, rows: Any, words: Any) -> Any:
+    """The int64 (rows, words) array that lies at an address; inside kernels only.
+
+    Where a kernel is given many arrays that are alike but for their width, their addresses are one
+    argument: a tuple of fifteen arrays takes longer to hand over than most calls have to do.
+    Whoever moves an array has to say so.
+    """
+    return numba.carray(_pointer_of(address), (rows, words))  # type: ignore[attr-defined]
