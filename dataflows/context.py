@@ -23,6 +23,7 @@ import numpy.typing as npt
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.settings import Settings
+from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
@@ -120,6 +121,7 @@ class Context:
     """Tables of exchange rates by version."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
+    pace: Pace = field(default_factory=Pace)
     writing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
@@ -386,7 +388,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     else:
         from dataflows.sources.kafka import KafkaReader
 
-        reader = KafkaReader(settings, lane, from_us=context.manifest.until_us)
+        reader = KafkaReader(settings, lane, context.manifest.until_us, context.pace)
     opened = Lane(
         lane=lane,
         reader=reader,

@@ -64,10 +64,22 @@ rounds of 15 s, 783 scored rows were changed and 11 votes of 460 (tests/flow/tes
 event in sixteen is flagged); with the 11 turned round, the alerts were those of the sorted file.
 Rows of one time go by their place in the file, here as there.
 
-Late is meant of one partition. Where partitions that share entities are further apart than
-`late_s`, as after a break, rows of the one that is behind go to the oldest place their entity still
+Late is meant of one partition. After a break one may be hours behind another, and rows of entities
+they share would be too late for their place. So what waits on Kafka is read by event time: while a
+lane is behind (from its start, and from a full round, until it is where the partitions ended then)
+it takes the oldest of what it has read first, and the lanes of a process go together. A partition
+at its end holds nobody up, nor does one that has given nothing for two seconds, nor a wrong clock.
+Live events of the others wait meanwhile. What can still be too late: events that come to a
+partition after others have gone on without it, as from a producer or a broker that was away alone,
+and partitions of lanes in different processes. They go to the oldest place their entity still
 knows: windows count them there and not in their own minute. They are counted as `late_beyond`.
-Silences keep what they were told: a late event does not change the rhythm of who sent it.
+
+The rhythm of who is listened for is as had the late event come in time, but what was told of
+silence stays told: an absence is not taken back, and one of a silence that was over by then is not
+told afterwards. An entity that has been idle beyond its time to live starts anew at its next event,
+and a late one that would have bridged the gap does not bring it back: its old state has gone by
+then, and to keep all states a while longer for one event in a time to live of weeks would take
+more than it gives.
 
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,

@@ -70,6 +70,7 @@ from features.shelf import Shelf
 from features.slots import LATE
 
 if TYPE_CHECKING:
+    from features.rhythms import Rhythms
     from features.state import EntityState
 
 __all__ = ["Changed", "LateRows"]
@@ -203,6 +204,7 @@ class LateRows:
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0), 0)
+        state.listen(head[:old])
         self._newest_us = int(head[old - 1, 1])
         self._clock_us = max(self._clock_us, self._newest_us)
         self._generations.clear()
@@ -284,7 +286,9 @@ class LateRows:
         if came_late:
             return self._place(head, reals, slots, late, first)
         notes = [rows.arrays[name] for name in self._pairs]
-        return *state.run(slots, taken_us, head, reals, notes, first), None
+        given = state.run(slots, taken_us, head, reals, notes, first)
+        state.listen(head)
+        return *given, None
 
     def _place(
         self, head: Int64, reals: Float64, slots: Int64, late: npt.NDArray[np.uint8], first: int
@@ -300,6 +304,7 @@ class LateRows:
             found = state.run(slots[at], head[at, 1], head[at], reals[at], notes, len(at))
             given.put(at, found)
             self._note(first + at, notes)
+            state.listen(head[at])
         at = np.flatnonzero(again)
         past = self._past(owners, slots[at], head[at], first + at)
         came = int(np.count_nonzero(late))
@@ -307,11 +312,12 @@ class LateRows:
         state.table.numbers[LATE] += came
         old = np.flatnonzero(past.numbers < first)
         before = _Given(state.plan, past.head[old])
+        rhythms = state.rhythms(owners, self._clock_us)
         self._go_back(past, old)
         if len(old):
             before.put(np.arange(len(old)), self._run(past, old)[0])
             self._go_back(past, old)
-        now = self._go_on(past)
+        now = self._go_on(past, rhythms)
         new = np.flatnonzero(past.numbers >= first)
         given.copy(past.numbers[new] - first, now, new)
         return given.values, given.emitted(), _changed(past, before, now, old)
@@ -414,7 +420,7 @@ class LateRows:
         found = self._state.run(slots, head[:, 1].copy(), head, reals, notes, len(at))
         return found, notes
 
-    def _go_on(self, past: _Past) -> _Given:
+    def _go_on(self, past: _Past, rhythms: Rhythms | None) -> _Given:
         """Let all rows pass from the checkpoints on; take the checkpoints on the way anew."""
         rows, checkpoints, state = self._rows, self._checkpoints, self._state
         chain = checkpoints.arrays["chain"]
@@ -444,9 +450,13 @@ class LateRows:
                 found, notes = self._run(past, at)
                 given.put(at, found)
                 self._note(past.numbers[at], notes)
+                if rhythms is not None:
+                    rhythms.hear(past.slots[at], past.head[at])
             due = newer[refresh == k]
             to = checkpoints.at(due)
             copy_out(chain[to, OWNER], to, self._sources, checkpoints.arrays["state"])
+        if rhythms is not None:
+            rhythms.end()
         return given
 
     def _note(self, numbers: Int64, notes: list[Int64]) -> None:

@@ -25,13 +25,18 @@ from features.speed import AHEAD, inlined, kernel, prefetch
 __all__ = [
     "ABSENCE_FLOATS",
     "ABSENCE_INTS",
+    "DUE",
     "DUE_MAX",
     "KNOWN_FROM",
+    "LAST",
+    "LIMIT",
+    "NOTICE",
     "PEER_INTS",
     "RUN_MAX",
     "SILENCE_FLOATS",
     "SILENCE_INTS",
     "SILENCE_TOPS",
+    "TOLD",
     "Overdue",
     "Wheel",
     "peers_now",
@@ -218,11 +223,13 @@ def run_silence(slots, head, feeds, peers, ints, floats, tops, notices):
             continue
         if now <= row[LAST]:
             continue
-        if row[TOLD] > 0 or 0 < row[DUE] < now:
+        overdue = row[LIMIT] > 0 and row[LAST] + row[LIMIT] < now
+        if row[TOLD] > 0 or overdue:
+            # Told and yet in time is who speaks late: that was no silence.
             _notice(notices, _SPEAKS, slot, now, row, gaps)
-            row[SPELLS] += 1
+            row[SPELLS] += overdue
             row[TOLD] = 0
-            row[DUE] = 0
+            row[DUE] = 0 if overdue else row[LAST] + row[LIMIT]
         gap_s = (now - row[LAST]) / 1e6
         if gap_s < GAP_S_MIN and row[DUE] > 0:
             row[LAST] = now
@@ -470,6 +477,23 @@ class Wheel:
         gone[:, 0], gone[:, 3:] = clock_us, -gone[:, 3:]
         self._left.append(gone)
 
+    def correct(
+        self, clock_us: int, before: tuple[Int64, Float64], after: tuple[Int64, Float64]
+    ) -> None:
+        """Hear of entities whose rhythm is another one now: what they are among peers.
+
+        Parameters
+        ----------
+        before, after : integers and floats of their slots
+        """
+        was, now = (_standing(*state) for state in (before, after))
+        changed = np.flatnonzero((was != now).any(axis=1))
+        if len(changed):
+            self.forget(clock_us, before[0][changed], before[1][changed])
+            come = peers_now(after[0][changed], after[1][changed], len(changed))
+            come[:, 0] = clock_us
+            self._left.append(come)
+
     def speak(
         self,
         clock_us: int,
@@ -533,6 +557,13 @@ class Wheel:
         n = _turn(ints, clock_us, self._tick, self._heads, self._links, found)
         self._tick = clock_us // TICK_US
         return found[:n]
+
+
+def _standing(ints: Int64, floats: Float64) -> Int64:
+    """int64 (n, 4): whether each is a member with a rhythm, whether silent, holder, pool."""
+    member = (floats[:, GAPS] >= KNOWN_FROM) & (ints[:, TOLD] < RUN_MAX)
+    silent = member & (ints[:, TOLD] > 0)
+    return np.column_stack((member, silent, ints[:, PEERS] * member, ints[:, PEERS + 1] * member))
 
 
 def peers_before(changes: Int64, ints: Int64, floats: Float64, used: int) -> Int64:

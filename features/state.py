@@ -34,8 +34,9 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring, Risk, Silence
+from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, run_rates
+from features.rhythms import Rhythms
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.silence import (
@@ -496,9 +497,9 @@ class EntityState:
     def by_slot(self) -> Arrays:
         """All state of slots that late rows change: name -> array by slot, the very arrays.
 
-        What was told of silence is told: a late row neither takes it back nor comes before it.
+        How long one is frozen and what it is called are said by others.
         """
-        apart = ("frozen_until_us", "silence_")
+        apart = ("frozen_until_us", "silence_names")
         found = {name: a for name, a in self._fixed.items() if not name.startswith(apart)}
         for i, ring in enumerate(self.rings):
             found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
@@ -549,12 +550,14 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        if self.wheel is not None and self.plan.silence is not None:
-            self._listen(head, self.wheel, self.plan.silence)
+            self.listen(head)
         return given
 
-    def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
+    def listen(self, head: Int64) -> None:
         """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
+        wheel, silence = self.wheel, self.plan.silence
+        if wheel is None or silence is None or not len(head):
+            return
         slots = self.table.find(head[:, 0].view(np.uint64))
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
@@ -564,6 +567,14 @@ class EntityState:
         kernel = cast(Kernel, run_silence)
         kernel(slots, head, *silence.tables, *(self._fixed[n] for n in names), wheel.notices)
         wheel.file(slots, self._fixed["silence_ints"])
+
+    def rhythms(self, slots: Int64, clock_us: int) -> Rhythms | None:
+        """Rhythms of slots that are about to go back; None where the entity type has none."""
+        if self.wheel is None or self.plan.silence is None:
+            return None
+        fixed = self._fixed
+        state = (fixed["silence_ints"], fixed["silence_floats"], fixed["silence_tops"])
+        return Rhythms(slots, self.plan.silence, state, self.wheel, clock_us)
 
     def keep_all(self, slots: Int64, head: Int64) -> None:
         """Copy what a snapshot under way needs of rows about to pass: their slots, their pairs."""

@@ -38,6 +38,7 @@ from dataflows.sources.brokers import (
     make_client,
     partitions_of,
 )
+from dataflows.sources.catch_up import CatchUp, Pace, Place
 from dataflows.sources.registry import SchemaBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
@@ -63,7 +64,11 @@ RETRY_S = 0.1
 """Pause before a broker is asked again for partitions that had no leader yet. Chosen."""
 
 AHEAD_MAX = 50_000
-"""Most messages kept that were read past a journaled round; a message is about 1 kB. Chosen."""
+"""Most messages kept that were read past a journaled round, or ahead of partitions that are behind;
+a message is about 1 kB. Chosen."""
+
+AHEAD_MIN = 100
+"""Messages of a partition that are kept in any case. Chosen: a fetch is worth while."""
 
 END = np.iinfo(np.int64).max
 """Where a partition without an end ends."""
@@ -111,9 +116,6 @@ _PASSING = {
 """Errors of a topic made, or a broker started, a moment ago."""
 
 _log = logging.getLogger(__name__)
-
-Place = tuple[str, int]
-"""Topic and partition."""
 
 
 @dataclass(slots=True)
@@ -167,6 +169,7 @@ class KafkaReader:
     lane : which of `settings.lanes`
     from_us : event time to start at where there is no position yet (the end of a backfill); it wins
         over kafka_from. The broker finds it by message timestamps.
+    pace : how far the lanes of the process are, where they are behind; None: it is alone
 
     Raises
     ------
@@ -174,7 +177,13 @@ class KafkaReader:
     SourceError : no broker or no registry answers
     """
 
-    def __init__(self, settings: Settings, lane: int, from_us: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lane: int,
+        from_us: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.unpaced = False
         self.lost = 0
         self._settings = settings
@@ -189,6 +198,11 @@ class KafkaReader:
         self._back: dict[Place, deque[Message]] = {}
         self._held: dict[Place, int] = {}
         self._paused: set[Place] = set()
+        self._resumed: set[Place] = set()
+        self._marks: dict[Place, int] = {}
+        self._fresh: dict[str, str] = {}
+        slack_us = round(settings.late_s * 1e6) // 2
+        self._catch_up = CatchUp(lane, pace or Pace(), slack_us)
         self._standing = False
         self._commit_at = self._look_at = 0.0
         fixed = {**_FIXED, "group.id": settings.kafka_group,
@@ -244,6 +258,7 @@ class KafkaReader:
             for (name, p), offset in self._offsets(places, "latest").items():
                 self._topics[name].ends[p] = offset
         self._stand()
+        self._aim_at_ends()
 
     def take(self, rows_max: int) -> Taken:
         """What has arrived, at most about `rows_max` records; does not wait.
@@ -254,13 +269,17 @@ class KafkaReader:
         """
         if not self._standing:
             self.seek({})
-        messages, errors = self._arrived(rows_max)
-        self.unpaced = len(messages) >= rows_max
+        together = self._catch_up.active or any(p not in self._held for p in self._back)
+        messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)
+        full = len(messages) >= rows_max
+        self.unpaced = full or (together and bool(messages))
         self._cut_us = max(self._cut_us, time.time_ns() // 1000)
         taken = self._taken(messages, self._cut_us)
         for message in errors:
             self._mend(message)
         self._release()
+        if full:
+            self._aim(self._places())
         taken.positions = self._positions()
         taken.eof = self._settings.kafka_until_end and self._ended()
         self._began = {}
@@ -313,6 +332,7 @@ class KafkaReader:
 
     def close(self) -> None:
         """Commit and let go of the connections."""
+        self._catch_up.stop()
         if self._standing:
             self._commit()
         # It waits for the commit, a minute where the broker hangs: not at the end of a process.
@@ -438,6 +458,9 @@ class KafkaReader:
         self._back.clear()
         self._held.clear()
         self._paused.clear()
+        self._resumed.clear()
+        self._marks.clear()
+        self._catch_up.clear()
         self._assign()
 
     def _assign(self) -> None:
@@ -455,19 +478,135 @@ class KafkaReader:
 
     # -- reading ----------------------------------------------------------------------------------
 
+    def _free(self) -> None:
+        """Let go on what has waited for a schema that has come."""
+        for place, schema_id in list(self._held.items()):
+            if self._bodies is None or self._bodies.ready(schema_id):
+                del self._held[place]
+
     def _arrived(self, rows_max: int) -> tuple[list[Message], list[Message]]:
         """Messages put back that may go on now, then those that have arrived; errors apart."""
         messages: list[Message] = []
+        self._free()
         for place, back in self._back.items():
-            if place in self._held and self._bodies is not None:
-                if not self._bodies.ready(self._held[place]):
-                    continue
-                del self._held[place]
+            if place in self._held:
+                continue
             while back and len(messages) < rows_max:
                 messages.append(back.popleft())
         if len(messages) >= rows_max:
             return messages, []
         return self._consume(messages, rows_max - len(messages), 0.0)
+
+    def _oldest(self, rows_max: int) -> tuple[list[Message], list[Message]]:
+        """While partitions are behind: of what is read the oldest by event time; errors apart."""
+        now_s = time.monotonic()
+        self._free()
+        room = AHEAD_MAX - sum(map(len, self._back.values()))
+        errors: list[Message] = []
+        if room > 0:
+            got, errors = self._consume([], min(rows_max, room), 0.0)
+            self._put_by(got)
+        self._learn(now_s)
+        chosen = self._catch_up.choose(
+            {place: len(back) for place, back in self._back.items()},
+            lambda place: int(self._topics[place[0]].at[place[1]]),
+            set(self._held),
+            rows_max,
+            now_s,
+        )
+        messages = [self._back[p].popleft() for p, many in chosen.items() for _ in range(many)]
+        if any(not back for back in self._back.values()):
+            self._back = {place: back for place, back in self._back.items() if back}
+        for place in [p for p in self._marks if not self._back.get(p)]:
+            self._end(place, self._marks.pop(place))
+        many = self._share()
+        self._pause([place for place, back in self._back.items() if len(back) > many])
+        return messages, errors
+
+    def _put_by(self, messages: list[Message]) -> None:
+        """Keep messages by partition, each offset once and none behind a bounded run's end."""
+        for message in messages:
+            name, p, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
+            topic, back = self._topics[name], self._back.get((name, p))
+            known = (back[-1].offset() or 0) + 1 if back else int(topic.at[p])
+            if not known <= offset < topic.ends[p]:
+                continue
+            if back is None:
+                back = self._back[name, p] = deque()
+            back.append(message)
+            if (name, p) in self._resumed:
+                # What came in while it was paused is known now.
+                self._resumed.discard((name, p))
+                self._aim([(name, p)])
+
+    def _learn(self, now_s: float) -> None:
+        """Find the event times of messages that are kept."""
+        for name, topic in self._topics.items():
+            groups: dict[int, list[Message]] = {}
+            for p in topic.mine:
+                back = self._back.get((name, p))
+                many = self._catch_up.unknown((name, p), back) if back else 0
+                if back and many:
+                    groups[p] = [back[i] for i in range(len(back) - many, len(back))]
+            if not groups:
+                continue
+            records = _columns([m for group in groups.values() for m in group])
+            times = self._event_times(topic, records)
+            done = 0
+            for p, group in groups.items():
+                mine = slice(done, done + len(group))
+                self._catch_up.learn((name, p), records.offset[mine], times[mine], now_s)
+                done += len(group)
+
+    def _event_times(self, topic: _Topic, records: _Records) -> Int64:
+        """Event time of each record; of one that is no event, when it was produced."""
+        due_ns = _due_ns(records.messages, self._cut_us)
+        answers: dict[int, str | None] = {}
+        if self._bodies is not None:
+            answers, fresh, _ = self._bodies.look_up(schema_ids(records.values))
+            self._fresh |= fresh
+        found = decode(
+            topic.event_type, self._settings.kafka_format, records.values, records.partition,
+            records.offset, due_ns, answers, cut_time_us=time.time_ns() // 1000,
+            past_us_max=self._past_us, future_us_max=self._future_us,
+        )  # fmt: skip
+        times = due_ns // 1000
+        times[found.rows] = found.batch.time_us
+        return times
+
+    def _places(self) -> list[Place]:
+        """The lane's partitions."""
+        return [(name, p) for name, topic in self._topics.items() for p in topic.mine]
+
+    def _share(self) -> int:
+        """Messages kept of one partition."""
+        return max(AHEAD_MIN, AHEAD_MAX // max(1, len(self._places())))
+
+    def _aim(self, places: list[Place]) -> None:
+        """Be behind where the broker has said that there is more."""
+        ends = {}
+        for place in places:
+            marks = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            if marks is not None and marks[1] > self._topics[place[0]].at[place[1]]:
+                ends[place] = min(int(marks[1]), int(self._topics[place[0]].ends[place[1]]))
+        self._catch_up.aim(ends, time.monotonic())
+
+    def _aim_at_ends(self) -> None:
+        """Be behind until all is read that is there now."""
+        found = self._offsets(self._places(), "latest")
+        ends = {
+            (name, p): min(end, int(self._topics[name].ends[p]))
+            for (name, p), end in found.items()
+            if end > self._topics[name].at[p]
+        }
+        self._catch_up.aim(ends, time.monotonic())
+
+    def _end(self, place: Place, offset: int) -> None:
+        """A partition's end, where a bounded run is to stop."""
+        topic = self._topics[place[0]]
+        # The last offsets of a partition may be marks of transactions, which nobody gets.
+        if offset >= topic.ends[place[1]]:
+            topic.at[place[1]] = max(topic.at[place[1]], topic.ends[place[1]])
 
     def _consume(
         self, messages: list[Message], wanted: int, timeout_s: float
@@ -597,6 +736,9 @@ class KafkaReader:
                                records.values[r.row] or b"")
                 )  # fmt: skip
             np.maximum.at(topic.at, records.partition, records.offset + 1)
+        if not replay:
+            schemas |= self._fresh
+            self._fresh = {}
         return Taken(batches, rejects, {}, received, False, schemas, cut_us)
 
     def _wanted(self, topic: _Topic, records: _Records, replay: bool) -> _Records:
@@ -636,9 +778,15 @@ class KafkaReader:
             self._paused.update(new)
 
     def _release(self) -> None:
-        """Fetch again where nothing is kept any more."""
-        free = [place for place in self._paused if not self._back.get(place)]
+        """Fetch again where little is kept any more, and nothing that waits for a schema."""
+        many = self._share() // 2
+        free = [
+            place
+            for place in self._paused
+            if not (back := self._back.get(place)) or (place not in self._held and len(back) < many)
+        ]
         if free:
+            self._resumed.update(free)
             self._consumer.resume([TopicPartition(t, p) for t, p in free])
             self._paused.difference_update(free)
 
@@ -686,10 +834,10 @@ class KafkaReader:
             return
         place = (message.topic() or "", message.partition() or 0)
         if error.code() == KafkaError._PARTITION_EOF:
-            topic = self._topics[place[0]]
-            # The last offsets of a partition may be marks of transactions, which nobody gets.
-            if not self._back.get(place) and (message.offset() or 0) >= topic.ends[place[1]]:
-                topic.at[place[1]] = max(topic.at[place[1]], topic.ends[place[1]])
+            if self._back.get(place):
+                self._marks[place] = message.offset() or 0
+            else:
+                self._end(place, message.offset() or 0)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._skip(place)
         else:

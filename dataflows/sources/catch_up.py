@@ -1,0 +1,234 @@
+"""Partitions that are behind are read together, in the order of event time.
+
+After a break one partition may be hours behind another. Read as they come, the rows of the one
+would change entities that the other has brought hours further: too late for their place. So while a
+lane is behind, what it has read ahead is kept, and the row that is oldest goes first.
+
+It is behind from the start, and from a round that was full, until it has come to where its
+partitions ended then; what had to wait meanwhile, and came in longer, counts as behind as well.
+Who has nothing to give holds nobody up: a partition whose end is reached, one that has given
+nothing for `WAIT_S`, one whose schema is waited for. Nor does a wrong clock: a row's place is the
+median time of the last `MEDIAN_OF` of its partition, so one event from another year moves nothing;
+a partition whose every event is from another year goes first or last, and the others go on.
+
+What a lane takes is in its journal, so none of this decides anything twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from features.batch import Int64
+
+__all__ = ["FAR_US", "MEDIAN_OF", "WAIT_S", "CatchUp", "Pace", "Place"]
+
+Place = tuple[str, int]
+"""Topic and partition."""
+
+WAIT_S = 2.0
+"""A partition that is behind and gives nothing is waited for so long. Chosen: a broker answers a
+fetch within tens of milliseconds, and finds a new leader within seconds."""
+
+MEDIAN_OF = 5
+"""Event times whose median is a row's place. Chosen: two wrong ones of five are outvoted."""
+
+FAR_US = 1 << 62
+"""Later than any event."""
+
+
+class Held(Protocol):
+    """A record that was read and is kept."""
+
+    def offset(self) -> int | None:
+        """Its place in the partition."""
+        ...
+
+
+class Pace:
+    """How far those lanes of a process have come that are behind, in event time.
+
+    A lane may be so much further than the one that is furthest behind: half the bound of late
+    events, so that what it gives is no later than these are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reach_us: dict[int, int] = {}
+
+    def tell(self, lane: int, reach_us: int | None) -> None:
+        """Say how far a lane is; None: it is not behind."""
+        with self._lock:
+            if reach_us is None:
+                self._reach_us.pop(lane, None)
+            else:
+                self._reach_us[lane] = reach_us
+
+    def others_us(self, lane: int) -> int:
+        """The other lane that is furthest behind, FAR_US where none is."""
+        with self._lock:
+            return min((at for k, at in self._reach_us.items() if k != lane), default=FAR_US)
+
+
+@dataclass(slots=True)
+class _Read:
+    """What of a partition has been read and not yet taken: offsets and places in event time."""
+
+    offsets: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    keys: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    last: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    reach_us: int = -FAR_US
+    heard_s: float = 0.0
+
+    def add(self, offsets: Int64, times: Int64, now_s: float) -> None:
+        """Take in records in their order, with their event times."""
+        if not len(offsets):
+            return
+        # The first ones stand for those that would be before them.
+        before = self.last if len(self.last) else np.full(MEDIAN_OF - 1, times[:MEDIAN_OF].min())
+        known = np.concatenate([before, times])
+        windows = np.lib.stride_tricks.sliding_window_view(known, MEDIAN_OF)
+        middle = np.partition(windows, MEDIAN_OF // 2, axis=1)[:, MEDIAN_OF // 2]
+        middle = np.maximum.accumulate(np.maximum(middle, self.reach_us))
+        self.last, self.reach_us, self.heard_s = known[1 - MEDIAN_OF :], int(middle[-1]), now_s
+        self.offsets = np.concatenate([self.offsets, offsets])
+        self.keys = np.concatenate([self.keys, middle])
+
+    def forget(self, at: int) -> None:
+        """Let go of what is before an offset."""
+        gone = int(np.searchsorted(self.offsets, at))
+        self.offsets, self.keys = self.offsets[gone:], self.keys[gone:]
+
+
+class CatchUp:
+    """What a lane reads while it is behind.
+
+    Parameters
+    ----------
+    lane : its number
+    pace : how far the lanes of the process are
+    slack_us : how much further than the other lanes it may be
+    """
+
+    def __init__(self, lane: int, pace: Pace, slack_us: int) -> None:
+        self._lane, self._pace, self._slack_us = lane, pace, slack_us
+        self._targets: dict[Place, int] = {}
+        self._read: dict[Place, _Read] = {}
+
+    @property
+    def behind(self) -> bool:
+        """Whether some partition has not come to where it is to come to."""
+        return bool(self._targets)
+
+    @property
+    def active(self) -> bool:
+        """Whether it is behind, or another lane of the process is."""
+        return self.behind or self._pace.others_us(self._lane) < FAR_US
+
+    def aim(self, ends: Mapping[Place, int], now_s: float) -> None:
+        """Be behind until these offsets are reached."""
+        for place, end in ends.items():
+            if end > self._targets.get(place, 0):
+                self._targets[place] = end
+                self._read.setdefault(place, _Read()).heard_s = now_s
+
+    def clear(self) -> None:
+        """Forget what was read: it will be read again."""
+        self._read = {place: _Read(heard_s=read.heard_s) for place, read in self._read.items()}
+
+    def stop(self) -> None:
+        """Not to be behind any more."""
+        self._targets.clear()
+        self._read.clear()
+        self._pace.tell(self._lane, None)
+
+    def unknown(self, place: Place, held: Sequence[Held]) -> int:
+        """How many of the records held of a partition, the last ones, have no event time yet."""
+        read = self._read.setdefault(place, _Read())
+        last = int(read.offsets[-1]) if len(read.offsets) else -1
+        many = 0
+        while many < len(held) and (held[-1 - many].offset() or 0) > last:
+            many += 1
+        return many
+
+    def learn(self, place: Place, offsets: Int64, times: Int64, now_s: float) -> None:
+        """Take in event times of records, int64 (n,) each, in the order of the partition."""
+        self._read.setdefault(place, _Read()).add(offsets, times, now_s)
+
+    def choose(
+        self,
+        held: Mapping[Place, int],
+        at: Callable[[Place], int],
+        waiting: set[Place],
+        rows_max: int,
+        now_s: float,
+    ) -> dict[Place, int]:
+        """How many of each partition's records to take now: those that are oldest.
+
+        Parameters
+        ----------
+        held : records held of each partition
+        at : the next offset to take of a partition
+        waiting : partitions whose records cannot be taken yet
+        rows_max : the most of all
+        now_s : a clock that does not go back
+        """
+        for place, read in self._read.items():
+            read.forget(at(place))
+            if len(read.offsets):
+                read.heard_s = now_s
+        self._arrive(at, now_s)
+        limit_us = self._limit_us(waiting, now_s)
+        places = [p for p, n in held.items() if n and p not in waiting]
+        keys = [self._read[p].keys[: held[p]] for p in places]
+        keys = [k[: np.searchsorted(k, limit_us, side="right")] for k in keys]
+        which = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        order = np.argsort(np.concatenate([np.zeros(0, np.int64), *keys]), kind="stable")
+        counts = np.bincount(which[order[:rows_max]], minlength=len(places)).tolist()
+        chosen = {p: n for p, n in zip(places, counts, strict=True) if n}
+        self._tell(chosen, waiting, now_s)
+        return chosen
+
+    def _arrive(self, at: Callable[[Place], int], now_s: float) -> None:
+        """Partitions are not behind that have come to where they were to come, or give nothing."""
+        self._targets = {
+            place: end
+            for place, end in self._targets.items()
+            if at(place) < end
+            and (len(self._read[place].offsets) or now_s - self._read[place].heard_s <= WAIT_S)
+        }
+
+    def _holds(self, place: Place, waiting: set[Place], now_s: float) -> bool:
+        """Whether a partition has more to come than what is held, and will give it soon."""
+        read = self._read[place]
+        if place in waiting:
+            return False
+        if len(read.offsets):
+            return int(read.offsets[-1]) + 1 < self._targets[place]
+        return now_s - read.heard_s <= WAIT_S
+
+    def _limit_us(self, waiting: set[Place], now_s: float) -> int:
+        """Up to what event time nothing can come any more that is older."""
+        limit_us = self._pace.others_us(self._lane)
+        limit_us += self._slack_us if limit_us < FAR_US else 0
+        for place in self._targets:
+            if self._holds(place, waiting, now_s):
+                read = self._read[place]
+                limit_us = min(limit_us, int(read.keys[-1]) if len(read.keys) else read.reach_us)
+        return limit_us
+
+    def _tell(self, chosen: Mapping[Place, int], waiting: set[Place], now_s: float) -> None:
+        """Tell the other lanes how far this one is with what it gives now."""
+        reach = []
+        for place in self._targets:
+            read = self._read[place]
+            left = read.keys[chosen.get(place, 0) :]
+            if place not in waiting and len(left):
+                reach.append(int(left[0]))
+            elif self._holds(place, waiting, now_s):
+                reach.append(read.reach_us)
+        self._pace.tell(self._lane, min(reach, default=None))

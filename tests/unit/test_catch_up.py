@@ -1,0 +1,179 @@
+"""Partitions that are behind are read together, in the order of event time."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from dataflows.sources.catch_up import WAIT_S, CatchUp, Pace, Place
+
+MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
+YEAR_US = 8766 * HOUR_US
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that is kept."""
+
+    at: int
+    time_us: int
+
+    def offset(self) -> int:
+        """Its place in the partition."""
+        return self.at
+
+
+class Reader:
+    """Partitions on a broker, a lane that reads them, and what it has taken."""
+
+    def __init__(self, logs: dict[Place, list[int]], lane: int = 0, pace: Pace | None = None):
+        self.logs, self.now_s = logs, 0.0
+        self.at = dict.fromkeys(logs, 0)
+        self.fetched = dict.fromkeys(logs, 0)
+        self.held: dict[Place, deque[Record]] = {place: deque() for place in logs}
+        self.taken: list[list[tuple[Place, int]]] = []
+        self.waiting: set[Place] = set()
+        self.catch_up = CatchUp(lane, pace or Pace(), slack_us=MINUTE_US // 2)
+        self.catch_up.aim({place: len(log) for place, log in logs.items()}, self.now_s)
+
+    def fetch(self, place: Place, many: int) -> None:
+        """Let some records of a partition come."""
+        log, first = self.logs[place], self.fetched[place]
+        new = [Record(i, log[i]) for i in range(first, min(first + many, len(log)))]
+        self.fetched[place] += len(new)
+        self.held[place].extend(new)
+        assert self.catch_up.unknown(place, self.held[place]) == len(new)
+        times = np.array([r.time_us for r in new], np.int64)
+        offsets = np.array([r.at for r in new], np.int64)
+        self.catch_up.learn(place, offsets, times, self.now_s)
+
+    def take(self, rows_max: int = 1_000) -> list[tuple[Place, int]]:
+        """What a round takes."""
+        held = {place: len(rows) for place, rows in self.held.items()}
+        chosen = self.catch_up.choose(held, self.at.__getitem__, self.waiting, rows_max, self.now_s)
+        found = []
+        for place, many in chosen.items():
+            for _ in range(many):
+                record = self.held[place].popleft()
+                self.at[place] = record.at + 1
+                found.append((place, record.time_us))
+        self.taken.append(found)
+        return found
+
+    def run(self, rng: np.random.Generator, rows_max: int, most: int) -> None:
+        """Fetch at random and take until all is read."""
+        rounds = 0
+        while self.catch_up.behind:
+            assert (rounds := rounds + 1) < 10_000
+            place = list(self.logs)[int(rng.integers(len(self.logs)))]
+            self.fetch(place, int(rng.integers(1, most)))
+            self.take(rows_max)
+
+    @property
+    def spread_us(self) -> int:
+        """How much older a row was than one of a round before, at most."""
+        newest, worst = -(1 << 62), 0
+        for found in self.taken:
+            times = [t for _, t in found]
+            worst = max([worst, *(newest - t for t in times)])
+            newest = max([newest, *times])
+        return worst
+
+
+A, B, C = ("payments", 0), ("payments", 1), ("logins", 0)
+
+
+def steady(begin_us: int, end_us: int, many: int) -> list[int]:
+    return np.linspace(begin_us, end_us, many).astype(int).tolist()
+
+
+def test_uneven_partitions_are_taken_in_the_order_of_event_time(rng: np.random.Generator) -> None:
+    logs = {A: steady(0, 3 * HOUR_US, 900), B: steady(2 * HOUR_US, 3 * HOUR_US, 300),
+            C: steady(HOUR_US, 3 * HOUR_US, 50)}  # fmt: skip
+    reader = Reader(logs)
+    reader.run(rng, rows_max=40, most=80)
+    assert reader.at == {place: len(log) for place, log in logs.items()}
+    # A row's place is a median: two steps of the sparsest partition, each 2 h / 49.
+    assert reader.spread_us <= 3 * 2 * HOUR_US // 49
+    unordered = [rows for place in logs for rows in logs[place]]
+    assert max(unordered) - min(unordered) == 3 * HOUR_US
+
+
+def test_a_partition_that_gives_nothing_holds_up_for_a_while_only() -> None:
+    reader = Reader({A: steady(0, HOUR_US, 100), B: steady(0, HOUR_US, 100)})
+    reader.fetch(A, 100)
+    assert reader.take() == []
+    reader.now_s = WAIT_S + 0.1
+    assert len(reader.take()) == 100
+    assert not reader.catch_up.behind or reader.take() == []
+
+
+def test_a_partition_at_its_end_holds_nobody_up() -> None:
+    reader = Reader({A: steady(0, HOUR_US, 100), B: steady(0, MINUTE_US, 5)})
+    reader.fetch(A, 60)
+    assert reader.take() == []  # the other may still have what is older
+    reader.fetch(B, 5)
+    assert len(reader.take()) == 65
+    reader.fetch(A, 40)
+    assert len(reader.take()) == 40
+    reader.take()
+    assert not reader.catch_up.behind
+
+
+@pytest.mark.parametrize("off_us", [-YEAR_US, YEAR_US])
+def test_one_event_of_another_year_moves_nothing(rng: np.random.Generator, off_us: int) -> None:
+    logs = {A: steady(0, HOUR_US, 200), B: steady(0, HOUR_US, 200)}
+    logs[A][50] += off_us
+    reader = Reader(logs)
+    reader.run(rng, rows_max=30, most=40)
+    times = {place: [t for rows in reader.taken for p, t in rows if p == place] for place in logs}
+    assert times == logs
+    for rows in reader.taken:
+        rows[:] = [(p, t) for p, t in rows if -HOUR_US <= t <= 2 * HOUR_US]
+    assert reader.spread_us <= 3 * HOUR_US // 199
+
+
+@pytest.mark.parametrize("off_us", [-YEAR_US, YEAR_US])
+def test_a_wrong_clock_stalls_nobody_for_good(rng: np.random.Generator, off_us: int) -> None:
+    right = steady(0, HOUR_US, 200)
+    logs = {A: [t + off_us for t in right], B: right, C: right}
+    reader = Reader(logs)
+    reader.run(rng, rows_max=30, most=40)
+    assert reader.at == dict.fromkeys(logs, 200)
+    for rows in reader.taken:
+        rows[:] = [(p, t) for p, t in rows if p != A]
+    assert reader.spread_us <= 3 * HOUR_US // 199
+
+
+def test_a_partition_whose_schema_is_waited_for_holds_nobody_up() -> None:
+    reader = Reader({A: steady(0, HOUR_US, 100), B: steady(0, HOUR_US, 100)})
+    for place in reader.logs:
+        reader.fetch(place, 100)
+    reader.waiting = {A}
+    assert {place for place, _ in reader.take()} == {B}
+    reader.waiting = set()
+    assert len(reader.take()) == 100
+
+
+def test_lanes_of_a_process_go_together(rng: np.random.Generator) -> None:
+    pace = Pace()
+    lanes = [
+        Reader({A: steady(0, 2 * HOUR_US, 2_000)}, 0, pace),
+        Reader({B: steady(HOUR_US, 2 * HOUR_US, 1_000)}, 1, pace),
+    ]
+    together = Reader({})
+    while any(lane.catch_up.behind for lane in lanes):
+        found = []
+        for lane in lanes:
+            for place in lane.logs:
+                lane.fetch(place, int(rng.integers(1, 100)))
+            found += lane.take(60)
+        together.taken.append(found)
+        assert len(together.taken) < 10_000
+    assert sum(map(len, together.taken)) == 3_000
+    assert together.spread_us <= MINUTE_US
+    assert pace.others_us(0) == pace.others_us(1) == 1 << 62
