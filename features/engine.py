@@ -118,13 +118,9 @@ class GroupEngine:
         return {name: state.memory_bytes for name, state in self._states.items()}
 
     @property
-    def memory_parts(self) -> dict[str, int]:
-        """Bytes of state by what it holds, see `EntityState.memory_parts`."""
-        found: dict[str, int] = {}
-        for state in self._states.values():
-            for part, size in state.memory_parts.items():
-                found[part] = found.get(part, 0) + size
-        return found
+    def memory_parts(self) -> dict[str, dict[str, int]]:
+        """Bytes of state by entity type and what it holds, see `EntityState.memory_parts`."""
+        return {name: state.memory_parts for name, state in self._states.items()}
 
     @property
     def memory_bytes(self) -> int:

@@ -113,8 +113,9 @@ def measure(
     entities, memory = bench.entities, bench.memory
     parts = dict.fromkeys(PARTS, 0)
     for engine in bench.engines:
-        for part, size in engine.memory_parts.items():
-            parts[part] += size
+        for name in memory:
+            for part, size in engine.memory_parts[name].items():
+                parts[part] += size
     return {
         "share": share,
         "minutes": minutes,
