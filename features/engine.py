@@ -118,6 +118,11 @@ class GroupEngine:
         return {name: state.memory_bytes for name, state in self._states.items()}
 
     @property
+    def memory_parts(self) -> dict[str, dict[str, int]]:
+        """Bytes of state by entity type and what it holds, see `EntityState.memory_parts`."""
+        return {name: state.memory_parts for name, state in self._states.items()}
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of state."""
         return sum(self.memory.values())
