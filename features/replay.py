@@ -105,15 +105,27 @@ def _copy(slot, sources, to):
 
 
 @inlined
-def _ask(slot, sources):
-    """Ask for all state of a slot, which a checkpoint will copy."""
-    for k in range(len(sources)):
-        prefetch(words_at(sources[k, 0], slot + 1, sources[k, 1]), slot)
+def _ask(i, slots, links, generation, every, sources):
+    """Ask for memory of rows to come: links far ahead, nearer what a checkpoint will copy."""
+    far, near = i + 2 * AHEAD, i + AHEAD
+    if far < len(slots):
+        prefetch(links, slots[far])
+    if near < len(slots):
+        slot = slots[near]
+        if links[slot, MARK] < generation or links[slot, SINCE] >= every:
+            for k in range(len(sources)):
+                prefetch(words_at(sources[k, 0], slot + 1, sources[k, 1]), slot)
 
 
 @inlined
-def _keep(slot, at, oldest, rings, sources, chain, saved):
-    """Let rings keep what the oldest live checkpoint of their slot counts, back from one's place"""
+def _check(slot, number, tail, key, oldest, links, chain, keys, saved, sources, rings):
+    """Take a checkpoint; let rings keep what the oldest live one of their slot counts."""
+    at = number % len(chain)
+    for k in range(5):
+        keys[at, k] = key[k]
+    chain[at, OWNER], chain[at, OLDER], chain[at, CHECKPOINT_ROW] = slot, links[slot, MARK], tail
+    _copy(slot, sources, saved[at])
+    links[slot, MARK], links[slot, SINCE] = number, 0
     while chain[at, OLDER] >= oldest:
         at = chain[at, OLDER] % len(chain)
     for r in range(len(rings)):
@@ -151,16 +163,12 @@ def admit(
     oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
     capacity, room = len(wide), len(chain) - (checkpoint - live)
+    begins = first % capacity
     key, mine = np.empty(5, np.int64), np.empty(5, np.int64)
     for i in range(begin, len(slots)):
-        far, near = i + 2 * AHEAD, i + AHEAD
-        if far < len(slots):
-            prefetch(links, slots[far])
-        if near < len(slots):
-            slot = slots[near]
-            if links[slot, MARK] < generation or links[slot, SINCE] >= every:
-                _ask(slot, sources)
-        slot, at, before = slots[i], (first + i) % capacity, before_us[i]
+        _ask(i, slots, links, generation, every, sources)
+        slot, before = slots[i], before_us[i]
+        at = begins + i if begins + i < capacity else begins + i - capacity
         fresh = before == NEVER
         tail = 0 if fresh else links[slot, TAIL]
         needed = tail < first and (
@@ -186,16 +194,8 @@ def admit(
                 late[i] = 1
                 came_late += 1
             if needed:
-                to = (checkpoint + made) % len(chain)
-                for k in range(5):
-                    keys[to, k] = key[k]
-                chain[to, OWNER] = slot
-                chain[to, OLDER] = links[slot, MARK]
-                chain[to, CHECKPOINT_ROW] = tail
-                _copy(slot, sources, saved[to])
-                _keep(slot, to, live, rings, sources, chain, saved)
-                links[slot, MARK] = checkpoint + made
-                links[slot, SINCE] = 0
+                _check(slot, checkpoint + made, tail, key, live, links, chain, keys, saved, sources,
+                       rings)  # fmt: skip
                 made += 1
         elif head[i, 1] < before:
             late[i] = 1

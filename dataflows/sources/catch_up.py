@@ -7,9 +7,10 @@ lane is behind, what it has read ahead is kept, and the row that is oldest goes 
 It is behind from the start, and from a round that was full, until it has come to where its
 partitions ended then; what had to wait meanwhile, and came in longer, counts as behind as well.
 Who has nothing to give holds nobody up: a partition whose end is reached, one that has given
-nothing for `WAIT_S`, one whose schema is waited for. Nor does a wrong clock: a row's place is the
-median time of the last `MEDIAN_OF` of its partition, so one event from another year moves nothing;
-a partition whose every event is from another year goes first or last, and the others go on.
+nothing for `WAIT_S`, one whose schema is waited for. Nor does a wrong clock: a row's place is its
+time, or the median of its and the next ones' (`MEDIAN_OF`) where that is earlier, so one event from
+another year moves nothing; a partition whose every event is from another year goes first or last,
+and the others go on.
 
 What a lane takes is in its journal, so none of this decides anything twice.
 """
@@ -30,12 +31,12 @@ __all__ = ["FAR_US", "MEDIAN_OF", "WAIT_S", "CatchUp", "Pace", "Place"]
 Place = tuple[str, int]
 """Topic and partition."""
 
-WAIT_S = 2.0
+WAIT_S = 10.0
 """A partition that is behind and gives nothing is waited for so long. Chosen: a broker answers a
-fetch within tens of milliseconds, and finds a new leader within seconds."""
+fetch within tens of milliseconds, a busy one within seconds, and by then has a new leader."""
 
 MEDIAN_OF = 5
-"""Event times whose median is a row's place. Chosen: two wrong ones of five are outvoted."""
+"""Event times whose median bounds a row's place. Chosen: two wrong ones of five are outvoted."""
 
 FAR_US = 1 << 62
 """Later than any event."""
@@ -76,11 +77,11 @@ class Pace:
 
 @dataclass(slots=True)
 class _Read:
-    """What of a partition has been read and not yet taken: offsets and places in event time."""
+    """What of a partition has been read and not yet taken: offsets, event times and places."""
 
     offsets: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     keys: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    last: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     reach_us: int = -FAR_US
     heard_s: float = 0.0
 
@@ -88,20 +89,28 @@ class _Read:
         """Take in records in their order, with their event times."""
         if not len(offsets):
             return
-        # The first ones stand for those that would be before them.
-        before = self.last if len(self.last) else np.full(MEDIAN_OF - 1, times[:MEDIAN_OF].min())
-        known = np.concatenate([before, times])
-        windows = np.lib.stride_tricks.sliding_window_view(known, MEDIAN_OF)
-        middle = np.partition(windows, MEDIAN_OF // 2, axis=1)[:, MEDIAN_OF // 2]
-        middle = np.maximum.accumulate(np.maximum(middle, self.reach_us))
-        self.last, self.reach_us, self.heard_s = known[1 - MEDIAN_OF :], int(middle[-1]), now_s
+        self.heard_s = now_s
         self.offsets = np.concatenate([self.offsets, offsets])
-        self.keys = np.concatenate([self.keys, middle])
+        self.times = np.concatenate([self.times, times])
+        # Those after the last are taken to be as late as can be: they will be looked at again.
+        padded = np.concatenate([self.times, np.full(MEDIAN_OF - 1, FAR_US)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_OF)
+        middle = np.partition(windows, MEDIAN_OF // 2, axis=1)[:, MEDIAN_OF // 2]
+        self.keys = np.maximum.accumulate(np.minimum(self.times, middle))
 
     def forget(self, at: int) -> None:
         """Let go of what is before an offset."""
         gone = int(np.searchsorted(self.offsets, at))
-        self.offsets, self.keys = self.offsets[gone:], self.keys[gone:]
+        if gone:
+            self.reach_us = int(self.keys[gone - 1])
+            self.offsets, self.times = self.offsets[gone:], self.times[gone:]
+            self.keys = self.keys[gone:]
+
+    @property
+    def sure_us(self) -> int:
+        """Up to where its places are sure, with more to come."""
+        many = len(self.keys)
+        return int(self.keys[max(0, many - MEDIAN_OF)]) if many else self.reach_us
 
 
 class CatchUp:
@@ -217,8 +226,7 @@ class CatchUp:
         limit_us += self._slack_us if limit_us < FAR_US else 0
         for place in self._targets:
             if self._holds(place, waiting, now_s):
-                read = self._read[place]
-                limit_us = min(limit_us, int(read.keys[-1]) if len(read.keys) else read.reach_us)
+                limit_us = min(limit_us, self._read[place].sure_us)
         return limit_us
 
     def _tell(self, chosen: Mapping[Place, int], waiting: set[Place], now_s: float) -> None:

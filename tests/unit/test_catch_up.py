@@ -97,10 +97,7 @@ def test_uneven_partitions_are_taken_in_the_order_of_event_time(rng: np.random.G
     reader = Reader(logs)
     reader.run(rng, rows_max=40, most=80)
     assert reader.at == {place: len(log) for place, log in logs.items()}
-    # A row's place is a median: two steps of the sparsest partition, each 2 h / 49.
-    assert reader.spread_us <= 3 * 2 * HOUR_US // 49
-    unordered = [rows for place in logs for rows in logs[place]]
-    assert max(unordered) - min(unordered) == 3 * HOUR_US
+    assert reader.spread_us == 0
 
 
 def test_a_partition_that_gives_nothing_holds_up_for_a_while_only() -> None:
@@ -109,7 +106,8 @@ def test_a_partition_that_gives_nothing_holds_up_for_a_while_only() -> None:
     assert reader.take() == []
     reader.now_s = WAIT_S + 0.1
     assert len(reader.take()) == 100
-    assert not reader.catch_up.behind or reader.take() == []
+    reader.take()
+    assert not reader.catch_up.behind
 
 
 def test_a_partition_at_its_end_holds_nobody_up() -> None:
@@ -117,9 +115,9 @@ def test_a_partition_at_its_end_holds_nobody_up() -> None:
     reader.fetch(A, 60)
     assert reader.take() == []  # the other may still have what is older
     reader.fetch(B, 5)
-    assert len(reader.take()) == 65
+    assert len(reader.take()) == 61  # of A not the last four: what comes may be older
     reader.fetch(A, 40)
-    assert len(reader.take()) == 40
+    assert len(reader.take()) == 44
     reader.take()
     assert not reader.catch_up.behind
 
@@ -134,7 +132,7 @@ def test_one_event_of_another_year_moves_nothing(rng: np.random.Generator, off_u
     assert times == logs
     for rows in reader.taken:
         rows[:] = [(p, t) for p, t in rows if -HOUR_US <= t <= 2 * HOUR_US]
-    assert reader.spread_us <= 3 * HOUR_US // 199
+    assert reader.spread_us == 0
 
 
 @pytest.mark.parametrize("off_us", [-YEAR_US, YEAR_US])
@@ -146,7 +144,7 @@ def test_a_wrong_clock_stalls_nobody_for_good(rng: np.random.Generator, off_us: 
     assert reader.at == dict.fromkeys(logs, 200)
     for rows in reader.taken:
         rows[:] = [(p, t) for p, t in rows if p != A]
-    assert reader.spread_us <= 3 * HOUR_US // 199
+    assert reader.spread_us == 0
 
 
 def test_a_partition_whose_schema_is_waited_for_holds_nobody_up() -> None:
