@@ -106,15 +106,16 @@ def _next_us(slot, key, fed_us, spans, done_us, done_key):
 
 
 @kernel
-def _file(slot, tick, now_tick, heads, links):
-    """Put a slot into the bucket of a tick, as near to it as the wheel reaches."""
-    bucket = min(max(tick, now_tick), now_tick + TICKS - 1) % TICKS
+def _file(slot, tick, now_tick, step, heads, links):
+    """Put a slot into the bucket of a tick, or of one `step` ticks on: however late it is due now,
+    it may speak and be due a shortest window later."""
+    bucket = min(max(tick, now_tick), now_tick + step) % TICKS
     links[slot, 0] = heads[bucket]
     heads[bucket] = slot
 
 
 @kernel
-def _hear(slots, head, feeds, shortest_us, now_tick, done_us, fed_us, heads, links, again):
+def _hear(slots, head, feeds, shortest_us, now_tick, step, done_us, fed_us, heads, links, again):
     """Note when rings are fed, and let the wheel know of those it does not; returns how many of
     `again` are filled: slots whose window is empty already when its event comes.
 
@@ -124,6 +125,7 @@ def _hear(slots, head, feeds, shortest_us, now_tick, done_us, fed_us, heads, lin
     head : int64 (n, >= 3)
     feeds : bool (rings, event types)
     shortest_us : int64 (rings,), shortest window a view shows of each, 0 where none is shown
+    step : see `_file`
     fed_us : int64 (slots, rings)
     heads, links : int32 (TICKS,) and (slots, 1), chains of slots
     """
@@ -147,33 +149,27 @@ def _hear(slots, head, feeds, shortest_us, now_tick, done_us, fed_us, heads, lin
             again[found] = slot
             found += 1
         if links[slot, 0] == _NOT_FILED:
-            _file(slot, near_us // TICK_US, now_tick, heads, links)
+            _file(slot, near_us // TICK_US, now_tick, step, heads, links)
     return found
 
 
 @kernel
-def _refile(used, keys, fed_us, spans, done_us, done_key, heads, links):
-    """File all slots anew by when they are due; returns the tick of the first, -1 for none."""
-    first = np.int64(-1)
+def _refile(used, now_tick, step, keys, fed_us, spans, done, heads, links):
+    """File all slots anew by when they are due."""
     for slot in range(used):
-        due_us = _next_us(slot, keys[slot], fed_us, spans, done_us, done_key)
-        if keys[slot] != 0 and due_us > 0 and (first < 0 or due_us // TICK_US < first):
-            first = due_us // TICK_US
-    for slot in range(used):
-        due_us = _next_us(slot, keys[slot], fed_us, spans, done_us, done_key)
+        due_us = _next_us(slot, keys[slot], fed_us, spans, done[0], done[1])
         if keys[slot] != 0 and due_us > 0:
-            _file(slot, due_us // TICK_US, first, heads, links)
-    return first
+            _file(slot, due_us // TICK_US, now_tick, step, heads, links)
 
 
 @kernel
-def _turn(tick, until, step, keys, fed_us, spans, done_us, done_key, heads, links, found, times):
+def _turn(tick, until, step, keys, fed_us, spans, done, heads, links, found, times):
     """Empty buckets from a tick on until somebody is due or the clock is reached.
 
     Parameters
     ----------
     until : tick of the clock: whoever is due before it is
-    step : ticks after which a slot is looked at again, however late it is due
+    step : see `_file`
 
     Returns
     -------
@@ -189,14 +185,14 @@ def _turn(tick, until, step, keys, fed_us, spans, done_us, done_key, heads, link
             links[slot, 0] = _NOT_FILED
             due_us = np.int64(0)
             if keys[slot] != 0:
-                due_us = _next_us(slot, keys[slot], fed_us, spans, done_us, done_key)
+                due_us = _next_us(slot, keys[slot], fed_us, spans, done[0], done[1])
             if due_us > 0:
                 due_tick = due_us // TICK_US
                 if due_tick <= tick:
                     found[n], times[n] = slot, due_us
                     n += 1
                 else:
-                    _file(slot, min(due_tick, tick + step), tick + 1, heads, links)
+                    _file(slot, due_tick, tick + 1, step - 1, heads, links)
             slot = after
         tick += 1
     return tick, n
@@ -259,7 +255,7 @@ def _give(
             done[0], done[1] = due_us, key
             due_us = _next_us(slot, key, fed_us, spans, done[0], done[1])
         if due_us > 0 and links[slot, 0] == _NOT_FILED:
-            _file(slot, min(due_us // TICK_US, tick + step), tick, heads, links)
+            _file(slot, due_us // TICK_US, tick, step, heads, links)
     return n
 
 
@@ -331,8 +327,8 @@ class EmptiedWheel:
             self._tick = int(head[0, 1]) // TICK_US
         again = np.empty(len(slots), np.int64)
         done_us = int(self.done[0])
-        found = _hear(slots, head, self._feeds, self._shortest_us, self._tick, done_us, fed_us,
-                      self._heads, self._links, again)  # fmt: skip
+        found = _hear(slots, head, self._feeds, self._shortest_us, self._tick, self._step,
+                      done_us, fed_us, self._heads, self._links, again)  # fmt: skip
         if found:
             self._again.append(again[:found])
 
@@ -343,9 +339,14 @@ class EmptiedWheel:
         self._heads.fill(-1)
         self._links.fill(_NOT_FILED)
         self._ready = _NONE
-        self._tick = int(
-            _refile(used, keys, fed_us, self._spans, *self.done, self._heads, self._links)
-        )
+        # Where nothing has been told, the first that is due: what fed it came a window before.
+        self._tick = int(self.done[0]) // TICK_US
+        if not self.done[0]:
+            fed = fed_us[:used][fed_us[:used] > 0]
+            self._tick = int(fed.min()) // TICK_US if len(fed) else -1
+        if self._tick >= 0:
+            _refile(used, self._tick, self._step, keys, fed_us, self._spans, self.done,
+                    self._heads, self._links)  # fmt: skip
 
     def speak(
         self, clock_us: int, most: int, keys: Int64, newest_us: Int64, fed_us: Int64
@@ -390,9 +391,10 @@ class EmptiedWheel:
         return np.empty(n, np.int64), np.empty(n, np.int64), views
 
     def _once(self, told: list[tuple[Int64, Int64, Bool]]) -> tuple[Int64, Int64, Bool]:
-        """Each slot once: several of its windows may have run empty since the round before."""
-        if len(told) < 2:
-            return told[0] if told else self._room(0)
+        """Each slot once, in order: several of its windows may have run empty since the round
+        before."""
+        if not told:
+            return self._room(0)
         slots, times, views = (np.concatenate(part) for part in zip(*told, strict=True))
         kept, first, which = np.unique(slots, return_index=True, return_inverse=True)
         merged = np.zeros((len(kept), views.shape[1]), np.bool_)
@@ -404,7 +406,7 @@ class EmptiedWheel:
         if self._tick < 0 or self._tick >= until:
             return False
         found, due_us = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-        self._tick, n = _turn(self._tick, until, self._step, keys, fed_us, self._spans, *self.done,
+        self._tick, n = _turn(self._tick, until, self._step, keys, fed_us, self._spans, self.done,
                               self._heads, self._links, found, due_us)  # fmt: skip
         if not n:
             self.done[:] = self._tick * TICK_US - 1, np.iinfo(np.int64).max

@@ -36,7 +36,7 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring, Risk, Silence
+from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
