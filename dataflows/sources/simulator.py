@@ -53,11 +53,14 @@ class SimulatorReader:
     ----------
     settings : the `sim_*` settings
     start_us : event time to start at where there is no position yet (the end of a backfill)
+    world : the world the settings describe, where it is there already
     """
 
-    def __init__(self, settings: Settings, start_us: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, start_us: int | None = None, world: Simulator | None = None
+    ) -> None:
         self.unpaced = not settings.sim_paced
-        self._simulator = make_simulator(settings)
+        self._simulator = make_simulator(settings) if world is None else world
         self._speed = settings.sim_speed
         self._rate = settings.sim_events_per_s
         self._at_us = time_us_of(settings.sim_start) if start_us is None else start_us
