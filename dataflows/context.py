@@ -5,6 +5,7 @@ Made once, at start, where every fault of the configuration is found before the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,7 +27,8 @@ from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
-from dataflows.state.lock import lock_state, this_process
+from dataflows.state.lease import Lease, take_lease
+from dataflows.state.lock import in_cluster, lock_state, this_process
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import (
     Manifest,
@@ -64,17 +66,26 @@ SCORING_THREADS = 2
 
 
 class StopSwitch:
-    """Asks all lanes of the process to end with their next round."""
+    """Asks all lanes of the process to end with their next round.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    shared : file whose being there asks, so that all processes of a cluster hear of it; None alone
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
         self._event = threading.Event()
+        self._shared = shared
 
     def __call__(self) -> bool:
-        return self._event.is_set()
+        return self._event.is_set() or (self._shared is not None and self._shared.exists())
 
     def set(self) -> None:
         """Ask."""
         self._event.set()
+        if self._shared is not None:
+            with contextlib.suppress(OSError):  # a full disk; whoever stops one stops the others
+                self._shared.touch()
 
 
 def stop_on_signals(stop: StopSwitch) -> None:
@@ -120,6 +131,8 @@ class Context:
     store: StoreWriter | None
     book: RateBook | None
     """Tables of exchange rates by version; None as above."""
+    lease: Lease | None = None
+    """That of the state folder, which the first process of a cluster holds for all."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
     writing: ThreadPoolExecutor = field(
@@ -301,24 +314,33 @@ def _load_manifest(
     version: str,
     start: Callable[[], Path | None],
     say: Callable[[str], None],
-) -> Manifest:
+) -> tuple[Manifest, Lease]:
     """Claim the state folder, and the manifest to go on from; a fault leaves no folder behind."""
-    if read_manifest(settings.state_dir) is None:
+    was = read_manifest(settings.state_dir)
+    if was is None:
         _starting_point(settings, version, start)
     lock_state(settings.state_dir)
+    lease = take_lease(settings.state_dir, 0 if was is None else was.token, say=say)
+    _stop_file(settings).unlink(missing_ok=True)
     found, folder = _starting_point(settings, version, start)
+    found = replace(found, token=lease.token)
     if folder is not None:
         _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
         if rates_log(folder).is_file():
             shutil.copy(rates_log(folder), rates_log(settings.state_dir))
         write_manifest(settings.state_dir, found)
-        return found
-    usable = _usable(settings, found, say)
+        return found, lease
+    usable = replace(_usable(settings, found, say), token=lease.token)
     if usable.round != found.round:
         go_back(settings.state_dir, usable)
     else:
         write_manifest(settings.state_dir, usable)
-    return usable
+    return usable, lease
+
+
+def _stop_file(settings: Settings) -> Path:
+    """What tells all processes of a cluster that one of them was asked to stop."""
+    return settings.state_dir / "stop"
 
 
 def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> Manifest:
@@ -400,7 +422,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
-    manifest = _begin(settings, scorer.bundle.training, cat.version, telemetry.say)
+    manifest, lease = _begin(settings, scorer.bundle.training, cat.version, telemetry.say)
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
@@ -412,7 +434,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         warm_up_decoder(settings.event_types)
     scorer.warm_up()
     book = None if manifest is None else RateBook(settings, telemetry.say)
-    context = Context(settings, cat, scorer, manifest, telemetry, store, book)
+    stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
+    context = Context(settings, cat, scorer, manifest, telemetry, store, book, lease, stop)
     if settings.source == "simulator":
         telemetry.silences = lambda since_us, until_us: context.world().silences(since_us, until_us)
     return context
@@ -420,15 +443,15 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
 
 def _begin(
     settings: Settings, training: Mapping[str, Any], version: str, say: Callable[[str], None]
-) -> Manifest | None:
-    """Claim the state folder and put it in order; the manifest to go on from.
+) -> tuple[Manifest | None, Lease | None]:
+    """Claim the state folder and put it in order; the manifest to go on from, and the lease.
 
     In a cluster that is for the first process alone, None in the others: two that copy warm state,
     or write a manifest, would get into each other's way, and each would read all of the state.
     """
     if this_process() != "0":
         lock_state(settings.state_dir)
-        return None
+        return None, None
     start = cache(partial(warm_start, settings, training, version, say))
     lost = fallback(settings.state_dir)
     if lost is not None:

@@ -8,6 +8,7 @@ is what `build` sees to where no interval is given.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,9 @@ def build(config: str | Path | None = None) -> Dataflow:
         context = make_context(load(config), Telemetry())
         epoch_a_round()
         stop_on_signals(context.stop)
+        if context.lease is not None:
+            context.lease.keep(end_with)
+            atexit.register(context.lease.give_back)
         by_bytewax = started_by_bytewax(sys.modules.get("__main__"))
         return build_flow(context, Guard(on=by_bytewax, tell=end_with))
 

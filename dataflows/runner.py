@@ -14,6 +14,7 @@ from bytewax.run import cli_main
 
 from dataflows.context import Context, lanes_of, make_context, stop_on_signals
 from dataflows.detect import build_flow
+from dataflows.entry import end_with
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.report import write_json
@@ -81,8 +82,12 @@ def run_flow(
         watcher.start()
     try:
         flow = build_flow(context, guard)
+        if context.lease is not None:
+            context.lease.keep(end_with if peers is None else peers.fault)
         _run(flow, peers)
     finally:
+        if context.lease is not None:
+            context.lease.give_back()
         ended.set()
         if watcher is not None:
             watcher.join(timeout=5)

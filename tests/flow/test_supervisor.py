@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -171,27 +173,65 @@ def test_it_gives_up_on_processes_that_die_again_and_again(bench: Bench, tmp_pat
     assert re.match(rf"run: {died}; given up, since 6 starts in a row", str(given_up.value))
 
 
+def by_bytewax(
+    bench: Bench, folder: Path, more: dict[str, object], *options: str
+) -> subprocess.Popen[str]:
+    """The day as Bytewax's own command runs it."""
+    settings = bench.settings | DAY | {"alerts": ["jsonl"]} | more
+    plain = {"sim_cards", "sim_events_per_s", "sim_anomaly_share", "sim_paced"}
+    lines = [f"{k} = {v if k in plain else json.dumps(v)}" for k, v in settings.items()]
+    (folder / "waxwing.toml").write_text("\n".join(lines), encoding="utf-8")
+    flow = "dataflows.detect:build('waxwing.toml')"
+    return subprocess.Popen(
+        [sys.executable, "-m", "bytewax.run", "-s", "0", *options, flow],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def test_a_fault_under_bytewax_own_command_is_a_sentence_and_no_panic(
     bench: Bench, whole: Run, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
     shutil.copytree(whole.state_dir / "journal", state / "journal")
-    other = bench.settings | DAY | {"state_dir": str(state), "sim_seed": 8, "alerts": ["jsonl"]}
-    plain = {"sim_cards", "sim_events_per_s", "sim_anomaly_share", "sim_paced"}
-    lines = [f"{k} = {v if k in plain else json.dumps(v)}" for k, v in other.items()]
-    (tmp_path / "waxwing.toml").write_text("\n".join(lines), encoding="utf-8")
-    flow = "dataflows.detect:build('waxwing.toml')"
-    done = subprocess.run(
-        [sys.executable, "-m", "bytewax.run", "-s", "0", "-w", "2", flow],
-        cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
-        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    said = done.stderr.splitlines()
-    assert done.returncode == 2, done.stderr
-    assert "round 1 of the journal had" in said[-1] and "panicked" not in done.stderr
-    assert all(line.startswith("waxwing: ") for line in said), done.stderr
+    other = {"state_dir": str(state), "sim_seed": 8}
+    with by_bytewax(bench, tmp_path, other, "-w", "2") as process:
+        out, _ = process.communicate(timeout=240)
+    said = out.splitlines()
+    assert process.returncode == 2, out
+    assert "round 1 of the journal had" in said[-1]
+    assert all(line.startswith("waxwing: ") for line in said), "no panic"
+
+
+def test_a_stop_of_one_process_stops_the_whole_cluster(
+    bench: Bench, whole: Run, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        addresses = ";".join(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+    table: dict[str, object] = {"state_dir": str(state), "snapshot_rounds": 1000}
+    with (
+        by_bytewax(bench, tmp_path, table, "-i", "0", "-a", addresses) as first,
+        by_bytewax(bench, tmp_path, table, "-i", "1", "-a", addresses) as second,
+    ):
+        wait_for(lambda: journal_round(state) >= 12, "the moment to stop it", first, 120)
+        (second if lane_of(state, first) else first).send_signal(signal.SIGTERM)
+        outs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outs
+    assert manifest_round(state) == journal_round(state) < 43
+    in_processes(bench, state, 2).to_end()
+    run = Run(bench, state, DAY)
+    assert without_clock(run.alerts()) == without_clock(whole.alerts())
+
+
+def lane_of(state: Path, process: subprocess.Popen[str]) -> bool:
+    """Whether a process is the one that writes the journal."""
+    files = {file.path for file in psutil.Process(process.pid).open_files()}
+    return any(str(path) in files for path in (state / "journal" / "lane-00").iterdir())
