@@ -122,7 +122,8 @@ def test_faults_end_it_at_once_and_are_said_once(bench: Bench, tmp_path: Path) -
 def test_processes_end_with_the_one_that_watches_them(
     bench: Bench, whole: Run, tmp_path: Path
 ) -> None:
-    run = in_processes(bench, tmp_path / "state", 2)
+    slow = {"sim_paced": "true", "sim_speed": 180.0, "sim_seconds": 240}
+    run = in_processes(bench, tmp_path / "state", 2, **slow)
     with running("run", *run.options(), cwd=bench.folder) as process:
         wait_for(lambda: manifest_round(run.state_dir) >= 5, "a manifest", process, 120)
         left = workers_of(process.pid)
@@ -133,7 +134,7 @@ def test_processes_end_with_the_one_that_watches_them(
         process.wait()
     gone, alive = psutil.wait_procs(left.values(), timeout=30)
     assert len(gone) == 2 and not alive
-    run.to_end()
+    in_processes(bench, run.state_dir, 2).to_end()
     assert without_clock(run.alerts()) == without_clock(whole.alerts())
 
 

@@ -127,7 +127,9 @@ def test_the_manifest_knows_the_token_where_the_lease_is_lost(tmp_path: Path) ->
 
 def test_who_has_lost_the_lease_hears_of_it_with_the_next_beat(tmp_path: Path) -> None:
     first = take_lease(tmp_path)
-    assert first.beat() and read_lease(tmp_path).beat == 1  # type: ignore[union-attr]
+    assert first.beat()
+    beaten = read_lease(tmp_path)
+    assert beaten is not None and beaten.beat == 1
     elsewhere(tmp_path)
     second = take_lease(tmp_path, rest=lambda _: None)
     heard: list[StateError] = []
@@ -141,5 +143,6 @@ def test_who_has_lost_the_lease_hears_of_it_with_the_next_beat(tmp_path: Path) -
     assert lost.wait(30)
     assert "lease 2, ours was 1" in str(heard[0]) and f"process {os.getpid()}" in str(heard[0])
     first.give_back()
-    assert read_lease(tmp_path).held, "the other's is not ours to give back"  # type: ignore[union-attr]
+    kept = read_lease(tmp_path)
+    assert kept is not None and kept.held, "the other's is not ours to give back"
     assert second.beat()
