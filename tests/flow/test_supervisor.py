@@ -232,6 +232,25 @@ def test_a_stop_of_one_process_stops_the_whole_cluster(
     assert without_clock(run.alerts()) == without_clock(whole.alerts())
 
 
+def test_another_number_of_threads_goes_on_where_the_last_stopped(
+    bench: Bench, whole: Run, tmp_path: Path
+) -> None:
+    state, at = tmp_path / "state", 0
+    for workers in (1, 2, 4):
+        table: dict[str, object] = {"state_dir": str(state)}
+        with by_bytewax(bench, tmp_path, table, "-w", str(workers)) as process:
+            wait_for(lambda n=at: journal_round(state) >= n + 7, "its rounds", process, 120)
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+        assert manifest_round(state) == journal_round(state) > at
+        at = journal_round(state)
+    assert at < 43, "there was something left to do"
+    run = Run(bench, state, DAY)
+    run.to_end()
+    assert without_clock(run.alerts()) == without_clock(whole.alerts())
+
+
 def lane_of(state: Path, process: subprocess.Popen[str]) -> bool:
     """Whether a process is the one that writes the journal."""
     files = {file.path for file in psutil.Process(process.pid).open_files()}
