@@ -146,18 +146,28 @@ def train(
     training: dict[str, Any] = {
         "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
     }  # fmt: skip
-    there = {name for f in fitted.values() for name in f.models.detectors}
-    left_out = [name for name in detectors if name not in there]
+    left_out = _left_out(detectors, kinds, fitted, say)
     if left_out:
         training["left_out"] = left_out
-    unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
-    if unread:
-        say(f"left out, since no event type here has sequences: {', '.join(unread)}")
     bundle = Bundle(
         "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
     )
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
+
+
+def _left_out(
+    detectors: Sequence[str],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    fitted: Mapping[str, _Fitted],
+    say: Say,
+) -> list[str]:
+    """The detectors that no event type has in the end; those that read sequences are told."""
+    there = {name for f in fitted.values() for name in f.models.detectors}
+    unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
+    if unread:
+        say(f"left out, since no event type here has sequences: {', '.join(unread)}")
+    return [name for name in detectors if name not in there]
 
 
 def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, TrainingSet]:

@@ -387,7 +387,7 @@ class _Finder:
             known = read.drop_nulls()
             if seen.filled == 0 or len(known) < READ_MIN * seen.filled:
                 return False
-            return _YEARS_US[0] <= float(known.median() or 0) <= _YEARS_US[1]  # type: ignore[arg-type]
+            return _YEARS_US[0] <= float(np.median(known.to_numpy())) <= _YEARS_US[1]
 
         def as_read(expression: pl.Expr) -> pl.Series:
             return values.to_frame("v").select(expression.alias("v"))["v"]
@@ -606,7 +606,8 @@ def _all_codes(known: pl.Series) -> bool:
 
 def _longest(seen: _Seen) -> int:
     """Bytes of the longest value as text."""
-    return int(seen.values.cast(pl.String, strict=False).str.len_bytes().max() or 0)  # type: ignore[arg-type]
+    lengths = seen.values.cast(pl.String, strict=False).str.len_bytes().drop_nulls()
+    return int(lengths.to_numpy().max(initial=0))
 
 
 def _quoted(text: str) -> str:
