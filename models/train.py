@@ -146,9 +146,7 @@ def train(
     training: dict[str, Any] = {
         "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
     }  # fmt: skip
-    left_out = _left_out(detectors, kinds, fitted, say)
-    if left_out:
-        training["left_out"] = left_out
+    training |= _left_out(detectors, kinds, fitted, say)
     bundle = Bundle(
         "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
     )
@@ -161,13 +159,15 @@ def _left_out(
     kinds: Mapping[str, Mapping[str, type[Detector]]],
     fitted: Mapping[str, _Fitted],
     say: Say,
-) -> list[str]:
-    """The detectors that no event type has in the end; those that read sequences are told."""
+) -> dict[str, list[str]]:
+    """The detectors that no event type has in the end, where there are any; those that read
+    sequences are told."""
     there = {name for f in fitted.values() for name in f.models.detectors}
     unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
     if unread:
         say(f"left out, since no event type here has sequences: {', '.join(unread)}")
-    return [name for name in detectors if name not in there]
+    left_out = [name for name in detectors if name not in there]
+    return {"left_out": left_out} if left_out else {}
 
 
 def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, TrainingSet]:
