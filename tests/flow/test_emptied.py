@@ -73,7 +73,7 @@ def recorded(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Recorded
 def run_over(bench: Bench, recorded: Recorded, state: Path, **more: Any) -> Run:
     """`waxwing run` over the files with a store of its own."""
     cold = {k: v for k, v in bench.settings.items() if k != "warm_state"}
-    options = {"store": "embedded", "round_rows_max": 500, "store_emptied_max": 10_000, **more}
+    options = {"store": "embedded", "round_rows_max": 200, "store_emptied_max": 10_000, **more}
     return Run(Bench(recorded.folder, cold), state, options, ("--data", str(recorded.folder)))
 
 
@@ -148,7 +148,7 @@ def test_windows_run_empty_in_the_store_whatever_falls_between(
     bench: Bench, recorded: Recorded, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
-    run = run_over(bench, recorded, state, snapshot_rounds=5)
+    run = run_over(bench, recorded, state, snapshot_rounds=2)
 
     def begun() -> bool:
         manifest = read_manifest(state)
