@@ -596,7 +596,8 @@ class EntityState:
             self.listen(head)
         if self.emptied.active:
             head, slots = self._known(head)
-            self.emptied.hear(slots, head, self._fixed["fed_us"])
+            if len(slots):
+                self.emptied.hear(slots, head, self._fixed["fed_us"])
         return given
 
     def _known(self, head: Int64) -> tuple[Int64, Int64]:
