@@ -22,7 +22,7 @@ SHELF_MIN = 64
 SLICE_MIN = 1 << 10
 """Rows copied at once however few a part is; chosen: they take as long as the calls."""
 
-GROWTH = 1.5
+GROWTH = 1.15
 """A full shelf becomes so many times as large: less is unused than with doubling."""
 
 
@@ -64,11 +64,17 @@ class Shelf:
         if need <= self.capacity:
             return
         size = max(int(GROWTH * self.capacity), need)
-        numbers = np.arange(self.first, self.top)
-        source, to = numbers % self.capacity, numbers % size
+        # Stretches that neither the old nor the new arrays cut in two: three at the most.
+        moves: list[tuple[int, int, int]] = []
+        for number, at, step in self._spans(self.first, self.top - self.first):
+            here = min(step, size - number % size)
+            moves.append((at, number % size, here))
+            if here < step:
+                moves.append((at + here, 0, step - here))
         for name, old in self.arrays.items():
             new = np.zeros((size, old.shape[1]), old.dtype)
-            new[to] = old[source]
+            for at, to, many in moves:
+                new[to : to + many] = old[at : at + many]
             self.arrays[name] = new
 
     def _spans(self, number: int, many: int) -> Iterator[tuple[int, int, int]]:
