@@ -563,7 +563,8 @@ class KafkaReader:
         due_ns = _due_ns(records.messages, self._cut_us)
         answers: dict[int, str | None] = {}
         if self._bodies is not None:
-            answers, fresh, _ = self._bodies.look_up(schema_ids(records.values))
+            known, fresh, waiting = self._bodies.look_up(schema_ids(records.values))
+            answers = dict.fromkeys(waiting) | known
             self._fresh |= fresh
         found = decode(
             topic.event_type, self._settings.kafka_format, records.values, records.partition,
