@@ -147,11 +147,11 @@ class Scorer:
         return tuple(n for n in self.columns(models.event_type) if n in models.detectors)
 
     def columns(self, event_type: str) -> tuple[str, ...]:
-        """Detectors that the scores of an event type have a column of, D of them."""
+        """Detectors that the scores of an event type have a column of, D of them: those asked for,
+        or what stands in for them."""
         models = self.bundle.models.get(event_type)
-        if models is None:
-            return self.detectors
-        return self.detectors + tuple(n for n in self.fallbacks if n in models.detectors)
+        alone = () if models is None else tuple(n for n in self.fallbacks if n in models.detectors)
+        return alone or self.detectors
 
     def score(
         self, features: FeatureMatrix, stages: Stages, raw: Float64 | None = None
