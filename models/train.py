@@ -199,7 +199,6 @@ def _overdue(catalog: Catalog, rows: TrainingSet | None) -> tuple[EventModels, A
     if rows is not None:
         known = rows.features.values[rows.label <= 0]
     law = overdue.usual_law()
-    surprise = law.surprise(np.array([overdue.TIMES]))
     name = overdue.Model.name
     models = EventModels(
         ABSENCE,
@@ -212,7 +211,8 @@ def _overdue(catalog: Catalog, rows: TrainingSet | None) -> tuple[EventModels, A
         0.0,
         usual_values(known),
     )
-    score = float(score_of(surprise)[0])
+    # Between the last that has no vote and the first that has: a file rounds.
+    score = float(score_of(law.surprise_at[-2:]).mean())
     return models, replace(default_rule(ABSENCE), thresholds={name: score}, ensemble=score)
 
 
