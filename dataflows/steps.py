@@ -300,10 +300,11 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
-    late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
+    settings = context.settings
+    options = (settings.late_s, settings.entity_ttl_h, settings.exact_events_max)
     if base is None:
-        return GroupEngine(context.catalog, group, late_s, ttl_h), shard
-    engine = GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h)
+        return GroupEngine(context.catalog, group, *options), shard
+    engine = GroupEngine.restore(context.catalog, group, base, deltas, *options)
     context.telemetry.grown(engine.empty, engine.partial)
     return engine, shard
 
@@ -431,12 +432,15 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired, beyond = engine.expired, engine.late_beyond
+        expired, beyond, approximated = engine.expired, engine.late_beyond, engine.approximated
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
         self._context.telemetry.out_of_place(engine.late_beyond - beyond)
+        merged = engine.approximated - approximated
+        if merged:
+            self._context.telemetry.merged(merged, engine.excess_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()

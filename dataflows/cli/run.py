@@ -170,7 +170,7 @@ def with_data(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.currencies import priced_lines
-    from dataflows.observe.live import judgement_table
+    from dataflows.observe.live import approximated_text, judgement_table
     from dataflows.observe.telemetry import Telemetry
     from dataflows.runner import run_flow, usage, write_json
     from dataflows.settings import load
@@ -189,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
         + _corrected(report)
+        + (f"; {approximated_text(report)}" if report["approximated"] else "")
         + "".join(f"; {line}" for line in priced_lines(telemetry.unpriced, telemetry.old_rate))
         + _dead_letters(settings, telemetry)
     )
