@@ -34,7 +34,12 @@ def test_a_small_share_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_numbers_that_are_none_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "memory", "--share", "2", "--minutes", "0", "--groups", "0", "--exact", "-1"]) == 2
+    assert (
+        main(
+            ["bench", "memory", "--share", "2", "--minutes", "0", "--groups", "0", "--exact", "-1"]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert "--share 2" in told and "--minutes 0" in told and "--groups 0" in told
     assert "--exact -1" in told
