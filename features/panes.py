@@ -107,12 +107,14 @@ def _open_at(row, flags, reals, pairs):
 
 
 @kernel
-def first_number(row, flags, reals, pairs, exact, arena):
-    """Number of the oldest record that the longest window counts; `exact`: of those not merged."""
+def first_number(row, longest, shape, arena):
+    """Number of the oldest record that the longest window counts; at `longest` stands that of the
+    oldest one that has not been merged."""
+    flags, reals, _, pairs = shape
     if row[PANE_TAIL] < row[PANE_HEAD]:
         return arena[row[_START] + row[PANE_TAIL] - row[_FIRST], _NUMBER]
     at = _open_at(row, flags, reals, pairs)
-    return row[at + _NUMBER] if row[at + _COUNT] > 0 else exact
+    return row[at + _NUMBER] if row[at + _COUNT] > 0 else row[longest]
 
 
 @kernel

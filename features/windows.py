@@ -349,23 +349,27 @@ def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, 
 
 @inlined
 def _queue(
-    row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals
+    row, windows, m, column, sign, seq, newest, flags, reals, pairs, maxima, arena_ints, arena_reals
 ):
-    """Put the newest record into the queue of those that can still become a maximum."""
+    """Put the newest record, at `newest` of the arena, into the queue of those that can still
+    become a maximum."""
+    value = arena_reals.shape[1] - reals + column
+    x = arena_reals[newest, value]
     stride = 2 + flags + reals + maxima + pairs
     first = SHARED + pairs + maxima + 2 + flags + reals + m
-    start = row[BASE] + row[LIMIT] - row[CAPACITY]
-    front = row[first + (windows - 1) * stride]
-    end = row[SHARED + pairs + m]
-    while end > front:
-        place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
-        if sign * arena_reals[place, column] > sign * x:
-            break
-        end -= 1
-    for w in range(windows):
-        row[first + w * stride] = min(row[first + w * stride], end)
-    arena_ints[start + end, 2 + m] = seq
-    row[SHARED + pairs + m] = end + 1
+    if x == x:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        front = row[first + (windows - 1) * stride]
+        end = row[SHARED + pairs + m]
+        while end > front:
+            place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
+            if sign * arena_reals[place, value] > sign * x:
+                break
+            end -= 1
+        for w in range(windows):
+            row[first + w * stride] = min(row[first + w * stride], end)
+        arena_ints[start + end, 2 + m] = seq
+        row[SHARED + pairs + m] = end + 1
 
 
 @inlined
@@ -562,6 +566,17 @@ def _ask(
 
 
 @inlined
+def _let_go(row, longest, book, arena_ints):
+    """Keep no records that no window counts, unless a late row may; nor a block for none."""
+    if not book[PLACED]:
+        row[KEPT] = row[longest]
+    if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        release(start, row[CAPACITY], book, arena_ints)
+        row[BASE] = row[CAPACITY] = row[LIMIT] = 0
+
+
+@inlined
 def _shape(config):
     """Windows, flags, reals, maxima, pairs; width of a window's columns; place of the first."""
     windows, flags, reals, maxima, pairs = config[0], config[1], config[2], config[3], config[4]
@@ -680,12 +695,7 @@ def run_ring(
             return i
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
-        if not book[PLACED]:
-            row[KEPT] = row[longest]
-        if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
-            start = row[BASE] + row[LIMIT] - row[CAPACITY]
-            release(start, row[CAPACITY], book, arena_ints)
-            row[BASE] = row[CAPACITY] = row[LIMIT] = 0
+        _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
         if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,
                                   arena_reals):  # fmt: skip
@@ -702,17 +712,12 @@ def run_ring(
                          marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
                                   reals_in, arena_ints, arena_reals)  # fmt: skip
-            since = row[longest]
-            if exact_max > 0:
-                since = first_number(row, flags, reals, pairs, since, panes)
+            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
             _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met,
                    arena_reals)  # fmt: skip
             for m in range(maxima):
-                column = arena_reals.shape[1] - reals + max_columns[m]
-                x = arena_reals[place, column]
-                if x == x:
-                    _queue(row, windows, m, column, signs[m], seq, x, flags, reals, pairs,
-                           maxima, arena_ints, arena_reals)  # fmt: skip
+                _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs,
+                       maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
               exact_max, shape, out)  # fmt: skip
