@@ -45,6 +45,7 @@ __all__ = [
     "dissolve",
     "drop_panes",
     "first_number",
+    "free_panes",
     "join_pane",
     "pane_exact_us",
     "pane_layout",
@@ -155,8 +156,8 @@ def _find_best(row, sums, flags, reals, maxima, pairs, arena_reals):
 
 
 @kernel
-def drop_panes(row, sums, since_us, w_int, w_float, shape, book, arena, arena_reals):
-    """Let panes leave whose newest record is of `since_us` or before.
+def drop_panes(row, sums, since_us, w_int, w_float, shape, arena, arena_reals):
+    """Let panes leave whose newest record is of `since_us` or before; changes row and sums alone.
 
     Parameters
     ----------
@@ -185,6 +186,11 @@ def drop_panes(row, sums, since_us, w_int, w_float, shape, book, arena, arena_re
         _take_off(row, sums, w_int, w_float, row[at + _COUNT :], sums[s_at:], flags, reals, maxima,
                   pairs)  # fmt: skip
         row[at + _COUNT] = 0
+
+
+@kernel
+def free_panes(row, book, arena):
+    """Give the block back of a slot that keeps no pane."""
     if row[_CAPACITY] > 0 and row[PANE_KEPT] == row[PANE_HEAD]:
         release(row[_START], row[_CAPACITY], book, arena)
         row[_CAPACITY] = row[_START] = row[_FIRST] = 0

@@ -36,6 +36,7 @@ from features.panes import (
     best_of,
     drop_panes,
     first_number,
+    free_panes,
     join_pane,
     pane_layout,
     tell_excess,
@@ -69,6 +70,7 @@ __all__ = [
     "make_room",
     "pair_key",
     "places_at",
+    "read_ring",
     "record_number",
     "room_for",
     "run_ring",
@@ -633,10 +635,10 @@ def _thin(
     """
     w_float = 4 * (windows - 1) * shape[1]
     window_us, exact_us = panes_book[LONGEST_US], panes_book[EXACT_FROM_US]
-    drop_panes(row, sums, time_us - window_us, longest, w_float, shape, panes_book, panes,
-               panes_reals)  # fmt: skip
+    drop_panes(row, sums, time_us - window_us, longest, w_float, shape, panes, panes_reals)
     if not placed:
         row[PANE_KEPT] = row[PANE_TAIL]
+    free_panes(row, panes_book, panes)
     while row[HEAD] - row[longest] > panes_book[EXACT_MAX]:
         place = row[BASE] + row[longest]
         record_us = row[NEWEST] - age_of(row[NEWEST], place, arena_ints)
@@ -722,3 +724,34 @@ def run_ring(
               max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
               exact_max, shape, out)  # fmt: skip
     return len(slots)
+
+
+@kernel
+def read_ring(
+    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, panes,
+    panes_reals, panes_book, out
+):  # fmt: skip
+    """Statistics of windows as of times no earlier than the slots' newest rows; changes no state.
+
+    Parameters
+    ----------
+    slots, at_us : int64 (n,)
+    code : event type whose features are read; those of a pair are of no event, so without a value
+    config, plan, plan_at, ints, floats, arena_ints, arena_reals : see `run_ring`
+    panes, panes_reals, panes_book, out : see `run_ring`
+    """
+    windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
+    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
+    longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
+    windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
+    met = np.full((pairs, 5), -1, np.int64)
+    for i in range(len(slots)):
+        row, sums = ints[slots[i]].copy(), floats[slots[i]].copy()
+        if exact_max > 0:
+            since_us = at_us[i] - panes_book[LONGEST_US]
+            drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
+        _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
+                 arena_reals)  # fmt: skip
+        _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
+              max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,
+              shape, out)  # fmt: skip

@@ -13,8 +13,11 @@ import pytest
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
+from features.events import event_code
+from features.plan import plan_of
 from features.snapshots import join
 from features.spec import Feature
+from features.state import EntityState
 from tests.naive import PanedWindow
 from tests.streams import START_US, make_batch
 from tests.units import fitting
@@ -166,6 +169,38 @@ def test_a_hot_entity_takes_the_memory_of_its_panes() -> None:
         parts = engine.memory_parts["card"]
         taken[exact_max] = sum(parts[name] for name in ("records", "idle", "panes"))
     assert taken[EXACT_MAX] < 0.3 * taken[0]
+
+
+def test_reading_a_window_while_nothing_comes_lets_panes_leave_and_changes_nothing(
+    rng: np.random.Generator,
+) -> None:
+    rows = payments(rng, 3_000)
+    state = EntityState(plan_of(CATALOG).entities["card"], exact_max=EXACT_MAX)
+    twin = PanedWindow(3600, 600, EXACT_MAX)
+    part = split(CATALOG, {"payment": make_batch("payment", rows, partitions=1)}, 1)[0]
+    state.process(part.heads["card"], part.reals["card"])
+    for row in rows:
+        twin.move(row["time_us"])
+        twin.exact.append((row["time_us"], row))
+    (ring,) = state.rings
+    before = ring.ints.copy(), ring.floats.copy(), ring.panes_book.copy()
+    names = CATALOG.names("payment")
+    for wait_s in (0, 700, 2_000, 3_300, 4_000):
+        at_us = rows[-1]["time_us"] + wait_s * 1_000_000
+        out = np.full((1, len(names)), np.nan)
+        ring.read(np.array([0]), np.array([at_us]), event_code("payment"), out)
+        since_us = at_us - 3_600_000_000
+        panes = [pane for pane in twin.panes if pane[-1][0] > since_us]
+        inside = [e for pane in panes for _, e in pane]
+        inside += [e for t, e in twin.exact if t > since_us]
+        for op, more in OPERATIONS:
+            if not inside and op in ("share", "distinct_share"):
+                continue
+            wanted = expected_of(op, more, inside)
+            found = out[0, names.index(name_of(op, more, 3600))]
+            assert found == pytest.approx(wanted, rel=1e-12, abs=1e-9, nan_ok=True), (wait_s, op)
+    for was, now in zip(before, (ring.ints, ring.floats, ring.panes_book), strict=True):
+        np.testing.assert_array_equal(was, now)
 
 
 @pytest.mark.parametrize("chain", [False, True])
