@@ -94,7 +94,6 @@ def window(records: list[tuple[int, Event]], now_us: int, window_s: int) -> list
     return [e for t, e in records if now_us - window_s * 1_000_000 < t <= now_us]
 
 
-@lru_cache(maxsize=1 << 16)
 class PanedWindow:
     """One entity's longest window where the older of too many events are merged into panes."""
 
@@ -130,6 +129,7 @@ class PanedWindow:
         return old, len(first) - 1 if may else 0
 
 
+@lru_cache(maxsize=1 << 16)
 def _clipped_mean(
     values: tuple[float, ...], memory: float, clip: float, clip_from: int
 ) -> tuple[float, float]:
