@@ -15,6 +15,7 @@ from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
+from dataflows.digests import Digest
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
 from dataflows.store.rows import Views, split_rows
@@ -24,7 +25,7 @@ from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 
-__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "Seen", "StoreRows", "score_round"]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -77,6 +78,16 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """All that was known of the rows of one event type in a round; kept in a replay alone."""
+
+    batch: EventBatch
+    features: FeatureMatrix
+    scores: ScoreMatrix
+    decisions: Decisions
+
+
+@dataclass(frozen=True, slots=True)
 class RoundOut:
     """What one lane's round leaves behind; the commit step writes it once all lanes have theirs."""
 
@@ -102,6 +113,9 @@ class RoundOut:
     flips: tuple[Flip, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    digest: Digest | None = None
+    seen: tuple[Seen, ...] = ()
+    batches: dict[str, EventBatch] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +134,16 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
 
     A function of the round alone: no clock is read but for measuring how long it took.
     """
+    if context.replaying is not None and item.round < context.replaying.first:
+        yield _unseen(item)
+        return
     begun = time.perf_counter()
     stages = item.control.stages
     canary = any(stage == "canary" for stage, _ in stages.values())
     alerts: list[Alert] = []
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
+    seen: list[Seen] = []
     muted = suppressed = 0
     # The kernels hold no lock: event types are scored side by side, and taken in their order.
     scored = {
@@ -140,6 +158,10 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         entity = hash_columns(batch.frame, primary) if canary else None
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = np.asarray(decisions.flagged.any(axis=1))
+        if item.digest is not None:
+            item.digest.score(scores, decisions)
+        if context.replaying is not None:
+            seen.append(Seen(batch, features, scores, decisions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, scores, decisions, absences))
@@ -174,11 +196,23 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         tuple(flips[:FLIPS_ROUND_MAX]),
         item.unpriced,
         item.old_rate,
+        None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
+        tuple(seen),
+        None if context.replaying is None else item.batches,
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _unseen(item: Featured) -> RoundOut:
+    """What is left of a round that a replay passes on its way to the first it looks at."""
+    return RoundOut(
+        item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
+        {}, (), 0, 0, np.zeros(0, np.int64), (), item.control, item.final, item.replayed,
+        batches=item.batches,
+    )  # fmt: skip
 
 
 def _alerts(
