@@ -20,7 +20,7 @@ import numpy as np
 from dataflows.alerts.jsonl import FILE_NAME
 from dataflows.context import Context, Replaying
 from dataflows.digests import SEQUENCE, record_of, versions
-from dataflows.replay import as_run, base_before, replay, segments_in
+from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut, Seen
 from dataflows.state.bases import base_states
 from dataflows.state.certificate import (
@@ -146,7 +146,8 @@ def certify(
     looker = _Comparison(state_dir, stretch)
     begun = time.monotonic()
     wanted = Replaying(first, last)
-    context = replay(settings, base, wanted, looker.look, workers, stretch.segment.header["bundle"])
+    context = replay_context(settings, base, wanted, stretch.segment.header)
+    replay(context, looker.look, workers)
     if looker.difference is None and looker.rounds < last - first + 1:
         raise StateError(
             f"the replay ended after {looker.rounds} of {last - first + 1} rounds; this is a bug"
@@ -197,12 +198,11 @@ def _stretch(state_dir: Path, from_us: int | None, until_us: int | None) -> _Str
         if found is None:
             found = _Stretch(segment, record, record)
         header, first = segment.header, found.segment.header
-        for name in ("bundle", "groups", "lanes", "catalog"):
+        for name in ("bundle", "groups", "lanes", "catalog", "voting"):
             if header[name] != first[name]:
                 raise StateError(
-                    f"the rounds are of several flows: {name} is {first[name]} before round"
-                    f" {record.round} (cut at {moment(record.cut_time_us)}) and {header[name]} from"
-                    f" it on; certify them apart, with --to and --from"
+                    f"the rounds are of several flows: {name} is another from round"
+                    f" {record.round} on; certify them apart, with --to and --from"
                     f" {moment(record.cut_time_us)}"
                 )
         found.last = record

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +204,10 @@ def header_of(context: Context) -> dict[str, Any]:
     return {
         "catalog": catalog.version,
         "bundle": context.scorer.bundle.id,
+        "voting": [
+            {**asdict(rule), "thresholds": dict(rule.thresholds)}
+            for rule in context.scorer.voting.anomaly_types.values()
+        ],
         "groups": settings.groups,
         "lanes": context.manifest.lanes,
         "columns": {

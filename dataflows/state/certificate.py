@@ -117,7 +117,7 @@ class Record:
 class Segment:
     """A segment of records: its first round, its file and its header.
 
-    The header has `columns` (event type -> names), `bundle`, `catalog`, `groups`, `lanes`,
+    The header has `columns` (event type -> names), `bundle`, `voting`, `catalog`, `groups`, `lanes`,
     `settings`, `versions`, and `cut_time_us` of the first round.
     """
 
