@@ -31,6 +31,7 @@ from dataflows.state.bases import BaseState, base_states
 from dataflows.state.certificate import Segment, digests_folder, segments_of
 from dataflows.state.journal import JournalView, read_cuts
 from dataflows.steps import Barrier, restore_all
+from features.batch import EventBatch, concat_batches
 from features.catalog import catalog
 from features.digest import warm_up as warm_up_digest
 from features.engine import warm_up
@@ -40,7 +41,15 @@ from models.bundle import Bundle
 from models.scoring import Scorer
 from models.voting import AnomalyType, Voting
 
-__all__ = ["Rounds", "base_before", "as_run", "replay", "replay_context", "segments_in"]
+__all__ = [
+    "Rounds",
+    "base_before",
+    "events_of",
+    "as_run",
+    "replay",
+    "replay_context",
+    "segments_in",
+]
 
 Rounds = Callable[[int, list[RoundOut]], bool]
 """Is given each wanted round and what its lanes left; False ends the replay."""
@@ -187,8 +196,8 @@ class _ReplayLane(Lane):
         return replace(part, final=self.pending is None)
 
 
-def _open_lane(context: Context, lane: int, last: int) -> Lane:
-    """A lane over its journal, standing at the base state."""
+def _open_lane(context: Context, lane: int, last: int, after: int | None = None) -> Lane:
+    """A lane over its journal, standing at the base state, or after another round."""
     settings = context.settings
     opened = _ReplayLane(
         lane=lane,
@@ -199,7 +208,7 @@ def _open_lane(context: Context, lane: int, last: int) -> Lane:
         stop=context.stop,
     )
     opened.last = last
-    opened.start(context.manifest.round)
+    opened.start(context.manifest.round if after is None else after)
     return opened
 
 
@@ -238,6 +247,25 @@ class _Look(FixedPartitionedSink[Any, int]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _Looker:
         return _Looker(*self._made)
+
+
+def events_of(context: Context, round_: int) -> dict[str, EventBatch]:
+    """Events of a round as the source gave them, by event type; of all lanes.
+
+    Raises
+    ------
+    WaxwingError : the journal or the source no longer has them
+    """
+    found: dict[str, list[EventBatch]] = {}
+    for number in range(lanes_of(context.settings)):
+        lane = _open_lane(context, number, round_, after=round_ - 1)
+        try:
+            if lane.pending is not None and lane.pending.round == round_:
+                for name, batch in lane.cut().batches.items():
+                    found.setdefault(name, []).append(batch)
+        finally:
+            lane.reader.close()
+    return {name: concat_batches(batches) for name, batches in found.items()}
 
 
 def replay(context: Context, look: Rounds, workers: int = 1) -> None:

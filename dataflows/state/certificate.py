@@ -117,8 +117,8 @@ class Record:
 class Segment:
     """A segment of records: its first round, its file and its header.
 
-    The header has `columns` (event type -> names), `bundle`, `voting`, `catalog`, `groups`, `lanes`,
-    `settings`, `versions`, and `cut_time_us` of the first round.
+    The header has `columns` (event type -> names), `bundle`, `voting` (the rules), `catalog`,
+    `groups`, `lanes`, `settings`, `versions`, and `cut_time_us` of the first round.
     """
 
     round: int
