@@ -10,7 +10,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-__all__ = ["page_of", "write_page"]
+__all__ = ["check_page", "page_of", "write_page"]
 
 ODDNESS_MAX = 6.0
 """Oddness at which a bar is full: one genuine row in a million. Chosen."""
@@ -23,7 +23,8 @@ h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
 p.facts { color: var(--dim); margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
+td:last-child { overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--dim); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar { background: var(--soft); border-radius: 3px; width: 6rem; height: .7rem;
@@ -51,6 +52,20 @@ def write_page(path: str, found: dict[str, Any]) -> None:
         ) from None
 
 
+def check_page(path: str | None) -> None:
+    """Whether `write_page` has a folder to write to, asked before the replay and not after.
+
+    Raises
+    ------
+    ConfigError : it has not
+    """
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise ConfigError(
+            f"--html {path}: cannot be written (no such folder); name a file in a folder that"
+            " exists"
+        )
+
+
 def page_of(found: dict[str, Any]) -> str:
     """The page.
 
@@ -58,7 +73,7 @@ def page_of(found: dict[str, Any]) -> str:
     ----------
     found : of `dataflows.explain.explain`
     """
-    alert, vote, replayed = found["alert"], found["vote"], found["replayed"]
+    alert, vote = found["alert"], found["vote"]
     same = found["same"]
     facts = (
         f"{alert['anomaly_type']}, {alert['severity']}; event {alert['event_id']} at"
@@ -94,6 +109,23 @@ def page_of(found: dict[str, Any]) -> str:
                 for f in found["features"]
             ),
         ),
+        *_surroundings(found),
+    ]  # fmt: skip
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta http-equiv=Content-Security-Policy"
+        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{_text(alert['summary'])}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _surroundings(found: dict[str, Any]) -> list[str]:
+    """The event, its entity's past, what was in force and what it was made with."""
+    alert, replayed = found["alert"], found["replayed"]
+    return [
         "<h2>The event</h2>",
         _table(("field", "value"), found["event"]["fields"].items()),
         f"<h2>Last events of {_text(alert['entity_type'])} {_text(alert['entity'])}</h2>",
@@ -129,15 +161,6 @@ def page_of(found: dict[str, Any]) -> str:
         f"<p class=facts>Round {alert['round']}, replayed after round {replayed['base_round']} in"
         f" {len(replayed['groups'])} shard groups.</p>",
     ]  # fmt: skip
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        "<meta http-equiv=Content-Security-Policy"
-        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{_text(alert['summary'])}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
 
 
 class _Bar(float):
@@ -161,9 +184,19 @@ def _number(value: float | None) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table; numbers stand right, bars are drawn, all else is text."""
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    filled = [list(row) for row in rows]
+    numeric = [all(map(_is_number, column)) for column in zip(*filled, strict=True)]
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in filled)
+    head = "".join(
+        f"<th{' class=n' if right else ''}>{_text(name)}</th>"
+        for name, right in zip(heads, numeric or [False] * len(heads), strict=True)
+    )
     return f"<div class=wide><table><tr>{head}</tr>\n{body}</table></div>"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell stands right."""
+    return value is None or (isinstance(value, float) and not isinstance(value, _Bar))
 
 
 def _cell(value: Any) -> str:
@@ -171,6 +204,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, _Bar):
         percent = round(100 * min(max(float(value), 0.0), 1.0))
         return f'<td><div class=bar><div style="width:{percent}%"></div></div></td>'
-    if value is None or isinstance(value, float):
+    if _is_number(value):
         return f"<td class=n>{_number(value)}</td>"
     return f"<td>{_text(value)}</td>"

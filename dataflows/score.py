@@ -25,7 +25,7 @@ from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 
-__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "Seen", "StoreRows", "score_round"]
+__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "Seen", "StoreRows", "pass_round", "score_round"]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -134,9 +134,6 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
 
     A function of the round alone: no clock is read but for measuring how long it took.
     """
-    if context.replaying is not None and item.round < context.replaying.first:
-        yield _unseen(item)
-        return
     begun = time.perf_counter()
     stages = item.control.stages
     canary = any(stage == "canary" for stage, _ in stages.values())
@@ -172,7 +169,6 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
-    due = [batch.due_ns for batch in events.values()]
     yield RoundOut(
         item.lane,
         item.round,
@@ -184,7 +180,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         tuple(alerts),
         muted,
         suppressed,
-        np.concatenate(due) if due else np.zeros(0, np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(batch.due_ns for batch in events.values())]),
         tuple(known),
         item.control,
         item.final,
@@ -206,7 +202,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         context.telemetry.stage("store_split", time.perf_counter() - begun)
 
 
-def _unseen(item: Featured) -> RoundOut:
+def pass_round(item: Featured) -> RoundOut:
     """What is left of a round that a replay passes on its way to the first it looks at."""
     return RoundOut(
         item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser(
         "explain",
-        help="why an alert was sent: event, features, scores, rules, all as they were",
+        help="why an alert was sent, computed again",
         description=__doc__,
         epilog="Ends with status 0, or 2 where the alert is not known or its round cannot be"
         " replayed. Settings are those the flow ran with, as it recorded them; --set wins.",
@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     from dataflows.cli.run import overrides_of
     from dataflows.explain import explain
-    from dataflows.page import write_page
+    from dataflows.page import check_page, write_page
     from dataflows.report import write_json
     from dataflows.settings import load
 
+    check_page(args.html)
     given = overrides_of(args)
     state_dir = load(args.config, **given).state_dir
     found = explain(state_dir, args.config, given, args.id)
