@@ -25,7 +25,16 @@ from features.keys import hash_columns
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 
-__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "Seen", "StoreRows", "pass_round", "score_round"]
+__all__ = [
+    "STORE_SHARDS",
+    "Flip",
+    "RoundOut",
+    "Scored",
+    "Seen",
+    "StoreRows",
+    "pass_round",
+    "score_round",
+]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes

@@ -8,7 +8,7 @@ copied, so that one costs what the deltas since the base of its groups take.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,7 +80,8 @@ def keep_base(
     if retention_h and (not known or cut_time_us - known[-1].cut_time_us >= every_s * 1e6):
         name = f"{manifest.round:012d}-{cut_time_us:020d}"
         folder = _folder(state_dir) / name
-        write_manifest(folder, manifest)
+        # Without the writer's token: this is nobody's to take over.
+        write_manifest(folder, replace(manifest, token=0))
         known.append(BaseState(manifest.round, cut_time_us, folder))
     since_us = cut_time_us - round(retention_h * 3.6e9)
     for base, following in pairwise(known):
