@@ -18,10 +18,11 @@ from dataflows.corrections import Corrected
 from dataflows.digests import Digest
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
-from dataflows.store.rows import Views, split_rows
+from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import EventType, event_type, made_types
-from features.keys import hash_columns
+from features.keys import UInt64, hash_columns
+from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 
@@ -116,6 +117,7 @@ class RoundOut:
     final: bool
     replayed: bool
     absences: int = 0
+    emptied: int = 0
     corrected: int = 0
     corrected_unchecked: int = 0
     flipped: int = 0
@@ -159,9 +161,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     for name, features in item.features.items():
         batch = item.batches[name]
         scores = scored[name].result()
-        declared = event_type(name)
-        primary = declared.entities[declared.primary]
-        entity = hash_columns(batch.frame, primary) if canary else None
+        entity = _primary_keys(name, batch.frame) if canary else None
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = np.asarray(decisions.flagged.any(axis=1))
         if item.digest is not None:
@@ -195,6 +195,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.final,
         item.replayed,
         sum(len(batch) for name, batch in item.batches.items() if name not in events),
+        sum(len(one.keys) for one in item.emptied),
         sum(len(corrected.rounds) for corrected in item.corrected),
         item.corrected_unchecked,
         len(flips),
@@ -300,8 +301,7 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
     Both are scored here: an alert is neither sent nor taken back.
     """
     name, control = corrected.event_type, corrected.control
-    declared = event_type(name)
-    entity = hash_columns(corrected.frame, declared.entities[declared.primary])
+    entity = _primary_keys(name, corrected.frame)
     was, now = (
         context.scorer.decide(
             context.scorer.score(features, control.stages),
@@ -323,6 +323,12 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
             float(was.score[row, kind]),
             float(now.score[row, kind]),
         )
+
+
+def _primary_keys(name: str, frame: pl.DataFrame) -> UInt64:
+    """uint64 (n,), keys of the primary entities of events."""
+    declared = event_type(name)
+    return hash_columns(frame, declared.entities[declared.primary])
 
 
 def _is_muted(
@@ -353,7 +359,7 @@ def _votes(scores: ScoreMatrix, decisions: Decisions, row: int, kind: int) -> tu
 def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
-    """The newest row of each entity of a lane's round, by shard of the store."""
+    """What a lane's round tells the store of: newest rows and empty windows, by its shard."""
     shards: list[Views] = [{} for _ in range(STORE_SHARDS)]
     for name, features in item.features.items():
         views = context.store_columns.get(name, {})
@@ -361,5 +367,9 @@ def _store_rows(
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
+    for (name, entity), told in emptied_rows(context.catalog, item.emptied).items():
+        for shard, rows in zip(shards, split_emptied(*told, STORE_SHARDS), strict=True):
+            if len(rows):
+                shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):
         yield StoreRows(item.lane, item.round, s, found, item.final)
