@@ -148,9 +148,8 @@ def train(
     if ABSENCE not in sets and any(event_type(name).silence for name in sets):
         made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
         rules[rule.name] = rule
-    training: dict[str, Any] = {
-        "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
-    }  # fmt: skip
+    about = {name: _about(rows) for name, rows in sets.items()}
+    training: dict[str, Any] = {"seed": seed, "sets": about}
     training |= _left_out(detectors, kinds, fitted, say)
     bundle = Bundle("", catalog.version, made, Voting(rules), training)
     judged = {name: f.judged for name, f in fitted.items()}
