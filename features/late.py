@@ -391,9 +391,8 @@ class LateRows:
                     plan.others,
                     ring.ints,
                     ring.arena_ints,
-                    ring.pairs,
-                    ring.touched,
-                    ring.book,
+                    ring.pairs.table,
+                    ring.pairs.numbers,
                 )
             restore_rings(
                 past.owners,

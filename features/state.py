@@ -34,6 +34,7 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.pairs import FILLED, LIMIT, PairTable
 from features.plan import EntityPlan, Ring, Risk, Silence
 from features.rates import RATE_FLOATS, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
@@ -48,10 +49,8 @@ from features.silence import (
 )
 from features.slots import LATE, SlotTable, larger
 from features.snapshots import (
-    PENDING,
     copy_rings,
     count_records,
-    keep_pairs,
     mark_records,
     place_rings,
     restore_queues,
@@ -64,11 +63,10 @@ from features.windows import (
     CAPACITY,
     CAPACITY_MIN,
     KEPT,
+    HEAD,
     LOGGED,
-    PAIRS_FILLED,
     PLACED,
     SAVED,
-    insert_pairs,
     longest_at,
     run_ring,
 )
@@ -85,10 +83,8 @@ NAME_BYTES = 128
 cut."""
 
 ARENA_MIN = 1 << 10
-PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
-"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
-group."""
+"""Records and logged marks a ring starts with room for; chosen: some tens of kilobytes a group."""
 
 SLICE_MIN = 1 << 6
 """Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
@@ -110,7 +106,7 @@ class RingState:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self._config = ring.config
-        _, _, reals, maxima, pairs = ring.shape
+        _, _, reals, maxima, _ = ring.shape
         self._int_columns, self._float_columns = ring.per_slot
         self.longest = longest_at(*ring.shape)
         self.ints = np.zeros((0, self._int_columns), np.int64)
@@ -118,15 +114,9 @@ class RingState:
         self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
         self.arena_reals = np.zeros((ARENA_MIN, reals))
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
-        self._new_pairs(PAIRS_MIN if pairs else 1)
-        self._scanned = len(self.pairs)
-        self._copied_pairs = [np.zeros((0, 4), np.int64)]
+        self.pairs = PairTable(ring.ttl_us)
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = self.book[PLACED] = 0
-
-    def _new_pairs(self, size: int) -> None:
-        self.pairs = np.zeros((size, 4), np.int64)
-        self.touched = np.zeros(size, np.uint8)
+        self.book[TOP] = self.book[LOGGED] = self.book[PLACED] = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -136,11 +126,9 @@ class RingState:
             self.floats,
             self.arena_ints,
             self.arena_reals,
-            self.pairs,
-            self.touched,
             self.marked,
         )
-        return sum(a.nbytes for a in arrays)
+        return sum(a.nbytes for a in arrays) + self.pairs.memory_bytes
 
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
@@ -155,24 +143,13 @@ class RingState:
             self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
             self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
 
-    def _reserve_pairs(self, incoming: int, since_us: int) -> None:
-        """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
-        if 3 * (int(self.book[PAIRS_FILLED]) + incoming) <= 2 * len(self.pairs):
-            return
-        self._scan(len(self.pairs))
-        live = np.flatnonzero(self.pairs[:, 0])
-        entries = self.pairs[live]
-        ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
-        idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
-        idle |= entries[:, 2] < self.ints[entries[:, 1] >> 4, BORN]
-        live, entries = live[~idle], entries[~idle]
-        touched = self.touched[live]
-        size = PAIRS_MIN
-        while size < 2 * (len(entries) + incoming):
-            size *= 2
-        self._new_pairs(size)
-        self._scanned = size
-        self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
+    def _grow_pairs(self, since_us: int) -> None:
+        """Make room for a row's pairs, forgetting those no row from `since_us` on can ask for."""
+        born = self.ints[:, BORN].copy()
+        if not born.any():
+            born = born[:0]
+        heads = self.ints[: len(born), HEAD].copy()
+        self.pairs.grow(len(self.ring.others), since_us - PURGE_SLACK_US, born, heads)
 
     def run(
         self,
@@ -184,9 +161,7 @@ class RingState:
         out: Float64,
     ) -> None:
         """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
-        ring = self.ring
-        if len(ring.others):
-            self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
+        ring, pairs = self.ring, len(self.ring.others)
         done = 0
         while True:
             done = run_ring(
@@ -202,8 +177,8 @@ class RingState:
                 self.floats,
                 self.arena_ints,
                 self.arena_reals,
-                self.pairs,
-                self.touched,
+                self.pairs.table,
+                self.pairs.numbers,
                 self.marked,
                 self.book,
                 before,
@@ -211,8 +186,11 @@ class RingState:
             )
             if done == len(slots):
                 return
-            if self.book[LOGGED] + len(ring.others) > len(self.marked):
+            if self.book[LOGGED] + pairs > len(self.marked):
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
+                continue
+            if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[LIMIT]:
+                self._grow_pairs(int(taken_us.min()))
                 continue
             slot = slots[done]
             block = max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN)
@@ -225,39 +203,10 @@ class RingState:
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
-        if everything:
-            self.touched.fill(PENDING)
-        else:
-            np.multiply(self.touched, PENDING, out=self.touched)
-        self._scanned = 0
+        self.pairs.begin(everything)
         marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
         self.book[LOGGED] = 0
         return {"marked": marked}
-
-    @property
-    def scanned(self) -> bool:
-        """Whether no pair is left to copy."""
-        return self._scanned == len(self.pairs)
-
-    def _scan(self, places: int) -> None:
-        """Copy what is to be copied of the next so many places of the table of pairs."""
-        if self.scanned:
-            return
-        end = min(self._scanned + places, len(self.pairs))
-        at = self._scanned + np.flatnonzero(self.touched[self._scanned : end] == PENDING)
-        self._scanned = end
-        self.touched[at] = 0
-        entries = np.take(self.pairs, at, axis=0)
-        self._copied_pairs.append(entries[entries[:, 0] != 0])
-
-    def keep(self, slots: Int64, head: Int64) -> None:
-        """Copy pairs that are to be copied of rows about to pass."""
-        others = self.ring.others
-        if self.scanned or not len(others):
-            return
-        kept = np.empty((len(slots) * len(others), 4), np.int64)
-        found = keep_pairs(slots, head, others, self.pairs, self.touched, kept)
-        self._copied_pairs.append(kept[:found].copy())
 
     def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
         """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
@@ -266,15 +215,12 @@ class RingState:
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, self.arena_reals.shape[1]))
         copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
-        if parts:
-            self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
-        pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
         return {
             "ints": rows,
             "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "pairs": np.concatenate(pairs),
+            "pairs": self.pairs.copy(parts),
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -305,23 +251,7 @@ class RingState:
         first[slots] = rows[:, SAVED]
         mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
         self.floats[slots] = arrays["floats"]
-        self._load_pairs(arrays["pairs"])
-
-    def _load_pairs(self, entries: Int64) -> None:
-        """Put saved pairs back."""
-        filled = int(self.book[PAIRS_FILLED]) + len(entries)
-        if 3 * filled > 2 * len(self.pairs):
-            live = np.flatnonzero(self.pairs[:, 0])
-            kept, touched = self.pairs[live], self.touched[live]
-            size = PAIRS_MIN
-            while size < 2 * filled:
-                size *= 2
-            self._new_pairs(size)
-            self._scanned = size
-            self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
-        self.book[PAIRS_FILLED] += insert_pairs(
-            entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
-        )
+        self.pairs.load(arrays["pairs"])
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
@@ -570,7 +500,7 @@ class EntityState:
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
-                ring.keep(slots, head)
+                ring.pairs.keep(slots, head, ring.ring.others)
 
     def notes(self, rows: int) -> list[Int64]:
         """Room for what each ring's pairs said before rows."""
@@ -824,7 +754,7 @@ class EntityState:
             end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
             self._copy(self._slots[self._at : end], parts)
             self._at = end
-            scanned = all(ring.scanned for ring in self.rings)
+            scanned = all(ring.pairs.scanned for ring in self.rings)
             self._copying = end < len(self._slots) or not scanned or not self.late.copied
         return not self._copying
 
