@@ -25,7 +25,7 @@ from features.columns import meaning_of
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
-from features.pairs import COLUMNS, KEY, OWNER, SEQ_BITS, owners
+from features.pairs import COLUMNS, KEY, SEQ_BITS, WHOSE, owners
 from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of
 from features.risk import COUNTED_FROM
 from features.sequence import TOKENS
@@ -399,7 +399,7 @@ def _map_pairs(entries: Int64, old: Layout, new: Layout) -> Int64:
     salt = np.uint64(0x9E3779B97F4A7C15)
     of = owners(kept)
     was = (of + 1).astype(np.uint64) * salt
-    kept[:, OWNER] += (column - (of & 15)) << SEQ_BITS
+    kept[:, WHOSE] += (column - (of & 15)) << SEQ_BITS
     now = (owners(kept) + 1).astype(np.uint64) * salt
     inverse = pow(_SECOND, -1, 1 << 64), pow(_FIRST, -1, 1 << 64)
     value = _scrambled(kept[:, KEY].astype(np.uint64), *inverse) ^ was

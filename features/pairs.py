@@ -24,7 +24,7 @@ __all__ = [
     "KEY",
     "LIMIT",
     "LONG_AGO",
-    "OWNER",
+    "WHOSE",
     "SEQ_BITS",
     "STAMP",
     "WHEN",
@@ -34,7 +34,7 @@ __all__ = [
     "keep_pairs",
     "met_at",
     "move_pairs",
-    "owner_of",
+    "whose",
     "owners",
     "pair_home",
     "pair_key",
@@ -46,7 +46,7 @@ Int64 = npt.NDArray[np.int64]
 
 # Places in an entry: hash of slot, column and value, 0 where the place is free; slot and column
 # above the lower bits of the record's number; time in us above the stamp.
-KEY, OWNER, WHEN = 0, 1, 2
+KEY, WHOSE, WHEN = 0, 1, 2
 COLUMNS = 3
 
 SEQ_BITS = 34
@@ -111,7 +111,7 @@ def find_pair(key, table):
 
 
 @inlined
-def owner_of(slot, column, seq):
+def whose(slot, column, seq):
     """What an entry says of whose it is, and of which record."""
     return ((slot * 16 + column) << SEQ_BITS) | (seq & _SEQ)
 
@@ -125,7 +125,7 @@ def met_at(entry, head):
     last_us = entry[WHEN] >> STAMP_BITS
     if last_us == LONG_AGO:
         return np.int64(-1), last_us
-    return head - ((head - entry[OWNER]) & _SEQ), last_us
+    return head - ((head - entry[WHOSE]) & _SEQ), last_us
 
 
 @inlined
@@ -136,20 +136,20 @@ def stamped(time_us, stamp):
 
 def owners(entries: Int64) -> Int64:
     """16 times the slot plus the pair column of each entry."""
-    found: Int64 = entries[:, OWNER] >> SEQ_BITS
+    found: Int64 = entries[:, WHOSE] >> SEQ_BITS
     return found
 
 
 @inlined
 def _gone(entry, since_us, ttl_us, born, heads):
     """Whether no row from `since_us` on can ask for an entry; `born` is empty where none can."""
-    column = (entry[OWNER] >> SEQ_BITS) & 15
+    column = (entry[WHOSE] >> SEQ_BITS) & 15
     seq, last_us = met_at(entry, np.int64(0))
     if since_us - last_us > ttl_us[column]:
         return True
     if len(born) == 0:
         return False
-    slot = entry[OWNER] >> (SEQ_BITS + 4)
+    slot = entry[WHOSE] >> (SEQ_BITS + 4)
     seq, last_us = met_at(entry, heads[slot])
     return seq < born[slot]
 
@@ -241,7 +241,7 @@ def keep_pairs(slots, head, others, table, first, now, everything, copied):
                 continue
             at = find_pair(pair_key(slots[i], p, value), table)
             stamp = table[at, WHEN] & _STAMPS
-            if table[at, KEY] == 0 or at < first or stamp == now or stamp == COPIED:
+            if table[at, KEY] == 0 or at < first or stamp in (now, COPIED):
                 continue
             if stamp != 0 or everything:
                 _copy_entry(table[at], COPIED, copied[found])

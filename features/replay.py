@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.pairs import KEY, OWNER, STAMP, WHEN, find_pair, owner_of, pair_key, stamped
+from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
 from features.slots import NEVER
 from features.snapshots import restore_queue
 from features.speed import AHEAD, inlined, kernel, prefetch
@@ -349,7 +349,7 @@ def undo_pairs(
             if pairs_table[at, KEY] == 0:
                 continue
             seq = before[i, 2 * p]
-            pairs_table[at, OWNER] = owner_of(slot, p, seq)
+            pairs_table[at, WHOSE] = whose(slot, p, seq)
             pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:
                 place = row[START] + (seq & (row[CAPACITY] - 1))

@@ -42,6 +42,7 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+
 def join(parts: list[Arrays]) -> Arrays:
     """A snapshot in one piece, from its parts in the order in which they were copied.
 

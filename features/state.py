@@ -62,8 +62,8 @@ from features.windows import (
     BORN,
     CAPACITY,
     CAPACITY_MIN,
-    KEPT,
     HEAD,
+    KEPT,
     LOGGED,
     PLACED,
     SAVED,
@@ -470,18 +470,24 @@ class EntityState:
         float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
         rows of earlier rounds give now, where late ones have come
         """
-        if self.table.reserve(len(head)):
-            self._grow()
         if self.late.active(clock_us):
             given = self.late.process(head, reals, round_, clock_us)
         else:
-            slots, taken_us, _ = self.table.intern(head)
+            slots, taken_us, _ = self.intern(head)
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
         if self.wheel is not None and self.plan.silence is not None:
             self._listen(head, self.wheel, self.plan.silence)
         return given
+
+    def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
+        """As of `SlotTable.intern`; all arrays by slot grow with the table."""
+        before = self.table.capacity
+        found = self.table.intern(head, placed)
+        if self.table.capacity != before:
+            self._grow()
+        return found
 
     def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
         """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""

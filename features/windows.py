@@ -24,15 +24,15 @@ from features.pairs import (
     KEY,
     LIMIT,
     LONG_AGO,
-    OWNER,
     STAMP,
     WHEN,
+    WHOSE,
     find_pair,
     met_at,
-    owner_of,
     pair_home,
     pair_key,
     stamped,
+    whose,
 )
 from features.speed import AHEAD, inlined, kernel, prefetch
 
@@ -288,7 +288,7 @@ def _meet(
                 marked[book[LOGGED], 0] = slot
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
                 book[LOGGED] += 1
-        pairs_table[at, OWNER] = owner_of(slot, p, seq)
+        pairs_table[at, WHOSE] = whose(slot, p, seq)
         pairs_table[at, WHEN] = stamped(time_us, pairs_book[STAMP])
         row[SHARED + p] += met[p, 2] == 0
     return marks
