@@ -22,7 +22,7 @@ __all__ = [
     "COLUMNS",
     "FILLED",
     "KEY",
-    "LIMIT",
+    "ROOM",
     "LONG_AGO",
     "WHOSE",
     "SEQ_BITS",
@@ -63,7 +63,7 @@ LONG_AGO = -(1 << 61)
 """Time of a pair that was never met; no event is so old, and differences stay within int64."""
 
 # Places in `PairTable.numbers`: entries, entries there may be, stamp of what changes now.
-FILLED, LIMIT, STAMP = 0, 1, 2
+FILLED, ROOM, STAMP = 0, 1, 2
 
 COPIED = 3
 """Stamp of an entry that the snapshot under way has and whose place it has not yet come by; 0: it
@@ -189,7 +189,7 @@ def insert_pairs(entries, first, table, numbers):
     for i in range(first, len(entries)):
         at = find_pair(entries[i, KEY], table)
         if table[at, KEY] == 0:
-            if numbers[FILLED] >= numbers[LIMIT]:
+            if numbers[FILLED] >= numbers[ROOM]:
                 return i
             numbers[FILLED] += 1
         for k in range(COLUMNS):
@@ -273,7 +273,7 @@ class PairTable:
 
     def _new_table(self, size: int) -> None:
         self.table = np.zeros((size, COLUMNS), np.int64)
-        self.numbers[LIMIT] = int(size * FULL)
+        self.numbers[ROOM] = int(size * FULL)
 
     def __len__(self) -> int:
         return int(self.numbers[FILLED])

@@ -135,10 +135,19 @@ class Scorer:
         """Detectors that this scorer runs on an event type, in its own order."""
         return tuple(name for name in self.detectors if name in models.detectors)
 
-    def score(self, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
+    def score(
+        self, features: FeatureMatrix, stages: Stages, raw: Float64 | None = None
+    ) -> ScoreMatrix:
         """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
 
         An event type without models is not scored: NaN throughout.
+
+        Parameters
+        ----------
+        features : of n rows
+        stages : a detector that is off does not score
+        raw : float64 (n, D), filled with what the detectors said before calibration, for those who
+            want to see it; NaN where a detector did not look
 
         Raises
         ------
@@ -147,6 +156,8 @@ class Scorer:
         n = len(features)
         models = self.bundle.models.get(features.event_type)
         surprise = np.full((n, len(self.detectors)), np.nan)
+        said = np.empty_like(surprise) if raw is None else raw
+        said[:] = np.nan
         if models is None or not n:
             return ScoreMatrix(features.event_type, self.detectors, surprise, surprise)
         if features.names != models.names:
@@ -160,8 +171,8 @@ class Scorer:
         places = [self.detectors.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
         for i in cheap:
-            raw = models.detectors[names[i]].raw(features)
-            surprise[:, places[i]] = models.calibrations[names[i]].surprise(raw)
+            said[:, places[i]] = models.detectors[names[i]].raw(features)
+            surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
             rows = np.flatnonzero(opened)
@@ -171,8 +182,9 @@ class Scorer:
             if len(rows):
                 seen = take_rows(features, rows)
                 for i in costly:
-                    raw = models.detectors[names[i]].raw(seen)
-                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(raw)
+                    found = models.detectors[names[i]].raw(seen)
+                    said[rows, places[i]] = found
+                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
         return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
 
     def decide(

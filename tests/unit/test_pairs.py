@@ -9,7 +9,7 @@ from features import pairs
 from features.pairs import (
     FILLED,
     KEY,
-    LIMIT,
+    ROOM,
     STAMP,
     WHEN,
     WHOSE,
@@ -32,7 +32,7 @@ Meeting = tuple[int, int, int]
 
 def meet(table: PairTable, met: Meeting, seq: int, time_us: int) -> None:
     """What the kernel does with a pair, the table growing as a ring lets it."""
-    if table.numbers[FILLED] + 1 > table.numbers[LIMIT]:
+    if table.numbers[FILLED] + 1 > table.numbers[ROOM]:
         table.grow(1, time_us, NOBODY, NOBODY)
     slot, column, value = met
     at = find_pair(pair_key(slot, column, value), table.table)
