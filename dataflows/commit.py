@@ -35,7 +35,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
-    "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate",
+    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -122,6 +122,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
         self._totals = {name: manifest.totals.get(name, 0) for name in _COUNTED}
         settings = context.settings
+        self._token = manifest.token
+        context.telemetry.begun_us = context.begun_us
         self._letters: DeadLetterWriter = open_dead_letters(settings)
         self._letters.truncate(manifest.logs.get("dead_letters", 0))
         self._sinks: list[AlertSink] = open_sinks(settings.alerts, settings)
@@ -166,6 +168,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["dead_lettered"] += sum(r.event_type != "control" for r in out.rejects)
             self._totals["duplicates"] += out.duplicates
             self._totals["absences"] += out.absences
+            self._totals["emptied"] += out.emptied
             self._totals["alerts"] += len(out.alerts)
             self._totals["muted"] += out.muted
             self._totals["suppressed"] += out.suppressed
@@ -218,6 +221,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                     snapshot.control,
                     snapshot.logs,
                     currency=base_of(context.settings),
+                    token=self._token,
                 ),
                 # As far apart as two bases of state.
                 (context.settings.deltas_max + 1) * context.settings.snapshot_rounds,

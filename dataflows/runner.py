@@ -5,19 +5,42 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
 from dataflows.context import Context, lanes_of, make_context, stop_on_signals
 from dataflows.detect import build_flow
+from dataflows.entry import end_with
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.report import write_json
 from dataflows.settings import Settings
 from dataflows.steps import restore_all
+from features.errors import WaxwingError
 
-__all__ = ["run_flow", "usage", "write_json"]
+__all__ = ["Peers", "run_flow", "usage", "write_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The cluster this process is one of.
+
+    Parameters
+    ----------
+    process : its number
+    addresses : host:port of each process, in their order
+    ready : called once this one is about to meet the others
+    fault : called with the fault of a step; does not come back
+    """
+
+    process: int
+    addresses: list[str]
+    ready: Callable[[], None]
+    fault: Callable[[WaxwingError], None]
 
 
 def run_flow(
@@ -25,12 +48,14 @@ def run_flow(
     telemetry: Telemetry,
     watch: Callable[[Context], None] | None = None,
     watch_every_s: float = 0.5,
+    peers: Peers | None = None,
 ) -> Context:
     """Run the detect flow until its source ends or a signal stops it.
 
     Parameters
     ----------
     watch : called from a thread of its own every `watch_every_s`, and once more at the end
+    peers : the cluster this process is one of; None for a flow of this process alone
 
     Returns
     -------
@@ -41,8 +66,9 @@ def run_flow(
     WaxwingError : the fault that ended the flow
     """
     context = make_context(settings, telemetry)
-    restore_all(context, lanes_of(settings))
-    guard = Guard()
+    if peers is None or len(peers.addresses) == 1:
+        restore_all(context, lanes_of(settings))
+    guard = Guard() if peers is None else Guard(tell=peers.fault)
     stop_on_signals(context.stop)
     ended = threading.Event()
     watcher: threading.Thread | None = None
@@ -56,8 +82,12 @@ def run_flow(
         watcher.start()
     try:
         flow = build_flow(context, guard)
-        cli_main(flow, epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
+        if context.lease is not None:
+            context.lease.keep(end_with if peers is None else peers.fault)
+        _run(flow, peers)
     finally:
+        if context.lease is not None:
+            context.lease.give_back()
         ended.set()
         if watcher is not None:
             watcher.join(timeout=5)
@@ -68,6 +98,16 @@ def run_flow(
     if watch is not None:
         watch(context)
     return context
+
+
+def _run(flow: Dataflow, peers: Peers | None) -> None:
+    """Give the flow to Bytewax."""
+    cluster: dict[str, Any] = {}
+    if peers is not None:
+        peers.ready()
+        if len(peers.addresses) > 1:
+            cluster = {"process_id": peers.process, "addresses": peers.addresses}
+    cli_main(flow, epoch_interval=timedelta(0), **cluster)  # type: ignore[no-untyped-call]
 
 
 def usage() -> dict[str, float]:

@@ -252,6 +252,11 @@ class Settings(BaseSettings):
         True, description="send at sim_speed; false sends as fast as the flow takes them"
     )
 
+    sim_catch_up: bool = Field(
+        False,
+        description="after a restart send first what was due meanwhile, as a topic would hold it",
+    )
+
     # -- files ------------------------------------------------------------------------------------
     file_paths: dict[str, Path] = Field(
         {}, description="event type -> Parquet, CSV or JSONL file to read"
@@ -333,6 +338,15 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="most entity rows written a second; beyond it flushes come more rarely and"
         " more rows are coalesced, flagged entities going first",
+    )
+
+    store_emptied_max: int = Field(
+        64,
+        ge=0,
+        le=100_000,
+        description="entities a shard group tells the store of in a round because a window of"
+        " theirs has run empty, nothing having come; the longest ago first, the rest in the next"
+        " round; 0: none, what the store has of an entity then stays as at its last event",
     )
 
     @field_validator("currency_base")
