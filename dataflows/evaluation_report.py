@@ -56,9 +56,8 @@ def print_analysis(report: Mapping[str, Any], out: IO[str]) -> None:
         + ", ".join(f"{_words(o['without'])} {_signed(o)}" for o in report["ablation"])
     )
     if report["adds_nothing"]:
-        console.print(
-            f"Adds nothing that chance does not explain: {', '.join(map(_words, report['adds_nothing']))}"
-        )
+        nothing = ", ".join(map(_words, report["adds_nothing"]))
+        console.print(f"Adds nothing that chance does not explain: {nothing}")
 
 
 def _words(name: str) -> str:
