@@ -238,7 +238,7 @@ def _print(report: dict[str, Any]) -> None:
     )
     for restart in report["restarts"]:
         print(
-            f"  ran after {restart['start_s']:.1f} s ({restart['start_cpu_s']:.1f} of CPU), first new round after"
-            f" {restart['replay_s']:.1f} s ({restart['replayed_rounds']:.0f} of the journal before"
+            f"  ran after {restart['start_s']:.1f} s ({restart['start_cpu_s']:.1f} of CPU), first"
+            f" new round after {restart['replay_s']:.1f} s ({restart['replayed_rounds']:.0f} of the journal before"
             f" it), live after {restart['seconds_to_live']:.1f} s"
         )
