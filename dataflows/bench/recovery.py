@@ -237,8 +237,9 @@ def _print(report: dict[str, Any]) -> None:
         f" {held}"
     )
     for restart in report["restarts"]:
+        again, cpu_s = restart["replayed_rounds"], restart["start_cpu_s"]
         print(
-            f"  ran after {restart['start_s']:.1f} s ({restart['start_cpu_s']:.1f} of CPU), first"
-            f" new round after {restart['replay_s']:.1f} s ({restart['replayed_rounds']:.0f} of the journal before"
-            f" it), live after {restart['seconds_to_live']:.1f} s"
+            f"  ran after {restart['start_s']:.1f} s ({cpu_s:.1f} of CPU), first new round after"
+            f" {restart['replay_s']:.1f} s ({again:.0f} of the journal before it), live after"
+            f" {restart['seconds_to_live']:.1f} s"
         )
