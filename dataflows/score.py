@@ -15,16 +15,27 @@ from dataflows.alerts.base import Alert, Reason, Vote, alert_id
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
+from dataflows.digests import Digest
 from dataflows.sources.base import DeadLetter
 from dataflows.steps import Featured
-from dataflows.store.rows import Views, split_rows
+from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import EventType, event_type, made_types
-from features.keys import hash_columns
+from features.keys import UInt64, hash_columns
+from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 
-__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = [
+    "STORE_SHARDS",
+    "Flip",
+    "RoundOut",
+    "Scored",
+    "Seen",
+    "StoreRows",
+    "pass_round",
+    "score_round",
+]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -77,6 +88,16 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """All that was known of the rows of one event type in a round; kept in a replay alone."""
+
+    batch: EventBatch
+    features: FeatureMatrix
+    scores: ScoreMatrix
+    decisions: Decisions
+
+
+@dataclass(frozen=True, slots=True)
 class RoundOut:
     """What one lane's round leaves behind; the commit step writes it once all lanes have theirs."""
 
@@ -96,12 +117,16 @@ class RoundOut:
     final: bool
     replayed: bool
     absences: int = 0
+    emptied: int = 0
     corrected: int = 0
     corrected_unchecked: int = 0
     flipped: int = 0
     flips: tuple[Flip, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    digest: Digest | None = None
+    seen: tuple[Seen, ...] = ()
+    batches: dict[str, EventBatch] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +151,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     alerts: list[Alert] = []
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
+    seen: list[Seen] = []
     muted = suppressed = 0
     # The kernels hold no lock: event types are scored side by side, and taken in their order.
     scored = {
@@ -135,11 +161,13 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     for name, features in item.features.items():
         batch = item.batches[name]
         scores = scored[name].result()
-        declared = event_type(name)
-        primary = declared.entities[declared.primary]
-        entity = hash_columns(batch.frame, primary) if canary else None
+        entity = _primary_keys(name, batch.frame) if canary else None
         decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
         flagged[name] = np.asarray(decisions.flagged.any(axis=1))
+        if item.digest is not None:
+            item.digest.score(scores, decisions)
+        if context.replaying is not None:
+            seen.append(Seen(batch, features, scores, decisions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, scores, decisions, absences))
@@ -150,7 +178,6 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
-    due = [batch.due_ns for batch in events.values()]
     yield RoundOut(
         item.lane,
         item.round,
@@ -162,23 +189,36 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         tuple(alerts),
         muted,
         suppressed,
-        np.concatenate(due) if due else np.zeros(0, np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(batch.due_ns for batch in events.values())]),
         tuple(known),
         item.control,
         item.final,
         item.replayed,
         sum(len(batch) for name, batch in item.batches.items() if name not in events),
+        sum(len(one.keys) for one in item.emptied),
         sum(len(corrected.rounds) for corrected in item.corrected),
         item.corrected_unchecked,
         len(flips),
         tuple(flips[:FLIPS_ROUND_MAX]),
         item.unpriced,
         item.old_rate,
+        None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
+        tuple(seen),
+        None if context.replaying is None else item.batches,
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def pass_round(item: Featured) -> RoundOut:
+    """What is left of a round that a replay passes on its way to the first it looks at."""
+    return RoundOut(
+        item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
+        {}, (), 0, 0, np.zeros(0, np.int64), (), item.control, item.final, item.replayed,
+        batches=item.batches,
+    )  # fmt: skip
 
 
 def _alerts(
@@ -261,8 +301,7 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
     Both are scored here: an alert is neither sent nor taken back.
     """
     name, control = corrected.event_type, corrected.control
-    declared = event_type(name)
-    entity = hash_columns(corrected.frame, declared.entities[declared.primary])
+    entity = _primary_keys(name, corrected.frame)
     was, now = (
         context.scorer.decide(
             context.scorer.score(features, control.stages),
@@ -284,6 +323,12 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
             float(was.score[row, kind]),
             float(now.score[row, kind]),
         )
+
+
+def _primary_keys(name: str, frame: pl.DataFrame) -> UInt64:
+    """uint64 (n,), keys of the primary entities of events."""
+    declared = event_type(name)
+    return hash_columns(frame, declared.entities[declared.primary])
 
 
 def _is_muted(
@@ -314,7 +359,7 @@ def _votes(scores: ScoreMatrix, decisions: Decisions, row: int, kind: int) -> tu
 def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
-    """The newest row of each entity of a lane's round, by shard of the store."""
+    """What a lane's round tells the store of: newest rows and empty windows, by its shard."""
     shards: list[Views] = [{} for _ in range(STORE_SHARDS)]
     for name, features in item.features.items():
         views = context.store_columns.get(name, {})
@@ -322,5 +367,9 @@ def _store_rows(
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
+    for (name, entity), told in emptied_rows(context.catalog, item.emptied).items():
+        for shard, rows in zip(shards, split_emptied(*told, STORE_SHARDS), strict=True):
+            if len(rows):
+                shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):
         yield StoreRows(item.lane, item.round, s, found, item.final)

@@ -400,7 +400,8 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond")
+_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated")
+_LARGEST = ("approximated_excess_max",)
 """What each process counts for itself."""
 
 
@@ -415,6 +416,9 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in _SUMS:
         if name in found:
             found[name] = round(sum(report.get(name, 0) for report in reports), 3)
+    for name in _LARGEST:
+        if name in found:
+            found[name] = max(report.get(name, 0) for report in reports)
     if "starts_empty" in found:
         names = (name for report in reports for name in report.get("starts_empty", ()))
         found["starts_empty"] = list(dict.fromkeys(names))

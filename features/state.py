@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
-from features.arena import TOP, USED
+from features.arena import SMALLEST, TOP, USED
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.correlate import (
@@ -27,15 +27,36 @@ from features.correlate import (
     PARTNERS_MAX,
     run_correlations,
 )
+from features.emptied import Emptied, EmptiedWheel
 from features.errors import StateError
+from features.events import event_code
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring, Risk, Silence
-from features.rates import RATE_FLOATS, run_rates
+from features.panes import (
+    APPROXIMATED,
+    EXACT_FROM_US,
+    EXACT_MAX,
+    EXCESS,
+    LONGEST_US,
+    PANE_BOOK,
+    PANE_HEAD,
+    PANE_KEPT,
+    PANE_PLACES,
+    clear_panes,
+    copy_panes,
+    count_panes,
+    dissolve,
+    pane_exact_us,
+    pane_words,
+    place_panes,
+    undo_panes,
+)
+from features.plan import EntityPlan, Ring, Risk
+from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.silence import (
@@ -71,8 +92,10 @@ from features.windows import (
     insert_pairs,
     longest_at,
     places_at,
+    read_ring,
     room_for,
     run_ring,
+    slot_layout,
 )
 
 __all__ = ["NAME_BYTES", "EntityState", "RingState"]
@@ -111,13 +134,23 @@ class RingState:
     Parameters
     ----------
     ring : what it keeps
+    exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
     """
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, exact_max: int = 0) -> None:
         self.ring = ring
+        exact_us = pane_exact_us(ring.windows_us)
+        longest_us = int(ring.windows_us.max())
+        self.paned = exact_max > 0 and exact_us < longest_us
+        self.panes_book = np.full(PANE_BOOK, -1, np.int64)
+        self.panes_book[[TOP, USED, APPROXIMATED, EXCESS]] = 0
+        self.panes_book[EXACT_MAX] = exact_max if self.paned else 0
+        self.panes_book[[EXACT_FROM_US, LONGEST_US]] = exact_us, longest_us
+        self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
+        self._shape = tuple(ring.shape[1:])
         self._config = ring.config
         pairs = len(ring.others)
-        self._int_columns, self._float_columns = ring.per_slot
+        self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)
         self.longest = longest_at(*ring.shape)
         self._places = np.array(places_at(*ring.shape), np.int64)
         self.ints = np.zeros((0, self._int_columns), np.int64)
@@ -154,6 +187,7 @@ class RingState:
             "idle": self._arena.nbytes - records,
             "pairs": self.pairs.nbytes + self.touched.nbytes + self.marked.nbytes,
             "slots": self.ints.nbytes + self.floats.nbytes,
+            "panes": self._panes.nbytes,
         }
 
     def grow(self, capacity: int) -> None:
@@ -222,6 +256,9 @@ class RingState:
                 self.marked,
                 self.book,
                 before,
+                self._panes,
+                self._panes.view(np.float64),
+                self.panes_book,
                 out,
             )
             if done == len(slots):
@@ -231,11 +268,37 @@ class RingState:
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
+            if self.paned:
+                self._reserve_panes(2 * int(row[PANE_HEAD] - row[PANE_KEPT]) + ARENA_MIN)
+
+    def _reserve_panes(self, incoming: int) -> None:
+        """Make room for so many more panes at the top of their arena."""
+        need, size = int(self.panes_book[TOP]) + incoming, len(self._panes)
+        if need > size:
+            size = max(size + size // ARENA_GROWTH, need)
+            self._panes.resize((size, self._panes.shape[1]), refcheck=False)
+
+    def read(self, slots: Int64, at_us: Int64, code: int, out: Float64) -> None:
+        """Fill in the windows' columns of `out` as of some times, see `read_ring`."""
+        ring = self.ring
+        arena = (self.arena_ints, self.arena_reals)
+        table = (self._config, ring.plan, ring.plan_at)
+        panes = (self._panes, self._panes.view(np.float64), self.panes_book)
+        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, *panes, out)
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
         shape = np.array(self.ring.shape, np.int64)
+        if self.paned:
+            clear_panes(slots, self.ints, self.panes_book, self._panes)
         clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
+
+    def undo_panes(self, slots: Int64, head: Int64, before: Int64) -> None:
+        """Let panes be as before rows, as `features.replay.undo_pairs` does for records."""
+        if self.paned:
+            ring = self.ring
+            feeds = (ring.feeds, ring.others)
+            undo_panes(slots, head, before, *feeds, self.ints, self._shape, self._panes)
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
@@ -281,6 +344,11 @@ class RingState:
         live_reals = np.empty((live, len(self.ring.columns)))
         arena = (self.arena_ints, self.arena_reals)
         copy_rings(slots, self.ints, self._places, *arena, rows, live_ints, live_reals)
+        panes = {}
+        if self.paned:
+            shape = (count_panes(slots, self.ints), self._panes.shape[1])
+            panes["panes"] = np.empty(shape, np.int64)
+            copy_panes(slots, self.ints, self._panes, rows, panes["panes"])
         if parts:
             self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
         pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
@@ -290,6 +358,7 @@ class RingState:
             "live_ints": live_ints,
             "live_reals": live_reals,
             "pairs": np.concatenate(pairs),
+            **panes,
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -299,7 +368,8 @@ class RingState:
         ------
         ValueError : records are missing between what is there and the snapshot
         """
-        rows = arrays["ints"]
+        rows, floats = self._fitting(arrays)
+        places = self.ints[slots, -PANE_PLACES:]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
         self._reserve_records(room_of_rings(rows, KEPT))
         wrong = place_rings(
@@ -318,8 +388,31 @@ class RingState:
         first = np.full(len(self.ints), np.iinfo(np.int64).max)
         first[slots] = rows[:, SAVED]
         mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
-        self.floats[slots] = arrays["floats"]
+        self.floats[slots] = floats
+        if self.paned and "panes" in arrays:
+            panes = arrays["panes"]
+            self._reserve_panes(len(panes) + SMALLEST * len(slots))
+            place_panes(slots, panes, self.ints, places, self.panes_book, self._panes)
         self._load_pairs(arrays["pairs"])
+
+    def _fitting(self, arrays: Arrays) -> tuple[Int64, Float64]:
+        """Saved rows and sums as this ring has them: with panes, or without.
+
+        A ring that has none goes on with the records that were not merged.
+        """
+        rows, floats = arrays["ints"], arrays["floats"]
+        if self.paned and "panes" not in arrays:
+            more = self._int_columns - rows.shape[1], self._float_columns - floats.shape[1]
+            rows = np.pad(rows, ((0, 0), (0, more[0])))
+            floats = np.pad(floats, ((0, 0), (0, more[1])))
+        elif "panes" in arrays and not self.paned:
+            rows, floats, panes = rows.copy(), floats.copy(), arrays["panes"]
+            at = 4 * (len(self.ring.windows_us) - 1) * len(self.ring.columns)
+            window = (self.longest, at, self._shape)
+            dissolve(rows, floats, panes, panes.view(np.float64), *window)
+            rows = np.ascontiguousarray(rows[:, : self._int_columns])
+            floats = floats[:, : self._float_columns]
+        return rows, floats
 
     def _load_pairs(self, entries: Int64) -> None:
         """Put saved pairs back."""
@@ -446,14 +539,20 @@ class EntityState:
     plan : what the kernels are told
     late_us : rows that come so much late are put in their place (`features.late`), 0 for none
     ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
+    exact_max : of an entity's events in a window of an hour, those that are kept one by one (see
+        `features.panes`), 0 for all
     """
 
     def __init__(
-        self, plan: EntityPlan, late_us: int = 0, ttl_h: Mapping[str, float] | None = None
+        self,
+        plan: EntityPlan,
+        late_us: int = 0,
+        ttl_h: Mapping[str, float] | None = None,
+        exact_max: int = 0,
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -476,6 +575,8 @@ class EntityState:
                 "silence_tops": np.zeros((0, SILENCE_TOPS), np.float32),
                 "silence_names": np.zeros((0, NAME_BYTES), np.uint8),
             }
+        self.emptied = EmptiedWheel(plan)
+        self._fixed["fed_us"] = np.zeros((0, len(plan.rings)), np.int64)
         self.late = LateRows(self, late_us)
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
@@ -506,13 +607,14 @@ class EntityState:
         self.late.grow(self.table.capacity)
         if self.wheel is not None:
             self.wheel.grow(self.table.capacity)
+        self.emptied.grow(self.table.capacity)
 
     def by_slot(self) -> Arrays:
         """All state of slots that late rows change: name -> array by slot, the very arrays.
 
         What was told of silence is told: a late row neither takes it back nor comes before it.
         """
-        apart = ("frozen_until_us", "silence_")
+        apart = ("frozen_until_us", "silence_", "fed_us")
         found = {name: a for name, a in self._fixed.items() if not name.startswith(apart)}
         for i, ring in enumerate(self.rings):
             found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
@@ -531,17 +633,27 @@ class EntityState:
         return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
+    def approximated(self) -> int:
+        """Rows whose longest window was too long by less than a pane, counted by ring."""
+        return sum(int(ring.panes_book[APPROXIMATED]) for ring in self.rings)
+
+    @property
+    def excess_max(self) -> int:
+        """Most events too many that such a window can have counted."""
+        return max((int(ring.panes_book[EXCESS]) for ring in self.rings), default=0)
+
+    @property
     def memory_parts(self) -> dict[str, int]:
         """Bytes of all arrays by what they hold.
 
         Returns
         -------
         `records` that a window counts; what is `idle` of the arenas they lie in (or kept for late
-        rows alone); `pairs`; all else by entity, in `slots`; and `late`, the log and the
-        checkpoints
+        rows alone); `panes`, with what is idle there; `pairs`; all else by entity, in `slots`; and
+        `late`, the log and the checkpoints
         """
         fixed = sum(a.nbytes for a in self._fixed.values())
-        fixed += self._pending.nbytes + self.table.memory_bytes
+        fixed += self._pending.nbytes + self.table.memory_bytes + self.emptied.memory_bytes
         if self.wheel is not None:
             fixed += self.wheel.memory_bytes
         found = {"slots": fixed, "late": self.late.memory_bytes}
@@ -578,16 +690,24 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        if self.wheel is not None and self.plan.silence is not None:
-            self._listen(head, self.wheel, self.plan.silence)
+        rhythm = self.wheel is not None and self.plan.silence is not None
+        if rhythm or self.emptied.active:
+            self._listen(head)
         return given
 
-    def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
-        """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
+    def _listen(self, head: Int64) -> None:
+        """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
         slots = self.table.find(head[:, 0].view(np.uint64))
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
             head, slots = head[slots >= 0], slots[slots >= 0]
+        if not len(slots):
+            return
+        if self.emptied.active:
+            self.emptied.hear(slots, head, self._fixed["fed_us"])
+        wheel, silence = self.wheel, self.plan.silence
+        if wheel is None or silence is None:
+            return
         names = ("silence_ints", "silence_floats", "silence_tops")
         wheel.reserve(len(head))
         kernel = cast(Kernel, run_silence)
@@ -661,6 +781,40 @@ class EntityState:
         table.dirty[changed] = 1
         slots = told.found[:, 0]
         return told, table.keys[slots], fixed["silence_names"][slots]
+
+    def run_empty(self, clock_us: int, most: int) -> list[Emptied]:
+        """Views of entities whose windows have run empty, as of then; see `features.emptied`.
+
+        Parameters
+        ----------
+        clock_us : event-time clock, 0 where it is not known: nothing is told
+        most : entities at the most
+        """
+        table, fixed = self.table, self._fixed
+        if not self.emptied.active or clock_us <= 0:
+            return []
+        slots, times, views = self.emptied.speak(
+            clock_us, most, table.keys, table.newest_us, fixed["fed_us"]
+        )
+        found: list[Emptied] = []
+        for v, event in enumerate(self.emptied.views):
+            at = np.flatnonzero(views[:, v])
+            if len(at):
+                values = self._as_of(event, slots[at], times[at])
+                keys = table.keys[slots[at]]
+                found.append(Emptied(event, self.plan.entity, keys, times[at], values))
+        return found
+
+    def _as_of(self, event: str, slots: Int64, times: Int64) -> Float64:
+        """What windows and usual counts of a view would say at some times if nothing came."""
+        values = np.full((len(slots), self.plan.width), np.nan)
+        code = event_code(event)
+        for ring in self.rings:
+            ring.read(slots, times, code, values)
+        if self.plan.rates is not None:
+            rates = self.plan.rates
+            read_rates(slots, times, code, rates.plan, rates.plan_at, self._fixed["rates"], values)
+        return values[:, : len(self.plan.features[event])]
 
     def label(self, labels: Sequence[Label]) -> int:
         """Let verdicts become known of the entities there are; gives how many were news.
@@ -833,6 +987,7 @@ class EntityState:
             "counts": np.array([self.table.late, self.table.expired]),
         }
         first["labels"] = self.labels.dump(everything)
+        first["emptied"] = self.emptied.done.copy()
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
         first |= {f"late.{k}": v for k, v in self.late.begin(slots, everything).items()}
@@ -889,13 +1044,19 @@ class EntityState:
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
         self.labels.load(arrays.get("labels", np.zeros((0, 5), np.int64)))
+        if "emptied" in arrays:  # not in a snapshot of before there was any
+            self.emptied.done[:] = arrays["emptied"]
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
                 copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
         late = {k[5:]: v for k, v in arrays.items() if k.startswith("late.")}
-        if late:  # not in a snapshot that came over from another layout
+        if any((f"ring{i}.panes" in arrays) != r.paned for i, r in enumerate(self.rings)):
+            # Checkpoints of a state with panes are no good for one without: the log begins anew.
+            self.late = LateRows(self, self.late.late_us)
+            self.late.grow(self.table.capacity)
+        elif late:  # not in a snapshot that came over from another layout
             self.late.load(slots, late)
 
     def settle(self) -> None:
@@ -905,3 +1066,4 @@ class EntityState:
         if self.wheel is not None:
             every = np.arange(self.table.used, dtype=np.int64)
             self.wheel.file(every, self._fixed["silence_ints"])
+        self.emptied.settle(self.table.used, self.table.keys, self._fixed["fed_us"])

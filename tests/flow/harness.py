@@ -23,6 +23,7 @@ __all__ = [
     "alerts_of",
     "call",
     "counts_of",
+    "environment",
     "running",
     "simulated_counts",
     "start",
@@ -33,7 +34,7 @@ TIMEOUT_S = 240.0
 """Longest run of a command. Chosen: ten times what the slowest takes on two busy cores."""
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def environment(extra: dict[str, str]) -> dict[str, str]:
     """This process's environment without settings, with `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
@@ -44,7 +45,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "dataflows.cli.main", *arguments],
         cwd=cwd,
-        env=_environment(extra),
+        env=environment(extra),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -57,7 +58,7 @@ def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "dataflows.cli.main", *arguments],
         cwd=cwd,
-        env=_environment(extra),
+        env=environment(extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
