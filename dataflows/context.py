@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.ballots import Ballots
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
+from dataflows.poison import POISON_FILE
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
@@ -37,6 +39,7 @@ from dataflows.state.manifest import (
     whole_manifests,
     write_manifest,
 )
+from dataflows.state.notes import read_notes
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
@@ -56,10 +59,6 @@ if TYPE_CHECKING:
     from dataflows.store.writer import StoreWriter
 
 __all__ = ["Context", "StopSwitch", "lanes_of", "make_context", "open_lane", "stop_on_signals"]
-
-
-SCORING_THREADS = 2
-"""Event types scored at once. Chosen: payments are half of the work, the other types the rest."""
 
 
 class StopSwitch:
@@ -120,29 +119,41 @@ class Context:
     """Tables of exchange rates by version."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
+    opened: list[Lane] = field(default_factory=list)
+    """Lanes that this process has opened."""
     writing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
     """Writes snapshots one after another, beside the flow."""
-    scoring: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(
-            SCORING_THREADS, thread_name_prefix="waxwing-score"
-        )
-    )
-    """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
     judge: Callable[[EventBatch], EventBatch] | None = None
     """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
+    ballots: Ballots = field(init=False)
+    """Asks the detectors, and goes on without those that fail."""
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
     def __post_init__(self) -> None:
+        self.ballots = Ballots(
+            self.settings.state_dir,
+            self.manifest.round,
+            self.settings.detector_timeout_s,
+            self.telemetry.say,
+        )
+        self.telemetry.missed_votes = self.ballots.missed
         self.store_columns = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
             columns = np.array([names.index(f.name) for f in features], np.intp)
             self.store_columns.setdefault(name, {})[entity] = columns
+
+    def close(self) -> None:
+        """Wait for what is being written, let go of threads, sources and journals."""
+        self.writing.shutdown()
+        self.ballots.close()
+        for lane in self.opened:
+            lane.close()
 
     def judged(self, absences: EventBatch) -> EventBatch:
         """Absences with their truth, where it is known."""
@@ -403,13 +414,23 @@ def open_lane(context: Context, lane: int) -> Lane:
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
+        withheld=_withheld(settings, lane, context.manifest.round),
     )
+    context.opened.append(opened)
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
+
+
+def _withheld(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
+    """Round -> notes on the lane's events that made a step raise."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for note in read_notes(journal_folder(settings.state_dir, lane) / POISON_FILE, after_round):
+        found.setdefault(note["round"], []).append(note)
+    return found
 
 
 def _open_control(context: Context) -> ControlReader:

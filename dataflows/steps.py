@@ -20,7 +20,7 @@ from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
-from dataflows.sources.base import DeadLetter
+from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
 from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
@@ -120,6 +120,8 @@ class ToHome:
     clock_us: int = 0
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,8 @@ class Featured:
     corrected_unchecked: int = 0
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 class _Shard:
@@ -376,6 +380,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 done.clock_us,
                 sum(done.unpriced.values()),
                 sum(done.old_rate.values()),
+                part.gaps,
+                part.waiting,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -537,6 +543,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             unchecked,
             own.unpriced,
             own.old_rate,
+            own.gaps,
+            own.waiting,
         )
 
     def snapshot(self) -> int:

@@ -6,7 +6,7 @@ the gate in front of the expensive ones is a function of the row, and sums go co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,17 @@ from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
-__all__ = ["Scorer", "Stages", "take_rows"]
+__all__ = ["Ask", "Raw", "Scorer", "Stages", "take_rows"]
 
 Stages = Mapping[str, tuple[str, float]]
 """Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
+
+Raw = Callable[[FeatureMatrix], Float64]
+"""A detector's `raw`."""
+
+Ask = Callable[[str, Raw, FeatureMatrix, "npt.NDArray[np.intp]"], Float64]
+"""Asks a detector, given its name, its `raw`, the features and their rows in the batch: its raw
+numbers, NaN where it has no say. Whoever scores may thereby go on where a detector fails."""
 
 WARM_ROWS = 64
 """Rows of the dummy batch; chosen: more than one, so that kernels for batches are made too."""
@@ -135,15 +142,22 @@ class Scorer:
         """Detectors that this scorer runs on an event type, in its own order."""
         return tuple(name for name in self.detectors if name in models.detectors)
 
-    def score(self, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
+    def score(self, features: FeatureMatrix, stages: Stages, ask: Ask | None = None) -> ScoreMatrix:
         """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
 
         An event type without models is not scored: NaN throughout.
+
+        Parameters
+        ----------
+        features : of the rows
+        stages : what each detector may do; one that is off is not asked
+        ask : asks each detector; None asks it plainly, and what it raises is raised
 
         Raises
         ------
         ShapeError : features in another order than the models were trained on
         """
+        ask = _plainly if ask is None else ask
         n = len(features)
         models = self.bundle.models.get(features.event_type)
         surprise = np.full((n, len(self.detectors)), np.nan)
@@ -159,8 +173,9 @@ class Scorer:
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [self.detectors.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
+        every = np.arange(n)
         for i in cheap:
-            raw = models.detectors[names[i]].raw(features)
+            raw = ask(names[i], models.detectors[names[i]].raw, features, every)
             surprise[:, places[i]] = models.calibrations[names[i]].surprise(raw)
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
@@ -171,7 +186,7 @@ class Scorer:
             if len(rows):
                 seen = take_rows(features, rows)
                 for i in costly:
-                    raw = models.detectors[names[i]].raw(seen)
+                    raw = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     surprise[rows, places[i]] = models.calibrations[names[i]].surprise(raw)
         return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
 
@@ -218,6 +233,11 @@ class Scorer:
             flagged[:, a] = enough & (score[:, a] >= limit)
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
+
+
+def _plainly(_name: str, raw: Raw, features: FeatureMatrix, _rows: npt.NDArray[np.intp]) -> Float64:
+    """Ask a detector; what it raises is raised."""
+    return raw(features)
 
 
 def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.NDArray[np.bool_]:

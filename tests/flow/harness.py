@@ -39,10 +39,17 @@ def _environment(extra: dict[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
 
 
+def _command(arguments: Sequence[str]) -> list[str]:
+    """`waxwing ...`; with a part of it broken where the first argument is PART=WHAT."""
+    if "=" in arguments[0]:
+        return [sys.executable, str(Path(__file__).with_name("broken.py")), *arguments]
+    return [sys.executable, "-m", "dataflows.cli.main", *arguments]
+
+
 def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `waxwing ...` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        _command(arguments),
         cwd=cwd,
         env=_environment(extra),
         capture_output=True,
@@ -55,7 +62,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProces
 def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     """Start `waxwing ...` and come back at once."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        _command(arguments),
         cwd=cwd,
         env=_environment(extra),
         stdout=subprocess.PIPE,
@@ -149,6 +156,12 @@ class Run:
     state_dir: Path
     more: dict[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
+    broken: str = ""
+    """PART=WHAT of `tests.flow.broken`; empty: nothing is broken."""
+
+    def command(self) -> list[str]:
+        """The command and its options."""
+        return [*([self.broken] if self.broken else []), "run", *self.options()]
 
     def options(self) -> list[str]:
         """What stands behind `waxwing run`."""
@@ -156,14 +169,14 @@ class Run:
 
     def to_end(self, **extra: str) -> dict[str, Any]:
         """Run until the source ends; the report."""
-        done = call("run", *self.options(), "--json", "-", cwd=self.bench.folder, **extra)
+        done = call(*self.command(), "--json", "-", cwd=self.bench.folder, **extra)
         assert done.returncode == 0, done.stderr + done.stdout
         report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         return report
 
     def until(self, condition: Any, how: int = signal.SIGKILL, limit_s: float = 120.0) -> int:
         """Start, wait for `condition()`, end it by a signal; the exit status."""
-        with running("run", *self.options(), cwd=self.bench.folder) as process:
+        with running(*self.command(), cwd=self.bench.folder) as process:
             wait_for(condition, "the moment to stop it", process, limit_s)
             process.send_signal(how)
             out, _ = process.communicate(timeout=60)
