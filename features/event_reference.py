@@ -126,6 +126,7 @@ def event_page() -> str:
         "| --- | --- |",
         *(f"| `{reason}` | {meaning} |" for reason, meaning in (REASONS | REFUSALS).items()),
         "| `not_a_row` | a line of CSV that has not the cells its header names |",
+        "| `poison` | an event that made a step raise, with the traceback |",
         "",
         *TIME,
     ]

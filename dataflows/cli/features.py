@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -277,15 +279,30 @@ def _verify(args: argparse.Namespace) -> int:
         if args.json != "-":
             write_json(args.json, report)
 
-    report = verify(
-        settings, catalog(), lambda: FileReader(settings), variants, say, progress, keep
-    )
+    with _leaving_nothing():
+        report = verify(
+            settings, catalog(), lambda: FileReader(settings), variants, say, progress, keep
+        )
     say(f"{len(report['not_compared'])} features are not compared:")
     for reason in dict.fromkeys(report["not_compared"].values()):
         mine = [name for name, why in report["not_compared"].items() if why == reason]
         say(f"  {', '.join(mine)}: {reason}")
     write_json(args.json, report)
     return 1 if report["mismatches"] else 0
+
+
+@contextlib.contextmanager
+def _leaving_nothing() -> Iterator[None]:
+    """Let a SIGTERM unwind like Ctrl-C: gigabytes lie in a temporary folder meanwhile."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fitting_mapping(items: list[str]) -> str | None:

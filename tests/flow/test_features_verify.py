@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from features.catalog import Catalog, catalog
 from features.errors import ConfigError
 from features.events import event_type
 from features.spec import Feature
-from tests.flow.harness import call
+from tests.flow.harness import call, running, wait_for
 from tests.flow.test_json import told
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +129,17 @@ def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
     said = capsys.readouterr().err
     assert "as_is: 1,800 rows through the kernels, " in said
     assert " features of 1,200 payment rows asked of DuckDB, " in said
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: Path) -> None:
+    arguments = ("features", "verify", "--data", f"payment={grid}", "--variant", "hot")
+    own = tmp_path / "own"
+    own.mkdir()
+    with running(*arguments, cwd=tmp_path, TMPDIR=str(own)) as process:
+        wait_for(lambda: list(own.glob("waxwing-verify-*/*.features")), "rows", process, 120.0)
+        process.terminate()
+        assert process.wait(60.0) == 128 + signal.SIGTERM
+    assert not list(own.glob("waxwing-verify-*"))
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(

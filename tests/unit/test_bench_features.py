@@ -15,7 +15,7 @@ from features.catalog import catalog
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "json.md"
 
-SMALL = ("--cards", "300", "--events", "5000", "--growth", "200", "--groups", "2")
+SMALL = ("--cards", "300", "--events", "5000", "--growth", "200,400", "--groups", "2")
 
 
 def test_a_small_bench_has_every_figure(
@@ -27,13 +27,16 @@ def test_a_small_bench_has_every_figure(
     assert main(["bench", "features", *SMALL, "--json", str(out)]) == 0
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert report["features"] == len(catalog().names("payment"))
-    loaded = report["us_per_event"][f"rows_{bench.ROUNDS[-1]}"]
-    parts = ("split", "kernels", "assemble")
-    assert sum(loaded[stage] for stage in parts) == pytest.approx(loaded["total"], abs=0.01)
-    assert report["events_per_s_per_core"] == round(1e6 / loaded["total"])
-    (point,) = report["growth"]
-    assert point["entities"] > 200 and point["us_per_event_few"] > 0.0
-    assert report["growth_ratio"] == 1.0
+    assert set(report["us_per_event"]) == {f"rows_{rows}" for rows in bench.ROUNDS}
+    for by_stage in report["us_per_event"].values():
+        assert all(us > 0.0 for us in by_stage.values())
+    # Within an order of what such a machine gives: microseconds, and events a second.
+    assert 1_000 < report["events_per_s_per_core"] < 5_000_000
+    fewer, more = report["growth"]
+    assert (fewer["cards"], more["cards"]) == (200, 400)
+    assert 200 < fewer["entities"] < more["entities"]
+    costs = {point["us_per_event"] for point in report["growth"]}
+    assert report["growth_ratio"] == pytest.approx(max(costs) / min(costs), abs=0.001)
     assert set(report["bytes_per_entity_of"]) == {"card", "user", "merchant", "device", "ip"}
     assert 0.0 < report["snapshot_pause_ms_group_max"] <= report["snapshot_pause_ms_max"]
     assert "events/s on one core" in capsys.readouterr().out

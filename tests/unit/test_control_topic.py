@@ -170,9 +170,10 @@ def test_a_later_start_without_a_broker_goes_on_with_what_is_in_force(
     position = {"topic": TOPIC, "at": {"0": 9}}
     reader.seek(position)
     reader.open()
+    monkeypatch.setattr(module, "ANSWER_S", 30.0)
     begun = time.monotonic()
     assert [reader.take() for _ in range(5)] == [([], [])] * 5
-    assert time.monotonic() - begun < 1.0, "no round waits"
+    assert time.monotonic() - begun < module.ANSWER_S, "no round waits"
     assert reader.position == position
     assert "going on without it" in caplog.text
     reader.close()
