@@ -121,7 +121,8 @@ class Ballots:
     Parameters
     ----------
     state_dir : holds the journals, beside which missing votes are noted
-    after_round : the manifest's round; what was noted of later rounds holds again
+    after_round : gives the manifest's round, once there is one; what was noted of later rounds
+        holds again
     patience_s : longest wait for a detector's answer; 0 waits for ever
     say : takes a sentence when a detector begins to fail, or answers again
     """
@@ -129,7 +130,7 @@ class Ballots:
     def __init__(
         self,
         state_dir: Path,
-        after_round: int,
+        after_round: Callable[[], int],
         patience_s: float,
         say: Callable[[str], None],
     ) -> None:
@@ -180,7 +181,7 @@ class Ballots:
     def plainly(self, scorer: Scorer, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
         """Scores of rows that are only compared; what a detector raises on has none of it."""
         task = _Task(features.event_type, {}, lambda name: self._hung(features.event_type, name))
-        return scorer.score(features, stages, task.ask)
+        return scorer.score(features, stages, ask=task.ask)
 
     def close(self) -> None:
         """Send the threads home; one that hangs is left behind."""
@@ -206,7 +207,7 @@ class Ballots:
 
         def work() -> None:
             try:
-                future.set_result(scorer.score(features, stages, task.ask))
+                future.set_result(scorer.score(features, stages, ask=task.ask))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -267,7 +268,7 @@ class Ballots:
             path = journal_folder(self._state_dir, lane) / MISSED_FILE
             self._notes[lane] = RoundNotes(path)
             known: dict[tuple[int, str], dict[str, Missed]] = {}
-            for note in read_notes(path, self._after_round):
+            for note in read_notes(path, self._after_round()):
                 rows = None if note["rows"] is None else np.array(note["rows"], np.intp)
                 votes = known.setdefault((note["round"], note["event_type"]), {})
                 votes[note["detector"]] = Missed(rows, note["why"], noted=True)

@@ -123,6 +123,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
         self._totals = {name: manifest.totals.get(name, 0) for name in _COUNTED}
         settings = context.settings
+        self._token = manifest.token
+        context.telemetry.begun_us = context.begun_us
         self._letters: DeadLetterWriter = open_dead_letters(settings)
         self._letters.truncate(manifest.logs.get("dead_letters", 0))
         self._sinks: list[AlertSink] = open_sinks(settings.alerts, settings)
@@ -221,6 +223,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                     snapshot.control,
                     snapshot.logs,
                     currency=base_of(context.settings),
+                    token=self._token,
                 ),
                 # As far apart as two bases of state.
                 (context.settings.deltas_max + 1) * context.settings.snapshot_rounds,

@@ -5,6 +5,7 @@ Made once, at start, where every fault of the configuration is found before the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -28,7 +29,8 @@ from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal
-from dataflows.state.lock import lock_state
+from dataflows.state.lease import Lease, take_lease
+from dataflows.state.lock import in_cluster, lock_state, this_process
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import (
     Manifest,
@@ -57,22 +59,32 @@ if TYPE_CHECKING:
     from dataflows.observe.telemetry import Telemetry
     from dataflows.sources.base import LaneReader
     from dataflows.store.writer import StoreWriter
+    from features.simulate import Simulator
 
 __all__ = ["Context", "StopSwitch", "lanes_of", "make_context", "open_lane", "stop_on_signals"]
 
 
 class StopSwitch:
-    """Asks all lanes of the process to end with their next round."""
+    """Asks all lanes of the process to end with their next round.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    shared : file whose being there asks, so that all processes of a cluster hear of it; None alone
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
         self._event = threading.Event()
+        self._shared = shared
 
     def __call__(self) -> bool:
-        return self._event.is_set()
+        return self._event.is_set() or (self._shared is not None and self._shared.exists())
 
     def set(self) -> None:
         """Ask."""
         self._event.set()
+        if self._shared is not None:
+            with contextlib.suppress(OSError):  # a full disk; whoever stops one stops the others
+                self._shared.touch()
 
 
 def stop_on_signals(stop: StopSwitch) -> None:
@@ -112,11 +124,14 @@ class Context:
     settings: Settings
     catalog: Catalog
     scorer: Scorer
-    manifest: Manifest
+    begins: Manifest | None
+    """What to go on from; None where another process of the cluster settles it, see `manifest`."""
     telemetry: Telemetry
     store: StoreWriter | None
-    rates: RateBook
-    """Tables of exchange rates by version."""
+    book: RateBook | None
+    """Tables of exchange rates by version; None as above."""
+    lease: Lease | None = None
+    """That of the state folder, which the first process of a cluster holds for all."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
     opened: list[Lane] = field(default_factory=list)
@@ -127,17 +142,17 @@ class Context:
     """Writes snapshots one after another, beside the flow."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
-    judge: Callable[[EventBatch], EventBatch] | None = None
-    """Gives absences their truth where it is known, of the simulator alone; only to judge by."""
     ballots: Ballots = field(init=False)
     """Asks the detectors, and goes on without those that fail."""
+    _world: Simulator | None = None
+    _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
     def __post_init__(self) -> None:
         self.ballots = Ballots(
             self.settings.state_dir,
-            self.manifest.round,
+            lambda: self.manifest.round,
             self.settings.detector_timeout_s,
             self.telemetry.say,
         )
@@ -155,9 +170,59 @@ class Context:
         for lane in self.opened:
             lane.close()
 
+    @property
+    def manifest(self) -> Manifest:
+        """What the flow goes on from.
+
+        The first process of a cluster puts the state in order before it meets the others. They read
+        what it has left, for the first time when a step is built: then all have met.
+
+        Raises
+        ------
+        StateError : there is none, or it is damaged
+        """
+        with self._once:
+            if self.begins is None:
+                self.begins = read_manifest(self.settings.state_dir)
+            if self.begins is None:
+                raise StateError(
+                    f"state_dir {self.settings.state_dir}: process 0 of the cluster has left no"
+                    " manifest there; all processes need the same folder"
+                )
+            return self.begins
+
+    @property
+    def rates(self) -> RateBook:
+        """Tables of exchange rates by version, which begin with those of the warm state."""
+        with self._once:
+            if self.book is None:
+                self.book = RateBook(self.settings, self.telemetry.say)
+            return self.book
+
+    def world(self) -> Simulator:
+        """The simulated world of the settings, made once a process."""
+        from dataflows.sources.simulator import make_simulator
+
+        with self._once:
+            if self._world is None:
+                self._world = make_simulator(self.settings)
+            return self._world
+
+    @property
+    def begun_us(self) -> int:
+        """Event time at which the simulated traffic begins; 0 of another source."""
+        from dataflows.sources.simulator import time_us_of
+
+        if self.settings.source != "simulator":
+            return 0
+        until_us = self.manifest.until_us
+        return time_us_of(self.settings.sim_start) if until_us is None else until_us
+
     def judged(self, absences: EventBatch) -> EventBatch:
-        """Absences with their truth, where it is known."""
-        return absences if self.judge is None else self.judge(absences)
+        """Absences with their truth where it is known, of the simulator alone; to judge by only."""
+        if self.settings.source != "simulator":
+            return absences
+        return replace(absences, truth=self.world().absence_truth(absences))
 
     def shard(self, name: str) -> ShardStore:
         """State folder of a group."""
@@ -260,24 +325,33 @@ def _load_manifest(
     version: str,
     start: Callable[[], Path | None],
     say: Callable[[str], None],
-) -> Manifest:
+) -> tuple[Manifest, Lease]:
     """Claim the state folder, and the manifest to go on from; a fault leaves no folder behind."""
-    if read_manifest(settings.state_dir) is None:
+    was = read_manifest(settings.state_dir)
+    if was is None:
         _starting_point(settings, version, start)
     lock_state(settings.state_dir)
+    lease = take_lease(settings.state_dir, 0 if was is None else was.token, say=say)
+    _stop_file(settings).unlink(missing_ok=True)
     found, folder = _starting_point(settings, version, start)
+    found = replace(found, token=lease.token)
     if folder is not None:
         _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
         if rates_log(folder).is_file():
             shutil.copy(rates_log(folder), rates_log(settings.state_dir))
         write_manifest(settings.state_dir, found)
-        return found
-    usable = _usable(settings, found, say)
+        return found, lease
+    usable = replace(_usable(settings, found, say), token=lease.token)
     if usable.round != found.round:
         go_back(settings.state_dir, usable)
     else:
         write_manifest(settings.state_dir, usable)
-    return usable
+    return usable, lease
+
+
+def _stop_file(settings: Settings) -> Path:
+    """What tells all processes of a cluster that one of them was asked to stop."""
+    return settings.state_dir / "stop"
 
 
 def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> Manifest:
@@ -340,6 +414,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     ]
     cat = catalog()
     scorer: Scorer | None = None
+    no_bundle: BundleError | None = None
     try:
         bundle = Bundle.load(settings.bundle, cat)
         voting = None if settings.voting is None else Voting.load(settings.voting)
@@ -347,23 +422,18 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     except ConfigError as error:
         faults += error.faults
     except BundleError as error:
-        if not faults:
-            raise
-        faults.append(str(error))
+        no_bundle = error
     try:
         rates = rates_of(settings)
         if scorer is not None:
             faults += _rates_unlike(settings, rates, scorer.bundle.training, telemetry.say)
     except ConfigError as error:
         faults += error.faults
+    if no_bundle is not None:
+        raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
-    training = scorer.bundle.training
-    start = cache(partial(warm_start, settings, training, cat.version, telemetry.say))
-    lost = fallback(settings.state_dir)
-    if lost is not None:
-        telemetry.say(lost)
-    manifest = _load_manifest(settings, cat.version, start, telemetry.say)
+    manifest, lease = _begin(settings, scorer.bundle.training, cat.version, telemetry.say)
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
@@ -374,8 +444,30 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if settings.source == "kafka":
         warm_up_decoder(settings.event_types)
     scorer.warm_up()
-    book = RateBook(settings, telemetry.say)
-    return Context(settings, cat, scorer, manifest, telemetry, store, book)
+    book = None if manifest is None else RateBook(settings, telemetry.say)
+    stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
+    context = Context(settings, cat, scorer, manifest, telemetry, store, book, lease, stop)
+    if settings.source == "simulator":
+        telemetry.silences = lambda since_us, until_us: context.world().silences(since_us, until_us)
+    return context
+
+
+def _begin(
+    settings: Settings, training: Mapping[str, Any], version: str, say: Callable[[str], None]
+) -> tuple[Manifest | None, Lease | None]:
+    """Claim the state folder and put it in order; the manifest to go on from, and the lease.
+
+    In a cluster that is for the first process alone, None in the others: two that copy warm state,
+    or write a manifest, would get into each other's way, and each would read all of the state.
+    """
+    if this_process() != "0":
+        lock_state(settings.state_dir)
+        return None, None
+    start = cache(partial(warm_start, settings, training, version, say))
+    lost = fallback(settings.state_dir)
+    if lost is not None:
+        say(lost)
+    return _load_manifest(settings, version, start, say)
 
 
 def open_lane(context: Context, lane: int) -> Lane:
@@ -385,11 +477,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     if settings.source == "simulator":
         from dataflows.sources.simulator import SimulatorReader
 
-        simulated = SimulatorReader(settings, context.manifest.until_us)
-        context.judge = simulated.judged
-        context.telemetry.silences = simulated.silences
-        context.telemetry.begun_us = simulated.begins_us
-        reader = simulated
+        reader = SimulatorReader(settings, context.manifest.until_us, context.world())
     elif settings.source == "file":
         from dataflows.sources.files import FileReader
 

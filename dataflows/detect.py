@@ -8,6 +8,8 @@ is what `build` sees to where no interval is given.
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from bytewax.dataflow import Dataflow
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
 from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
-from dataflows.entry import epoch_a_round, told_as_sentences
+from dataflows.entry import end_with, epoch_a_round, started_by_bytewax, told_as_sentences
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows, score_round
@@ -40,7 +42,11 @@ def build(config: str | Path | None = None) -> Dataflow:
         context = make_context(load(config), Telemetry())
         epoch_a_round()
         stop_on_signals(context.stop)
-        return build_flow(context, Guard(on=False))
+        if context.lease is not None:
+            context.lease.keep(end_with)
+            atexit.register(context.lease.give_back)
+        by_bytewax = started_by_bytewax(sys.modules.get("__main__"))
+        return build_flow(context, Guard(on=by_bytewax, tell=end_with))
 
 
 def build_flow(context: Context, guard: Guard) -> Dataflow:

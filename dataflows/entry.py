@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from types import ModuleType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from features.errors import ConfigError, WaxwingError
 
-__all__ = ["EXIT_FAULT", "epoch_a_round", "faults_of", "tell_warnings", "told_as_sentences"]
+__all__ = [
+    "EXIT_FAULT",
+    "end_with",
+    "epoch_a_round",
+    "faults_of",
+    "started_by_bytewax",
+    "tell_warnings",
+    "told_as_sentences",
+]
 
 EXIT_FAULT = 2
 """Bad configuration, input or surroundings; the same status argparse gives for bad options."""
@@ -28,7 +37,7 @@ def faults_of(error: WaxwingError) -> tuple[str, ...]:
     return tuple(" ".join(text.split()) or type(error).__name__ for text in texts)
 
 
-def _started_by_bytewax(main: ModuleType | None) -> bool:
+def started_by_bytewax(main: ModuleType | None) -> bool:
     """Whether the program is `python -m bytewax.run`, and not one that imported us."""
     spec = getattr(main, "__spec__", None)
     return getattr(spec, "name", None) in ("bytewax.run", "bytewax.testing")
@@ -60,16 +69,30 @@ def tell_warnings() -> None:
 @contextlib.contextmanager
 def told_as_sentences() -> Iterator[None]:
     """End a program that is Bytewax's command with a sentence a fault; elsewhere let them pass."""
-    if _started_by_bytewax(sys.modules.get("__main__")):
+    if started_by_bytewax(sys.modules.get("__main__")):
         tell_warnings()
     try:
         yield
     except WaxwingError as error:
-        if not _started_by_bytewax(sys.modules.get("__main__")):
+        if not started_by_bytewax(sys.modules.get("__main__")):
             raise
-        for fault in faults_of(error):
-            print(f"waxwing: {fault}", file=sys.stderr)
+        _print_faults(error)
         raise SystemExit(EXIT_FAULT) from None
+
+
+def _print_faults(error: WaxwingError) -> None:
+    """A sentence each."""
+    for fault in faults_of(error):
+        print(f"waxwing: {fault}", file=sys.stderr, flush=True)
+
+
+def end_with(error: WaxwingError) -> NoReturn:
+    """End the process at once with a fault that a step met: Bytewax would make a panic of it.
+
+    Nothing is closed, as after a crash; the other processes of a cluster end with this one.
+    """
+    _print_faults(error)
+    os._exit(EXIT_FAULT)
 
 
 def epoch_a_round(main: ModuleType | None = None) -> None:
@@ -80,7 +103,7 @@ def epoch_a_round(main: ModuleType | None = None) -> None:
     """
     main = sys.modules.get("__main__") if main is None else main
     given = getattr(main, "kwargs", None)
-    if not _started_by_bytewax(main) or not isinstance(given, dict):
+    if not started_by_bytewax(main) or not isinstance(given, dict):
         return
     interval = given.get("epoch_interval")
     if not isinstance(interval, timedelta) or not interval:

@@ -4,7 +4,9 @@ An exception in a step makes Bytewax panic, with a backtrace of its engine on st
 can catch it. Under a guard the first fault is remembered instead, every step does nothing from then
 on, and the lanes end the flow; whoever ran it raises the fault (`dataflows/runner.py`). Nothing is
 delivered or committed after the fault, as after a crash. A bug is no fault: it panics as before.
-`python -m bytewax.run` has nobody who would raise the fault, so there the guard is off.
+In a cluster other processes would wait for ever for one that does nothing, and under
+`python -m bytewax.run` nobody raises the fault: there the first fault is told, and whoever is told
+ends the process.
 """
 
 from __future__ import annotations
@@ -46,11 +48,21 @@ class Guard:
     Parameters
     ----------
     on : False leaves everything as it is
+    tell : called with the first fault, in the thread that met it
     """
 
-    def __init__(self, on: bool = True) -> None:
+    def __init__(
+        self, on: bool = True, tell: Callable[[WaxwingError], None] = lambda _fault: None
+    ) -> None:
         self.on = on
         self.fault: WaxwingError | None = None
+        self._tell = tell
+
+    def _keep(self, fault: WaxwingError) -> None:
+        """Remember a fault, if it is the first."""
+        if self.fault is None:
+            self.fault = fault
+            self._tell(fault)
 
     def call(self, function: Callable[[], Y], nothing: Y) -> Y:
         """What the function gives; `nothing` where it raises a fault or one came before."""
@@ -58,7 +70,7 @@ class Guard:
             try:
                 return function()
             except WaxwingError as fault:
-                self.fault = fault
+                self._keep(fault)
         return nothing
 
     def close(
@@ -68,7 +80,7 @@ class Guard:
         try:
             inner.close()
         except WaxwingError as fault:
-            self.fault = self.fault or fault
+            self._keep(fault)
 
     def source(self, inner: FixedPartitionedSource[X, Any]) -> FixedPartitionedSource[X, Any]:
         """The source; its partitions end the flow once there is a fault."""
@@ -88,7 +100,7 @@ class Guard:
                 try:
                     yield from function(item)
                 except WaxwingError as fault:
-                    self.fault = fault
+                    self._keep(fault)
 
         return items if self.on else function
 

@@ -8,7 +8,7 @@ features they had on the way are what the models learn from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from dataflows.admission import Admission, Admitted
 from dataflows.arrivals import Arrivals, Stretch
 from dataflows.currencies import base_of, rates_of, write_rates
 from dataflows.settings import Settings
-from dataflows.sources.base import LaneReader
+from dataflows.sources.base import DeadLetter, LaneReader
 from dataflows.state.deltas import ShardStore
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest, write_manifest
@@ -187,6 +187,7 @@ def run_history(
     progress: Callable[[int, int], None] | None = None,
     begin: Pass | None = None,
     arrivals: Arrivals | None = None,
+    refused: Callable[[Sequence[DeadLetter]], None] | None = None,
 ) -> Pass:
     """Run everything a reader has through the engine.
 
@@ -198,6 +199,7 @@ def run_history(
     begin : an earlier pass to go on from; its engine is used up
     arrivals : turns what the data say of events into labels, each in its time; None has no labels
         but those under way in `begin`
+    refused : told what is no event, or came too late or too early, after each chunk
     """
     if begin is None:
         engine = OfflineEngine(catalog, settings.groups, settings.late_s, settings.entity_ttl_h)
@@ -223,7 +225,10 @@ def run_history(
         done = door.admit(batches, ids, until_us, rates=rates)
         unpriced.update(done.unpriced)
         old_rate.update(done.old_rate)
-        reasons.update(letter.reason for letter in (*taken.rejects, *done.refused))
+        letters = (*taken.rejects, *done.refused)
+        reasons.update(letter.reason for letter in letters)
+        if refused is not None and letters:
+            refused(letters)
         duplicates += done.duplicates
         if done.batches:
             _compute(engine, done, arrivals, collector)

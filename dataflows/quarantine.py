@@ -51,7 +51,7 @@ def quarantine(context: Context, fault: StepFault) -> int:
     StateError, SourceError : the rounds cannot be read once more
     """
     manifest = read_manifest(context.settings.state_dir) or context.manifest
-    trial = _Trial(replace(context, manifest=manifest, telemetry=_Silent(), store=None,
+    trial = _Trial(replace(context, begins=manifest, telemetry=_Silent(), store=None,
                            restored={}, lanes=Lanes()), fault)  # fmt: skip
     try:
         found = trial.run()

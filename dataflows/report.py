@@ -14,7 +14,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-__all__ = ["check_json", "write_json"]
+__all__ = ["check_json", "plain", "write_json"]
 
 
 def write_json(path: str | None, report: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def write_json(path: str | None, report: dict[str, Any]) -> None:
     """
     if path is None:
         return
-    text = json.dumps(_plain(report), indent=2, allow_nan=False, default=float)
+    text = json.dumps(plain(report), indent=2, allow_nan=False, default=float)
     if path == "-":
         sys.stdout.write(text + "\n")
         return
@@ -64,12 +64,12 @@ def _cannot(path: str, error: OSError) -> ConfigError:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with NaN as None, all the way down."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -5,12 +5,16 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
 from dataflows.context import Context, StopSwitch, lanes_of, make_context, stop_on_signals
 from dataflows.detect import build_flow
+from dataflows.entry import end_with
 from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
 from dataflows.quarantine import quarantine
@@ -19,7 +23,25 @@ from dataflows.settings import Settings
 from dataflows.steps import restore_all
 from features.errors import WaxwingError
 
-__all__ = ["run_flow", "usage", "write_json"]
+__all__ = ["Peers", "run_flow", "usage", "write_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The cluster this process is one of.
+
+    Parameters
+    ----------
+    process : its number
+    addresses : host:port of each process, in their order
+    ready : called once this one is about to meet the others
+    fault : called with the fault of a step; does not come back
+    """
+
+    process: int
+    addresses: list[str]
+    ready: Callable[[], None]
+    fault: Callable[[WaxwingError], None]
 
 
 def run_flow(
@@ -27,12 +49,14 @@ def run_flow(
     telemetry: Telemetry,
     watch: Callable[[Context], None] | None = None,
     watch_every_s: float = 0.5,
+    peers: Peers | None = None,
 ) -> Context:
     """Run the detect flow until its source ends or a signal stops it.
 
     Parameters
     ----------
     watch : called from a thread of its own every `watch_every_s`, and once more at the end
+    peers : the cluster this process is one of; None for a flow of this process alone
 
     Returns
     -------
@@ -46,11 +70,12 @@ def run_flow(
     while True:
         context = make_context(settings, telemetry)
         context.stop = stop or context.stop
-        restore_all(context, lanes_of(settings))
+        if peers is None or len(peers.addresses) == 1:
+            restore_all(context, lanes_of(settings))
         if stop is None:
             stop = context.stop
             stop_on_signals(stop)
-        fault = _run_once(context, watch, watch_every_s)
+        fault = _run_once(context, watch, watch_every_s, peers)
         if isinstance(fault, StepFault):
             quarantine(context, fault)
             continue
@@ -62,10 +87,13 @@ def run_flow(
 
 
 def _run_once(
-    context: Context, watch: Callable[[Context], None] | None, watch_every_s: float
+    context: Context,
+    watch: Callable[[Context], None] | None,
+    watch_every_s: float,
+    peers: Peers | None,
 ) -> WaxwingError | None:
     """Run a flow to its end; the fault that ended it."""
-    guard = Guard()
+    guard = Guard() if peers is None else Guard(tell=peers.fault)
     ended = threading.Event()
     watcher: threading.Thread | None = None
     if watch is not None:
@@ -78,8 +106,12 @@ def _run_once(
         watcher.start()
     try:
         flow = build_flow(context, guard)
-        cli_main(flow, epoch_interval=timedelta(0))  # type: ignore[no-untyped-call]
+        if context.lease is not None:
+            context.lease.keep(end_with if peers is None else peers.fault)
+        _run(flow, peers)
     finally:
+        if context.lease is not None:
+            context.lease.give_back()
         ended.set()
         if watcher is not None:
             watcher.join(timeout=5)
@@ -87,6 +119,16 @@ def _run_once(
             context.store.close()
         context.close()
     return guard.fault
+
+
+def _run(flow: Dataflow, peers: Peers | None) -> None:
+    """Give the flow to Bytewax."""
+    cluster: dict[str, Any] = {}
+    if peers is not None:
+        peers.ready()
+        if len(peers.addresses) > 1:
+            cluster = {"process_id": peers.process, "addresses": peers.addresses}
+    cli_main(flow, epoch_interval=timedelta(0), **cluster)  # type: ignore[no-untyped-call]
 
 
 def usage() -> dict[str, float]:

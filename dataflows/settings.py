@@ -259,6 +259,11 @@ class Settings(BaseSettings):
         True, description="send at sim_speed; false sends as fast as the flow takes them"
     )
 
+    sim_catch_up: bool = Field(
+        False,
+        description="after a restart send first what was due meanwhile, as a topic would hold it",
+    )
+
     # -- files ------------------------------------------------------------------------------------
     file_paths: dict[str, Path] = Field(
         {}, description="event type -> Parquet, CSV or JSONL file to read"

@@ -24,6 +24,7 @@ from dataflows.arrivals import Arrivals
 from dataflows.currencies import base_of, priced_lines
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
+from dataflows.sources.base import Blind, LaneReader
 from dataflows.sources.simulator import SimulatorReader, time_us_of
 from dataflows.state.manifest import read_manifest
 from dataflows.warm import warm_folder
@@ -41,6 +42,7 @@ __all__ = [
     "HISTORY_DAYS",
     "Trained",
     "is_trained",
+    "moment_us",
     "read_labels",
     "simulated",
     "train_files",
@@ -175,6 +177,9 @@ def train_files(
     say: Say = lambda _: None,
     labels: pl.Series | None = None,
     learn_from: str | None = None,
+    *,
+    blind: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Learn from files of history, write bundle and warm state.
 
@@ -185,6 +190,8 @@ def train_files(
         thresholds are set by the share of events they flag
     learn_from : event time, ISO 8601, before which rows only warm up; None leaves out the first
         third
+    blind : whether labels in the files are left unread
+    progress : as of `run_history`
 
     Raises
     ------
@@ -195,14 +202,15 @@ def train_files(
     begun = time.perf_counter()
     cat = catalog()
     warm_up(cat)
-    rows = max(_rows_in(path) for path in settings.file_paths.values())
-    from_us = 0 if learn_from is None else _moment_us(learn_from)
+    from_us = 0 if learn_from is None else moment_us(learn_from)
+    files = FileReader(settings)
+    reader: LaneReader = Blind(files) if blind else files
+    rows = max(files.events_max.values(), default=0)
+    say(f"history of {', '.join(settings.file_paths)}: up to {rows:,} events a type")
     collector = Collector(cat, from_us, min(1.0, ROWS_WANTED / max(rows, 1)), labels)
-    say(f"history of {', '.join(settings.file_paths)}: up to {rows:,} rows a type")
-    reader = FileReader(settings)
     try:
         arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels)
-        done = run_history(settings, cat, reader, collector, arrivals=arrivals)
+        done = run_history(settings, cat, reader, collector, progress, arrivals=arrivals)
     finally:
         reader.close()
     warm = warm_folder(settings)
@@ -254,8 +262,8 @@ def _money(done: Pass, say: Say) -> dict[str, Any]:
     return {"currency": made}
 
 
-def _moment_us(text: str) -> int:
-    """Microseconds of an ISO 8601 text with its offset."""
+def moment_us(text: str) -> int:
+    """Microseconds of an ISO 8601 text with its offset; ConfigError where it is none."""
     try:
         return time_us_of(text)
     except ValueError:
@@ -285,14 +293,6 @@ def _scan(path: Path) -> pl.LazyFrame:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
     return _SCAN[path.suffix](path)
-
-
-def _rows_in(path: Path) -> int:
-    """How many rows a file has."""
-    try:
-        return int(_scan(path).select(pl.len()).collect().item())
-    except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def read_labels(path: Path) -> pl.Series:

@@ -1,15 +1,15 @@
-"""Blocks of records in one array: split in halves, and joined again when both are free.
+"""Blocks of records in one array, of any size, and joined with their neighbours when they are free.
 
-Rings grow by moving to a block twice as large. What they leave behind is joined with its
-neighbour, so that the blocks of entities that grow together are there for others that grow as far;
-without it half of an arena lay idle.
+A ring moves to a larger or smaller block as its entity's rate changes. What it leaves behind is
+joined with the free blocks on both sides, so that the blocks of entities that grow together are
+there for others that grow as far.
 
-A block of 2^k records begins at a multiple of 2^k. A free one says so in the bits of its first
-record, which no record ever has: -1 - k. Its first two records' times are the next and the one
-before in the list of free blocks of its size.
+A free block says so in the bits of its first and its last record, which no record ever has; its
+size stands in the times of both. The times of its second and third record are the next and the one
+before in the list of free blocks of its size class, plus 1; 0 for none.
 
-Source: Knuth, The Art of Computer Programming 1, 2.5, the buddy system; without its limit on the
-whole: beyond TOP nothing is free, and there blocks are cut as they are asked for.
+Source: Knuth, The Art of Computer Programming 1, 2.5, boundary tags; Masmano et al. (2004), TLSF: a
+new dynamic memory allocator for real-time systems, for classes of a quarter of a power of two.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -19,110 +19,140 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.speed import kernel
+from features.speed import inlined, kernel
 
-__all__ = ["CLASSES", "FREE", "SMALLEST", "TOP", "allocate", "release", "room"]
+__all__ = ["CLASSES", "FREE", "SMALLEST", "TOP", "USED", "allocate", "bits_max", "release"]
 
 SMALLEST = 4
-"""Records of the smallest block: two are needed while it is free."""
+"""Records of the smallest block: what a free one says of itself takes as many."""
 
-CLASSES = 48
-"""Sizes of blocks, by their power of two; no arena holds 2^48 records."""
+CLASSES = 160
+"""Size classes of free blocks, four to a power of two; no arena holds 2^42 records."""
 
-TOP, FREE = 0, 1
-# Places in `book`: the end of all blocks, and the first free block of each size.
+TRIED = 4
+"""Free blocks of the very class of what is asked that are looked at, as not all of them are large
+enough; chosen: any block of the next class is."""
 
-
-@kernel
-def _link(start, size_class, book, arena_ints):
-    """Put a block into the list of free ones of its size."""
-    following = book[FREE + size_class]
-    arena_ints[start, 0], arena_ints[start, 1] = following, -1 - size_class
-    arena_ints[start + 1, 0] = -1
-    if following >= 0:
-        arena_ints[following + 1, 0] = start
-    book[FREE + size_class] = start
+TOP, USED, FREE = 0, 1, 2
+# Places in `book`: the end of all blocks, records in blocks that are not free, and the first free
+# block of each class.
 
 
-@kernel
-def _unlink(start, size_class, book, arena_ints):
-    """Take a block out of the list of free ones of its size."""
-    following, before = arena_ints[start, 0], arena_ints[start + 1, 0]
-    if before >= 0:
-        arena_ints[before, 0] = following
-    else:
-        book[FREE + size_class] = following
-    if following >= 0:
-        arena_ints[following + 1, 0] = before
-    arena_ints[start, 1] = 0
+def bits_max(narrow: bool) -> int:
+    """Bits a record may use: one says that a block is free.
 
-
-@kernel
-def _class_of(capacity):
-    """log2 of a block's size."""
-    size_class = 0
-    while (np.int64(1) << size_class) < capacity:
-        size_class += 1
-    return size_class
-
-
-@kernel
-def allocate(capacity, book, arena_ints):
-    """Start of a block of so many records (a power of two from `SMALLEST`), -1 where none fits."""
-    size_class = _class_of(capacity)
-    found = size_class
-    while found < CLASSES and book[FREE + found] < 0:
-        found += 1
-    if found < CLASSES:
-        start = book[FREE + found]
-        _unlink(start, found, book, arena_ints)
-        while found > size_class:
-            found -= 1
-            _link(start + (np.int64(1) << found), found, book, arena_ints)
-        return start
-    top = book[TOP]
-    start = (top + capacity - 1) & -capacity
-    if start + capacity > len(arena_ints):
-        return np.int64(-1)
-    while top < start:
-        size = top & -top
-        _link(top, _class_of(size), book, arena_ints)
-        top += size
-    book[TOP] = start + capacity
-    return start
-
-
-@kernel
-def release(start, capacity, book, arena_ints):
-    """Give a block back."""
-    size_class = _class_of(capacity)
-    while size_class < CLASSES - 1:
-        size = np.int64(1) << size_class
-        other = start ^ size
-        if other + size > book[TOP] or arena_ints[other, 1] != -1 - size_class:
-            break
-        _unlink(other, size_class, book, arena_ints)
-        start = min(start, other)
-        size_class += 1
-    if start + (np.int64(1) << size_class) < book[TOP]:
-        _link(start, size_class, book, arena_ints)
-        return
-    book[TOP] = start
-    size_class = 0
-    while size_class < CLASSES and (np.int64(1) << size_class) <= (book[TOP] & -book[TOP]):
-        start = book[TOP] - (np.int64(1) << size_class)
-        if arena_ints[start, 1] == -1 - size_class:
-            _unlink(start, size_class, book, arena_ints)
-            book[TOP] = start
-            size_class = 0
-        else:
-            size_class += 1
-
-
-def room(records: int, largest: int) -> int:
-    """Records above TOP in which blocks of so many in all surely fit, the largest as given.
-
-    What is passed over so that a block begins at a multiple of its size is free for smaller ones:
-    there is one such gap of each size at the most.
+    Parameters
+    ----------
+    narrow : whether records are made of 32-bit words
     """
-    return records + 2 * largest
+    return 31 if narrow else 62
+
+
+@inlined
+def _mark(arena):
+    """The bit of a free block's first and last record."""
+    return np.int64(1) << (31 if arena.itemsize == 4 else 62)
+
+
+@kernel
+def _class_of(size):
+    """Class of a block: twice log2 of its size, and the two bits below the first."""
+    power = 2
+    while size >> (power + 1):
+        power += 1
+    return min(4 * (power - 2) + ((size >> (power - 2)) & 3), CLASSES - 1)
+
+
+@kernel
+def _link(start, size, book, arena):
+    """Put a block into the list of free ones of its class."""
+    place = FREE + _class_of(size)
+    following = book[place]
+    last = start + size - 1
+    arena[start, 0], arena[start, 1] = size, _mark(arena)
+    arena[last, 0], arena[last, 1] = size, _mark(arena)
+    arena[start + 1, 0], arena[start + 2, 0] = following + 1, 0
+    if following >= 0:
+        arena[following + 2, 0] = start + 1
+    book[place] = start
+
+
+@kernel
+def _unlink(start, size, book, arena):
+    """Take a block out of the list of free ones of its class."""
+    following, before = np.int64(arena[start + 1, 0]) - 1, np.int64(arena[start + 2, 0]) - 1
+    if before >= 0:
+        arena[before + 1, 0] = following + 1
+    else:
+        book[FREE + _class_of(size)] = following
+    if following >= 0:
+        arena[following + 2, 0] = before + 1
+
+
+@kernel
+def _find(size, book, arena):
+    """A free block of at least so many records, -1 for none."""
+    size_class = _class_of(size)
+    start = book[FREE + size_class]
+    for _ in range(TRIED):
+        if start < 0:
+            break
+        if arena[start, 0] >= size:
+            return start
+        start = np.int64(arena[start + 1, 0]) - 1
+    for larger in range(size_class + 1, CLASSES):
+        if book[FREE + larger] >= 0:
+            return book[FREE + larger]
+    return np.int64(-1)
+
+
+@kernel
+def allocate(size, book, arena):
+    """A block of at least so many records, at least `SMALLEST`.
+
+    Parameters
+    ----------
+    book : int64, the arena's numbers from TOP on
+    arena : uint32 or int64 (records, 2 or more), the first two columns of each record its time and
+        its bits
+
+    Returns
+    -------
+    (start, records in it), start -1 where none fits
+    """
+    start = _find(size, book, arena)
+    if start < 0:
+        start = book[TOP]
+        if start + size > len(arena):
+            return np.int64(-1), np.int64(0)
+        book[TOP] = start + size
+    else:
+        found = np.int64(arena[start, 0])
+        _unlink(start, found, book, arena)
+        if found - size >= SMALLEST:
+            _link(start + size, found - size, book, arena)
+        else:
+            size = found
+    # What records left here may look like the end of a free block to a neighbour.
+    arena[start, 1] = arena[start + size - 1, 1] = 0
+    book[USED] += size
+    return start, np.int64(size)
+
+
+@kernel
+def release(start, size, book, arena):
+    """Give a block back; `size` is what `allocate` said."""
+    book[USED] -= size
+    end = start + size
+    if start > 0 and np.int64(arena[start - 1, 1]) & _mark(arena):
+        before = np.int64(arena[start - 1, 0])
+        start -= before
+        _unlink(start, before, book, arena)
+    if end < book[TOP] and np.int64(arena[end, 1]) & _mark(arena):
+        after = np.int64(arena[end, 0])
+        _unlink(end, after, book, arena)
+        end += after
+    if end == book[TOP]:
+        book[TOP] = start
+    else:
+        _link(start, end - start, book, arena)

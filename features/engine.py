@@ -52,7 +52,7 @@ LATE_S = 60.0
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 """Layout of snapshots; one with another number is refused."""
 
 
@@ -116,6 +116,11 @@ class GroupEngine:
     def memory(self) -> dict[str, int]:
         """Bytes of state by entity type."""
         return {name: state.memory_bytes for name, state in self._states.items()}
+
+    @property
+    def memory_parts(self) -> dict[str, dict[str, int]]:
+        """Bytes of state by entity type and what it holds, see `EntityState.memory_parts`."""
+        return {name: state.memory_parts for name, state in self._states.items()}
 
     @property
     def memory_bytes(self) -> int:

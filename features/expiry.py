@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from features.arena import release
 from features.plan import EntityPlan
 from features.speed import kernel
-from features.windows import BORN, CAPACITY, HEAD, KEPT, SAVED, SHARED, START
+from features.windows import BASE, BORN, CAPACITY, HEAD, KEPT, LIMIT, SAVED, SHARED
 
 __all__ = ["DAYS", "DAYS_OTHER", "SLACK_US", "SWEPT", "clear_rings", "time_to_live_us"]
 
@@ -62,7 +62,8 @@ def clear_rings(slots, ints, floats, shape, book, arena_ints):
     for i in range(len(slots)):
         row, sums = ints[slots[i]], floats[slots[i]]
         if row[CAPACITY] > 0:
-            release(row[START], row[CAPACITY], book, arena_ints)
+            start = row[BASE] + row[LIMIT] - row[CAPACITY]
+            release(start, row[CAPACITY], book, arena_ints)
         head = row[HEAD]
         for k in range(len(row)):
             row[k] = 0

@@ -31,7 +31,7 @@ from features.sequence import TOKENS
 from features.snapshots import join
 from features.spec import Feature, inputs_of
 from features.state import EntityState
-from features.windows import FLAG_BITS, SHARED, slot_layout
+from features.windows import SHARED, slot_layout
 
 __all__ = ["LAYOUT", "carry_over", "layout_array", "layout_of"]
 
@@ -363,11 +363,11 @@ def _map_bits(bits: Int64, old: Layout, new: Layout) -> Int64:
     found = np.zeros_like(bits)
     for f, name in enumerate(new["flags"]):
         if name in old["flags"]:
-            found |= ((bits >> old["flags"].index(name)) & 1) << f
+            at = 2 * len(old["others"]) + old["flags"].index(name)
+            found |= ((bits >> at) & 1) << (2 * len(new["others"]) + f)
     for p, name in enumerate(new["others"]):
         if name in old["others"]:
-            at = FLAG_BITS + 2 * old["others"].index(name)
-            found |= ((bits >> at) & 3) << (FLAG_BITS + 2 * p)
+            found |= ((bits >> 2 * old["others"].index(name)) & 3) << 2 * p
     return found
 
 

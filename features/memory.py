@@ -39,8 +39,7 @@ def memory_of(catalog: Catalog) -> list[Memory]:
         records = tuple(
             (
                 int(ring.ring.windows_us.max()) // 1_000_000,
-                ring.arena_ints.nbytes // len(ring.arena_ints)
-                + ring.arena_reals.nbytes // len(ring.arena_reals),
+                8 * ring.ring.record_words,
                 len(ring.ring.others),
             )
             for ring in state.rings

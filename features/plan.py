@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.arena import bits_max
 from features.catalog import Catalog, inputs_of
 from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS
 from features.risk import COUNTED_FROM
 from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
-from features.windows import FLAG_BITS, slot_layout
+from features.windows import FLAGS_MAX, NARROW_US, PAIRS_MAX, slot_layout
 
 __all__ = [
     "ABSENCE",
@@ -117,6 +118,18 @@ class Ring:
             self.feeds,
         )
         return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the words of its records have 32 bits (see `features.windows`), else 64."""
+        bits = len(self.flag_bits) + 2 * len(self.others)
+        return int(self.windows_us.max()) <= NARROW_US and bits <= bits_max(narrow=True)
+
+    @property
+    def record_words(self) -> int:
+        """8-byte words of a record: time, conditions and marks, queues of maxima, reals."""
+        _, _, reals, maxima, _ = self.shape
+        return reals + (-(-(2 + maxima) // 2) if self.narrow else 2 + maxima)
 
     @property
     def per_slot(self) -> tuple[int, int]:
@@ -407,9 +420,9 @@ def _build_rings(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
             plan_at=at,
             names={"flags": flags, "columns": columns, "maxima": maxima, "others": others},
         )
-        if len(flags) > FLAG_BITS or len(others) > 16:
+        if len(flags) > FLAGS_MAX or len(others) > PAIRS_MAX:
             raise ValueError(
-                f"ring of {plan.entity!r}: more than {FLAG_BITS} conditions or 16 pairs"
+                f"ring of {plan.entity!r}: more than {FLAGS_MAX} conditions or {PAIRS_MAX} pairs"
             )
         plan.rings.append(ring)
 

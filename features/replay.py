@@ -11,14 +11,14 @@ from features.slots import NEVER
 from features.snapshots import restore_queue
 from features.speed import AHEAD, inlined, kernel, prefetch
 from features.windows import (
+    BASE,
     CAPACITY,
-    FLAG_BITS,
     HEAD,
     KEPT,
+    NEWEST,
     PAIRS_FILLED,
     SAVED,
     SHARED,
-    START,
     find_pair,
     pair_key,
 )
@@ -357,8 +357,7 @@ def undo_pairs(
             pairs_table[at, 3] = before[i, 2 * p + 1]
             touched[at] = 1
             if seq >= row[KEPT] and row[CAPACITY] > 0:
-                place = row[START] + (seq & (row[CAPACITY] - 1))
-                arena_ints[place, 1] &= ~(np.int64(1) << (FLAG_BITS + 2 * p))
+                arena_ints[row[BASE] + seq, 1] &= ~(np.int64(1) << (2 * p))
                 row[SAVED] = min(row[SAVED], seq)
 
 
@@ -375,20 +374,13 @@ def restore_rings(
     saved_ints, saved_floats : (n, columns), of their checkpoints
     shape : windows, flags, reals, maxima, pairs
     """
-    windows, flags, reals, maxima, pairs = shape
-    stride = 2 + flags + reals + maxima + pairs
-    longest = SHARED + pairs + maxima + (windows - 1) * stride
     for i in range(len(slots)):
         row, saved = ints[slots[i]], saved_ints[i]
         row[SAVED] = min(row[SAVED], saved[HEAD])
-        row[HEAD] = saved[HEAD]
+        row[HEAD], row[NEWEST] = saved[HEAD], saved[NEWEST]
         for k in range(SHARED, len(row)):
             row[k] = saved[k]
         for k in range(floats.shape[1]):
             floats[slots[i], k] = saved_floats[i, k]
-        if row[CAPACITY] == 0:
-            continue
-        for m in range(maxima):
-            end = row[longest + 2 + flags + reals + m]
-            restore_queue(row, longest, m, max_columns[m], signs[m], end, SHARED + pairs,
-                          arena_ints, arena_reals)  # fmt: skip
+        for m in range(shape[3]):
+            restore_queue(row, shape, m, max_columns, signs, arena_ints, arena_reals)

@@ -21,14 +21,18 @@ import numpy.typing as npt
 from features.arena import allocate, release
 from features.speed import AHEAD, kernel, prefetch
 from features.windows import (
+    BASE,
     CAPACITY,
-    FLAG_BITS,
     HEAD,
+    LIMIT,
+    NEWEST,
     SAVED,
     SHARED,
-    START,
+    age_of,
     find_pair,
     pair_key,
+    record_number,
+    room_for,
 )
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "place_rings",
     "restore_queue",
     "restore_queues",
+    "room_of_rings",
     "take_pending",
 ]
 
@@ -113,28 +118,29 @@ def count_records(slots, ints, longest, everything):
 
 
 @kernel
-def copy_rings(slots, ints, arena_ints, arena_reals, rows, live_ints, live_reals):
+def copy_rings(slots, ints, places, arena_ints, arena_reals, rows, live_ints, live_reals):
     """Copy rows and the records from SAVED on, one slot after another; they are saved then.
 
-    In the copied rows SAVED stays the number of the first record that is copied.
+    In the copied rows SAVED stays the number of the first record that is copied. Where records lie
+    is no part of a snapshot: `places`, see `features.windows.places_at`, are 0.
     """
-    taken = 0
+    taken, reals = 0, live_reals.shape[1]
+    first = arena_reals.shape[1] - reals
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
             near = ints[slots[i + AHEAD]]
             if near[CAPACITY] > 0:
-                place = near[START] + (near[SAVED] & (near[CAPACITY] - 1))
-                prefetch(arena_ints, place)
-                prefetch(arena_reals, place)
+                prefetch(arena_ints, near[BASE] + near[SAVED])
         row = ints[slots[i]]
         for k in range(ints.shape[1]):
             rows[i, k] = row[k]
-        for seq in range(row[SAVED], row[HEAD]):
-            place = row[START] + (seq & (row[CAPACITY] - 1))
-            live_ints[taken, 0] = arena_ints[place, 0]
+        for k in range(len(places)):
+            rows[i, places[k]] = 0
+        for place in range(row[BASE] + row[SAVED], row[BASE] + row[HEAD]):
+            live_ints[taken, 0] = row[NEWEST] - age_of(row[NEWEST], place, arena_ints)
             live_ints[taken, 1] = arena_ints[place, 1]
-            for v in range(arena_reals.shape[1]):
-                live_reals[taken, v] = arena_reals[place, v]
+            for v in range(reals):
+                live_reals[taken, v] = arena_reals[place, first + v]
             taken += 1
         row[SAVED] = row[HEAD]
 
@@ -143,43 +149,56 @@ def copy_rings(slots, ints, arena_ints, arena_reals, rows, live_ints, live_reals
 def place_rings(slots, rows, live_ints, live_reals, ints, longest, book, arena_ints, arena_reals):
     """Put saved rows back, and their records behind those of earlier snapshots.
 
-    The arena has room for all of `rows` anew. Queues of maxima are left to `restore_queues`.
+    The arena has room for all of `rows` anew (`room_of_rings`). Queues of maxima are left to
+    `restore_queues`.
 
     Returns
     -------
     place in `slots` of the first that does not continue what is there, -1 where all do
     """
-    taken = 0
+    taken, words = 0, arena_reals.shape[1]
+    reals = words - live_reals.shape[1]
     for i in range(len(slots)):
         row, new = ints[slots[i]], rows[i]
-        first = new[SAVED]
-        if new[longest] < first and (row[longest] > new[longest] or row[HEAD] < first):
+        first, oldest = new[SAVED], new[longest]
+        if oldest < first and (row[longest] > oldest or row[HEAD] < first):
             return i
-        start, capacity = row[START], new[CAPACITY]
-        if capacity != row[CAPACITY]:
-            if capacity > 0:
-                start = allocate(capacity, book, arena_ints)
-            for seq in range(new[longest], first):
-                a = row[START] + (seq & (row[CAPACITY] - 1))
-                b = start + (seq & (capacity - 1))
-                arena_ints[b, 0] = arena_ints[a, 0]
-                arena_ints[b, 1] = arena_ints[a, 1]
-                for v in range(arena_reals.shape[1]):
-                    arena_reals[b, v] = arena_reals[a, v]
+        offset, capacity, limit = row[BASE], row[CAPACITY], row[LIMIT]
+        if new[HEAD] > limit or oldest < limit - capacity:
+            capacity = np.int64(0)
+            if new[HEAD] > oldest:
+                start, capacity = allocate(room_for(new[HEAD] - oldest), book, arena_ints)
+                offset, limit = start - oldest, oldest + capacity
+            for seq in range(oldest, first):
+                for v in range(words):
+                    arena_reals[offset + seq, v] = arena_reals[row[BASE] + seq, v]
             if row[CAPACITY] > 0:
-                release(row[START], row[CAPACITY], book, arena_ints)
+                start = row[BASE] + row[LIMIT] - row[CAPACITY]
+                release(start, row[CAPACITY], book, arena_ints)
+            if capacity == 0:
+                offset = limit = 0
         for k in range(ints.shape[1]):
             row[k] = new[k]
-        row[START] = start
+        row[BASE], row[CAPACITY], row[LIMIT] = offset, capacity, limit
         row[SAVED] = row[HEAD]
-        for seq in range(first, row[HEAD]):
-            place = start + (seq & (capacity - 1))
+        for place in range(offset + first, offset + row[HEAD]):
             arena_ints[place, 0] = live_ints[taken, 0]
             arena_ints[place, 1] = live_ints[taken, 1]
-            for v in range(arena_reals.shape[1]):
-                arena_reals[place, v] = live_reals[taken, v]
+            for v in range(words - reals):
+                arena_reals[place, reals + v] = live_reals[taken, v]
             taken += 1
     return -1
+
+
+@kernel
+def room_of_rings(rows, longest):
+    """Records that `place_rings` may ask of the arena."""
+    found = np.int64(0)
+    for i in range(len(rows)):
+        records = rows[i, HEAD] - rows[i, longest]
+        if records > 0:
+            found += room_for(records)
+    return found
 
 
 @kernel
@@ -196,22 +215,34 @@ def mark_records(marked, first, ints, longest, arena_ints):
         row = ints[slot]
         # A record that came with this snapshot has all the marks it had by then.
         if row[longest] <= seq < first[slot]:
-            place = row[START] + (seq & (row[CAPACITY] - 1))
-            arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
+            arena_ints[row[BASE] + seq, 1] |= np.int64(1) << (2 * p)
 
 
 @kernel
-def restore_queue(row, longest, m, column, sign, at, shared, arena_ints, arena_reals):
-    """Find the queue of maxima again from the records; `at` is the longest window's pointer."""
-    mask = row[CAPACITY] - 1
-    place = row[shared + m]
-    best = -np.inf
-    for seq in range(row[HEAD] - 1, row[longest] - 1, -1):
-        x = sign * arena_reals[row[START] + (seq & mask), column]
-        if x > best and place > at:
-            best = x
-            place -= 1
-            arena_ints[row[START] + (place & mask), 2 + m] = seq
+def restore_queue(row, shape, m, max_columns, signs, arena_ints, arena_reals):
+    """Find a queue of maxima again from the records; `shape` as of `restore_queues`."""
+    windows, flags, reals, maxima, pairs = shape
+    stride = 2 + flags + reals + maxima + pairs
+    newest = SHARED + pairs + maxima
+    column, sign = arena_reals.shape[1] - reals + max_columns[m], signs[m]
+    start, end = row[BASE] + row[LIMIT] - row[CAPACITY], 0
+    for seq in range(row[newest + (windows - 1) * stride], row[HEAD]):
+        x = sign * arena_reals[row[BASE] + seq, column]
+        if x != x:
+            continue
+        while end > 0:
+            before = record_number(row, arena_ints[start + end - 1, 2 + m])
+            if sign * arena_reals[row[BASE] + before, column] > x:
+                break
+            end -= 1
+        arena_ints[start + end, 2 + m] = seq
+        end += 1
+    row[SHARED + pairs + m] = end
+    for w in range(windows):
+        w_int, at = newest + w * stride, 0
+        while at < end and record_number(row, arena_ints[start + at, 2 + m]) < row[w_int]:
+            at += 1
+        row[w_int + 2 + flags + reals + m] = at
 
 
 @kernel
@@ -220,14 +251,6 @@ def restore_queues(used, ints, shape, max_columns, signs, arena_ints, arena_real
 
     `shape` is (windows, flags, reals, maxima, pairs).
     """
-    windows, flags, reals, maxima, pairs = shape
-    stride = 2 + flags + reals + maxima + pairs
-    longest = SHARED + pairs + maxima + (windows - 1) * stride
     for slot in range(used):
-        row = ints[slot]
-        if row[CAPACITY] == 0:
-            continue
-        for m in range(maxima):
-            at = row[longest + 2 + flags + reals + m]
-            restore_queue(row, longest, m, max_columns[m], signs[m], at, SHARED + pairs,
-                           arena_ints, arena_reals)  # fmt: skip
+        for m in range(shape[3]):
+            restore_queue(ints[slot], shape, m, max_columns, signs, arena_ints, arena_reals)

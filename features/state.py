@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
-from features.arena import TOP, room
+from features.arena import TOP, USED
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.correlate import (
@@ -46,7 +46,7 @@ from features.silence import (
     Wheel,
     run_silence,
 )
-from features.slots import LATE, SlotTable, larger
+from features.slots import LATE, SlotTable
 from features.snapshots import (
     PENDING,
     copy_rings,
@@ -55,14 +55,14 @@ from features.snapshots import (
     mark_records,
     place_rings,
     restore_queues,
+    room_of_rings,
     take_pending,
 )
 from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
     BORN,
-    CAPACITY,
-    CAPACITY_MIN,
+    HEAD,
     KEPT,
     LOGGED,
     PAIRS_FILLED,
@@ -70,6 +70,8 @@ from features.windows import (
     SAVED,
     insert_pairs,
     longest_at,
+    places_at,
+    room_for,
     run_ring,
 )
 
@@ -89,6 +91,10 @@ PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
 """Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
 group."""
+
+ARENA_GROWTH = 8
+"""An arena grows by this part of itself: large arrays grow in place, as `features.slots.larger`
+says, and there are few of them, but most of the memory is theirs."""
 
 SLICE_MIN = 1 << 6
 """Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
@@ -110,37 +116,45 @@ class RingState:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self._config = ring.config
-        _, _, reals, maxima, pairs = ring.shape
+        pairs = len(ring.others)
         self._int_columns, self._float_columns = ring.per_slot
         self.longest = longest_at(*ring.shape)
+        self._places = np.array(places_at(*ring.shape), np.int64)
         self.ints = np.zeros((0, self._int_columns), np.int64)
         self.floats = np.zeros((0, self._float_columns))
-        self.arena_ints = np.zeros((ARENA_MIN, 2 + maxima), np.int64)
-        self.arena_reals = np.zeros((ARENA_MIN, reals))
+        self._arena = np.zeros((ARENA_MIN, ring.record_words), np.int64)
+        self._view()
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
         self._new_pairs(PAIRS_MIN if pairs else 1)
         self._scanned = len(self.pairs)
         self._copied_pairs = [np.zeros((0, 4), np.int64)]
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[TOP] = self.book[PAIRS_FILLED] = self.book[LOGGED] = self.book[PLACED] = 0
+        self.book[[TOP, USED, PAIRS_FILLED, LOGGED, PLACED]] = 0
+
+    def _view(self) -> None:
+        """See the arena's records as words and as reals."""
+        self.arena_ints = self._arena.view(np.uint32) if self.ring.narrow else self._arena
+        self.arena_reals = self._arena.view(np.float64)
 
     def _new_pairs(self, size: int) -> None:
         self.pairs = np.zeros((size, 4), np.int64)
         self.touched = np.zeros(size, np.uint8)
 
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of all arrays."""
-        arrays = (
-            self.ints,
-            self.floats,
-            self.arena_ints,
-            self.arena_reals,
-            self.pairs,
-            self.touched,
-            self.marked,
-        )
-        return sum(a.nbytes for a in arrays)
+    def memory_parts(self, used: int) -> dict[str, int]:
+        """Bytes of all arrays by what they hold, see `EntityState.memory_parts`.
+
+        Parameters
+        ----------
+        used : slots that have an entity
+        """
+        live = int((self.ints[:used, HEAD] - self.ints[:used, self.longest]).sum())
+        records = live * 8 * self.ring.record_words
+        return {
+            "records": records,
+            "idle": self._arena.nbytes - records,
+            "pairs": self.pairs.nbytes + self.touched.nbytes + self.marked.nbytes,
+            "slots": self.ints.nbytes + self.floats.nbytes,
+        }
 
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
@@ -150,10 +164,11 @@ class RingState:
     def _reserve_records(self, incoming: int) -> None:
         """Make room for so many more records at the top of the arena."""
         need = int(self.book[TOP]) + incoming
-        if need > len(self.arena_ints):
-            size = max(larger(len(self.arena_ints)), need)
-            self.arena_ints.resize((size, self.arena_ints.shape[1]), refcheck=False)
-            self.arena_reals.resize((size, self.arena_reals.shape[1]), refcheck=False)
+        if need > len(self._arena):
+            size = len(self._arena)
+            size = max(size + max(size // ARENA_GROWTH, ARENA_MIN), need)
+            self._arena.resize((size, self._arena.shape[1]), refcheck=False)
+            self._view()
 
     def _reserve_pairs(self, incoming: int, since_us: int) -> None:
         """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
@@ -214,9 +229,8 @@ class RingState:
             if self.book[LOGGED] + len(ring.others) > len(self.marked):
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
                 continue
-            slot = slots[done]
-            block = max(2 * int(self.ints[slot, CAPACITY]), CAPACITY_MIN)
-            self._reserve_records(room(block, block))
+            row = self.ints[slots[done]]
+            self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
@@ -264,8 +278,9 @@ class RingState:
         live = count_records(slots, self.ints, KEPT, everything)
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
-        live_reals = np.empty((live, self.arena_reals.shape[1]))
-        copy_rings(slots, self.ints, self.arena_ints, self.arena_reals, rows, live_ints, live_reals)
+        live_reals = np.empty((live, len(self.ring.columns)))
+        arena = (self.arena_ints, self.arena_reals)
+        copy_rings(slots, self.ints, self._places, *arena, rows, live_ints, live_reals)
         if parts:
             self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
         pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
@@ -286,8 +301,7 @@ class RingState:
         """
         rows = arrays["ints"]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
-        moved = rows[rows[:, CAPACITY] != self.ints[slots, CAPACITY], CAPACITY]
-        self._reserve_records(room(int(moved.sum()), int(moved.max(initial=0))))
+        self._reserve_records(room_of_rings(rows, KEPT))
         wrong = place_rings(
             slots,
             rows,
@@ -517,14 +531,29 @@ class EntityState:
         return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes of all arrays."""
+    def memory_parts(self) -> dict[str, int]:
+        """Bytes of all arrays by what they hold.
+
+        Returns
+        -------
+        `records` that a window counts; what is `idle` of the arenas they lie in (or kept for late
+        rows alone); `pairs`; all else by entity, in `slots`; and `late`, the log and the
+        checkpoints
+        """
         fixed = sum(a.nbytes for a in self._fixed.values())
-        fixed += self._pending.nbytes
+        fixed += self._pending.nbytes + self.table.memory_bytes
         if self.wheel is not None:
             fixed += self.wheel.memory_bytes
-        rings = sum(r.memory_bytes for r in self.rings)
-        return self.table.memory_bytes + fixed + rings + self.late.memory_bytes
+        found = {"slots": fixed, "late": self.late.memory_bytes}
+        for ring in self.rings:
+            for part, size in ring.memory_parts(self.table.used).items():
+                found[part] = found.get(part, 0) + size
+        return found
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(self.memory_parts.values())
 
     def process(
         self, head: Int64, reals: Float64, round_: int = -1, clock_us: int = 0

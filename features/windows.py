@@ -6,6 +6,14 @@ in double-double arithmetic (`features.exact`). The largest and the distinct are
 a queue of the records that can still become a maximum, and a mark on records whose value has come
 again.
 
+A record is one row of the arena: words of its time, of its conditions and marks, of one place in
+each queue of maxima, and its reals behind them. Where the longest window is short enough the words
+have 32 bits: the low bits of a time say how long before the ring's newest record it was, those of
+a record's number how far behind the first of its block.
+
+A ring lies in one block of the arena, in order, without a gap. Where it has come to the end of the
+block, what still counts is moved to the beginning, or to a block that fits it better.
+
 A ring's table of pairs holds, for each value of another column met with the entity, when it was
 last met: this makes the distinct count O(1), and gives first times.
 """
@@ -26,20 +34,29 @@ __all__ = [
     "BORN",
     "CAPACITY",
     "CAPACITY_MIN",
-    "FLAG_BITS",
+    "FLAGS_MAX",
     "HEAD",
     "KEPT",
+    "LIMIT",
     "LOGGED",
     "LONG_AGO",
+    "NARROW_US",
+    "NEWEST",
+    "BASE",
     "PAIRS_FILLED",
+    "PAIRS_MAX",
     "PLACED",
     "SAVED",
     "SHARED",
-    "START",
+    "age_of",
     "find_pair",
     "insert_pairs",
     "longest_at",
+    "make_room",
     "pair_key",
+    "places_at",
+    "record_number",
+    "room_for",
     "run_ring",
     "slot_layout",
 ]
@@ -47,8 +64,17 @@ __all__ = [
 CAPACITY_MIN = SMALLEST
 """Records a ring starts with; chosen: most cards pay a few times an hour at most."""
 
-FLAG_BITS = 31
-"""Conditions a ring can have; two bits a column of pairs stand above them."""
+FLAGS_MAX, PAIRS_MAX = 30, 16
+"""Conditions and columns of pairs a ring can have. A record has two bits a column of pairs, and
+above them one a condition: 62 in all at most."""
+
+NARROW_US = 1 << 32
+"""Longest window whose records need only the low 32 bits of their times: 71.6 minutes."""
+
+SPARE, SPARE_MIN = 4, 8
+"""A block has room for a 4th more than what counts when a ring moves there; where less than an
+8th would be free, it moves to another. Measured, see docs/state.md: with an 8th and a 16th memory
+is a tenth less, and the kernel moves records twice as often."""
 
 NEARLY_EQUAL = 2.0**-60
 """A variance below this share of the mean square may be what is left of values that have passed:
@@ -70,11 +96,13 @@ BOOK = PLACED + 1
 where late rows are put in their place (`features.late`) the number of the first row, else 0."""
 
 # Places in a slot's row of `ints`.
-START, CAPACITY, HEAD, SAVED, KEPT, BORN, SHARED = 0, 1, 2, 3, 4, 5, 6
-# Records are numbered from 0 by slot; HEAD is the next one's number. Those from SAVED on are in no
-# snapshot yet: whoever changes or takes back older ones lowers SAVED to the first of them. KEPT is
-# the oldest that must not be lost: the longest window's, or what `features.late` may go back to.
-# Pairs last met before BORN were another entity's, which had the slot (`features.expiry`).
+BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 5, 6, 7, 8
+# Records are numbered from 0 by slot; HEAD is the next one's number. A record's place in the arena
+# is BASE plus its number; the block of CAPACITY records has none for LIMIT and above. NEWEST is the
+# time of the newest record. Those from SAVED on are in no snapshot yet: whoever changes or takes
+# back older ones lowers SAVED to the first of them. KEPT is the oldest that must not be lost: the
+# longest window's, or what `features.late` may go back to. Pairs last met before BORN were another
+# entity's, which had the slot (`features.expiry`).
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
@@ -87,6 +115,15 @@ def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -
 def longest_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
     """Column of a slot's row of `ints` with the number of the longest window's oldest record."""
     return SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
+
+
+def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> list[int]:
+    """Columns of a slot's row of `ints` that say where its records and queues lie."""
+    first = SHARED + pairs + maxima + 2 + flags + reals
+    stride = 2 + flags + reals + maxima + pairs
+    ends = range(SHARED + pairs, SHARED + pairs + maxima)
+    fronts = (first + w * stride + m for w in range(windows) for m in range(maxima))
+    return [BASE, CAPACITY, LIMIT, *ends, *fronts]
 
 
 @kernel
@@ -125,44 +162,76 @@ def insert_pairs(entries, pairs, touched, mark):
     return filled
 
 
+@inlined
+def age_of(newest_us, place, arena):
+    """How long before a ring's newest record the one at `place` was, in us."""
+    if arena.itemsize == 4:
+        return np.int64(np.uint32(np.uint32(newest_us) - arena[place, 0]))
+    return np.int64(newest_us - arena[place, 0])
+
+
+@inlined
+def record_number(row, word):
+    """Number of the record of whose number a queue of maxima has the word."""
+    base = row[LIMIT] - row[CAPACITY]
+    return base + np.int64(np.uint32(np.int64(word) - base))
+
+
 @kernel
-def _double(row, oldest, maxima, pairs, book, arena_ints, arena_reals):
-    """Move a full ring (or none yet) to a block twice as large; False where the arena is full."""
-    capacity = row[CAPACITY]
-    larger = 2 * capacity if capacity > 0 else CAPACITY_MIN
-    start = allocate(larger, book, arena_ints)
-    if start < 0:
-        return False
-    if capacity > 0:
-        for seq in range(oldest, row[HEAD]):
-            a = row[START] + (seq & (capacity - 1))
-            b = start + (seq & (larger - 1))
-            arena_ints[b, 0] = arena_ints[a, 0]
-            arena_ints[b, 1] = arena_ints[a, 1]
-            for k in range(arena_reals.shape[1]):
-                arena_reals[b, k] = arena_reals[a, k]
-        for m in range(maxima):
-            end = row[SHARED + pairs + m]
-            for at in range(max(end - capacity, 0), end):
-                a = row[START] + (at & (capacity - 1))
-                arena_ints[start + (at & (larger - 1)), 2 + m] = arena_ints[a, 2 + m]
-        release(row[START], capacity, book, arena_ints)
-    row[START] = start
-    row[CAPACITY] = larger
+def room_for(records):
+    """Records of the block that fits a ring of so many, the next ones included."""
+    return max(records + max(records // SPARE, 2), CAPACITY_MIN)
+
+
+@kernel
+def make_room(row, windows, flags, reals, maxima, pairs, book, arena, arena_reals):
+    """Move what counts of a ring whose block is at its end; False where the arena is full.
+
+    The queues of maxima move too, so that they begin where the block does.
+    """
+    stride = 2 + flags + reals + maxima + pairs
+    oldest, capacity = row[KEPT], row[CAPACITY]
+    records = row[HEAD] - oldest
+    start = before = row[BASE] + row[LIMIT] - capacity
+    wanted = room_for(records)
+    moved = capacity < max(records + max(records // SPARE_MIN, 1), CAPACITY_MIN)
+    moved |= capacity > 2 * wanted
+    if moved:
+        start, capacity = allocate(wanted, book, arena)
+        if start < 0:
+            return False
+    for m in range(maxima):
+        first = SHARED + pairs + maxima + 2 + flags + reals + m
+        front, end = row[first + (windows - 1) * stride], row[SHARED + pairs + m]
+        for k in range(end - front):
+            arena[start + k, 2 + m] = arena[before + front + k, 2 + m]
+        for w in range(windows):
+            row[first + w * stride] -= front
+        row[SHARED + pairs + m] = end - front
+    a, first = row[BASE] + oldest, arena_reals.shape[1] - reals
+    for k in range(records):
+        arena[start + k, 0] = arena[a + k, 0]
+        arena[start + k, 1] = arena[a + k, 1]
+        for v in range(first, first + reals):
+            arena_reals[start + k, v] = arena_reals[a + k, v]
+    if moved and row[CAPACITY] > 0:
+        release(before, row[CAPACITY], book, arena)
+    row[BASE], row[CAPACITY], row[LIMIT] = start - oldest, capacity, oldest + capacity
     return True
 
 
 @inlined
 def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):
     """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
-    bits = arena_ints[place, 1]
+    bits = np.int64(arena_ints[place, 1])
     row[w_int] += 1
     row[w_int + 1] -= 1
     for f in range(flags):
-        row[w_int + 2 + f] -= (bits >> f) & 1
+        row[w_int + 2 + f] -= (bits >> (2 * pairs + f)) & 1
     at = w_int + 2 + flags
+    first = arena_reals.shape[1] - reals
     for v in range(reals):
-        x = arena_reals[place, v]
+        x = arena_reals[place, first + v]
         if x == x:
             row[at + v] -= 1
             s = w_float + 4 * v
@@ -174,20 +243,37 @@ def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_
                 sums[s + 2], sums[s + 3] = add(sums[s + 2], sums[s + 3], -q, -q_low)
     at += reals + maxima
     for p in range(pairs):
-        if not (bits >> (FLAG_BITS + 2 * p)) & 1 and (bits >> (FLAG_BITS + 2 * p + 1)) & 1:
+        if not (bits >> (2 * p)) & 1 and (bits >> (2 * p + 1)) & 1:
             row[at + p] -= 1
+
+
+@inlined
+def _empty(row, sums, w_int, w_float, flags, reals, maxima, pairs):
+    """Take all records off a window's counts and sums."""
+    row[w_int] = row[HEAD]
+    stride = 2 + flags + reals + maxima + pairs
+    for k in range(1, 2 + flags + reals):
+        row[w_int + k] = 0
+    for k in range(stride - pairs, stride):
+        row[w_int + k] = 0
+    for k in range(4 * reals):
+        sums[w_float + k] = 0.0
 
 
 @inlined
 def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
+    newest = row[NEWEST]
     for w in range(len(windows_us)):
         w_int = SHARED + pairs + maxima + w * stride
-        since = time_us - windows_us[w]
+        # How long before the newest record one must be to have left.
+        left = windows_us[w] - (time_us - newest)
+        if left <= 0 and row[w_int + 1] > 0:
+            _empty(row, sums, w_int, w * reals * 4, flags, reals, maxima, pairs)
         while row[w_int + 1] > 0:
-            place = row[START] + (row[w_int] & (row[CAPACITY] - 1))
-            if arena_ints[place, 0] > since:
+            place = row[BASE] + row[w_int]
+            if age_of(newest, place, arena_ints) < left:
                 break
             _leave(
                 row,
@@ -205,9 +291,9 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
         for m in range(maxima):
             at = w_int + 2 + flags + reals + m
             end = row[SHARED + pairs + m]
+            start = row[BASE] + row[LIMIT] - row[CAPACITY]
             while row[at] < end:
-                place = row[START] + (row[at] & (row[CAPACITY] - 1))
-                if arena_ints[place, 2 + m] >= row[w_int]:
+                if record_number(row, arena_ints[start + row[at], 2 + m]) >= row[w_int]:
                     break
                 row[at] += 1
 
@@ -220,10 +306,10 @@ def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, ar
         w_int = SHARED + pairs + maxima + w * stride
         row[w_int + 1] += 1
         for f in range(flags):
-            row[w_int + 2 + f] += (bits >> f) & 1
+            row[w_int + 2 + f] += (bits >> (2 * pairs + f)) & 1
         at = w_int + 2 + flags
         for v in range(reals):
-            x = arena_reals[place, v]
+            x = arena_reals[place, arena_reals.shape[1] - reals + v]
             if x == x:
                 row[at + v] += 1
                 s = w * reals * 4 + 4 * v
@@ -244,18 +330,17 @@ def _queue(
     """Put the newest record into the queue of those that can still become a maximum."""
     stride = 2 + flags + reals + maxima + pairs
     first = SHARED + pairs + maxima + 2 + flags + reals + m
-    mask = row[CAPACITY] - 1
-    start = row[START]
+    start = row[BASE] + row[LIMIT] - row[CAPACITY]
     front = row[first + (windows - 1) * stride]
     end = row[SHARED + pairs + m]
     while end > front:
-        seq_before = arena_ints[start + ((end - 1) & mask), 2 + m]
-        if sign * arena_reals[start + (seq_before & mask), column] > sign * x:
+        place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
+        if sign * arena_reals[place, column] > sign * x:
             break
         end -= 1
     for w in range(windows):
         row[first + w * stride] = min(row[first + w * stride], end)
-    arena_ints[start + (end & mask), 2 + m] = seq
+    arena_ints[start + end, 2 + m] = seq
     row[SHARED + pairs + m] = end + 1
 
 
@@ -301,7 +386,7 @@ def _meet(
     for p in range(pairs):
         if met[p, 2] < 0:
             continue
-        marks |= np.int64(1) << (FLAG_BITS + 2 * p + 1)
+        marks |= np.int64(1) << (2 * p + 1)
         at = met[p, 0]
         if pairs_table[at, 0] != 0 and pairs_table[at, 0] != met[p, 1]:
             # The free place that was found has gone to another pair of this very row.
@@ -311,8 +396,8 @@ def _meet(
             pairs_table[at, 1] = slot * 16 + p
             book[PAIRS_FILLED] += 1
         elif met[p, 4] >= oldest:
-            place = row[START] + (met[p, 4] & (row[CAPACITY] - 1))
-            arena_ints[place, 1] |= np.int64(1) << (FLAG_BITS + 2 * p)
+            place = row[BASE] + met[p, 4]
+            arena_ints[place, 1] |= np.int64(1) << (2 * p)
             if met[p, 4] < row[SAVED]:
                 marked[book[LOGGED], 0] = slot
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
@@ -335,7 +420,7 @@ def _deviation(row, sums, s, n, oldest, column, arena_reals):
         return np.sqrt(found)
     seen, first, total, squares = 0, 0.0, 0.0, 0.0
     for seq in range(row[HEAD] - 1, max(oldest, row[HEAD] - NEARLY_EQUAL_MAX) - 1, -1):
-        x = arena_reals[row[START] + (seq & (row[CAPACITY] - 1)), column]
+        x = arena_reals[row[BASE] + seq, column]
         if x == x:
             if seen == 0:
                 first = x
@@ -371,6 +456,7 @@ def _emit(
 ):
     """Write the features that row i's event type reads."""
     stride = 2 + flags + reals + maxima + pairs
+    first = arena_reals.shape[1] - reals
     for k in range(e0, e1):
         op, w, c, to = plan[k, 0], plan[k, 1], plan[k, 2], plan[k, 3]
         w_int = SHARED + pairs + maxima + w * stride
@@ -387,13 +473,13 @@ def _emit(
             elif op == 3:
                 out[i, to] = sums[s] / n if n > 0 else np.nan
             elif n > 1:
-                out[i, to] = _deviation(row, sums, s, n, row[w_int], c, arena_reals)
+                out[i, to] = _deviation(row, sums, s, n, row[w_int], first + c, arena_reals)
         elif op <= 6:
             at = row[w_int + 2 + flags + reals + c]
             if at < row[SHARED + pairs + c]:
-                mask = row[CAPACITY] - 1
-                seq = arena_ints[row[START] + (at & mask), 2 + c]
-                out[i, to] = arena_reals[row[START] + (seq & mask), max_columns[c]]
+                place = row[BASE] + row[LIMIT] - row[CAPACITY] + at
+                place = row[BASE] + record_number(row, arena_ints[place, 2 + c])
+                out[i, to] = arena_reals[place, first + max_columns[c]]
         elif op == 7:
             out[i, to] = row[w_int + 2 + flags + reals + maxima + c]
         elif op == 8:
@@ -418,7 +504,6 @@ def _ask(
     ints,
     floats,
     arena_ints,
-    arena_reals,
     pairs_table,
     first,
     stride,
@@ -436,14 +521,9 @@ def _ask(
     if near < len(slots):
         row = ints[slots[near]]
         if row[CAPACITY] > 0:
-            mask = row[CAPACITY] - 1
-            place = row[START] + (row[HEAD] & mask)
-            prefetch(arena_ints, place)
-            prefetch(arena_reals, place)
+            prefetch(arena_ints, row[BASE] + row[HEAD])
             for w in range(windows):
-                place = row[START] + (row[first + w * stride] & mask)
-                prefetch(arena_ints, place)
-                prefetch(arena_reals, place)
+                prefetch(arena_ints, row[BASE] + row[first + w * stride])
 
 
 @inlined
@@ -475,16 +555,20 @@ def _parts(config, windows, flags, reals, maxima, pairs):
 
 
 @inlined
-def _record(row, i, time_us, bits, flag_bits, columns, head, reals_in, arena_ints, arena_reals):
+def _record(
+    row, i, time_us, bits, pairs, flag_bits, columns, head, reals_in, arena_ints, arena_reals
+):
     """Write row i as the ring's newest record; returns its place and its bits."""
-    place = row[START] + (row[HEAD] & (row[CAPACITY] - 1))
+    place = row[BASE] + row[HEAD]
     for f in range(len(flag_bits)):
-        bits |= ((head[i, 7] >> flag_bits[f]) & 1) << f
+        bits |= ((head[i, 7] >> flag_bits[f]) & 1) << (2 * pairs + f)
     arena_ints[place, 0] = time_us
     arena_ints[place, 1] = bits
+    first = arena_reals.shape[1] - len(columns)
     for v in range(len(columns)):
-        arena_reals[place, v] = reals_in[i, columns[v]]
+        arena_reals[place, first + v] = reals_in[i, columns[v]]
     row[HEAD] += 1
+    row[NEWEST] = time_us
     return place, bits
 
 
@@ -495,7 +579,8 @@ def run_ring(
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
-    Room is asked of the arena and of `marked`, the log of marks: `pairs` entries for a row.
+    Room is asked of the arena (`room_for`) and of `marked`, the log of marks: `pairs` entries for a
+    row.
 
     Parameters
     ----------
@@ -503,6 +588,7 @@ def run_ring(
     head : int64 (n, 8 + others), see `features.rows`
     reals_in : float64 (n, columns of the entity)
     config : int64, see `features.plan.Ring.config`
+    arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
@@ -518,8 +604,8 @@ def run_ring(
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked):
             return i
-        _ask(i, slots, head, others, ints, floats, arena_ints, arena_reals, pairs_table, newest,
-             stride, windows)  # fmt: skip
+        _ask(i, slots, head, others, ints, floats, arena_ints, pairs_table, newest, stride,
+             windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
@@ -527,10 +613,12 @@ def run_ring(
         if not book[PLACED]:
             row[KEPT] = row[longest]
         if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
-            release(row[START], row[CAPACITY], book, arena_ints)
-            row[CAPACITY] = 0
-        full = feeds[code] and row[HEAD] - row[KEPT] >= row[CAPACITY]
-        if full and not _double(row, row[KEPT], maxima, pairs, book, arena_ints, arena_reals):
+            start = row[BASE] + row[LIMIT] - row[CAPACITY]
+            release(start, row[CAPACITY], book, arena_ints)
+            row[BASE] = row[CAPACITY] = row[LIMIT] = 0
+        full = feeds[code] and row[HEAD] >= row[LIMIT]
+        if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,
+                                  arena_reals):  # fmt: skip
             return i
         seq = row[HEAD]
         _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
@@ -540,13 +628,14 @@ def run_ring(
                       before)  # fmt: skip
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
                          marked, book, arena_ints)  # fmt: skip
-            place, bits = _record(row, i, time_us, bits, flag_bits, columns, head, reals_in,
-                                  arena_ints, arena_reals)  # fmt: skip
+            place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
+                                  reals_in, arena_ints, arena_reals)  # fmt: skip
             _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
             for m in range(maxima):
-                x = arena_reals[place, max_columns[m]]
+                column = arena_reals.shape[1] - reals + max_columns[m]
+                x = arena_reals[place, column]
                 if x == x:
-                    _queue(row, windows, m, max_columns[m], signs[m], seq, x, flags, reals, pairs,
+                    _queue(row, windows, m, column, signs[m], seq, x, flags, reals, pairs,
                            maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == row[BORN], time_us, arena_ints, arena_reals,

@@ -142,15 +142,23 @@ class Scorer:
         """Detectors that this scorer runs on an event type, in its own order."""
         return tuple(name for name in self.detectors if name in models.detectors)
 
-    def score(self, features: FeatureMatrix, stages: Stages, ask: Ask | None = None) -> ScoreMatrix:
+    def score(
+        self,
+        features: FeatureMatrix,
+        stages: Stages,
+        raw: Float64 | None = None,
+        ask: Ask | None = None,
+    ) -> ScoreMatrix:
         """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
 
         An event type without models is not scored: NaN throughout.
 
         Parameters
         ----------
-        features : of the rows
+        features : of n rows
         stages : what each detector may do; one that is off is not asked
+        raw : float64 (n, D), filled with what the detectors said before calibration, for those who
+            want to see it; NaN where a detector did not look
         ask : asks each detector; None asks it plainly, and what it raises is raised
 
         Raises
@@ -161,6 +169,8 @@ class Scorer:
         n = len(features)
         models = self.bundle.models.get(features.event_type)
         surprise = np.full((n, len(self.detectors)), np.nan)
+        said = np.empty_like(surprise) if raw is None else raw
+        said[:] = np.nan
         if models is None or not n:
             return ScoreMatrix(features.event_type, self.detectors, surprise, surprise)
         if features.names != models.names:
@@ -175,8 +185,8 @@ class Scorer:
         cheap, costly = cheap_and_expensive(models, names)
         every = np.arange(n)
         for i in cheap:
-            raw = ask(names[i], models.detectors[names[i]].raw, features, every)
-            surprise[:, places[i]] = models.calibrations[names[i]].surprise(raw)
+            said[:, places[i]] = ask(names[i], models.detectors[names[i]].raw, features, every)
+            surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
             rows = np.flatnonzero(opened)
@@ -186,8 +196,9 @@ class Scorer:
             if len(rows):
                 seen = take_rows(features, rows)
                 for i in costly:
-                    raw = ask(names[i], models.detectors[names[i]].raw, seen, rows)
-                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(raw)
+                    found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
+                    said[rows, places[i]] = found
+                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
         return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
 
     def decide(

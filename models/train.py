@@ -65,6 +65,9 @@ ABSENCES_MIN = 1_000
 simulated days (1,866 rows) each silence of a day is found; after two (606) scores are too coarse to
 part the plain ones from the strangest genuine ones, and none is."""
 
+ROWS_TRIED = 64
+"""Rows by which it is seen whether a detector says anything at all. Chosen: more than none."""
+
 WORKERS = 2
 """Event types trained side by side. Chosen: the two cores waxwing is made for."""
 
@@ -130,7 +133,11 @@ def train(
         mine = kinds[event]
         fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
         odd = int(np.count_nonzero(sets[event].label == 1))
-        say(f"{event}: {len(mine)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
+        there = fitted.models.detectors
+        say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
+        silent = [name for name in mine if name not in there]
+        if silent:
+            say(f"{event}: {', '.join(silent)} stays out: nothing to learn from without labels")
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -139,15 +146,28 @@ def train(
     training: dict[str, Any] = {
         "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
     }  # fmt: skip
-    left_out = [name for name in detectors if not any(name in mine for mine in kinds.values())]
-    if left_out:
-        training["left_out"] = left_out
-        say(f"left out, since no event type here has sequences: {', '.join(left_out)}")
+    training |= _left_out(detectors, kinds, fitted, say)
     bundle = Bundle(
         "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
     )
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
+
+
+def _left_out(
+    detectors: Sequence[str],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    fitted: Mapping[str, _Fitted],
+    say: Say,
+) -> dict[str, list[str]]:
+    """The detectors that no event type has in the end, where there are any; those that read
+    sequences are told."""
+    there = {name for f in fitted.values() for name in f.models.detectors}
+    unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
+    if unread:
+        say(f"left out, since no event type here has sequences: {', '.join(unread)}")
+    left_out = [name for name in detectors if name not in there]
+    return {"left_out": left_out} if left_out else {}
 
 
 def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, TrainingSet]:
@@ -242,6 +262,7 @@ def _train_event(
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
+    detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
         event,
@@ -255,6 +276,23 @@ def _train_event(
     )
     share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
     return _Fitted(models, _fit_rule(models, judge, share), judge)
+
+
+def _speaking(detectors: dict[str, Detector], rows: TrainingSet) -> dict[str, Detector]:
+    """The detectors that say anything: one that learns from labels has nothing to say without.
+
+    Raises
+    ------
+    ConfigError : none does
+    """
+    few = take_rows(rows.features, np.arange(min(len(rows), ROWS_TRIED)))
+    found = {name: d for name, d in detectors.items() if not np.isnan(d.raw(few)).all()}
+    if not found:
+        raise ConfigError(
+            f"training: {rows.features.event_type!r}: {', '.join(detectors)} found nothing to learn"
+            " from, since no row is labelled; give labels, or add a detector that needs none"
+        )
+    return found
 
 
 def _scale(

@@ -24,6 +24,9 @@ minutes in which it turns over."""
 SHARE = 0.1
 """Share of the whole that is run where none is given; chosen: 21 million payments, minutes."""
 
+PARTS = ("records", "idle", "pairs", "slots", "late")
+"""What state holds, see `features.state.EntityState.memory_parts`."""
+
 ROWS = 20_000
 """Rows of a round: the most a lane takes (see the setting `round_rows_max`)."""
 
@@ -108,6 +111,11 @@ def measure(
             for engine in bench.engines:
                 engine.delta()
     entities, memory = bench.entities, bench.memory
+    parts = dict.fromkeys(PARTS, 0)
+    for engine in bench.engines:
+        for name in memory:
+            for part, size in engine.memory_parts[name].items():
+                parts[part] += size
     return {
         "share": share,
         "minutes": minutes,
@@ -116,6 +124,7 @@ def measure(
         "features": len(cat.names(EVENT)),
         "entities": entities,
         "state_bytes": memory,
+        "parts_bytes": parts,
         "state_gib": round(sum(memory.values()) / 2**30, 3),
         "whole_gib": round(sum(memory.values()) / share / 2**30, 2),
         "process_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
@@ -134,4 +143,6 @@ def _print(report: dict[str, Any]) -> None:
     for name, n in report["entities"].items():
         size = report["state_bytes"][name]
         print(f"  {n:>11,} {name:<9} {size / 2**20:>9,.0f} MiB, {size / n:>7,.0f} bytes each")
+    parts = ", ".join(f"{part} {size / 2**20:,.0f}" for part, size in report["parts_bytes"].items())
+    print(f"  of it, MiB: {parts}")
     print(f"  the whole ({1 / report['share']:g} times as much): {report['whole_gib']:.1f} GiB")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dataflows.settings import Settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "add_parser", "prepare", "run", "settings_of"]
 
 FOLDER = Path(".waxwing/bench")
 """Where models and state of the bench lie."""
@@ -38,9 +38,14 @@ promise of a page within a second."""
 
 def add_parser(subparsers: Any) -> None:
     """Declare the bench."""
+    parser = subparsers.add_parser("pipeline", help="events/s, latency, CPU", description=__doc__)
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every bench of the whole flow takes."""
     from dataflows.cli.run import settings_arguments
 
-    parser = subparsers.add_parser("pipeline", help="events/s, latency, CPU", description=__doc__)
     settings_arguments(parser)
     add = parser.add_argument
     add("--rate", type=float, default=50_000.0, metavar="R", help="events/s (50000)")
@@ -60,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from dataflows.runner import run_flow, usage, write_json
     from dataflows.state.own import clear_own_state
 
-    settings = _settings(args)
+    settings = settings_of(args)
     clear_own_state(settings.state_dir)
-    _prepare(settings, args)
+    prepare(settings, args)
     telemetry = Telemetry()
     before, before_redis_s = usage()["cpu_s"], _children_s()
     begun = time.monotonic()
@@ -78,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Settings:
     """Settings of the bench.
 
     Raises
@@ -91,8 +96,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
     if not (0 < args.rate < float("inf") and 0 < args.seconds < float("inf")):
         raise ConfigError(
-            f"bench pipeline: --rate and --seconds must be above 0, got {args.rate:g} and"
-            f" {args.seconds:g}"
+            f"bench: --rate and --seconds must be above 0, got {args.rate:g} and {args.seconds:g}"
         )
     cards = args.cards or max(1_000, int(CARDS_PER_EVENT_S * args.rate))
     folder = FOLDER / f"{args.rate:.0f}-{cards}"
@@ -110,7 +114,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     return load(args.config, **(given | overrides_of(args)))
 
 
-def _prepare(settings: Settings, args: argparse.Namespace) -> None:
+def prepare(settings: Settings, args: argparse.Namespace) -> None:
     """Train in a process of its own where there are no models of this rate yet."""
     from dataflows.training import is_trained
     from features.errors import ConfigError
@@ -127,7 +131,7 @@ def _prepare(settings: Settings, args: argparse.Namespace) -> None:
     for item in args.set:
         command += ["--set", item]
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode != 0:
-        raise ConfigError("bench pipeline: training failed; see above")
+        raise ConfigError("bench: training failed; see above")
 
 
 def _report(settings: Settings, telemetry: Any, rate: float) -> dict[str, Any]:

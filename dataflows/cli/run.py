@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataflows.observe.telemetry import Telemetry
     from dataflows.settings import Settings
 
-__all__ = ["add_parser", "overrides_of", "run", "settings_arguments"]
+__all__ = [
+    "add_parser",
+    "overrides_of",
+    "run",
+    "settings_arguments",
+    "settings_of",
+    "truth_names_of",
+]
 
 NOTIFY_END_S_MAX = 45.0
 """Longest wait for the notify flow to end: its start on a busy machine, its last reading, sending.
@@ -71,6 +77,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--mapping", metavar="M", help="mapping of foreign columns: shipped name or file"
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="run it in N processes that meet on the loopback, and start them again if one dies;"
+        " without it the flow runs in this process",
     )
     parser.add_argument(
         "--json", metavar="P", help="write counts and latency at the end; - is stdout"
@@ -167,35 +180,95 @@ def with_data(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run it."""
-    from dataflows.currencies import priced_lines
-    from dataflows.observe.live import judgement_table
-    from dataflows.observe.telemetry import Telemetry
-    from dataflows.runner import run_flow, usage, write_json
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the options of the command stand for.
+
+    Raises
+    ------
+    ConfigError : every fault at once
+    """
     from dataflows.settings import load
 
-    settings = load(args.config, **(with_data(args) | overrides_of(args)))
-    telemetry = Telemetry(truth_names=_truth_names(settings))
+    return load(args.config, **(with_data(args) | overrides_of(args)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    from dataflows.report import write_json
+    from dataflows.supervisor import Interrupted
+
+    settings = settings_of(args)
+    _check_workers(args.workers)
     notify = _start_notify(args, settings)
     try:
-        run_flow(settings, telemetry)
+        report = _run_here(settings) if args.workers is None else _run_workers(args, settings)
+    except Interrupted as second:
+        _say(str(second))
+        return second.status
     finally:
         if notify is not None:
             _end_notify(notify)
-    report = telemetry.report() | usage()
-    telemetry.say(
+    if report:
+        _tell(report, settings, args.json)
+    write_json(args.json, report)
+    return 0
+
+
+def _run_here(settings: Settings) -> dict[str, Any]:
+    """Run the flow in this process; its report."""
+    from dataflows.observe.telemetry import Telemetry
+    from dataflows.runner import run_flow, usage
+
+    telemetry = Telemetry(truth_names=truth_names_of(settings))
+    run_flow(settings, telemetry)
+    return telemetry.report() | usage()
+
+
+def _check_workers(workers: int | None) -> None:
+    """ConfigError where it is no number of processes."""
+    from dataflows.supervisor import WORKERS_MAX
+    from features.errors import ConfigError
+
+    if workers is not None and not 1 <= workers <= WORKERS_MAX:
+        raise ConfigError(f"--workers {workers}: expected 1 to {WORKERS_MAX}")
+
+
+def _run_workers(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Run the flow in processes of its own; their report, empty where they never met."""
+    from dataflows.supervisor import Supervisor
+
+    options = [] if args.config is None else ["--config", args.config]
+    for name, values in (("--set", args.set), ("--data", args.data)):
+        options += [part for value in values for part in (name, value)]
+    if args.mapping is not None:
+        options += ["--mapping", args.mapping]
+    found = Supervisor(options, args.workers, settings.state_dir, _say).run()
+    if not found:
+        _say("stopped before the first round")
+    return found
+
+
+def _say(text: str) -> None:
+    """A sentence for the person who runs it."""
+    print(f"waxwing: {text}", file=sys.stderr, flush=True)
+
+
+def _tell(report: dict[str, Any], settings: Settings, json: str | None) -> None:
+    """Counts in a sentence, and the judgement where the truth is known."""
+    from dataflows.currencies import priced_lines
+    from dataflows.observe.live import judgement_table
+
+    priced = priced_lines(report["currencies"]["unpriced"], report["currencies"]["old_rate"])
+    _say(
         f"{report['in']:,} events in, {report['scored']:,} scored,"
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
         + _corrected(report)
-        + "".join(f"; {line}" for line in priced_lines(telemetry.unpriced, telemetry.old_rate))
-        + _dead_letters(settings, telemetry)
+        + "".join(f"; {line}" for line in priced)
+        + _dead_letters(settings, report["reasons"])
     )
     if report.get("detectors"):
-        judgement_table(report, sys.stderr if args.json == "-" else sys.stdout)
-    write_json(args.json, report)
-    return 0
+        judgement_table(report, sys.stderr if json == "-" else sys.stdout)
 
 
 def _corrected(report: dict[str, Any]) -> str:
@@ -206,11 +279,11 @@ def _corrected(report: dict[str, Any]) -> str:
     return f"; late events changed {changed:,} scored rows, {report['flipped']:,} votes among them"
 
 
-def _dead_letters(settings: Settings, telemetry: Telemetry) -> str:
+def _dead_letters(settings: Settings, reasons: dict[str, int]) -> str:
     """Where this run's dead letters are and what is wrong with most of them; nothing without."""
-    if not telemetry.reasons:
+    if not reasons:
         return ""
-    ((reason, count),) = telemetry.reasons.most_common(1)
+    reason, count = max(reasons.items(), key=lambda item: item[1])
     where = (
         str(settings.state_dir / "dead_letters.jsonl")
         if settings.dead_letters_topic is None
@@ -219,7 +292,7 @@ def _dead_letters(settings: Settings, telemetry: Telemetry) -> str:
     return f"; dead letters are in {where}, most often {reason} ({count:,})"
 
 
-def _truth_names(settings: Settings) -> dict[int, str] | None:
+def truth_names_of(settings: Settings) -> dict[int, str] | None:
     """Names of the codes in the labels of the mapping's files; None means the simulator's."""
     from dataflows.sources.files import truth_names
 
@@ -232,7 +305,9 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
     """The notify flow in a process of its own: detection never waits for a pager."""
     if not settings.notify:
         return None
-    command = [sys.executable, *_apart(), "-m", "dataflows.cli.main", "notify"]
+    from dataflows.supervisor import python_options
+
+    command = [sys.executable, *python_options(), "-m", "dataflows.cli.main", "notify"]
     if args.config:
         command += ["--config", args.config]
     for item in args.set:
@@ -245,12 +320,6 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
         return subprocess.Popen(command, start_new_session=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _apart() -> list[str]:
-    """The option that keeps `python -m` from looking for our packages in the working folder first,
-    where a user's `models.py` may lie; none where the working folder is where ours are."""
-    return [] if Path.cwd() == Path(__file__).resolve().parents[2] else ["-P"]
 
 
 def _end_notify(notify: subprocess.Popen[bytes]) -> None:

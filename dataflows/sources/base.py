@@ -7,12 +7,12 @@ journal: `dataflows.sources.rounds` does both.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from features.batch import EventBatch
 
-__all__ = ["DeadLetter", "Gap", "LaneReader", "Taken"]
+__all__ = ["Blind", "DeadLetter", "Gap", "LaneReader", "Taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +123,40 @@ class LaneReader(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
         ...
+
+
+class Blind:
+    """A reader whose events do not carry their labels, for those who learn without them."""
+
+    unpaced = True
+
+    def __init__(self, reader: LaneReader) -> None:
+        self._reader = reader
+
+    def seek(self, positions: dict[str, Any]) -> None:
+        """As the reader."""
+        self._reader.seek(positions)
+
+    def take(self, rows_max: int) -> Taken:
+        """As the reader, without labels."""
+        return self._without(self._reader.take(rows_max))
+
+    def retake(
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        cut_time_us: int,
+        schemas: dict[str, str],
+    ) -> Taken:
+        """As the reader, without labels."""
+        return self._without(self._reader.retake(before, after, cut_time_us, schemas))
+
+    def close(self) -> None:
+        """As the reader."""
+        self._reader.close()
+
+    @staticmethod
+    def _without(taken: Taken) -> Taken:
+        """What was taken, without labels."""
+        bare = {name: replace(batch, truth=None) for name, batch in taken.batches.items()}
+        return replace(taken, batches=bare)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import polars as pl
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.mapping import (
+    ROW,
     UNITS,
     Column,
     TableMapping,
+    Wide,
     load_mapping,
     own_mapping,
-    time_us,
+    read_time,
+    times_of_rows,
 )
 from dataflows.sources.simulator import time_us_of
 from dataflows.sources.tables import LineTable, Stretch, Table, columns_of_lines, open_table
@@ -107,6 +111,30 @@ class FileReader:
             return ""
         return "every row of the files was read in an earlier run"
 
+    @property
+    def rows(self) -> dict[str, int]:
+        """Event type -> rows of its file, whatever the settings leave out."""
+        return {f.name: len(f.keys) for f in self._files}
+
+    @property
+    def span(self) -> str:
+        """First and last event time of all rows, for people."""
+        keys = [k for f in self._files if len(f.keys) for k in (f.keys[0], f.keys[-1])]
+        if not keys:
+            return "none"
+        first, last = (datetime.fromtimestamp(k / 1e6, UTC) for k in (min(keys), max(keys)))
+        return f"{first:%Y-%m-%dT%H:%M:%SZ} to {last:%Y-%m-%dT%H:%M:%SZ}"
+
+    @property
+    def starts_us(self) -> int | None:
+        """Event time of the first row that will be taken, None where there is none."""
+        return min((int(f.keys[f.start]) for f in self._files if f.start < f.end), default=None)
+
+    @property
+    def events_max(self) -> dict[str, int]:
+        """Event type -> most events that the rows between start and end make."""
+        return {f.name: (f.end - f.start) * f.width for f in self._files}
+
     def take(self, rows_max: int) -> Taken:
         """The next rows of all files in the order of time, `rows_max` or a round's time of them.
 
@@ -115,6 +143,7 @@ class FileReader:
         if self._by_round:
             ahead = [int(f.keys[f.at]) for f in self._files if f.at < f.end]
             return self._read([f.after(min(ahead)) if ahead else f.at for f in self._files])
+        rows_max = max(1, rows_max // max(file.width for file in self._files))
         waiting = [file.keys[file.at : min(file.at + rows_max, file.end)] for file in self._files]
         keys = np.concatenate(waiting)
         which = np.repeat(np.arange(len(waiting)), [len(w) for w in waiting])
@@ -155,10 +184,13 @@ class FileReader:
         rejects: list[DeadLetter] = []
         received, cut_time_us = 0, 0
         for file, end in zip(self._files, ends, strict=True):
-            received += end - file.at
+            begin = file.at
             batch, refused = file.read(end, due_ns)
             if batch is not None:
                 batches[file.name] = batch
+            # A row of a wide table is as many events as it has cells.
+            whole = 0 if batch is None else len(batch)
+            received += end - begin if file.width == 1 else whole + len(refused)
             rejects += refused
             if end > file.start:
                 cut_time_us = max(cut_time_us, int(file.clock[end - 1]))
@@ -195,7 +227,7 @@ def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -
     for name in sorted(paths, key=event_code):
         mine = mapping if mapping is not None and mapping.event == name else None
         try:
-            table = open_table(paths[name])
+            table = open_table(paths[name], None if mine is None else mine.pattern)
         except SourceError as error:
             faults.append(f"file_paths.{name}: {error}")
             continue
@@ -257,6 +289,7 @@ class _File:
         self._table, self._mapping = table, mapping
         times, unread = self._times()
         self._check_unit(times[~unread])
+        self.width = 1 if mapping is None else mapping.width
         self._off = _off(times, unread, past_us)
         self.keys = _keys(times, unread | (self._off != 0))
         self.clock = self.keys
@@ -305,11 +338,16 @@ class _File:
 
     def _times(self) -> tuple[Int64, npt.NDArray[np.bool_]]:
         """Time of every row in the order of the file, and which rows have none."""
-        source = None if self._mapping is None else self._mapping.time
-        name = "time_us" if source is None else str(source.column)
-        unit = "us" if source is None else source.unit
+        source = Column("time_us", unit="us") if self._mapping is None else self._mapping.time
+        if source.row is not None:
+            first = next(iter(self._table.columns), "")
+            rows = sum(len(column) for column in self._table.times(first))
+            numbers = pl.DataFrame({ROW: np.arange(rows)})
+            even = numbers.select(times_of_rows(pl.col(ROW), source)).to_series()
+            return even.to_numpy(), np.zeros(rows, np.bool_)
+        name = str(source.column)
         pieces = [
-            column.to_frame(name).select(time_us(pl.col(name), column.dtype, unit))[name]
+            column.to_frame(name).select(read_time(pl.col(name), column.dtype, source)).to_series()
             for column in self._table.times(name)
         ]
         times = pl.concat(pieces) if pieces else pl.Series(name, [], dtype=pl.Int64)
@@ -322,6 +360,12 @@ class _File:
             return
         source = Column("time_us") if self._mapping is None else self._mapping.time
         read_as = source.unit or "us"
+        if source.format is not None:
+            raise ConfigError(
+                f"{self.path}: column {source.column!r} read as {source.format!r} has its median in"
+                f" the year {1970 + round(median_us / _YEAR_US)}, expected 2000 to 2100; give the"
+                " mapping's time_us a `year` where the text has none"
+            )
         number = median_us / UNITS[read_as]
         fits = [u for u, us in UNITS.items() if MEDIAN_US[0] <= number * us <= MEDIAN_US[1]]
         units = "|".join(f'"{unit}"' for unit in fits or UNITS)
@@ -422,13 +466,11 @@ class _File:
         """Events of columns through the mapping; more faults go to `faults`."""
         frame = stretch.frame
         if frame is None:
-            wanted = {c for source in mapping.fields.values() for c in source.sources}
-            if mapping.truth is not None:
-                wanted.add(mapping.truth)
-            frame, bad = columns_of_lines(stretch.lines or [], sorted(wanted))
+            frame, bad = columns_of_lines(stretch.lines or [], mapping.columns)
             for row, detail in bad.items():
                 faults.setdefault(row, ("not_json", detail))
-        events = frame.select(mapping.events(frame.schema))
+        numbered = frame.with_columns(pl.Series(ROW, stretch.numbers, dtype=pl.Int64))
+        events = numbered.select(mapping.events(frame.schema))
         for field in event_type(self.name).fields:
             column = mapping.fields[field.name].column if field.name in mapping.fields else None
             if column is not None:
@@ -437,18 +479,72 @@ class _File:
                     got = repr(frame[column][row])[:60]
                     said = f"{field.name}: expected {field.kind}, got {got} in column {column}"
                     faults.setdefault(row, ("wrong_type", said))
+        truth = None if mapping.truth is None else _truth(frame[mapping.truth])
+        if mapping.wide is not None:
+            return self._series(events, frame, mapping.wide, stretch.numbers, due_ns, faults, truth)
         _, broken = check_contract(
             self.name, events, cut_time_us=0, past_us_max=_ANY_US, future_us_max=_ANY_US
         )
         for row, reason, detail in broken:
             faults.setdefault(row, (reason, detail))
         rows = np.setdiff1d(np.arange(len(stretch)), np.array(list(faults), np.int64))
-        truth = None if mapping.truth is None else _truth(frame[mapping.truth])[rows]
         n = len(rows)
         return EventBatch(
             self.name, events[rows], np.zeros(n, np.int32), stretch.numbers[rows],
-            np.full(n, due_ns), truth,
+            np.full(n, due_ns), None if truth is None else truth[rows],
         )  # fmt: skip
+
+    def _series(
+        self,
+        rows: pl.DataFrame,
+        cells: pl.DataFrame,
+        wide: Wide,
+        numbers: Int64,
+        due_ns: int,
+        faults: dict[int, tuple[str, str]],
+        truth: npt.NDArray[np.int16] | None,
+    ) -> EventBatch:
+        """An event of each cell that has a number; rows with a cell that has none go to `faults`.
+
+        The number of the column stands where a topic's partition would, so that place and order of
+        an event are its own. An empty cell is no event; a row of nothing else is a fault.
+        """
+        whole = np.ones(len(rows), np.bool_)
+        whole[list(faults)] = False
+        frames, places, series = [], [], []
+        filled = np.zeros(len(rows), np.bool_)
+        for k, column in enumerate(wide.columns):
+            cell = cells[column]
+            value = cell.str.strip_chars() if cell.dtype == pl.String else cell
+            value = value.cast(pl.Float64, strict=False)
+            unread = (value.is_null() & cell.is_not_null()).to_numpy() & whole
+            for row in np.flatnonzero(unread).tolist():
+                said = f"{wide.value}: expected float64, got {cell[row]!r:.60} in column {column}"
+                faults.setdefault(row, ("wrong_type", said))
+            value = value.fill_nan(None)  # what pandas writes where there is nothing
+            at = np.flatnonzero(value.is_not_null().to_numpy() & whole)
+            filled[at] = True
+            one = rows[at].with_columns(
+                pl.format("{}|{}", "event_id", pl.lit(column)).alias("event_id"),
+                pl.lit(column).alias(wide.name),
+                value[at].alias(wide.value),
+            )
+            _, broken = check_contract(
+                self.name, one, cut_time_us=0, past_us_max=_ANY_US, future_us_max=_ANY_US
+            )
+            for i, reason, detail in broken:
+                faults.setdefault(int(at[i]), (reason, f"{detail} in column {column}"))
+            kept = np.setdiff1d(np.arange(len(at)), np.array([b[0] for b in broken], np.int64))
+            frames.append(one[kept])
+            places.append(at[kept])
+            series.append(np.full(len(kept), k, np.int32))
+        for row in np.flatnonzero(whole & ~filled).tolist():
+            faults.setdefault(row, ("no_value", f"{wide.value}: every column of [wide] is empty"))
+        place = np.concatenate(places)
+        return EventBatch(
+            self.name, pl.concat(frames), np.concatenate(series), numbers[place],
+            np.full(len(place), due_ns), None if truth is None else truth[place],
+        ).in_order()  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file and of what was read."""

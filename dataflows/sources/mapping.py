@@ -1,12 +1,19 @@
-"""Foreign column names to our fields: a small TOML table, shipped or one's own.
+r"""Foreign column names to our fields: a small TOML table, shipped or one's own.
 
     event = "payment"                              # which event type the rows are
 
     [fields]                                       # field = where its value comes from
     amount = "total"                               # a column
     time_us = { column = "ts", unit = "s" }        # a number of s, ms, us, ns; or ISO 8601 text
-    event_id = { template = "order-{order_no}" }   # columns put into a text
+    event_id = { template = "order-{order_no}" }   # columns put into a text; or { row = "order-" }
     currency = { constant = "EUR" }                # the same for all rows
+    channel = { column = "kind", names = { W = "online" } }   # words of ours for theirs
+
+    [wide]                                         # optional: each of these columns is a series,
+    columns = ["Pressure", "Voltage"]              # and each of its cells an event
+
+    [lines]                                        # optional: a file of raw lines, not of columns
+    pattern = '(?P<when>\S+) (?P<message>.*)'     # named groups are its columns
 
     [truth]                                        # optional: labels; evaluation only
     column = "fraud"                               # 0 or false is genuine, else the code
@@ -20,8 +27,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +38,7 @@ import polars as pl
 from features.errors import ConfigError
 from features.events import EventType, Field, event_type, event_types
 
-__all__ = ["UNITS", "Column", "TableMapping", "load_mapping", "own_mapping"]
+__all__ = ["ROW", "UNITS", "Column", "TableMapping", "Wide", "load_mapping", "own_mapping"]
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 
@@ -42,6 +50,32 @@ NAME_SHOWN_MAX = 64
 
 UNITS = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 """Unit of a time that is a number -> microseconds."""
+
+ROW = "number of the row"
+"""Column that a frame of a file's rows has besides its own: int64, from 0. No file has one of that
+name but by intent."""
+
+SERIES_MAX = 2_000
+"""Most columns of a wide table; chosen: each of them is an entity, and a row so many events."""
+
+SERIES_BYTES_MAX = 64
+"""Longest name of such a column; chosen: with the row's own id it makes the event's."""
+
+_KEYS = ("column", "template", "constant", "row", "unit", "format", "year", "step_s", "mask",
+         "names")  # fmt: skip
+"""What may stand in the table of a field."""
+
+_MASKS = (
+    (r"\b[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,}\b", "<*>"),
+    (r"\b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b", "<*>"),
+    (r"\b[0-9a-fA-F]*:[0-9a-fA-F]*:[0-9a-fA-F:.]*", "<*>"),
+    (r"\b0x[0-9a-fA-F]+\b", "<*>"),
+    (r"-?\b\d+([.,:]\d+)*\b", "<*>"),
+    (r"\b[0-9a-f]*\d[0-9a-f]*[a-f][0-9a-f]{6,}\b", "<*>"),
+)
+"""What varies in a message and is taken out of its template: hardware addresses, UUIDs, IPv6,
+hexadecimal, numbers (dates, times and IPv4 among them), long digests. Chosen: what can be told
+from a word without knowing the program."""
 
 _CONSTANTS: dict[str, tuple[type, ...]] = {
     "string": (str,), "enum": (str,), "float64": (float, int), "int64": (int,), "bool": (bool,),
@@ -55,20 +89,32 @@ _PLACE = re.compile(r"\{([^{}]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Where the value of a field comes from; exactly one of the first three is set.
+    """Where the value of a field comes from; exactly one of the first four is set.
 
     Parameters
     ----------
     column : a column of the file
     template : a text with columns in braces
     constant : the same value for every row
+    row : a text that the number of the row is put behind; of a time, that of the first row
     unit : of a time that is a number
+    format, year : of a time that is text of another form than ISO 8601, as strptime has it; the
+        year where the text has none
+    step_s : from one row to the next, of a time made from the row
+    mask : whether what varies in a text is taken out, so that a template is left
+    names : their word -> ours; others stay
     """
 
     column: str | None = None
     template: str | None = None
     constant: Any = None
+    row: str | None = None
     unit: str | None = None
+    format: str | None = None
+    year: int | None = None
+    step_s: float = 1.0
+    mask: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -76,6 +122,22 @@ class Column:
         if self.column is not None:
             return (self.column,)
         return tuple(_PLACE.findall(self.template or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Wide:
+    """Columns that are a series each: every cell with a number becomes an event.
+
+    Parameters
+    ----------
+    columns : of the file, in the order in which their events stand
+    name : field that takes the column's name
+    value : field that takes the cell
+    """
+
+    columns: tuple[str, ...]
+    name: str = "metric"
+    value: str = "value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +150,21 @@ class TableMapping:
     fields : field -> where its value comes from; fields left out take their default
     truth : column of labels, None where there is none
     truth_names : code -> what it means
+    wide : columns that are a series each; None where a row is one event
+    pattern : named groups that a raw line is cut into; None where the file has columns
     """
 
     event: str
     fields: Mapping[str, Column]
     truth: str | None = None
     truth_names: Mapping[int, str] = field(default_factory=dict)
+    wide: Wide | None = None
+    pattern: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Most events of one row."""
+        return 1 if self.wide is None else len(self.wide.columns)
 
     @property
     def time(self) -> Column:
@@ -106,6 +177,8 @@ class TableMapping:
         wanted = {c: name for name, source in self.fields.items() for c in source.sources}
         if self.truth is not None:
             wanted[self.truth] = "truth"
+        if self.wide is not None:
+            wanted |= dict.fromkeys(self.wide.columns, "a series")
         faults = []
         for column, name in wanted.items():
             if column not in there:
@@ -122,15 +195,30 @@ class TableMapping:
     def events(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
         """An expression for each declared field over a frame of the file's columns.
 
-        A value that cannot be read as its field's type becomes null.
+        The frame has the column `ROW` besides. A value that cannot be read as its field's type
+        becomes null, and so do the fields that the series of a wide table fill.
         """
         return [self._one(f, schema).alias(f.name) for f in event_type(self.event).fields]
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the file that are read, sorted."""
+        found = {c for source in self.fields.values() for c in source.sources}
+        found |= set(() if self.wide is None else self.wide.columns)
+        return sorted(found | ({self.truth} if self.truth is not None else set()))
+
     def _one(self, declared: Field, schema: Mapping[str, pl.DataType]) -> pl.Expr:
         """The expression of one field."""
+        if self.wide is not None and declared.name in (self.wide.name, self.wide.value):
+            return pl.lit(None, declared.dtype)
         source = self.fields.get(declared.name)
         if source is None:
             return pl.lit(declared.default, declared.dtype)
+        if source.row is not None:
+            number = pl.col(ROW)
+            if declared.kind == "time_us":
+                return times_of_rows(number, source)
+            return pl.format("{}{}", pl.lit(source.row), number)
         if source.template is not None:
             parts = _PLACE.sub("{}", source.template)
             return pl.format(parts, *(pl.col(c).cast(pl.String) for c in source.sources))
@@ -138,12 +226,48 @@ class TableMapping:
             return pl.lit(source.constant, declared.dtype)
         column = pl.col(source.column)
         if declared.kind == "time_us":
-            value = time_us(column, schema[source.column], source.unit)
+            value = read_time(column, schema[source.column], source)
         else:
-            value = _cast(column, schema[source.column], declared)
+            value = _cast(_named(column, source), _named_type(schema, source), declared)
         if declared.default is not None:
             value = pl.when(column.is_null()).then(pl.lit(declared.default)).otherwise(value)
         return value
+
+
+def _named(column: pl.Expr, source: Column) -> pl.Expr:
+    """A column with our words for theirs, and without what varies where a template is asked for."""
+    if source.names:
+        column = column.cast(pl.String, strict=False).replace(dict(source.names))
+    if source.mask:
+        column = column.cast(pl.String, strict=False).str.replace_all(r"\s+", " ")
+        for pattern, word in _MASKS:
+            column = column.str.replace_all(pattern, word)
+    return column
+
+
+def _named_type(schema: Mapping[str, pl.DataType], source: Column) -> pl.DataType:
+    """The type of what `_named` gives."""
+    return pl.String() if source.names or source.mask else schema[str(source.column)]
+
+
+def times_of_rows(number: pl.Expr, source: Column) -> pl.Expr:
+    """Times of rows that stand at even steps, from their numbers."""
+    start_us = round(datetime.fromisoformat(str(source.row)).timestamp() * 1e6)
+    return start_us + (number * (source.step_s * 1e6)).round().cast(pl.Int64)
+
+
+def read_time(column: pl.Expr, dtype: pl.DataType, source: Column) -> pl.Expr:
+    """A column as int64 microseconds UTC in the unit or form its mapping says; null where not."""
+    if source.format is None:
+        return time_us(column, dtype, source.unit)
+    if dtype != pl.String:
+        return pl.lit(None, pl.Int64)
+    text, form = column.str.strip_chars().str.replace_all(r"\s+", " "), source.format
+    if source.year is not None:
+        text, form = pl.format("{} {}", pl.lit(str(source.year)), text), f"%Y {form}"
+    zone = "UTC" if "%z" in form or "%:z" in form else None
+    moment = text.str.to_datetime(form, time_unit="us", strict=False, time_zone=zone)
+    return moment.dt.epoch("us")
 
 
 def _cast(column: pl.Expr, dtype: pl.DataType, declared: Field) -> pl.Expr:
@@ -219,7 +343,8 @@ def load_mapping(name_or_path: str) -> TableMapping:
     path = FOLDER / f"{name_or_path}.toml" if name_or_path in shipped else Path(name_or_path)
     where = f"mapping {name_or_path!r}"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         near = difflib.get_close_matches(name_or_path, shipped, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -230,14 +355,40 @@ def load_mapping(name_or_path: str) -> TableMapping:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not TOML: {error}") from None
-    return _parse(table, where)
+    return _parse(table, where, _places(text, where))
 
 
-def _parse(table: dict[str, Any], where: str) -> TableMapping:
+_Place = Callable[[str, str], str]
+"""Table and key of a mapping -> where it stands: the file, with the line where it can be told."""
+
+
+def _places(text: str, where: str) -> _Place:
+    """Finds the lines of keys in a TOML text; of one that is written unusually only the file."""
+    lines: dict[tuple[str, str], int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        head = re.match(r"\s*\[\s*([\w.]+)\s*\]", line)
+        key = re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line)
+        if head:
+            table = head[1]
+            lines.setdefault(("", table), number)
+        elif key:
+            lines.setdefault((table, key[1]), number)
+
+    def place(table: str, key: str) -> str:
+        number = lines.get((table, key))
+        return where if number is None else f"{where}, line {number}"
+
+    return place
+
+
+def _parse(table: dict[str, Any], where: str, at: _Place) -> TableMapping:
     """The mapping a table describes."""
-    faults = _unknown(table, ("event", "fields", "truth", "doc"), where)
+    tables = ("event", "fields", "wide", "lines", "truth", "doc")
+    faults = _unknown(table, tables, where, lambda key: at("", key))
     fields = _table(table, "fields", where, faults)
-    truth, names = _labels(_table(table, "truth", where, faults), f"{where}, truth", faults)
+    truth, names = _labels(_table(table, "truth", where, faults), where, at, faults)
+    pattern = _pattern(_table(table, "lines", where, faults), where, at, faults)
     name = table.get("event")
     if not isinstance(name, str) or name not in event_types():
         known = ", ".join(event_types())
@@ -245,18 +396,80 @@ def _parse(table: dict[str, Any], where: str) -> TableMapping:
             [f"{where}: event = {name!r} is no event type; there are {known}", *faults]
         )
     event = event_type(name)
+    wide = _wide(_table(table, "wide", where, faults), event, where, at, faults)
     columns = {}
     if fields is not None:
-        faults += _unknown(fields, [f.name for f in event.fields], f"{where}, fields")
+        valid = [f.name for f in event.fields]
+        faults += _unknown(
+            fields, valid, f"{where}, fields", lambda key: f"{at('fields', key)}, fields"
+        )
         for key, value in fields.items():
             if key in event.schema:
-                column = _column(value, event.field(key), f"{where}, fields.{key}", faults)
+                said = f"{at('fields', key)}, fields.{key}"
+                column = _column(value, event.field(key), said, faults)
                 if column is not None:
                     columns[key] = column
-        faults += _lacking(event, fields, where)
+                if wide is not None and key in (wide.name, wide.value):
+                    faults.append(f"{said}: the columns of [wide] fill it; take it out")
+        filled = () if wide is None else (wide.name, wide.value)
+        faults += _lacking(event, (*fields, *filled), where)
     if faults:
         raise ConfigError(faults)
-    return TableMapping(event.name, columns, truth, names)
+    return TableMapping(event.name, columns, truth, names, wide, pattern)
+
+
+def _wide(
+    table: dict[str, Any] | None, event: EventType, where: str, at: _Place, faults: list[str]
+) -> Wide | None:
+    """The series of a wide table, None where it is none; faults go to the list."""
+    if not table:
+        return None
+    before = len(faults)
+    said = f"{where}, wide"
+    faults += _unknown(
+        table, ("columns", "name", "value"), said, lambda k: f"{at('wide', k)}, wide"
+    )
+    columns = table.get("columns")
+    if not isinstance(columns, list) or not columns or len(set(map(str, columns))) < len(columns):
+        faults.append(f"{said}.columns: expected a list of different columns, got {columns!r}")
+    else:
+        faults += [
+            f"{at('wide', 'columns')}, wide.columns: expected names of at most {SERIES_BYTES_MAX}"
+            f" bytes, got {str(c)[:NAME_SHOWN_MAX]!r}; rename the column"
+            for c in columns
+            if not isinstance(c, str) or not 0 < len(c.encode()) <= SERIES_BYTES_MAX
+        ]
+        if len(columns) > SERIES_MAX:
+            faults.append(f"{said}.columns: {len(columns)} columns, the most are {SERIES_MAX}")
+    for key, default, kind in (("name", "metric", "string"), ("value", "value", "float64")):
+        field_name = table.get(key, default)
+        if field_name not in event.schema or event.field(field_name).kind != kind:
+            fits = ", ".join(f.name for f in event.fields if f.kind == kind)
+            faults.append(
+                f"{at('wide', key)}, wide.{key}: {field_name!r} is no {kind} field of"
+                f" {event.name} (there are {fits or 'none'})"
+            )
+    if len(faults) > before:
+        return None
+    return Wide(tuple(columns or ()), table.get("name", "metric"), table.get("value", "value"))
+
+
+def _pattern(table: dict[str, Any] | None, where: str, at: _Place, faults: list[str]) -> str | None:
+    """The pattern of raw lines, None where there is none; faults go to the list."""
+    if not table:
+        return None
+    faults += _unknown(table, ("pattern",), f"{where}, lines", lambda k: f"{at('lines', k)}, lines")
+    pattern = table.get("pattern")
+    said = f"{at('lines', 'pattern')}, lines.pattern"
+    try:
+        groups = re.compile(pattern).groupindex if isinstance(pattern, str) else {}
+    except re.error as error:
+        faults.append(f"{said}: {pattern!r} is no regular expression: {error}")
+        return None
+    if not groups:
+        faults.append(f"{said}: expected a regular expression with named groups, got {pattern!r}")
+        return None
+    return pattern
 
 
 def _table(
@@ -271,12 +484,13 @@ def _table(
 
 
 def _labels(
-    truth: dict[str, Any] | None, where: str, faults: list[str]
+    truth: dict[str, Any] | None, place: str, at: _Place, faults: list[str]
 ) -> tuple[str | None, dict[int, str]]:
     """Column of the labels and what its codes mean; faults go to the list."""
     if truth is None:
         return None, {}
-    faults += _unknown(truth, ("column", "names"), where)
+    where = f"{place}, truth"
+    faults += _unknown(truth, ("column", "names"), where, lambda k: f"{at('truth', k)}, truth")
     column = truth.get("column")
     if column is not None and not isinstance(column, str):
         faults.append(f"{where}.column: expected the name of a column, got {column!r}")
@@ -291,8 +505,10 @@ def _labels(
     return column, names
 
 
-def _unknown(table: Any, valid: Iterable[str], where: str) -> list[str]:
-    """A fault for each key that means nothing."""
+def _unknown(
+    table: Any, valid: Iterable[str], where: str, at: Callable[[str], str] | None = None
+) -> list[str]:
+    """A fault for each key that means nothing; `at` says where a key stands."""
     if not isinstance(table, dict):
         return [f"{where}: expected a table, got {table!r}"]
     names = list(valid)
@@ -301,7 +517,8 @@ def _unknown(table: Any, valid: Iterable[str], where: str) -> list[str]:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            faults.append(f"{where}: unknown name {key!r}{hint} (there are {', '.join(names)})")
+            said = where if at is None else at(key)
+            faults.append(f"{said}: unknown name {key!r}{hint} (there are {', '.join(names)})")
     return faults
 
 
@@ -309,34 +526,84 @@ def _column(value: Any, declared: Field, where: str, faults: list[str]) -> Colum
     """Where a field comes from; faults go to the list."""
     if isinstance(value, str):
         return Column(column=value)
-    unknown = _unknown(value, ("column", "template", "constant", "unit"), where)
+    unknown = _unknown(value, _KEYS, where)
     if unknown:
         faults += unknown
         return None
-    given = [key for key in ("column", "template", "constant") if key in value]
-    texts = [k for k in ("column", "template", "unit") if not isinstance(value.get(k, ""), str)]
-    if texts:
-        faults += [f"{where}.{key}: expected a text, got {value[key]!r}" for key in texts]
-    elif len(given) != 1:
-        faults.append(f"{where}: expected one of column, template, constant; got {given or 'none'}")
-    elif declared.kind == "time_us" and given != ["column"]:
-        faults.append(f"{where}: a time must come from a column")
-    elif given == ["template"] and declared.kind not in ("string", "enum"):
-        faults.append(f"{where}: a template gives text, {declared.name} is {declared.kind}")
-    elif given == ["constant"] and type(value["constant"]) not in _CONSTANTS[declared.kind]:
-        faults.append(f"{where}.constant: expected {declared.kind}, got {value['constant']!r}")
-    elif value.get("unit") is not None and value["unit"] not in UNITS:
+    ways = ("column", "template", "constant", "row")
+    given = [key for key in ways if key in value]
+    texts = ("column", "template", "row", "unit", "format")
+    wrong = [
+        f"{where}.{key}: expected a text, got {value[key]!r}"
+        for key in texts
+        if not isinstance(value.get(key, ""), str)
+    ]
+    if not wrong and len(given) != 1:
+        wrong.append(f"{where}: expected one of {', '.join(ways)}; got {given or 'none'}")
+    elif not wrong:
+        wrong = _misfits(value, given[0], declared, where)
+    faults += wrong
+    return None if wrong else Column(**value)
+
+
+def _misfits(value: Mapping[str, Any], way: str, declared: Field, where: str) -> list[str]:
+    """What in the table of a field does not suit the field, or the way it is filled."""
+    is_time, is_text = declared.kind == "time_us", declared.kind in ("string", "enum")
+    if is_time and way not in ("column", "row"):
+        return [f"{where}: a time must come from a column, or from the number of the row"]
+    if way == "template" and not is_text:
+        return [f"{where}: a template gives text, {declared.name} is {declared.kind}"]
+    if way == "row" and not (is_time or declared.kind == "string"):
+        return [f"{where}: the number of the row makes a text or a time, not {declared.kind}"]
+    if way == "constant" and type(value["constant"]) not in _CONSTANTS[declared.kind]:
+        return [f"{where}.constant: expected {declared.kind}, got {value['constant']!r}"]
+    faults = []
+    if value.get("unit") is not None and value["unit"] not in UNITS:
         faults.append(f"{where}: unit {value['unit']!r}: expected one of {', '.join(UNITS)}")
-    else:
-        return Column(**value)
-    return None
+    if way == "row" and is_time and not _is_moment(value["row"]):
+        faults.append(
+            f"{where}.row: expected the time of the first row, such as 2026-03-02T00:00:00Z, got"
+            f" {value['row']!r}"
+        )
+    step_s = value.get("step_s", 1.0)
+    if isinstance(step_s, bool) or not isinstance(step_s, int | float) or not 0 < step_s <= 1e7:
+        faults.append(f"{where}.step_s: expected seconds above 0, got {step_s!r}")
+    year = value.get("year", 2000)
+    if isinstance(year, bool) or not isinstance(year, int) or not 1970 <= year <= 2100:
+        faults.append(f"{where}.year: expected a year from 1970 to 2100, got {year!r}")
+    if not isinstance(value.get("mask", False), bool):
+        faults.append(f"{where}.mask: expected true or false, got {value['mask']!r}")
+    names = value.get("names", {})
+    if not isinstance(names, dict) or any(not isinstance(word, str) for word in names.values()):
+        faults.append(f"{where}.names: expected a table of words, got {names!r}")
+    fits = {
+        "unit": is_time and way == "column", "format": is_time and way == "column",
+        "year": "format" in value, "step_s": is_time and way == "row",
+        "mask": is_text and way == "column", "names": not is_time and way == "column",
+    }  # fmt: skip
+    faults += [
+        f"{where}: {key} means nothing here; take it out"
+        for key, fit in fits.items()
+        if key in value and not fit
+    ]
+    return faults
 
 
-def _lacking(event: EventType, fields: Mapping[str, Any], where: str) -> list[str]:
+def _is_moment(text: str) -> bool:
+    """Whether a text is an ISO 8601 time with its offset."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return moment.tzinfo is not None and 1970 <= moment.astimezone(UTC).year <= 2100
+
+
+def _lacking(event: EventType, fields: Iterable[str], where: str) -> list[str]:
     """A fault for each field without default that the table leaves out."""
+    given = set(fields)
     return [
         f"{where}: field {f.name!r} of {event.name} is missing and has no default; give it a"
         " column, a template or a constant"
         for f in event.fields
-        if f.name not in fields and not f.nullable and f.default is None
+        if f.name not in given and not f.nullable and f.default is None
     ]

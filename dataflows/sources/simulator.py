@@ -53,17 +53,21 @@ class SimulatorReader:
     ----------
     settings : the `sim_*` settings
     start_us : event time to start at where there is no position yet (the end of a backfill)
+    world : the world the settings describe, where it is there already
     """
 
-    def __init__(self, settings: Settings, start_us: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, start_us: int | None = None, world: Simulator | None = None
+    ) -> None:
         self.unpaced = not settings.sim_paced
-        self._simulator = make_simulator(settings)
+        self._simulator = make_simulator(settings) if world is None else world
         self._speed = settings.sim_speed
         self._rate = settings.sim_events_per_s
         self._at_us = time_us_of(settings.sim_start) if start_us is None else start_us
         length_us = round(settings.sim_seconds * settings.sim_speed * 1e6)
         self._end_us = self._at_us + length_us if settings.sim_seconds else None
         self._anchor: tuple[int, int] | None = None
+        self._catches_up = settings.sim_catch_up
         self.begins_us = self._at_us
 
     def seek(self, positions: dict[str, Any]) -> None:
@@ -72,6 +76,14 @@ class SimulatorReader:
             self._at_us = int(positions["t_us"])
             if self._end_us is not None and "end_us" in positions:
                 self._end_us = int(positions["end_us"])
+            self._anchor = self._anchor_of(positions)
+
+    def _anchor_of(self, positions: dict[str, Any]) -> tuple[int, int] | None:
+        """Wall and event time that belong together, where a restart is to catch up with them."""
+        if not self._catches_up or "anchor" not in positions:
+            return None
+        wall_ns, event_us = positions["anchor"]
+        return int(wall_ns), int(event_us)
 
     @property
     def finished(self) -> str:
@@ -111,7 +123,7 @@ class SimulatorReader:
         self._at_us = int(after["t_us"])
         if "end_us" in after:
             self._end_us = int(after["end_us"])
-        self._anchor = None
+        self._anchor = self._anchor_of(after)
         return taken
 
     def _span(self, start_us: int, until_us: int, now_ns: int) -> Taken:
@@ -130,6 +142,8 @@ class SimulatorReader:
         positions: dict[str, Any] = {"t_us": until_us}
         if self._end_us is not None:
             positions["end_us"] = self._end_us
+        if self._catches_up and self._anchor is not None:
+            positions["anchor"] = list(self._anchor)
         return Taken(
             timed,
             [],

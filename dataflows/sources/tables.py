@@ -23,7 +23,14 @@ from pydantic_core import from_json
 from features.batch import Int64
 from features.errors import SourceError
 
-__all__ = ["LineTable", "Stretch", "Table", "columns_of_lines", "open_table"]
+__all__ = [
+    "LineTable",
+    "PatternTable",
+    "Stretch",
+    "Table",
+    "columns_of_lines",
+    "open_table",
+]
 
 CHUNK_ROWS = 65_536
 """Rows read at once; chosen: 10 MB of payments."""
@@ -109,8 +116,8 @@ class Table(Protocol):
         ...
 
 
-def open_table(path: Path) -> Table:
-    """A file as rows, by its suffix.
+def open_table(path: Path, pattern: str | None = None) -> Table:
+    """A file as rows, by its suffix; as raw lines, whatever its suffix, where there is a pattern.
 
     Raises
     ------
@@ -121,12 +128,15 @@ def open_table(path: Path) -> Table:
         ".ndjson": LineTable,
     }  # fmt: skip
     kind = kinds.get(path.suffix.lower())
-    if kind is None:
-        raise SourceError(f"{path}: expected a name that ends in {', '.join(kinds)}")
+    if kind is None and pattern is None:
+        raise SourceError(
+            f"{path}: expected a name that ends in {', '.join(kinds)}; raw lines need a mapping"
+            " with a pattern"
+        )
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file (looked from {Path.cwd()})")
     try:
-        return kind(path)
+        return PatternTable(path, pattern) if kind is None or pattern else kind(path)
     except OSError as error:
         raise SourceError(
             f"{path}: cannot be read: {error.strerror or error}; is it a whole {path.suffix} file?"
@@ -333,6 +343,51 @@ class LineTable:
                     lines = []
         if lines:
             yield lines
+
+
+class PatternTable:
+    """Raw lines, such as a log's, cut into columns of text by the named groups of a pattern.
+
+    Empty lines are no rows; a line that the pattern does not fit keeps its number.
+    """
+
+    def __init__(self, path: Path, pattern: str | None) -> None:
+        self._path = path
+        self._pattern = re.compile(pattern or "(?P<line>.*)")
+        self._header = list(self._pattern.groupindex)
+        self.columns: dict[str, pl.DataType] = dict.fromkeys(self._header, pl.String())
+        self._lines = LineTable(path)
+
+    def stretches(self, start: int = 0) -> Iterator[Stretch]:
+        """Lines from `start` on; those before are read and thrown away."""
+        for stretch in self._lines.stretches(start):
+            yield self._cut(stretch)
+
+    def times(self, column: str) -> Iterator[pl.Series]:
+        """The column of every stretch."""
+        for stretch in self.stretches():
+            if stretch.frame is not None:
+                yield stretch.frame[column]
+
+    def _cut(self, stretch: Stretch) -> Stretch:
+        """Lines as columns."""
+        rows: list[tuple[str | None, ...]] = []
+        bad: dict[int, tuple[str, str, bytes]] = {}
+        nothing = (None,) * len(self._header)
+        for number, line in zip(stretch.numbers.tolist(), stretch.lines or [], strict=True):
+            try:
+                found = self._pattern.match(line.decode())
+            except UnicodeDecodeError:
+                bad[number] = ("not_utf8", "the line is not UTF-8", line)
+                rows.append(nothing)
+                continue
+            if found is None:
+                bad[number] = ("not_a_row", "the mapping's pattern does not fit the line", line)
+            rows.append(nothing if found is None else tuple(found[name] for name in self._header))
+        columns = zip(*rows, strict=True) if rows else [()] * len(self._header)
+        named = zip(self._header, columns, strict=True)
+        frame = pl.DataFrame([pl.Series(n, column, dtype=pl.String) for n, column in named])
+        return Stretch(stretch.numbers, frame, None, bad)
 
 
 def columns_of_lines(lines: list[bytes], wanted: list[str]) -> tuple[pl.DataFrame, dict[int, str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from features.errors import StateError
 
-__all__ = ["lock_state", "process_id"]
+__all__ = ["in_cluster", "lock_state", "process_id", "this_process"]
 
 _HELD: dict[tuple[int, Path], int] = {}
 """Handle of each lock, by process id (a fork holds none) and path: closing any handle of a file
@@ -40,6 +40,17 @@ def process_id(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     return environ.get("BYTEWAX_PROCESS_ID", "0")
 
 
+def this_process() -> str:
+    """Number of this very process; see `process_id`."""
+    return process_id(sys.argv[1:], os.environ)
+
+
+def in_cluster() -> bool:
+    """Whether this process was told where others are, as `bytewax.run` is told."""
+    told = any(arg.startswith(("-a", "--addresses")) for arg in sys.argv[1:])
+    return told or bool({"BYTEWAX_ADDRESSES", "BYTEWAX_HOSTFILE_PATH"} & os.environ.keys())
+
+
 def lock_state(folder: Path) -> None:
     """Claim a state folder for this process, until the process ends.
 
@@ -49,7 +60,7 @@ def lock_state(folder: Path) -> None:
     ------
     StateError : another process has it
     """
-    path = (folder / f"lock-{process_id(sys.argv[1:], os.environ)}").resolve()
+    path = (folder / f"lock-{this_process()}").resolve()
     if (os.getpid(), path) in _HELD:
         return
     try:

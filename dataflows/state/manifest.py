@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.state.journal import fsync_folder
+from dataflows.state.lease import locked, read_lease, superseded
 from features.errors import StateError
 
 __all__ = [
@@ -53,6 +54,7 @@ class Manifest:
     logs : bytes of each append-only log (alerts, dead letters) that belong to `round` and before
     until_us : event time up to which a backfill has gone; None for a live run
     currency : the currency of all amounts in the state; empty where they are as they were paid
+    token : of the lease its writer held; 0 where nobody else can write there
     """
 
     round: int
@@ -65,6 +67,7 @@ class Manifest:
     until_us: int | None = None
     format: int = FORMAT
     currency: str = ""
+    token: int = 0
 
 
 def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> None:
@@ -77,8 +80,22 @@ def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> No
 
     Raises
     ------
-    StateError : the disk refused it; the manifest there was is still in force
+    StateError : the disk refused it, or the one there was written under a newer lease; the manifest
+        there was is still in force
     """
+    if not manifest.token:
+        _replace(folder, manifest, hold_rounds)
+        return
+    with locked(folder):
+        was, lease = _parse(folder / _NAMES[0]), read_lease(folder)
+        newest = max(0 if was is None else was.token, 0 if lease is None else lease.token)
+        if newest > manifest.token:
+            raise superseded(folder, manifest.token)
+        _replace(folder, manifest, hold_rounds)
+
+
+def _replace(folder: Path, manifest: Manifest, hold_rounds: int) -> None:
+    """See `write_manifest`."""
     temporary, current = folder / "manifest.json.tmp", folder / _NAMES[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from dataflows.state.journal import read_cuts
 from tests.flow.harness import call
+from tests.flow.test_json import undocumented
 
 
-def test_a_small_rate_is_held_and_every_figure_is_there(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the benches lie, so that they train once."""
+    return tmp_path_factory.mktemp("benches")
+
+
+def test_a_small_rate_is_held_and_every_figure_is_there(folder: Path) -> None:
     command = ("bench", "pipeline", "--rate", "400", "--seconds", "4", "--history", "120000")
-    done = call(*command, "--json", "out.json", cwd=tmp_path)
+    done = call(*command, "--json", "out.json", cwd=folder)
     assert done.returncode == 0, done.stderr + done.stdout
-    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert report["rate"] == 400.0 and report["held"] is True
     assert 1_600 <= report["in"] <= 2_400 and report["pending"] == 0
     assert set(report["latency_ms"]) == set(report["event_latency_ms"]) == {"p50", "p99", "p999"}
@@ -31,3 +39,24 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: str) -> None:
     done = call("bench", "pipeline", "--rate", rate, cwd=tmp_path)
     assert done.returncode == 2 and "must be above 0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_killed_flow_is_live_again_with_all_that_was_due(folder: Path) -> None:
+    command = ("bench", "recovery", "--rate", "400", "--history", "120000", "--kills", "1")
+    done = call(*command, "--seconds", "2", "--json", "again.json", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads((folder / "again.json").read_text(encoding="utf-8"))
+    assert report["rate"] == 400.0 and report["entities"] > 1_000
+    (again,) = report["restarts"]
+    assert 0 < again["start_s"] <= again["replay_s"] <= again["seconds_to_live"]
+    assert report["seconds_to_live"]["max"] == again["seconds_to_live"]
+    assert report["held"] == (again["seconds_to_live"] <= 30.0)
+    cuts = list(read_cuts(folder / ".waxwing/bench/400-1600/state/journal/lane-00"))
+    begun, ended = cuts[0].positions["anchor"], cuts[-1].positions["anchor"]
+    assert begun == ended, "one clock, also over the time it was away"
+    assert undocumented(report) == []
+
+
+def test_a_number_of_kills_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = call("bench", "recovery", "--kills", "0", cwd=tmp_path)
+    assert done.returncode == 2 and "--kills 0: expected 1 or more" in done.stderr

@@ -216,8 +216,8 @@ PROGRAM = "import sys; from dataflows.cli.main import main; sys.exit(main(sys.ar
 FAULTS = (
     (
         "features/windows.py",
-        "if arena_ints[place, 0] > since:",
-        "if arena_ints[place, 0] >= since:",
+        "if age_of(newest, place, arena_ints) < left:",
+        "if age_of(newest, place, arena_ints) <= left:",
         "payment.card_count_5m",
     ),
     ("features/rates.py", "out[i, to] = n\n", "out[i, to] = n + 1.0\n", "payment.card_ever"),

@@ -22,6 +22,8 @@ def test_a_small_share_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["state_gib"] * 2**30 == pytest.approx(
         sum(report["state_bytes"].values()), rel=0.1
     )
+    assert sum(report["parts_bytes"].values()) == sum(report["state_bytes"].values())
+    assert all(size > 0 for size in report["parts_bytes"].values())
     assert report["whole_gib"] == pytest.approx(report["state_gib"] / 0.0005, rel=0.1)
     assert report["process_gib"] > report["state_gib"]
     page = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text(encoding="utf-8")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from features.simulate import ATTACKS
 from models.base import Decisions, ScoreMatrix
-from models.evaluate import Tally, threshold_at
+from models.evaluate import Tally, curve_of, threshold_at
 
 A, B = ATTACKS["card_testing"], ATTACKS["slow_bleed"]
 
@@ -95,3 +96,27 @@ def test_no_more_than_the_share_reaches_the_threshold(
 def test_rows_without_a_score_count_and_reach_no_threshold() -> None:
     values = np.concatenate((np.full(90, np.nan), np.arange(10.0)))
     assert threshold_at(values, 0.05) == 5.0
+
+
+def test_the_curve_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
+    score = rng.normal(size=500).round(1)  # with ties
+    odd = rng.random(500) < 0.2
+    curve = curve_of(score, odd)
+    assert curve.average_precision == pytest.approx(average_precision_score(odd, score))
+    assert curve.roc_auc == pytest.approx(roc_auc_score(odd, score))
+    weight = rng.integers(0, 3, 500).astype(np.float64)
+    drawn = curve_of(score, odd, weight)
+    assert drawn.average_precision == pytest.approx(
+        average_precision_score(odd, score, sample_weight=weight)
+    )
+    assert drawn.roc_auc == pytest.approx(roc_auc_score(odd, score, sample_weight=weight))
+
+
+def test_recall_at_a_share_of_false_positives_is_the_most_that_has_no_more() -> None:
+    score = np.array([0.9, 0.8, 0.7, 0.6, np.nan])
+    odd = np.array([True, False, True, False, True])
+    curve = curve_of(score, odd)
+    assert curve.recall_at(0.0) == pytest.approx(1 / 3)
+    assert curve.recall_at(0.5) == pytest.approx(2 / 3)
+    assert curve.recall_at(1.0) == 1.0, "a row without a score is found last"
+    assert np.isnan(curve_of(score, np.zeros(5, np.bool_)).average_precision)

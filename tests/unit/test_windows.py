@@ -17,6 +17,7 @@ from features.plan import PAIR_TTL_S, plan_of
 from features.spec import Feature
 from features.state import EntityState
 from features.windows import CAPACITY_MIN
+from tests.naive import NaiveEngine, in_global_order
 from tests.streams import START_US, make_batch
 from tests.units import fitting
 
@@ -155,6 +156,69 @@ def check(found: Any, i: int, window_s: int, inside: list[dict[str, Any]]) -> No
         assert got("max_place") == max(places)
     if len(amounts) > 1 and i % 49 == 0:
         assert got("std") == pytest.approx(statistics.stdev(amounts), rel=1e-12, abs=1e-12)
+
+
+GAPS_US = (0, 1, 20_000_000, 59_999_999, 60_000_000, 300_000_000, 3_599_999_999, 3_600_000_000)
+LONG_US = tuple(
+    gap + off for gap in (1 << 32, 7_200_000_000, 1 << 33, 86_400_000_000) for off in (-1, 0, 1)
+)
+
+
+def read_by_logins(op: str, window_s: int, **more: Any) -> Feature:
+    """A feature of a user's payments that its logins read: windows move on without a record."""
+    name = "_".join(map(str, (op, window_s, *more.values())))
+    unit = fitting(op, column=more.get("column"))
+    more |= {"feeds": ("payment",), "window_s": window_s}
+    return Feature(name, "login", "user", op, "{value}", unit, "velocity", **more)
+
+
+@pytest.mark.parametrize("windows_s", [(60, 300, 3600), (60, 4294), (60, 3600, 4295), (60, 90_000)])
+def test_gaps_of_any_length_leave_windows_exact(
+    rng: np.random.Generator, windows_s: tuple[int, ...]
+) -> None:
+    """Records of windows up to 71.6 minutes have 32 bits of their times; longer ones all 64."""
+    operations: tuple[tuple[str, dict[str, str]], ...] = (
+        ("count", {}),
+        ("count", {"where": "declined"}),
+        ("sum", {"column": "amount"}),
+        ("max", {"column": "amount"}),
+        ("min", {"column": "amount"}),
+        ("distinct", {"other": "merchant"}),
+    )
+    cat = Catalog([read_by_logins(op, w, **more) for w in windows_s for op, more in operations])
+    (ring,) = plan_of(cat).entities["user"].rings
+    assert ring.narrow == (max(windows_s) * 1_000_000 < 1 << 32)
+    gaps = rng.choice([*GAPS_US * 4, *LONG_US], 400)
+    times = (START_US + np.cumsum(gaps)).tolist()
+    kinds = rng.choice(["payment", "login"], 400, p=[0.7, 0.3])
+    rows = [
+        {
+            "event_id": str(i),
+            "user_id": "u",
+            "card_id": "c",
+            "time_us": time_us,
+            "merchant_id": f"m{rng.integers(4)}",
+            "amount": float(rng.integers(1, 9)),
+            "declined": bool(rng.random() < 0.4),
+        }
+        for i, time_us in enumerate(times)
+    ]
+    of = {
+        kind: [row for row, its in zip(rows, kinds, strict=True) if its == kind]
+        for kind in ("payment", "login")
+    }
+    of["login"] = [{k: r[k] for k in ("event_id", "user_id", "time_us")} for r in of["login"]]
+    batches = {kind: make_batch(kind, one, partitions=1) for kind, one in of.items()}
+    # A user idle for so long would be forgotten; windows alone are looked at.
+    engine = OfflineEngine(cat, 1, ttl_h={"user": 0.0})
+    naive = NaiveEngine(cat, ttl_s={"user": 10**9})
+    matrix = engine.process(batches)["login"]
+    expected = [e for e in naive.process(in_global_order(batches)) if e]
+    for name in matrix.names:
+        assert matrix.column(name).tolist() == pytest.approx(
+            [one[name] for one in expected], rel=1e-12, nan_ok=True
+        ), name
+    assert np.unique(matrix.values[~np.isnan(matrix.values)]).size > 10
 
 
 def test_blocks_of_rings_that_empty_are_used_again() -> None:

@@ -1,0 +1,148 @@
+"""The lease of a state folder: one flow writes its manifest, and a late waker cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflows.state.lease import LEASE_S, Lease, read_lease, take_lease
+from dataflows.state.manifest import Manifest, read_manifest, write_manifest
+from features.errors import StateError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HOLDER = """
+import os, pathlib, signal, sys
+from dataflows.state.lease import take_lease
+take_lease(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+if sys.argv[2] == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.read()
+"""
+
+
+def never(_seconds: float) -> None:
+    """A wait that nobody should need."""
+    raise AssertionError("it waited")
+
+
+def holder(folder: Path, how: str) -> subprocess.Popen[str]:
+    """Another process that takes the lease and lives on, or dies of kill -9."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), how],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def elsewhere(folder: Path, **changed: Any) -> None:
+    """Make the lease that of another machine, and what else."""
+    path = folder / "lease.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"place": "there", "host": "pod-0", "pid": 1} | changed))
+
+
+def manifest(round_: int, lease: Lease) -> Manifest:
+    """A manifest as the holder of a lease writes it."""
+    return Manifest(round_, 16, 2, "abc", token=lease.token)
+
+
+def test_a_second_start_is_refused_and_the_first_is_unhurt(tmp_path: Path) -> None:
+    with holder(tmp_path, "lives") as first:
+        before = read_lease(tmp_path)
+        with pytest.raises(StateError, match=rf"in use by another process \(id {first.pid} on "):
+            take_lease(tmp_path, rest=never)
+        assert read_lease(tmp_path) == before
+        first.communicate("")
+    assert take_lease(tmp_path, rest=never).token == 2, "it has ended without giving it back"
+
+
+def test_the_lease_of_a_process_killed_here_is_taken_at_once(tmp_path: Path) -> None:
+    with holder(tmp_path, "dies") as first:
+        assert first.wait() == -signal.SIGKILL
+    assert take_lease(tmp_path, rest=never).token == 2
+
+
+def test_a_process_id_given_out_again_is_no_holder(tmp_path: Path) -> None:
+    take_lease(tmp_path)
+    path = tmp_path / "lease.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 1, "begun_s": 5.0}))
+    assert take_lease(tmp_path, rest=never).token == 2
+
+
+def test_another_machine_is_watched_and_taken_over_only_without_a_beat(tmp_path: Path) -> None:
+    take_lease(tmp_path)
+    elsewhere(tmp_path)
+    said: list[str] = []
+    waited: list[float] = []
+
+    def beats(seconds: float) -> None:
+        waited.append(seconds)
+        elsewhere(tmp_path, beat=7)
+
+    with pytest.raises(StateError, match=r"in use by another process \(id 1 on pod-0\)"):
+        take_lease(tmp_path, rest=beats, say=said.append)
+    assert waited == [LEASE_S] and "pod-0" in said[0]
+    assert take_lease(tmp_path, rest=waited.append).token == 2, "no beat while it was watched"
+    assert len(waited) == 2
+
+
+def test_a_lease_given_back_is_taken_without_a_wait(tmp_path: Path) -> None:
+    take_lease(tmp_path).give_back()
+    elsewhere(tmp_path)
+    assert take_lease(tmp_path, rest=never).token == 2
+
+
+def test_a_manifest_of_an_older_lease_is_refused(tmp_path: Path) -> None:
+    first = take_lease(tmp_path)
+    write_manifest(tmp_path, manifest(100, first))
+    elsewhere(tmp_path)
+    second = take_lease(tmp_path, rest=lambda _: None)
+    with pytest.raises(StateError, match=r"has been taken over .*lease 2, ours was 1"):
+        write_manifest(tmp_path, manifest(200, first))
+    write_manifest(tmp_path, manifest(150, second))
+    with pytest.raises(StateError, match="taken over"):
+        write_manifest(tmp_path, manifest(300, first))
+    assert read_manifest(tmp_path) == manifest(150, second)
+
+
+def test_the_manifest_knows_the_token_where_the_lease_is_lost(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest(100, Lease(tmp_path, 41)))
+    (tmp_path / "lease.json").write_text("torn", encoding="utf-8")
+    assert take_lease(tmp_path, 41).token == 42
+
+
+def test_who_has_lost_the_lease_hears_of_it_with_the_next_beat(tmp_path: Path) -> None:
+    first = take_lease(tmp_path)
+    assert first.beat()
+    beaten = read_lease(tmp_path)
+    assert beaten is not None and beaten.beat == 1
+    elsewhere(tmp_path)
+    second = take_lease(tmp_path, rest=lambda _: None)
+    heard: list[StateError] = []
+    lost = threading.Event()
+
+    def hear(fault: StateError) -> None:
+        heard.append(fault)
+        lost.set()
+
+    first.keep(hear, every_s=0.001)
+    assert lost.wait(30)
+    assert "lease 2, ours was 1" in str(heard[0]) and f"process {os.getpid()}" in str(heard[0])
+    first.give_back()
+    kept = read_lease(tmp_path)
+    assert kept is not None and kept.held, "the other's is not ours to give back"
+    assert second.beat()
