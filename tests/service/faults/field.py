@@ -356,7 +356,12 @@ class Field:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def has(self, names: Iterable[str]) -> bool:
-        """Whether the alert log has events; reads what is new of it."""
+        """Whether the alert log has events; reads what is new of it.
+
+        AssertionError where the flow has ended by itself.
+        """
+        process = self.flow.process
+        assert process is None or process.poll() is None, self.flow.said()[-3000:]
         path = self.state / "alerts.jsonl"
         size = path.stat().st_size if path.exists() else 0
         if size < self._read:  # cut back to the manifest by a restart
