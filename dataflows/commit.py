@@ -36,7 +36,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
-    "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate", "lost",
+    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate", "lost",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -170,6 +170,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["dead_lettered"] += sum(r.event_type not in no_events for r in out.rejects)
             self._totals["duplicates"] += out.duplicates
             self._totals["absences"] += out.absences
+            self._totals["emptied"] += out.emptied
             self._totals["alerts"] += len(out.alerts)
             self._totals["muted"] += out.muted
             self._totals["suppressed"] += out.suppressed

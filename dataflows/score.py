@@ -21,10 +21,11 @@ from dataflows.corrections import Corrected
 from dataflows.poison import culprits, letters, told
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
-from dataflows.store.rows import Views, split_rows
+from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import EventType, event_type, made_types
 from features.keys import hash_columns
+from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 from models.scoring import take_rows
@@ -101,6 +102,7 @@ class RoundOut:
     final: bool
     replayed: bool
     absences: int = 0
+    emptied: int = 0
     corrected: int = 0
     corrected_unchecked: int = 0
     flipped: int = 0
@@ -158,6 +160,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.final,
         item.replayed,
         sum(len(batch) for name, batch in item.batches.items() if name not in events),
+        sum(len(one.keys) for one in item.emptied),
         sum(len(corrected.rounds) for corrected in item.corrected),
         item.corrected_unchecked,
         len(flips),
@@ -397,7 +400,7 @@ def _missing(scores: ScoreMatrix, row: int, i: int, missed: Missed | None, round
 def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
-    """The newest row of each entity of a lane's round, by shard of the store."""
+    """What a lane's round tells the store of: newest rows and empty windows, by its shard."""
     shards: list[Views] = [{} for _ in range(STORE_SHARDS)]
     for name, features in item.features.items():
         views = context.store_columns.get(name, {})
@@ -405,5 +408,9 @@ def _store_rows(
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
+    for (name, entity), told in emptied_rows(context.catalog, item.emptied).items():
+        for shard, rows in zip(shards, split_emptied(*told, STORE_SHARDS), strict=True):
+            if len(rows):
+                shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):
         yield StoreRows(item.lane, item.round, s, found, item.final)

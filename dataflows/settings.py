@@ -347,6 +347,15 @@ class Settings(BaseSettings):
         " more rows are coalesced, flagged entities going first",
     )
 
+    store_emptied_max: int = Field(
+        64,
+        ge=0,
+        le=100_000,
+        description="entities a shard group tells the store of in a round because a window of"
+        " theirs has run empty, nothing having come; the longest ago first, the rest in the next"
+        " round; 0: none, what the store has of an entity then stays as at its last event",
+    )
+
     @field_validator("currency_base")
     @classmethod
     def _base_is_a_currency(cls, value: str) -> str:

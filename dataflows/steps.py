@@ -26,6 +26,7 @@ from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.absences import Names, Peers
 from features.batch import EventBatch, FeatureMatrix
+from features.emptied import Emptied
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
 from features.labels import label_of
 from features.snapshots import join
@@ -140,7 +141,8 @@ class Featured:
     """A lane's round with all features, ready to be scored.
 
     `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
-    is how many of them are no longer kept. `unpriced` and `old_rate` are events of a currency or a
+    is how many of them are no longer kept. `emptied` are views whose windows have run empty, for
+    the store. `unpriced` and `old_rate` are events of a currency or a
     day that the table of exchange rates does not know.
     """
 
@@ -157,6 +159,7 @@ class Featured:
     replayed: bool
     corrected: tuple[Corrected, ...] = ()
     corrected_unchecked: int = 0
+    emptied: tuple[Emptied, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
     gaps: tuple[Gap, ...] = ()
@@ -304,10 +307,12 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     """A group's engine as the manifest left it."""
     shard = _Shard(context, f"g{group:03d}")
     base, deltas, _ = shard.store.load(context.manifest.round)
-    late_s, ttl_h = context.settings.late_s, context.settings.entity_ttl_h
+    settings = context.settings
+    emptied_max = 0 if context.store is None else settings.store_emptied_max
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max)
     if base is None:
-        return GroupEngine(context.catalog, group, late_s, ttl_h), shard
-    engine = GroupEngine.restore(context.catalog, group, base, deltas, late_s, ttl_h)
+        return GroupEngine(context.catalog, group, *how), shard
+    engine = GroupEngine.restore(context.catalog, group, base, deltas, *how)
     context.telemetry.grown(engine.empty, engine.partial)
     return engine, shard
 
@@ -541,6 +546,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.replayed,
             corrected,
             unchecked,
+            tuple(one for group in waiting.features for one in group.emptied),
             own.unpriced,
             own.old_rate,
             own.gaps,

@@ -67,6 +67,8 @@ class GroupEngine:
         none: they are taken at their entity's newest time then
     ttl_h : entity type -> hours after which idle ones are forgotten, where it is not the default
         (`features.expiry`); 0: never
+    emptied_max : entities told of in a round whose windows have run empty (`features.emptied`);
+        0: none is, and nothing is kept for it
     """
 
     def __init__(
@@ -75,15 +77,19 @@ class GroupEngine:
         group: int,
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
+        emptied_max: int = 0,
     ) -> None:
         self.catalog = catalog
         self.group = group
         self.labels = 0
+        self._emptied_max = emptied_max
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
         self._states = {
             name: EntityState(plan, late_us, ttl_h) for name, plan in self._plan.entities.items()
         }
+        for state in self._states.values():
+            state.emptied.on = emptied_max > 0
         self.empty: tuple[str, ...] = ()
         self.partial: tuple[str, ...] = ()
         """Features that a restored state of another catalogue did not know: those that start empty,
@@ -168,6 +174,7 @@ class GroupEngine:
         if results:
             due_us = rows.due_us if rows.due_us >= 0 else self.clock_us
             self._tell_overdue(due_us, due_max, results)
+            self._tell_emptied(due_us, rows.round, results)
         for state in self._states.values():
             state.expire(self.clock_us)
         return results
@@ -185,6 +192,19 @@ class GroupEngine:
                 elif len(told.changes):
                     none = Overdue(told.found[:0], told.known[:0], told.changes)
                     result.absences.append(Absences(entity, none, keys[:0], names[:0]))
+
+    def _tell_emptied(self, due_us: int, round_: int, results: dict[int, GroupFeatures]) -> None:
+        """Let the lowest lane know whose windows have run empty; another entity type comes first
+        in each round, so that none keeps the others waiting."""
+        left, states = self._emptied_max, list(self._states.values())
+        told = results[min(results)].emptied
+        for i in range(len(states)):
+            if left <= 0:
+                return
+            state = states[(i + max(round_, 0)) % len(states)]
+            found = state.run_empty(due_us, left)
+            told += found
+            left -= max((len(one.keys) for one in found), default=0)
 
     @property
     def overdue(self) -> int:
@@ -242,6 +262,7 @@ class GroupEngine:
         deltas: list[Arrays],
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
+        emptied_max: int = 0,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -251,7 +272,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
-        engine = cls(catalog, group, late_s, ttl_h)
+        engine = cls(catalog, group, late_s, ttl_h, emptied_max)
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])

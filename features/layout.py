@@ -44,6 +44,7 @@ LAYOUT = "layout"
 
 _FAMILIES: Mapping[str, str] = {
     "frozen_until_us": "entity",
+    "fed_us": "fed",
     "rates": "rate",
     "geo": "geo",
     "member_names": "members",
@@ -461,6 +462,11 @@ def _instances(plan: EntityPlan, array: str) -> list[str]:
     family = _FAMILIES.get(array, array)
     if family == "entity":
         return ["entity"]
+    if family == "fed":
+        return [
+            json.dumps([name for name, fed in zip(event_types(), ring.feeds, strict=True) if fed])
+            for ring in plan.rings
+        ]
     if family == "silence":
         watched, peers = silence_of(plan)
         return [json.dumps({"events": watched, "peers": peers})]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 
 from features.freeze import learns
-from features.speed import AHEAD, kernel, prefetch
+from features.speed import AHEAD, inlined, kernel, prefetch
 
-__all__ = ["RATE_FLOATS", "RATE_TAU_S", "run_rates"]
+__all__ = ["RATE_FLOATS", "RATE_TAU_S", "read_rates", "run_rates"]
 
 RATE_TAU_S = 7 * 86_400.0
 """Memory of a usual rate; chosen: a week, so that weekends weigh as they should."""
@@ -28,6 +28,19 @@ Chosen: one day's rhythm."""
 RATE_FLOATS = 4
 """Per instance: decayed count, time of the last event, of the first, number of events. Microseconds
 stay exact in a double until the year 2255."""
+
+
+@inlined
+def _usual(row, at, now, window_us):
+    """Events one expects in a window, by an instance of a slot's row."""
+    tau_us = RATE_TAU_S * 1e6
+    found = 0.0
+    if row[at + 3] > 0.0:
+        age_us = max(now - row[at + 2], YOUNG_S * 1e6)
+        decayed = row[at] * np.exp((row[at + 1] - now) / tau_us)
+        seen_us = tau_us * (1.0 - np.exp(-age_us / tau_us))
+        found = decayed / seen_us * window_us
+    return found
 
 
 @kernel
@@ -55,13 +68,7 @@ def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, s
             if op == 3:
                 out[i, to] = n
             elif op == 0:
-                if n == 0.0:
-                    out[i, to] = 0.0
-                else:
-                    age_us = max(now - row[at + 2], YOUNG_S * 1e6)
-                    decayed = row[at] * np.exp((row[at + 1] - now) / tau_us)
-                    seen_us = tau_us * (1.0 - np.exp(-age_us / tau_us))
-                    out[i, to] = decayed / seen_us * plan[k, 2]
+                out[i, to] = _usual(row, at, now, plan[k, 2])
             elif n > 0.0:
                 out[i, to] = (now - row[at + op]) / 1e6
             elif op == 2:
@@ -79,3 +86,21 @@ def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, s
                 row[at] = row[at] * np.exp((row[at + 1] - now) / tau_us) + 1.0
             row[at + 1] = now
             row[at + 3] += 1.0
+
+
+@kernel
+def read_rates(slots, at_us, code, plan, plan_at, state, out):
+    """How many events are usual as of times no earlier than the newest; changes no state.
+
+    Parameters
+    ----------
+    slots, at_us : int64 (n,)
+    code : event type whose features are read
+    plan, plan_at, state, out : see `run_rates`; its other operations are of an event
+    """
+    for i in range(len(slots)):
+        row = state[slots[i]]
+        for k in range(plan_at[code], plan_at[code + 1]):
+            if plan[k, 0] == 0:
+                at = plan[k, 1] * RATE_FLOATS
+                out[i, plan[k, 3]] = _usual(row, at, float(at_us[i]), plan[k, 2])

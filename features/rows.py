@@ -21,6 +21,7 @@ from features.absences import Absences, Named
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
+from features.emptied import Emptied, timed_names
 from features.events import event_type, event_types
 from features.labels import Label
 from features.operations import OPERATIONS, PRIOR_EVENTS
@@ -31,7 +32,15 @@ from features.speed import kernel
 DERIVE = ("difference", "ratio", "surprise", "shrunk_z")
 """Operations on features of one row, in the order of their numbers in `_derive`."""
 
-__all__ = ["Correction", "GroupFeatures", "GroupRows", "amend", "assemble", "merge"]
+__all__ = [
+    "Correction",
+    "GroupFeatures",
+    "GroupRows",
+    "amend",
+    "assemble",
+    "emptied_rows",
+    "merge",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,7 @@ class GroupFeatures:
         puts them in
     absences : what the group tells of silence: the lowest lane of the round gets the absences, all
         lanes what has changed among peers
+    emptied : views whose windows have run empty, for the store: the lowest lane gets them
     """
 
     lane: int
@@ -109,6 +119,7 @@ class GroupFeatures:
     sequences: dict[str, tuple[Int64, npt.NDArray[np.int16]]] = field(default_factory=dict)
     corrections: tuple[Correction, ...] = ()
     absences: list[Absences] = field(default_factory=list)
+    emptied: list[Emptied] = field(default_factory=list)
 
 
 @kernel
@@ -285,6 +296,34 @@ def amend(
             widen(rows, correction.sequences[at], sequence)
     _derive(_derivations(catalog, name), values)
     return FeatureMatrix(name, matrix.names, values, sequence, matrix.catalog_version)
+
+
+def emptied_rows(
+    catalog: Catalog, told: Iterable[Emptied]
+) -> dict[tuple[str, str], tuple[Int64, Int64, Float64]]:
+    """What the groups tell of windows that have run empty, with what is made of it.
+
+    Returns
+    -------
+    (event type, entity) -> keys int64 (n,), as of when int64 (n,), float64 (n, columns of
+    `features.emptied.timed_names`)
+    """
+    found: dict[tuple[str, str], list[Emptied]] = {}
+    for one in told:
+        found.setdefault((one.event_type, one.entity), []).append(one)
+    made = {}
+    for (event, entity), parts in found.items():
+        keys = np.concatenate([part.keys for part in parts])
+        values = np.full((len(keys), len(catalog.names(event))), np.nan)
+        first = plan_of(catalog).columns[event, entity]
+        values[:, first : first + parts[0].values.shape[1]] = np.concatenate(
+            [part.values for part in parts]
+        )
+        _derive(_derivations(catalog, event), values)
+        columns = [catalog.names(event).index(n) for n in timed_names(catalog, event, entity)]
+        times = np.concatenate([part.time_us for part in parts])
+        made[event, entity] = keys, times, np.ascontiguousarray(values[:, columns])
+    return made
 
 
 @kernel

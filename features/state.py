@@ -27,15 +27,17 @@ from features.correlate import (
     PARTNERS_MAX,
     run_correlations,
 )
+from features.emptied import Emptied, EmptiedWheel
 from features.errors import StateError
+from features.events import event_code
 from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.plan import EntityPlan, Ring, Risk, Silence
-from features.rates import RATE_FLOATS, run_rates
+from features.plan import EntityPlan, Ring, Risk
+from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.silence import (
@@ -71,6 +73,7 @@ from features.windows import (
     insert_pairs,
     longest_at,
     places_at,
+    read_ring,
     room_for,
     run_ring,
 )
@@ -231,6 +234,13 @@ class RingState:
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
+
+    def read(self, slots: Int64, at_us: Int64, code: int, out: Float64) -> None:
+        """Fill in the windows' columns of `out` as of some times, see `read_ring`."""
+        ring = self.ring
+        arena = (self.arena_ints, self.arena_reals)
+        table = (self._config, ring.plan, ring.plan_at)
+        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, out)
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
@@ -476,6 +486,8 @@ class EntityState:
                 "silence_tops": np.zeros((0, SILENCE_TOPS), np.float32),
                 "silence_names": np.zeros((0, NAME_BYTES), np.uint8),
             }
+        self.emptied = EmptiedWheel(plan)
+        self._fixed["fed_us"] = np.zeros((0, len(plan.rings)), np.int64)
         self.late = LateRows(self, late_us)
         self._pending = np.zeros(0, np.uint8)
         self._slots = np.zeros(0, np.int64)
@@ -506,13 +518,14 @@ class EntityState:
         self.late.grow(self.table.capacity)
         if self.wheel is not None:
             self.wheel.grow(self.table.capacity)
+        self.emptied.grow(self.table.capacity)
 
     def by_slot(self) -> Arrays:
         """All state of slots that late rows change: name -> array by slot, the very arrays.
 
         What was told of silence is told: a late row neither takes it back nor comes before it.
         """
-        apart = ("frozen_until_us", "silence_")
+        apart = ("frozen_until_us", "silence_", "fed_us")
         found = {name: a for name, a in self._fixed.items() if not name.startswith(apart)}
         for i, ring in enumerate(self.rings):
             found |= {f"ring{i}.ints": ring.ints, f"ring{i}.floats": ring.floats}
@@ -541,7 +554,7 @@ class EntityState:
         checkpoints
         """
         fixed = sum(a.nbytes for a in self._fixed.values())
-        fixed += self._pending.nbytes + self.table.memory_bytes
+        fixed += self._pending.nbytes + self.table.memory_bytes + self.emptied.memory_bytes
         if self.wheel is not None:
             fixed += self.wheel.memory_bytes
         found = {"slots": fixed, "late": self.late.memory_bytes}
@@ -578,16 +591,24 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        if self.wheel is not None and self.plan.silence is not None:
-            self._listen(head, self.wheel, self.plan.silence)
+        rhythm = self.wheel is not None and self.plan.silence is not None
+        if rhythm or self.emptied.active:
+            self._listen(head)
         return given
 
-    def _listen(self, head: Int64, wheel: Wheel, silence: Silence) -> None:
-        """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
+    def _listen(self, head: Int64) -> None:
+        """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
         slots = self.table.find(head[:, 0].view(np.uint64))
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
             head, slots = head[slots >= 0], slots[slots >= 0]
+        if not len(slots):
+            return
+        if self.emptied.active:
+            self.emptied.hear(slots, head, self._fixed["fed_us"])
+        wheel, silence = self.wheel, self.plan.silence
+        if wheel is None or silence is None:
+            return
         names = ("silence_ints", "silence_floats", "silence_tops")
         wheel.reserve(len(head))
         kernel = cast(Kernel, run_silence)
@@ -661,6 +682,40 @@ class EntityState:
         table.dirty[changed] = 1
         slots = told.found[:, 0]
         return told, table.keys[slots], fixed["silence_names"][slots]
+
+    def run_empty(self, clock_us: int, most: int) -> list[Emptied]:
+        """Views of entities whose windows have run empty, as of then; see `features.emptied`.
+
+        Parameters
+        ----------
+        clock_us : event-time clock, 0 where it is not known: nothing is told
+        most : entities at the most
+        """
+        table, fixed = self.table, self._fixed
+        if not self.emptied.active or clock_us <= 0:
+            return []
+        slots, times, views = self.emptied.speak(
+            clock_us, most, table.keys, table.newest_us, fixed["fed_us"]
+        )
+        found: list[Emptied] = []
+        for v, event in enumerate(self.emptied.views):
+            at = np.flatnonzero(views[:, v])
+            if len(at):
+                values = self._as_of(event, slots[at], times[at])
+                keys = table.keys[slots[at]]
+                found.append(Emptied(event, self.plan.entity, keys, times[at], values))
+        return found
+
+    def _as_of(self, event: str, slots: Int64, times: Int64) -> Float64:
+        """What windows and usual counts of a view would say at some times if nothing came."""
+        values = np.full((len(slots), self.plan.width), np.nan)
+        code = event_code(event)
+        for ring in self.rings:
+            ring.read(slots, times, code, values)
+        if self.plan.rates is not None:
+            rates = self.plan.rates
+            read_rates(slots, times, code, rates.plan, rates.plan_at, self._fixed["rates"], values)
+        return values[:, : len(self.plan.features[event])]
 
     def label(self, labels: Sequence[Label]) -> int:
         """Let verdicts become known of the entities there are; gives how many were news.
@@ -833,6 +888,7 @@ class EntityState:
             "counts": np.array([self.table.late, self.table.expired]),
         }
         first["labels"] = self.labels.dump(everything)
+        first["emptied"] = self.emptied.done.copy()
         for i, ring in enumerate(self.rings):
             first |= {f"ring{i}.{k}": v for k, v in ring.begin(everything).items()}
         first |= {f"late.{k}": v for k, v in self.late.begin(slots, everything).items()}
@@ -889,6 +945,8 @@ class EntityState:
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
         self.labels.load(arrays.get("labels", np.zeros((0, 5), np.int64)))
+        if "emptied" in arrays:  # not in a snapshot of before there was any
+            self.emptied.done[:] = arrays["emptied"]
         for i, ring in enumerate(self.rings):
             prefix = f"ring{i}."
             ring.load(
@@ -905,3 +963,4 @@ class EntityState:
         if self.wheel is not None:
             every = np.arange(self.table.used, dtype=np.int64)
             self.wheel.file(every, self._fixed["silence_ints"])
+        self.emptied.settle(self.table.used, self.table.keys, self._fixed["fed_us"])

@@ -55,6 +55,7 @@ __all__ = [
     "make_room",
     "pair_key",
     "places_at",
+    "read_ring",
     "record_number",
     "room_for",
     "run_ring",
@@ -641,3 +642,26 @@ def run_ring(
               max_columns, met, seq == row[BORN], time_us, arena_ints, arena_reals,
               out)  # fmt: skip
     return len(slots)
+
+
+@kernel
+def read_ring(
+    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, out
+):  # fmt: skip
+    """Statistics of windows as of times no earlier than the slots' newest rows; changes no state.
+
+    Parameters
+    ----------
+    slots, at_us : int64 (n,)
+    code : event type whose features are read; those of a pair are of no event, so without a value
+    config, plan, plan_at, ints, floats, arena_ints, arena_reals, out : see `run_ring`
+    """
+    windows, flags, reals, maxima, pairs, _, _ = _shape(config)
+    windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
+    met = np.full((pairs, 5), -1, np.int64)
+    for i in range(len(slots)):
+        row, sums = ints[slots[i]].copy(), floats[slots[i]].copy()
+        _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
+                 arena_reals)  # fmt: skip
+        _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
+              max_columns, met, False, at_us[i], arena_ints, arena_reals, out)  # fmt: skip

@@ -240,6 +240,7 @@ class Telemetry:
                 "muted": got.get("muted", 0),
                 "suppressed": got.get("suppressed", 0),
                 "absences": got.get("absences", 0),
+                "emptied": got.get("emptied", 0),
                 "corrected": got.get("corrected", 0),
                 "corrected_unchecked": got.get("corrected_unchecked", 0),
                 "flipped": got.get("flipped", 0),

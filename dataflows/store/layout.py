@@ -13,6 +13,7 @@ view.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mmh3
@@ -23,16 +24,19 @@ import polars as pl
 from dataflows.store.resp import write_asks, write_rows
 from features.batch import Float64, Int64
 from features.catalog import Catalog
+from features.emptied import timed_names
 from features.errors import ConfigError, ShapeError
 
 __all__ = [
     "PROJECT",
     "ViewLayout",
+    "entities_in",
     "entity_key",
     "layouts",
     "service_name",
     "time_from_bytes",
     "view_name",
+    "windows_layouts",
 ]
 
 UInt8 = npt.NDArray[np.uint8]
@@ -81,6 +85,25 @@ def entity_key(entity: str, value: str) -> bytes:
     """Redis key of one entity."""
     text = value.encode()
     return _key_head(entity) + struct.pack("<I", len(text)) + text + PROJECT.encode()
+
+
+def entities_in(keys: Iterable[bytes]) -> dict[str, list[str]]:
+    """Entity type -> names, of those Redis keys that are of our layout.
+
+    >>> entities_in([entity_key("card", "c1"), b"something else"])
+    {'card': ['c1']}
+    """
+    tail = PROJECT.encode()
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        if len(key) < 20 + len(tail) or key[:8] != struct.pack("<II", 1, _STRING):
+            continue
+        begin = 20 + int.from_bytes(key[8:12], "little")
+        size = int.from_bytes(key[begin - 4 : begin], "little")
+        if key[begin + size :] == tail and size:
+            name, entity = key[begin : begin + size], key[12 : begin - 8]
+            found.setdefault(entity.decode(errors="replace"), []).append(name.decode())
+    return found
 
 
 def _field(view: str, feature: str) -> bytes:
@@ -219,6 +242,19 @@ class ViewLayout:
             _array(command), _array(head), _array(tail), _array(field), data, offsets, out
         )
         return out[:size]
+
+
+def windows_layouts(catalog: Catalog) -> dict[tuple[str, str], ViewLayout]:
+    """(event type, entity) -> layout of the part of its view that changes while nothing comes.
+
+    Its fields are those of the view itself; a view without such features is left out.
+    """
+    named = {view: timed_names(catalog, *view) for view in catalog.views()}
+    return {
+        (event, entity): ViewLayout(view_name(event, entity), entity, names)
+        for (event, entity), names in named.items()
+        if names
+    }
 
 
 def layouts(catalog: Catalog) -> dict[tuple[str, str], ViewLayout]:

@@ -23,10 +23,23 @@ from features.events import event_type
 from features.jit import njit
 from features.keys import UInt64, group_of
 
-__all__ = ["EntityRows", "View", "Views", "newest_rows", "split_rows", "warm_up"]
+__all__ = [
+    "WINDOWS",
+    "EntityRows",
+    "View",
+    "Views",
+    "newest_rows",
+    "split_emptied",
+    "split_rows",
+    "warm_up",
+]
 
 Bool = npt.NDArray[np.bool_]
-View = tuple[str, str]
+View = tuple[str, ...]
+"""Event type and entity; and `WINDOWS`, where only what changes by itself is told of it."""
+
+WINDOWS = "windows"
+"""Third part of a view of which only the features of `features.emptied.timed_names` are told."""
 
 TABLE_MIN = 1 << 6
 """Smallest table of keys; chosen: a cache line or two. It is twice the rows or more."""
@@ -38,7 +51,7 @@ class EntityRows:
 
     Parameters
     ----------
-    keys : String (n,), names of the entities
+    keys : String (n,), names of the entities; null where only the store knows them
     ids : int64 (n,), keys of the names, none 0
     values : float64 (n, F)
     time_us : int64 (n,), event time
@@ -193,6 +206,26 @@ def split_rows(
         for s in range(shards):
             if starts[s] < starts[s + 1]:
                 out[s][entity] = whole.part(int(starts[s]), int(starts[s + 1]))
+    return out
+
+
+def split_emptied(keys: Int64, time_us: Int64, values: Float64, shards: int) -> list[EntityRows]:
+    """Rows of windows that have run empty, by shard; a group knows entities by key alone.
+
+    Parameters
+    ----------
+    keys, time_us, values : as of `features.rows.emptied_rows`
+    shards : how many there are
+    """
+    shard = group_of(keys.view(np.uint64), shards)
+    out = []
+    for s in range(shards):
+        at = np.flatnonzero(shard == s)
+        # Behind every event of the same time: their rows were there when this was found.
+        last = np.full((len(at), 2), np.iinfo(np.int64).max)
+        names = pl.repeat(None, len(at), dtype=pl.String, eager=True)
+        none = np.zeros(len(at), np.bool_)
+        out.append(EntityRows(names, keys[at], values[at], time_us[at], last, none))
     return out
 
 

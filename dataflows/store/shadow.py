@@ -167,6 +167,27 @@ class Shadow:
         except OSError as error:
             raise _refused(self._rows_path, error) from error
 
+    def amend(self, ids: Int64, values: Float64, time_us: Int64, columns: Int64) -> None:
+        """Change some features of entities that are kept, where nothing newer is known of them.
+
+        Parameters
+        ----------
+        ids : int64 (n,), keys of the names, each at most once
+        values : float64 (n, C)
+        time_us : int64 (n,), event times
+        columns : intp (C,), places of the features
+        """
+        slots = np.asarray(self._slots.find(ids.view(np.uint64)), np.int64)
+        known = np.flatnonzero(slots >= 0)
+        for at in range(0, len(known), CHUNK_ROWS):
+            some = known[at : at + CHUNK_ROWS]
+            some = some[self._rows[slots[some], _TIME] <= time_us[some]]
+            row = np.array(self._rows[slots[some]])
+            row[:, _TIME] = time_us[some]
+            row[:, _HEAD + columns] = np.ascontiguousarray(values[some]).view(np.int64)
+            row[:, _CHECK] = _check(row)
+            self._rows[slots[some]] = row
+
     def rows(self, begin: int, end: int) -> tuple[pl.Series, Int64, Float64, Int64]:
         """Whole rows among slots `begin` to `end`: names, keys, values, times; copied."""
         if self._new:

@@ -11,6 +11,9 @@ that come (`dataflows.store.shadow`).
 The newest row is that of the latest event time, among equals that of the latest round, then of the
 last partition and offset. It is so whatever the moments of the flushes: a row older than what the
 store has is not written.
+
+Where windows of an entity have run empty, a row of those features alone is put under a view of its
+own (`WINDOWS`); it is written, behind the entity's whole rows, if the store has the entity.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -24,7 +27,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -37,8 +40,9 @@ import redis
 from dataflows.settings import Settings
 from dataflows.state.lock import process_id
 from dataflows.store.embedded import EmbeddedRedis
-from dataflows.store.layout import ViewLayout, layouts, time_from_bytes
-from dataflows.store.rows import EntityRows, View, Views, warm_up
+from dataflows.store.layout import ViewLayout, layouts, time_from_bytes, windows_layouts
+from dataflows.store.names import EntityNames, scan_names
+from dataflows.store.rows import WINDOWS, EntityRows, View, Views, warm_up
 from dataflows.store.shadow import Mark, Shadow, claim
 from dataflows.store.wire import Wire, masked
 from features.batch import Float64, Int64
@@ -96,6 +100,8 @@ class StoreStats:
     dropped : rows given up because more than `store_rows_max` waited
     refused : rows that Redis refuses for good, its key being of another type
     restored : rows written again to a Redis that had lost them
+    unknown : rows of empty windows of entities that the store does not have
+    emptied : rows of empty windows that went to Redis, among `written`
     waiting : rows not in Redis yet; at most `store_rows_max`, and as many in the thread's hands
     flushes : flushes that went through
     stretched : flushes after which the next was put off beyond `store_flush_ms`
@@ -112,6 +118,8 @@ class StoreStats:
     dropped: int = 0
     refused: int = 0
     restored: int = 0
+    unknown: int = 0
+    emptied: int = 0
     waiting: int = 0
     flushes: int = 0
     stretched: int = 0
@@ -250,17 +258,18 @@ class _Waiting:
             self.rows += len(part)
 
     def coalesced(self) -> dict[View, _Rows]:
-        """The newest row of each entity; nothing waits any more."""
-        whole = {view: _coalesce(parts) for view, parts in self.parts.items()}
+        """The newest row of each entity, whole rows first; nothing waits any more."""
+        views = sorted(self.parts, key=len)
+        whole = {view: _coalesce(self.parts[view]) for view in views}
         self.parts, self.rows = {}, 0
         return whole
 
 
 def _oldest(
-    whole: dict[View, _Rows], keep: int, order: Callable[[_Rows], Float64]
+    whole: dict[View, _Rows], keep: int, order: Callable[[View, _Rows], Float64]
 ) -> Iterator[tuple[View, Bool]]:
     """Which rows of each view are among the `keep` that stand first in `order` (small first)."""
-    values = {view: order(rows) for view, rows in whole.items()}
+    values = {view: order(view, rows) for view, rows in whole.items()}
     ranks = np.concatenate(list(values.values()))
     kept = np.zeros(len(ranks), np.bool_)
     kept[np.argsort(ranks, kind="stable")[:keep]] = True
@@ -289,7 +298,9 @@ class StoreWriter:
     def __init__(
         self, settings: Settings, catalog: Catalog, say: Callable[[str], None] | None = None
     ) -> None:
-        self._layouts = layouts(catalog)
+        self._layouts: dict[View, ViewLayout] = {}
+        self._layouts |= {tuple(view): one for view, one in layouts(catalog).items()}
+        self._layouts |= {(*view, WINDOWS): one for view, one in windows_layouts(catalog).items()}
         self._flush_s = settings.store_flush_ms / 1000.0
         self._rows_max = settings.store_rows_max
         self._rows_s_max = settings.store_rows_s_max
@@ -310,10 +321,12 @@ class StoreWriter:
         self._mark: Mark | None = None
         if self._claim is not None:
             self._mark = Mark(folder)
-            for view, layout in self._layouts.items():
+            for view, layout in layouts(catalog).items():
                 self._shadows[view] = Shadow(folder, layout.name, layout.features)
         self._again: deque[tuple[View, int]] = deque()
         self._restored_since = 0
+        self._names: defaultdict[str, EntityNames] = defaultdict(EntityNames)
+        self._scanned = False
         self._wire: Wire | None = None
         self._name = f"waxwing-{uuid.uuid4().hex}"
         self._client_id: int | None = None
@@ -487,8 +500,9 @@ class StoreWriter:
     def _bound(self) -> None:
         """Keep at most `store_rows_max` rows: coalesce, then give up the entities longest silent.
 
-        Flagged ones are given up last. A quarter is made free, so that this is rare; it falls to
-        the flow only where the writer's thread, which coalesces from half of it on, hangs.
+        Rows of empty windows are given up first, flagged ones last. A quarter is made free, so that
+        this is rare; it falls to the flow only where the writer's thread, which coalesces from half
+        of it on, hangs.
         """
         if self._waiting.rows <= self._rows_max:
             return
@@ -498,7 +512,7 @@ class StoreWriter:
         self._stats.coalesced += came - left
         keep = self._rows_max * 3 // 4
         if left > keep:
-            for view, kept in _oldest(whole, keep, lambda r: _rank(r, -r.time_us)):
+            for view, kept in _oldest(whole, keep, _silent_last):
                 whole[view] = whole[view].take(kept)
             if not self._stats.dropped:
                 self._say(
@@ -589,30 +603,34 @@ class StoreWriter:
             if later:
                 ticket = min(int(rows.since.min()) for rows in later.values()) - 1
             self._flushed = max(self._flushed, ticket)
-            self._stats.written += counts[0]
-            self._stats.stale += counts[1]
-            self._stats.refused += counts[2]
+            for name, count in counts.items():
+                setattr(self._stats, name, getattr(self._stats, name) + count)
             self._stats.flushes += 1
             self._changed.notify_all()
         if self._away_since is not None:
             self._came_back()
-        return counts[0] + self._restore(FLUSH_ROWS_MAX - counts[0])
+        return counts["written"] + self._restore(FLUSH_ROWS_MAX - counts["written"])
 
-    def _send(self, batch: dict[View, _Rows]) -> tuple[int, int, int]:
-        """Write rows, those of flagged events first; returns how many went, were stale, refused."""
+    def _send(self, batch: dict[View, _Rows]) -> dict[str, int]:
+        """Write rows, those of flagged events first; what became of them, as `StoreStats` says."""
         wire = self._wire
         if wire is None:
             raise StateError("store: no connection to send on; this is a bug")
-        written = stale = refused = 0
+        written = stale = refused = unknown = emptied = 0
         if self._mark is not None and not self._mark.renew(wire):
             self._begin_restore()
         for urgent in (True, False):
             fresh: dict[View, _Rows] = {}
             for view, whole in batch.items():
                 rows = whole.take(whole.urgent == urgent)
+                if view[2:]:
+                    came = len(rows)
+                    rows = self._named(wire, view, rows)
+                    unknown += came - len(rows)
                 new = self._fresh(wire, view, rows)
                 fresh[view] = rows if new.all() else rows.take(new)
                 stale += len(rows) - len(fresh[view])
+                emptied += len(fresh[view]) if view[2:] else 0
             on_the_way = 0
             for view, part in _chunks(fresh):
                 data = self._layouts[view].encode(part.keys, part.values, part.time_us)
@@ -623,8 +641,41 @@ class StoreWriter:
                 written += len(part)
             refused += _refused(wire.numbers(on_the_way))
             for view, rows in fresh.items() if self._shadows else ():
-                self._shadows[view].put(rows.keys, rows.ids, rows.values, rows.time_us)
-        return written - refused, stale, refused
+                if not view[2:]:
+                    self._shadows[view].put(rows.keys, rows.ids, rows.values, rows.time_us)
+        for view, rows in batch.items() if self._shadows else ():
+            if view[2:]:  # also where Redis has lost the entity and does not have it again yet
+                whole, names = self._layouts[view[:2]].features, self._layouts[view].features
+                columns = np.array([whole.index(name) for name in names], np.intp)
+                self._shadows[view[:2]].amend(rows.ids, rows.values, rows.time_us, columns)
+        return {
+            "written": written - refused,
+            "stale": stale,
+            "refused": refused,
+            "unknown": unknown,
+            "emptied": emptied,
+        }
+
+    def _named(self, wire: Wire, view: View, rows: _Rows) -> _Rows:
+        """Those of rows that came by key whose entities the store has in the view, with names."""
+        names = self._names[view[1]].of(rows.ids)
+        if names.null_count() and not self._scanned:
+            for entity, ids, found in scan_names(wire):
+                self._names[entity].add(ids, found)
+            self._scanned = True
+            names = self._names[view[1]].of(rows.ids)
+        there = names.is_not_null().to_numpy()
+        known = self._known.get(view[:2])
+        slots = np.full(len(rows), -1) if known is None else known.find(rows.ids.view(np.uint64))
+        layout = self._layouts[view]
+        unmet = np.flatnonzero(there & (slots < 0))
+        for at in range(0, len(unmet), CHUNK_ROWS):
+            some = unmet[at : at + CHUNK_ROWS]
+            wire.send(layout.ask_times(names[some]))
+            answers = wire.answers(len(some))
+            _refused(answers)
+            there[some] = [isinstance(answer, bytes) for answer in answers]
+        return replace(rows, keys=names).take(there)
 
     def _begin_restore(self) -> None:
         """Redis has lost what it had: nothing is known of it, all rows are to be written again."""
@@ -649,13 +700,13 @@ class StoreWriter:
             zero = np.zeros(len(ids), np.int64)
             place = np.zeros((len(ids), 2), np.int64)
             rows = _Rows(keys, ids, values, time_us, place, zero, zero, zero.astype(np.bool_))
-            written, _, refused = self._send({view: rows})
+            counts = self._send({view: rows})
             if not self._again or self._again[0] != (view, begin):
                 continue  # lost once more meanwhile
             sent += end - begin
             with self._changed:
-                self._stats.restored += written
-                self._stats.refused += refused
+                self._stats.restored += counts["written"]
+                self._stats.refused += counts["refused"]
             self._again.popleft()
             if end < len(self._shadows[view]):
                 self._again.appendleft((view, end))
@@ -667,14 +718,16 @@ class StoreWriter:
 
     def _fresh(self, wire: Wire, view: View, rows: _Rows) -> Bool:
         """Which rows are not older than what the store has; Redis is asked once an entity."""
-        known = self._known.get(view)
+        known = self._known.get(view[:2])
         if known is None or known.used > KNOWN_MAX:
-            known = self._known[view] = SlotTable()
+            known = self._known[view[:2]] = SlotTable()
         known.reserve(len(rows))
         used = known.used
         slots, taken_us, _ = known.intern(np.column_stack((rows.ids, rows.time_us)))
         fresh = taken_us == rows.time_us
         unmet = np.flatnonzero(slots >= used)
+        if len(unmet) and not view[2:]:
+            self._names[view[1]].add(rows.ids[unmet], rows.keys[unmet])
         layout = self._layouts[view]
         for at in range(0, len(unmet), CHUNK_ROWS):
             some = unmet[at : at + CHUNK_ROWS]
@@ -743,12 +796,17 @@ def _rank(rows: _Rows, then: Int64) -> Float64:
     return np.where(rows.urgent, -np.inf, then.astype(np.float64))
 
 
+def _silent_last(view: View, rows: _Rows) -> Float64:
+    """Flagged rows first, then the newest; those of empty windows last of all."""
+    return np.full(len(rows), np.inf) if view[2:] else _rank(rows, -rows.time_us)
+
+
 def _slice(whole: dict[View, _Rows], rows_max: int) -> tuple[dict[View, _Rows], dict[View, _Rows]]:
     """What one flush takes (flagged first, then who has waited longest) and what stays."""
     if sum(len(rows) for rows in whole.values()) <= rows_max:
         return whole, {}
     batch, later = {}, {}
-    for view, kept in _oldest(whole, rows_max, lambda r: _rank(r, r.since)):
+    for view, kept in _oldest(whole, rows_max, lambda _, rows: _rank(rows, rows.since)):
         batch[view] = whole[view].take(kept)
         if not kept.all():
             later[view] = whole[view].take(~kept)

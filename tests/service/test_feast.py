@@ -24,11 +24,14 @@ import redis
 from dataflows.settings import Settings
 from dataflows.store import store_url
 from dataflows.store.layout import layouts, service_name
+from dataflows.store.rows import WINDOWS, split_emptied
 from dataflows.store.writer import StoreWriter
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import catalog
+from features.emptied import timed_names
 from features.engine import OfflineEngine
 from features.events import event_type
+from features.keys import hash_strings
 from tests.flow.harness import Bench, Run, call
 from tests.service.servers import Redis
 
@@ -137,6 +140,40 @@ def test_feast_reads_features_by_name_and_says_when_they_were(
     assert [s.seconds * 1_000_000 + s.nanos // 1_000 for s in stamps] == [time_us[0], 0]
 
 
+def test_feast_reads_windows_that_have_run_empty(
+    feast_store: Any, redis_server: Redis, tmp_path: Path
+) -> None:
+    view = ("payment", "device")
+    names, timed = layouts(catalog())[view].features, timed_names(catalog(), *view)
+    settings = Settings(state_dir=tmp_path, store="redis", redis_url=redis_server.url)
+    keys, time_us = pl.Series(["quiet", "quieter"]), np.array([1_000_000, 1_000_000])
+    first = StoreWriter(settings, catalog())
+    first.put(view, keys, np.full((2, len(names)), 5.0), time_us, 1, np.zeros(2, np.bool_))
+    assert first.flush(WAIT_S)
+    first.close()
+    # The one that has the news knows no names: it is another process.
+    writer = StoreWriter(settings, catalog())
+    ids = hash_strings(pl.Series(["quiet", "never seen"])).view(np.int64)
+    values = np.zeros((2, len(timed)))
+    values[:, 0] = np.nan
+    told = split_emptied(ids, time_us + 300_000_000, values, 1)[0]
+    writer.put_round(2, [{(*view, WINDOWS): told}])
+    assert writer.flush(WAIT_S)
+    stats = writer.stats()
+    writer.close()
+    assert (stats.written, stats.emptied, stats.unknown) == (1, 1, 1)
+    response = feast_store.get_online_features(
+        features=[f"payment_device_v1:{name}" for name in names],
+        entity_rows=[{"device": name} for name in ("quiet", "quieter", "never seen")],
+    )
+    found = response.to_dict()
+    for name in names:
+        now = None if name == timed[0] else 0.0 if name in timed else 5.0
+        assert found[name] == [now, 5.0, None], name
+    stamps = response.proto.results[-1].event_timestamps
+    assert [s.seconds for s in stamps] == [301, 1, 0]
+
+
 def in_files(folder: Path, event: str) -> pl.DataFrame:
     """The events of a type, each id once, in their order."""
     frame = pl.read_parquet(folder / f"{event}.parquet")
@@ -165,7 +202,9 @@ def recorded(bench: Bench, redis_server: Redis, tmp_path_factory: pytest.TempPat
     made = call("simulate", "--out", "files", "--hours", "2", *world, cwd=folder)
     assert made.returncode == 0, made.stderr
     cold = {k: v for k, v in bench.settings.items() if k != "warm_state"}
+    # Of each entity what its last event was scored with: no window runs empty after it.
     store = {"store": "redis", "redis_url": redis_server.url, "round_rows_max": 500}
+    store["store_emptied_max"] = 0
     run = Run(Bench(folder, cold), folder / "state", store, ("--data", str(folder / "files")))
     report = run.to_end()
     assert report["in"] > 14_000 and report["dead_lettered"] == 0

@@ -65,6 +65,15 @@ def test_a_torn_row_and_half_a_name_are_left_out(tmp_path: Path) -> None:
     two.close()
 
 
+def test_some_features_change_where_nothing_newer_is_known(tmp_path: Path) -> None:
+    one = Shadow(tmp_path, "v", FEATURES)
+    put(one, ["x", "y"], 1.0, 5)
+    ids = hash_strings(pl.Series(["y", "x", "nobody"])).view(np.int64)
+    one.amend(ids, np.full((3, 1), 9.0), np.array([5, 4, 5]), np.array([1]))
+    assert rows(one) == {"x": (1.0, 2.0, 5), "y": (1.0, 9.0, 5)}
+    one.close()
+
+
 def test_rows_of_other_features_are_not_taken_over(tmp_path: Path) -> None:
     one = Shadow(tmp_path, "v", FEATURES)
     put(one, ["x"], 1.0, 5)
