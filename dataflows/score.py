@@ -408,8 +408,8 @@ def _store_rows(
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
-    for (name, entity), told in emptied_rows(context.catalog, item.emptied).items():
-        for shard, rows in zip(shards, split_emptied(*told, STORE_SHARDS), strict=True):
+    for (name, entity), emptied in emptied_rows(context.catalog, item.emptied).items():
+        for shard, rows in zip(shards, split_emptied(*emptied, STORE_SHARDS), strict=True):
             if len(rows):
                 shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):

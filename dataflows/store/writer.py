@@ -645,8 +645,8 @@ class StoreWriter:
                     self._shadows[view].put(rows.keys, rows.ids, rows.values, rows.time_us)
         for view, rows in batch.items() if self._shadows else ():
             if view[2:]:  # also where Redis has lost the entity and does not have it again yet
-                whole, names = self._layouts[view[:2]].features, self._layouts[view].features
-                columns = np.array([whole.index(name) for name in names], np.intp)
+                every, names = self._layouts[view[:2]].features, self._layouts[view].features
+                columns = np.array([every.index(name) for name in names], np.intp)
                 self._shadows[view[:2]].amend(rows.ids, rows.values, rows.time_us, columns)
         return {
             "written": written - refused,
