@@ -124,7 +124,8 @@ class Ballots:
     after_round : gives the manifest's round, once there is one; what was noted of later rounds
         holds again
     patience_s : longest wait for a detector's answer; 0 waits for ever
-    say : takes a sentence when a detector begins to fail, or answers again
+    say : takes a sentence when a detector begins to fail
+    replaying : a replay does without the votes that were missing then, and notes nothing
     """
 
     def __init__(
@@ -133,9 +134,11 @@ class Ballots:
         after_round: Callable[[], int],
         patience_s: float,
         say: Callable[[str], None],
+        replaying: bool = False,
     ) -> None:
+        self._replaying = replaying
         self._state_dir, self._after_round = state_dir, after_round
-        self._patience_s, self._say = patience_s, say
+        self._patience_s, self._say = 0.0 if replaying else patience_s, say
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
         self._notes: dict[int, RoundNotes] = {}
@@ -279,7 +282,7 @@ class Ballots:
         """Make new missing votes durable, count them, say where a detector begins to fail."""
         known = task.known | task.missed
         fresh = {name: missed for name, missed in known.items() if not missed.noted}
-        if fresh:
+        if fresh and not self._replaying:
             self._notes[lane].append([
                 {"round": round_, "event_type": task.event_type, "detector": name,
                  "why": missed.why,

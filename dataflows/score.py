@@ -18,19 +18,29 @@ from dataflows.ballots import Missed
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
+from dataflows.digests import Digest
 from dataflows.poison import culprits, letters, told
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import EventType, event_type, made_types
-from features.keys import hash_columns
+from features.keys import UInt64, hash_columns
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
 from models.scoring import take_rows
 
-__all__ = ["STORE_SHARDS", "Flip", "RoundOut", "Scored", "StoreRows", "score_round"]
+__all__ = [
+    "STORE_SHARDS",
+    "Flip",
+    "RoundOut",
+    "Scored",
+    "Seen",
+    "StoreRows",
+    "pass_round",
+    "score_round",
+]
 
 STORE_SHARDS = 4
 """Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
@@ -83,6 +93,16 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """All that was known of the rows of one event type in a round; kept in a replay alone."""
+
+    batch: EventBatch
+    features: FeatureMatrix
+    scores: ScoreMatrix
+    decisions: Decisions
+
+
+@dataclass(frozen=True, slots=True)
 class RoundOut:
     """What one lane's round leaves behind; the commit step writes it once all lanes have theirs."""
 
@@ -111,6 +131,9 @@ class RoundOut:
     old_rate: int = 0
     gaps: tuple[Gap, ...] = ()
     waiting: int = 0
+    digest: Digest | None = None
+    seen: tuple[Seen, ...] = ()
+    batches: dict[str, EventBatch] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +156,21 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     item, judged = _judged(context, item)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
+    seen: list[Seen] = []
     for name, found in judged.items():
         batch = item.batches[name]
         flagged[name] = np.asarray(found.decisions.flagged.any(axis=1))
+        if item.digest is not None:
+            item.digest.score(found.scores, found.decisions)
+        if context.replaying is not None:
+            seen.append(Seen(batch, item.features[name], found.scores, found.decisions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, found.scores, found.decisions, absences))
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
-    due = [batch.due_ns for batch in events.values()]
+    alerts = tuple(alert for found in judged.values() for alert in found.alerts)
     yield RoundOut(
         item.lane,
         item.round,
@@ -151,10 +179,10 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.duplicates,
         item.rejects,
         {name: len(batch) for name, batch in events.items()},
-        tuple(alert for found in judged.values() for alert in found.alerts),
+        alerts,
         sum(found.muted for found in judged.values()),
         sum(found.suppressed for found in judged.values()),
-        np.concatenate(due) if due else np.zeros(0, np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(batch.due_ns for batch in events.values())]),
         tuple(known),
         item.control,
         item.final,
@@ -169,11 +197,23 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.old_rate,
         item.gaps,
         item.waiting,
+        None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
+        tuple(seen),
+        None if context.replaying is None else item.batches,
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def pass_round(item: Featured) -> RoundOut:
+    """What is left of a round that a replay passes on its way to the first it looks at."""
+    return RoundOut(
+        item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
+        {}, (), 0, 0, np.zeros(0, np.int64), (), item.control, item.final, item.replayed,
+        batches=item.batches,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +270,7 @@ def _judge(
         scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
     stages, entity = item.control.stages, None
     if any(stage == "canary" for stage, _ in stages.values()):
-        declared = event_type(name)
-        entity = hash_columns(batch.frame, declared.entities[declared.primary])
+        entity = _primary_keys(name, batch.frame)
     decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
     made, muted, suppressed = _alerts(
         context, item, batch, features, scores, decisions, missed, rows
@@ -332,8 +371,7 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
     Both are scored here: an alert is neither sent nor taken back.
     """
     name, control = corrected.event_type, corrected.control
-    declared = event_type(name)
-    entity = hash_columns(corrected.frame, declared.entities[declared.primary])
+    entity = _primary_keys(name, corrected.frame)
     was, now = (
         context.scorer.decide(
             context.ballots.plainly(context.scorer, features, control.stages),
@@ -355,6 +393,12 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
             float(was.score[row, kind]),
             float(now.score[row, kind]),
         )
+
+
+def _primary_keys(name: str, frame: pl.DataFrame) -> UInt64:
+    """uint64 (n,), keys of the primary entities of events."""
+    declared = event_type(name)
+    return hash_columns(frame, declared.entities[declared.primary])
 
 
 def _is_muted(

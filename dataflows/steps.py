@@ -20,8 +20,10 @@ from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
+from dataflows.digests import RoundDigest
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
+from dataflows.state.bases import held_rounds
 from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.absences import Names, Peers
@@ -164,6 +166,7 @@ class Featured:
     old_rate: int = 0
     gaps: tuple[Gap, ...] = ()
     waiting: int = 0
+    digest: RoundDigest | None = None
 
 
 class _Shard:
@@ -179,13 +182,16 @@ class _Shard:
         self.context = context
         self.store = context.shard(name)
         self.log = context.log(name)
-        self.store.forget_after(context.manifest.round)
-        self.log.forget_after(context.manifest.round)
+        if context.replaying is None:
+            self.store.forget_after(context.manifest.round)
+            self.log.forget_after(context.manifest.round)
         self._writing: tuple[int, bool, float, Future[int]] | None = None
         self._copying: tuple[int, bool, bool, float] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
         """Whether the state after this round is to be made durable."""
+        if self.context.replaying is not None:
+            return False
         return last or round_ % self.context.settings.snapshot_rounds == 0
 
     def begin(self, round_: int, last: bool, engine: GroupEngine) -> list[Durable]:
@@ -260,7 +266,8 @@ class _Shard:
     ) -> int:
         """Write a log's next file and drop those no restart can need; the thread's part."""
         size = self.log.write(round_, arrays, us, since_us, last)
-        self.log.forget_before(oldest_round(self.context.settings.state_dir))
+        folder = self.context.settings.state_dir
+        self.log.forget_before(oldest_round(folder), held_rounds(folder))
         return size
 
     def _save(self, round_: int, last: bool, base: bool, parts: list[Arrays]) -> int:
@@ -268,7 +275,8 @@ class _Shard:
         arrays = join(parts)
         size = self.store.write(round_, "base" if base else "delta", arrays, {"last": last})
         if base:
-            self.store.forget_before(oldest_round(self.context.settings.state_dir))
+            folder = self.context.settings.state_dir
+            self.store.forget_before(oldest_round(folder), held_rounds(folder))
         return size
 
     def written(self, wait: bool = False) -> list[Durable]:
@@ -290,7 +298,7 @@ def restore_all(context: Context, lanes: int) -> None:
     """
     for lane in range(lanes):
         context.restored["in", lane] = _restore_door(context, lane)
-    for group in range(context.settings.groups):
+    for group in context.groups:
         context.restored["g", group] = _restore_group(context, group)
 
 
@@ -366,7 +374,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
-            for g in range(groups)
+            for g in self._context.groups
         ]
         out.append(
             ToHome(
@@ -474,6 +482,7 @@ class _Waiting:
 
     own: ToHome | None = None
     features: list[GroupFeatures] = field(default_factory=list)
+    senders: list[int] = field(default_factory=list)
     groups: int = 0
     cut_time_us: int = 0
     control: tuple[dict[str, Any], ...] = ()
@@ -493,7 +502,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
 
     def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
         out: list[Featured] = []
-        groups = self._context.settings.groups
+        groups = len(self._context.groups)
         for item in values:
             waiting = self._waiting.setdefault(item.round, _Waiting())
             if item.batches is not None:
@@ -504,6 +513,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             waiting.control = item.control
             if item.features is not None:
                 waiting.features.append(item.features)
+                waiting.senders.append(item.group)
         for round_ in sorted(self._waiting):
             waiting = self._waiting[round_]
             if waiting.own is None or waiting.groups < groups:
@@ -525,6 +535,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         if absent is not None:
             batches[absent.event_type] = self._context.judged(absent)
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
+        digest = self._digest(own, waiting, features)
         corrected, unchecked = self._recent.check(
             correction for result in waiting.features for correction in result.corrections
         )
@@ -551,7 +562,23 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.old_rate,
             own.gaps,
             own.waiting,
+            digest,
         )
+
+    def _digest(
+        self, own: ToHome, waiting: _Waiting, features: dict[str, FeatureMatrix]
+    ) -> RoundDigest | None:
+        """Hashes of the lane's features; None where nobody wants them."""
+        context = self._context
+        replaying = context.replaying
+        if not context.digests or (replaying is not None and own.round < replaying.first):
+            return None
+        begun = time.perf_counter()
+        parts = zip(waiting.senders, waiting.features, strict=True)
+        groups = context.settings.groups
+        found = RoundDigest.of(context.catalog, groups, own.lane, features, parts)
+        context.telemetry.stage("digest", time.perf_counter() - begun)
+        return found
 
     def snapshot(self) -> int:
         return self._round

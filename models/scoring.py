@@ -245,6 +245,39 @@ class Scorer:
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
 
+    def shares(
+        self,
+        scores: ScoreMatrix,
+        anomaly_type: str,
+        stages: Stages | None = None,
+        entity: UInt64 | None = None,
+    ) -> Float64:
+        """Each detector's part of the sum that the ensemble's score is made of.
+
+        Parameters
+        ----------
+        scores, stages, entity : see `decide`
+        anomaly_type : of which vote
+
+        Returns
+        -------
+        float64 (n, D), rows that sum to 1; 0 where a detector had no say, NaN where none had
+        """
+        models = self.bundle.models.get(scores.event_type)
+        speaks = _speaks(scores, stages or {}, entity)
+        parts = np.zeros(scores.surprise.shape)
+        rule = self.voting.anomaly_types[anomaly_type]
+        for i, name in enumerate(scores.detectors):
+            if models is None or name not in models.ensemble.detectors:
+                continue
+            heard = speaks[:, i] & (name in rule.thresholds)
+            weight = models.ensemble.weights[models.ensemble.detectors.index(name)]
+            parts[:, i] = np.where(heard, weight * np.nan_to_num(scores.surprise[:, i]), 0.0)
+        total = parts.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: Float64 = parts / np.where(total > 0.0, total, np.nan)
+        return found
+
 
 def _plainly(_name: str, raw: Raw, features: FeatureMatrix, _rows: npt.NDArray[np.intp]) -> Float64:
     """Ask a detector; what it raises is raised."""

@@ -38,7 +38,7 @@ from dataflows.sources.brokers import (
     make_client,
     partitions_of,
 )
-from dataflows.sources.registry import SchemaBodies
+from dataflows.sources.registry import SchemaBodies, SealedBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
 from features.decode import HEADER_BYTES, decode, schema_ids
@@ -174,6 +174,8 @@ class KafkaReader:
     lane : which of `settings.lanes`
     from_us : event time to start at where there is no position yet (the end of a backfill); it wins
         over kafka_from. The broker finds it by message timestamps.
+    replay : only journaled offsets are read, by a group that commits nothing, and schemas come from
+        the journal alone
 
     Raises
     ------
@@ -181,8 +183,15 @@ class KafkaReader:
     SourceError : no broker or no registry answers
     """
 
-    def __init__(self, settings: Settings, lane: int, from_us: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lane: int,
+        from_us: int | None = None,
+        replay: bool = False,
+    ) -> None:
         self.unpaced = False
+        self._replay = replay
         self._settings = settings
         self._lane = lane
         self._from_us = from_us
@@ -198,15 +207,18 @@ class KafkaReader:
         self._paused: set[Place] = set()
         self._standing = False
         self._commit_at = self._look_at = 0.0
-        fixed = {**_FIXED, "group.id": settings.kafka_group,
+        group = f"{settings.kafka_group}-replay" if replay else settings.kafka_group
+        fixed = {**_FIXED, "group.id": group,
                  "enable.partition.eof": settings.kafka_until_end}  # fmt: skip
         self._consumer: Consumer = make_client(
             Consumer, client_options(settings, self._troubles, _OWN, fixed)
         )
-        self._bodies: SchemaBodies | None = None
+        self._bodies: SchemaBodies | SealedBodies | None = None
         try:
             self._open()
-            if settings.kafka_format == "avro":
+            if settings.kafka_format == "avro" and replay:
+                self._bodies = SealedBodies()
+            elif settings.kafka_format == "avro":
                 self._bodies = SchemaBodies(
                     settings.kafka_registry_url, settings.state_dir / "schemas"
                 )
@@ -225,6 +237,9 @@ class KafkaReader:
         SourceError : a topic was made anew since, or no broker answers
         """
         self._cut_us = max(self._cut_us, int(positions.get(CLOCK, 0)))
+        if self._replay:
+            self._seek_journaled(positions)
+            return
         if self._bodies is not None:
             self._bodies.restore(positions.get(SCHEMAS, ()))
             if not positions:
@@ -251,6 +266,18 @@ class KafkaReader:
             for (name, p), offset in self._offsets(places, "latest").items():
                 self._topics[name].ends[p] = offset
         self._stand()
+
+    def recall(self, schemas: Mapping[str, str], cut_time_us: int) -> None:
+        """Know the schemas of the journal; a live reader keeps its own beside it."""
+        if isinstance(self._bodies, SealedBodies):
+            self._bodies.learn(schemas)
+
+    def _seek_journaled(self, positions: dict[str, Any]) -> None:
+        """Stand at journaled positions; where there are none, `retake` is told where it began."""
+        self._check_ids(positions.get(IDS, {}))
+        for name, topic in self._topics.items():
+            for p in topic.mine:
+                topic.at[p] = int(positions.get(name, {}).get(str(p), 0))
 
     def take(self, rows_max: int) -> Taken:
         """What has arrived, at most about `rows_max` records; does not wait.
@@ -325,7 +352,7 @@ class KafkaReader:
 
     def close(self) -> None:
         """Commit and let go of the connections."""
-        if self._standing:
+        if self._standing and not self._replay:
             self._commit()
         # It waits for the commit, a minute where the broker hangs: not at the end of a process.
         closing = threading.Thread(target=self._consumer.close, daemon=True)

@@ -23,6 +23,7 @@ __all__ = [
     "alerts_of",
     "call",
     "counts_of",
+    "environment",
     "running",
     "simulated_counts",
     "start",
@@ -43,7 +44,7 @@ WORLD = {
 """A small world with ten times the usual attacks: an hour has alerts of every event type."""
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
+def environment(extra: dict[str, str]) -> dict[str, str]:
     """This process's environment without settings, with `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
@@ -61,7 +62,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProces
     return subprocess.run(
         _command(arguments),
         cwd=cwd,
-        env=_environment(extra),
+        env=environment(extra),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -74,7 +75,7 @@ def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         _command(arguments),
         cwd=cwd,
-        env=_environment(extra),
+        env=environment(extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
