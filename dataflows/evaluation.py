@@ -132,11 +132,12 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
             f" groups, expected {cat.version} in {settings.groups}; train again (`waxwing train`)"
             " or start cold"
         )
-    engine, ttl_h = OfflineEngine(cat, 0), settings.entity_ttl_h
+    engine = OfflineEngine(cat, 0)
+    options = (settings.late_s, settings.entity_ttl_h, 0, settings.exact_events_max)
     for group in range(manifest.groups):
         store = ShardStore(folder / "deltas" / f"g{group:03d}", settings.deltas_max)
         base, deltas, _ = store.load(manifest.round)
-        engine.engines.append(GroupEngine.restore(cat, group, base, deltas, settings.late_s, ttl_h))
+        engine.engines.append(GroupEngine.restore(cat, group, base, deltas, *options))
     door = Admission(settings)
     for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
         door.load(arrays)

@@ -222,6 +222,14 @@ class Settings(BaseSettings):
         " forgotten and starts anew, never less than its longest window; 0: never; not named: card,"
         " user, merchant, device 1080 (45 days), ip 168, all others 336",
     )
+    exact_events_max: int = Field(
+        0,
+        ge=0,
+        description="events of an entity in its longest window above which those older than 5 min"
+        " (and than its other windows) are merged into panes of 10 s: that window is then too long"
+        " by less than a pane, counted as `approximated`; below 2,000 little memory is gained;"
+        " 0: every window exact",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,

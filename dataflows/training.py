@@ -380,8 +380,9 @@ def simulated(
 def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     """A pass whose state is its own."""
     engine = OfflineEngine(cat, 0)
+    options = (settings.late_s, settings.entity_ttl_h, 0, settings.exact_events_max)
     engine.engines = [
-        GroupEngine.restore(cat, group, one.full(), [], settings.late_s, settings.entity_ttl_h)
+        GroupEngine.restore(cat, group, one.full(), [], *options)
         for group, one in enumerate(done.engine.engines)
     ]
     door = Admission(settings)

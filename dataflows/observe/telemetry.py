@@ -108,6 +108,8 @@ class Telemetry:
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
         self.late_beyond = 0
+        self.approximated = 0
+        self.approximated_excess_max = 0
         self.starts_empty: tuple[str, ...] = ()
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
@@ -152,6 +154,12 @@ class Telemetry:
         """Rows were so far behind others of their entity that they could not be put in place."""
         with self._lock:
             self.late_beyond += rows
+
+    def merged(self, rows: int, excess_max: int) -> None:
+        """Rows had a longest window that was too long, by so many events at most."""
+        with self._lock:
+            self.approximated += rows
+            self.approximated_excess_max = max(self.approximated_excess_max, excess_max)
 
     def priced(self, unpriced: Mapping[str, int], old: Mapping[str, int]) -> None:
         """Events that have no rate, or not one of their day; said once a currency."""
@@ -251,6 +259,8 @@ class Telemetry:
                 "reasons": dict(self.reasons),
                 "missed_votes": dict(self.missed_votes),
                 "late_beyond": self.late_beyond,
+                "approximated": self.approximated,
+                "approximated_excess_max": self.approximated_excess_max,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,
