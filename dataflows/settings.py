@@ -174,6 +174,13 @@ class Settings(BaseSettings):
         ge=1,
         description="an event older than this against its round's cut_time is dead-lettered",
     )
+    detector_timeout_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="longest wait for a detector's answer about a round; after it the others vote"
+        " without it; 0 waits for ever",
+    )
     late_s: float = Field(
         60.0,
         ge=0,

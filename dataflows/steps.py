@@ -21,7 +21,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
 from dataflows.digests import RoundDigest
-from dataflows.sources.base import DeadLetter
+from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
 from dataflows.state.bases import held_rounds
 from dataflows.state.deltas import Arrays
@@ -123,6 +123,8 @@ class ToHome:
     clock_us: int = 0
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class Featured:
     emptied: tuple[Emptied, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
     digest: RoundDigest | None = None
 
 
@@ -390,6 +394,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 done.clock_us,
                 sum(done.unpriced.values()),
                 sum(done.old_rate.values()),
+                part.gaps,
+                part.waiting,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -558,6 +564,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             tuple(one for group in waiting.features for one in group.emptied),
             own.unpriced,
             own.old_rate,
+            own.gaps,
+            own.waiting,
             digest,
         )
 
