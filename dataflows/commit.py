@@ -20,11 +20,14 @@ from dataflows.alerts import open_sinks
 from dataflows.alerts.base import AlertSink
 from dataflows.context import Context
 from dataflows.currencies import base_of
+from dataflows.digests import open_certificate, record_of
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
+from dataflows.state.bases import keep_base
 from dataflows.state.manifest import Manifest, write_manifest
 from dataflows.steps import Barrier, Durable
 from features.errors import StateError
+from features.events import made_types
 
 if TYPE_CHECKING:
     from dataflows.store.writer import StoreWriter
@@ -35,7 +38,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
-    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate",
+    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate", "lost",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -109,6 +112,7 @@ class _Snapshot:
     control: list[dict[str, Any]]
     logs: dict[str, int]
     last: bool
+    cut_time_us: int
 
 
 class Commit(StatefulSinkPartition[Any, int]):
@@ -131,6 +135,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             truncate: Callable[[int], None] | None = getattr(sink, "truncate", None)
             if truncate is not None:
                 truncate(manifest.logs.get(sink.name, 0))
+        self._certificate = open_certificate(context) if settings.retention_h else None
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
@@ -162,10 +167,11 @@ class Commit(StatefulSinkPartition[Any, int]):
             for sink in self._sinks:
                 sink.write(alerts)
         acked_ns = time.time_ns()
+        no_events = {"control", *made_types()}
         for out in outs:
             self._totals["in"] += out.received
             self._totals["scored"] += sum(out.scored.values())
-            self._totals["dead_lettered"] += sum(r.event_type != "control" for r in out.rejects)
+            self._totals["dead_lettered"] += sum(r.event_type not in no_events for r in out.rejects)
             self._totals["duplicates"] += out.duplicates
             self._totals["absences"] += out.absences
             self._totals["emptied"] += out.emptied
@@ -177,7 +183,10 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["flipped"] += out.flipped
             self._totals["unpriced"] += out.unpriced
             self._totals["old_rate"] += out.old_rate
+            self._totals["lost"] += sum(map(len, out.gaps))
         self._round = round_
+        if self._certificate is not None:
+            self._certificate.write(*record_of(round_, outs))
         telemetry = self._context.telemetry
         telemetry.stage("deliver", time.perf_counter() - begun)
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
@@ -190,7 +199,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 if position is not None:
                     logs[sink.name] = position()
             self._snapshots[round_] = _Snapshot(
-                dict(self._totals), outs[0].control.records(), logs, last
+                dict(self._totals), outs[0].control.records(), logs, last, outs[0].cut_time_us
             )
 
     def _commit(self) -> None:
@@ -210,21 +219,29 @@ class Commit(StatefulSinkPartition[Any, int]):
                 sync: Callable[[], None] | None = getattr(sink, "sync", None)
                 if sync is not None:
                     sync()
-            write_manifest(
-                context.settings.state_dir,
-                Manifest(
-                    round_,
-                    context.settings.groups,
-                    self._lanes,
-                    context.catalog.version,
-                    snapshot.totals,
-                    snapshot.control,
-                    snapshot.logs,
-                    currency=base_of(context.settings),
-                    token=self._token,
-                ),
-                # As far apart as two bases of state.
-                (context.settings.deltas_max + 1) * context.settings.snapshot_rounds,
+            if self._certificate is not None:
+                self._certificate.sync()
+            settings = context.settings
+            manifest = Manifest(
+                round_,
+                settings.groups,
+                self._lanes,
+                context.catalog.version,
+                snapshot.totals,
+                snapshot.control,
+                snapshot.logs,
+                currency=base_of(settings),
+                token=self._token,
+            )
+            # As far apart as two bases of state.
+            hold_rounds = (settings.deltas_max + 1) * settings.snapshot_rounds
+            write_manifest(settings.state_dir, manifest, hold_rounds)
+            keep_base(
+                settings.state_dir,
+                manifest,
+                snapshot.cut_time_us,
+                settings.replay_base_s,
+                settings.retention_h,
             )
             context.telemetry.committed(round_)
 
@@ -235,6 +252,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         for sink in self._sinks:
             sink.close()
         self._letters.close()
+        if self._certificate is not None:
+            self._certificate.close()
 
 
 class CommitSink(FixedPartitionedSink[Any, int]):

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.ballots import Ballots
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
+from dataflows.poison import POISON_FILE
 from dataflows.settings import Settings
 from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
+from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
 from dataflows.state.deltas import ShardStore
-from dataflows.state.journal import LaneJournal
+from dataflows.state.journal import LaneJournal, last_cut
 from dataflows.state.lease import Lease, take_lease
 from dataflows.state.lock import in_cluster, lock_state, this_process
 from dataflows.state.logs import LogStore
@@ -40,11 +43,13 @@ from dataflows.state.manifest import (
     whole_manifests,
     write_manifest,
 )
+from dataflows.state.notes import read_notes
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
 from features.currency import Rates
 from features.decode import warm_up as warm_up_decoder
+from features.digest import warm_up as warm_up_digest
 from features.engine import warm_up
 from features.errors import BundleError, ConfigError, StateError
 from features.events import event_types
@@ -59,11 +64,16 @@ if TYPE_CHECKING:
     from dataflows.store.writer import StoreWriter
     from features.simulate import Simulator
 
-__all__ = ["Context", "StopSwitch", "lanes_of", "make_context", "open_lane", "stop_on_signals"]
-
-
-SCORING_THREADS = 2
-"""Event types scored at once. Chosen: payments are half of the work, the other types the rest."""
+__all__ = [
+    "Context",
+    "Replaying",
+    "StopSwitch",
+    "lanes_of",
+    "make_context",
+    "open_lane",
+    "open_reader",
+    "stop_on_signals",
+]
 
 
 class StopSwitch:
@@ -119,6 +129,23 @@ def stop_on_signals(stop: StopSwitch) -> None:
     threading.Thread(target=wait, name="waxwing-signals", daemon=True).start()
 
 
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """What a replay looks at.
+
+    Parameters
+    ----------
+    first, last : rounds whose results are wanted; those before `first` only bring the state there
+    groups : shard groups that compute; None means all. Rows of the others have no features
+    told_from : whoever looks is told of rounds from here on; None: from `first` on
+    """
+
+    first: int
+    last: int
+    groups: frozenset[int] | None = None
+    told_from: int | None = None
+
+
 @dataclass(slots=True)
 class Context:
     """See the module."""
@@ -137,29 +164,55 @@ class Context:
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
     pace: Pace = field(default_factory=Pace)
+    opened: list[Lane] = field(default_factory=list)
+    """Lanes that this process has opened."""
     writing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
     """Writes snapshots one after another, beside the flow."""
-    scoring: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(
-            SCORING_THREADS, thread_name_prefix="waxwing-score"
-        )
-    )
-    """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    ballots: Ballots = field(init=False)
+    """Asks the detectors, and goes on without those that fail."""
+    replaying: Replaying | None = None
+    """Set in a replay: nothing is saved, sent or told, only computed."""
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
     def __post_init__(self) -> None:
+        self.ballots = Ballots(
+            self.settings.state_dir,
+            lambda: self.manifest.round,
+            self.settings.detector_timeout_s,
+            self.telemetry.say,
+            replaying=self.replaying is not None,
+        )
+        self.telemetry.missed_votes = self.ballots.missed
         self.store_columns = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
             columns = np.array([names.index(f.name) for f in features], np.intp)
             self.store_columns.setdefault(name, {})[entity] = columns
+
+    def close(self) -> None:
+        """Wait for what is being written, let go of threads, sources and journals."""
+        self.writing.shutdown()
+        self.ballots.close()
+        for lane in self.opened:
+            lane.close()
+
+    @property
+    def digests(self) -> bool:
+        """Whether what the rounds compute is hashed."""
+        return self.replaying is not None or self.settings.retention_h > 0
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The shard groups that compute."""
+        wanted = None if self.replaying is None else self.replaying.groups
+        return tuple(g for g in range(self.settings.groups) if wanted is None or g in wanted)
 
     @property
     def manifest(self) -> Manifest:
@@ -333,6 +386,7 @@ def _load_manifest(
         write_manifest(settings.state_dir, found)
         return found, lease
     usable = replace(_usable(settings, found, say), token=lease.token)
+    drop_bases_after(settings.state_dir, usable.round)
     if usable.round != found.round:
         go_back(settings.state_dir, usable)
     else:
@@ -432,6 +486,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         store = StoreWriter(settings, cat, telemetry.say)
     warm_up(cat)
     warm_up_repeats()
+    if settings.retention_h:
+        warm_up_digest()
     if settings.source == "kafka":
         warm_up_decoder(settings.event_types)
     scorer.warm_up()
@@ -458,11 +514,13 @@ def _begin(
     lost = fallback(settings.state_dir)
     if lost is not None:
         say(lost)
-    return _load_manifest(settings, version, start, say)
+    found, lease = _load_manifest(settings, version, start, say)
+    _first_base(settings, found)
+    return found, lease
 
 
-def open_lane(context: Context, lane: int) -> Lane:
-    """A lane's reader and journal, standing where the manifest says."""
+def open_reader(context: Context, lane: int) -> LaneReader:
+    """The reader of a lane's source; in a replay one that asks nobody and commits nothing."""
     settings = context.settings
     reader: LaneReader
     if settings.source == "simulator":
@@ -476,7 +534,20 @@ def open_lane(context: Context, lane: int) -> Lane:
     else:
         from dataflows.sources.kafka import KafkaReader
 
-        reader = KafkaReader(settings, lane, context.manifest.until_us, context.pace)
+        reader = KafkaReader(
+            settings,
+            lane,
+            from_us=context.manifest.until_us,
+            replay=context.replaying is not None,
+            pace=context.pace,
+        )
+    return reader
+
+
+def open_lane(context: Context, lane: int) -> Lane:
+    """A lane's reader and journal, standing where the manifest says."""
+    settings = context.settings
+    reader = open_reader(context, lane)
     opened = Lane(
         lane=lane,
         reader=reader,
@@ -485,6 +556,7 @@ def open_lane(context: Context, lane: int) -> Lane:
             settings.journal_segment_bytes,
             settings.journal_bytes_max,
             lambda: oldest_round(settings.state_dir),
+            lambda: _replayed_from(settings),
         ),
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
@@ -493,7 +565,9 @@ def open_lane(context: Context, lane: int) -> Lane:
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
+        withheld=_withheld(settings, lane, context.manifest.round),
     )
+    context.opened.append(opened)
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
@@ -502,10 +576,34 @@ def open_lane(context: Context, lane: int) -> Lane:
     return opened
 
 
+def _withheld(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
+    """Round -> notes on the lane's events that made a step raise."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for note in read_notes(journal_folder(settings.state_dir, lane) / POISON_FILE, after_round):
+        found.setdefault(note["round"], []).append(note)
+    return found
+
+
+def _first_base(settings: Settings, manifest: Manifest) -> None:
+    """Keep what the flow starts from, so that its first rounds can be replayed too."""
+    if settings.retention_h and not base_states(settings.state_dir):
+        cut = last_cut(journal_folder(settings.state_dir, 0), manifest.round)
+        at_us = (manifest.until_us or 0) if cut is None else cut.cut_time_us
+        every_s, keep_h = settings.replay_base_s, settings.retention_h
+        keep_base(settings.state_dir, manifest, at_us, every_s, keep_h)
+
+
+def _replayed_from(settings: Settings) -> int:
+    """The round after which the oldest replay begins; 0 where nothing is kept for replays, so that
+    the journal is as long as journal_bytes_max."""
+    held = held_rounds(settings.state_dir) if settings.retention_h else []
+    return min(held, default=0)
+
+
 def _open_control(context: Context) -> ControlReader:
     """Where the control records come from."""
     settings = context.settings
-    names = Names.of(context.scorer.voting, context.scorer.detectors)
+    names = Names.of(context.scorer.voting, (*context.scorer.detectors, *context.scorer.fallbacks))
     if settings.control_topic is not None:
         from dataflows.control.topic import ControlTopic
 

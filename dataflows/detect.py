@@ -16,18 +16,19 @@ from typing import Any
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
+from bytewax.operators import KeyedStream
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
 from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
 from dataflows.entry import end_with, epoch_a_round, started_by_bytewax, told_as_sentences
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
-from dataflows.score import RoundOut, StoreRows, score_round
+from dataflows.score import RoundOut, StoreRows, pass_round, score_round
 from dataflows.settings import load
 from dataflows.sources.rounds import Part, RoundSource, lane_name
 from dataflows.steps import Admit, Durable, Featured, Group, Home, ToGroup, ToHome
 
-__all__ = ["build", "build_flow"]
+__all__ = ["build", "build_flow", "scored_rounds"]
 
 
 def build(config: str | Path | None = None) -> Dataflow:
@@ -54,23 +55,7 @@ def build_flow(context: Context, guard: Guard) -> Dataflow:
     lanes = lanes_of(context.settings)
     flow = Dataflow("detect")
     source = RoundSource(lanes, lambda lane: open_lane(context, lane))
-    parts = op.input("rounds", flow, guard.source(source))
-    admitted = op.stateful_batch(
-        "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context))
-    )
-    routed = op.map("route", admitted, _route)
-    for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
-    others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
-    computed = op.map(
-        "route_back",
-        op.stateful_batch("groups", for_groups, guard.logic(lambda: Group(context, lanes))),
-        _route,
-    )
-    back = op.merge("meet", others, computed)
-    for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
-    durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
-    whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context)))
-    out = op.flat_map("score", whole, guard.flat(lambda kv: _score(context, kv)))
+    durable, out = scored_rounds(flow, context, guard, source)
     done = op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))
     streams = [durable, done]
     if context.store is not None:
@@ -81,9 +66,40 @@ def build_flow(context: Context, guard: Guard) -> Dataflow:
     return flow
 
 
+def scored_rounds(
+    flow: Dataflow, context: Context, guard: Guard, source: RoundSource
+) -> tuple[KeyedStream[Any], KeyedStream[Any]]:
+    """The steps from cut rounds to decisions: what is durable, and what each lane's round leaves.
+
+    A replay has them in common with the live flow, and only them.
+    """
+    lanes = lanes_of(context.settings)
+    parts = op.input("rounds", flow, guard.source(source))
+    admitted = op.stateful_batch(
+        "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context), "admit")
+    )
+    routed = op.map("route", admitted, _route)
+    for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
+    others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
+    computed = op.map(
+        "route_back",
+        op.stateful_batch(
+            "groups", for_groups, guard.logic(lambda: Group(context, lanes), "groups")
+        ),
+        _route,
+    )
+    back = op.merge("meet", others, computed)
+    for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
+    durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
+    whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context), "home"))
+    return durable, op.flat_map("score", whole, guard.flat(lambda kv: _score(context, kv)))
+
+
 def _score(context: Context, keyed: tuple[str, Featured]) -> Iterator[tuple[str, Any]]:
     """A lane's round scored: what leaves it, each item under its key."""
-    return map(_route_out, score_round(context, keyed[1]))
+    item, replaying = keyed[1], context.replaying
+    passes = replaying is not None and item.round < replaying.first
+    return map(_route_out, iter([pass_round(item)]) if passes else score_round(context, item))
 
 
 def _by_lane(part: Part) -> tuple[str, Part]:

@@ -36,8 +36,10 @@ __all__ = [
     "PREFIX",
     "Settings",
     "declaration_faults",
+    "is_time",
     "load",
     "parse_text",
+    "recorded",
     "shown",
     "sources_of",
 ]
@@ -72,7 +74,7 @@ def _known(names: Iterable[str], valid: Iterable[str], what: str) -> None:
         raise ValueError(f"unknown {what} {said}; there are {', '.join(valid)}")
 
 
-def _is_time(text: str) -> str:
+def is_time(text: str) -> str:
     """The text, if it is an ISO 8601 time with its offset; ValueError if not."""
     try:
         moment = datetime.fromisoformat(text)
@@ -143,6 +145,27 @@ class Settings(BaseSettings):
         description="size of a lane's journal above which its oldest files are removed, once no"
         " restart needs them; a replay reaches back as far as the journal; 0 keeps all",
     )
+    retention_h: float = Field(
+        24.0,
+        ge=0,
+        le=8_784,
+        description="hours (cut_time) for which hashes of what each round computed, base states and"
+        " the journal between them are kept, so that `waxwing certify` and `waxwing explain` can"
+        " replay them; bytes a day stand in reliability.md; 0 keeps none of it",
+    )
+    replay_base_s: float = Field(
+        900.0,
+        ge=1,
+        le=86_400,
+        description="cut time between two base states: a replay begins at the one before",
+    )
+    row_hashes_h: float = Field(
+        24.0,
+        ge=0,
+        le=8_784,
+        description="hours (cut_time) for which a 32-bit hash of each row is kept, by which a"
+        " certificate names the entity that differs; 4 bytes an event; 0 keeps none",
+    )
     time_future_s_max: int = Field(
         60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
     )
@@ -150,6 +173,13 @@ class Settings(BaseSettings):
         7 * 86_400,
         ge=1,
         description="an event older than this against its round's cut_time is dead-lettered",
+    )
+    detector_timeout_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="longest wait for a detector's answer about a round; after it the others vote"
+        " without it; 0 waits for ever",
     )
     late_s: float = Field(
         60.0,
@@ -191,6 +221,14 @@ class Settings(BaseSettings):
         description="table of entity type -> hours without an event after which an entity is"
         " forgotten and starts anew, never less than its longest window; 0: never; not named: card,"
         " user, merchant, device 1080 (45 days), ip 168, all others 336",
+    )
+    exact_events_max: int = Field(
+        0,
+        ge=0,
+        description="events of an entity in its longest window above which those older than 5 min"
+        " (and than its other windows) are merged into panes of 10 s: that window is then too long"
+        " by less than a pane, counted as `approximated`; below 2,000 little memory is gained;"
+        " 0: every window exact",
     )
     dedup_horizon_s: int = Field(
         3_600,
@@ -413,7 +451,7 @@ class Settings(BaseSettings):
     @field_validator("sim_start", "file_from", "file_until")
     @classmethod
     def _times_are_times(cls, value: str | None) -> str | None:
-        return None if value is None else _is_time(value)
+        return None if value is None else is_time(value)
 
     @field_validator("kafka_from")
     @classmethod
@@ -421,7 +459,7 @@ class Settings(BaseSettings):
         if value in ("earliest", "latest"):
             return value
         try:
-            return _is_time(value)
+            return is_time(value)
         except ValueError as error:
             raise ValueError(f"expected earliest, latest, or: {error}") from None
 
@@ -477,6 +515,31 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\g<1>{_MASK}@", str(value))
+
+
+def recorded(settings: Settings) -> dict[str, Any]:
+    """What a flow leaves of its settings beside its state: plain values, folders absolute.
+
+    Secrets are left out, and whatever may hold one: addresses with a password, broker options.
+    """
+    values: dict[str, Any] = settings.model_dump(mode="json", exclude={"kafka_options"})
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        raw = getattr(settings, name)
+        if isinstance(raw, Path):
+            found[name] = str(raw if raw == Path("cold") else raw.resolve())
+        elif isinstance(raw, Mapping) and any(isinstance(v, Path) for v in raw.values()):
+            found[name] = {k: str(Path(v).resolve()) for k, v in raw.items()}
+        elif isinstance(raw, list) and any(isinstance(v, Path) for v in raw):
+            found[name] = [str(Path(v).resolve()) for v in raw]
+        elif shown(name, raw) == ("none" if raw is None else _plain_text(raw)):
+            found[name] = value
+    return found
+
+
+def _plain_text(value: Any) -> str:
+    """A value as `shown` shows it where nothing is masked."""
+    return shown("x", value) if not isinstance(value, str) else value
 
 
 def parse_text(name: str, text: str) -> Any:

@@ -20,8 +20,10 @@ from dataflows.admission import Admission
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
-from dataflows.sources.base import DeadLetter
+from dataflows.digests import RoundDigest
+from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
+from dataflows.state.bases import held_rounds
 from dataflows.state.deltas import Arrays
 from dataflows.state.manifest import oldest_round, read_manifest
 from features.absences import Names, Peers
@@ -121,6 +123,8 @@ class ToHome:
     clock_us: int = 0
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,9 @@ class Featured:
     emptied: tuple[Emptied, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
+    digest: RoundDigest | None = None
 
 
 class _Shard:
@@ -175,13 +182,16 @@ class _Shard:
         self.context = context
         self.store = context.shard(name)
         self.log = context.log(name)
-        self.store.forget_after(context.manifest.round)
-        self.log.forget_after(context.manifest.round)
+        if context.replaying is None:
+            self.store.forget_after(context.manifest.round)
+            self.log.forget_after(context.manifest.round)
         self._writing: tuple[int, bool, float, Future[int]] | None = None
         self._copying: tuple[int, bool, bool, float] | None = None
 
     def due(self, round_: int, last: bool) -> bool:
         """Whether the state after this round is to be made durable."""
+        if self.context.replaying is not None:
+            return False
         return last or round_ % self.context.settings.snapshot_rounds == 0
 
     def begin(self, round_: int, last: bool, engine: GroupEngine) -> list[Durable]:
@@ -256,7 +266,8 @@ class _Shard:
     ) -> int:
         """Write a log's next file and drop those no restart can need; the thread's part."""
         size = self.log.write(round_, arrays, us, since_us, last)
-        self.log.forget_before(oldest_round(self.context.settings.state_dir))
+        folder = self.context.settings.state_dir
+        self.log.forget_before(oldest_round(folder), held_rounds(folder))
         return size
 
     def _save(self, round_: int, last: bool, base: bool, parts: list[Arrays]) -> int:
@@ -264,7 +275,8 @@ class _Shard:
         arrays = join(parts)
         size = self.store.write(round_, "base" if base else "delta", arrays, {"last": last})
         if base:
-            self.store.forget_before(oldest_round(self.context.settings.state_dir))
+            folder = self.context.settings.state_dir
+            self.store.forget_before(oldest_round(folder), held_rounds(folder))
         return size
 
     def written(self, wait: bool = False) -> list[Durable]:
@@ -286,7 +298,7 @@ def restore_all(context: Context, lanes: int) -> None:
     """
     for lane in range(lanes):
         context.restored["in", lane] = _restore_door(context, lane)
-    for group in range(context.settings.groups):
+    for group in context.groups:
         context.restored["g", group] = _restore_group(context, group)
 
 
@@ -305,7 +317,8 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     base, deltas, _ = shard.store.load(context.manifest.round)
     settings = context.settings
     emptied_max = 0 if context.store is None else settings.store_emptied_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max)
+    exact_max = settings.exact_events_max
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max, exact_max)
     if base is None:
         return GroupEngine(context.catalog, group, *how), shard
     engine = GroupEngine.restore(context.catalog, group, base, deltas, *how)
@@ -362,7 +375,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
             ToGroup(part.lane, part.round, g, part.cut_time_us, rows[g], part.control, part.final)
-            for g in range(groups)
+            for g in self._context.groups
         ]
         out.append(
             ToHome(
@@ -381,6 +394,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 done.clock_us,
                 sum(done.unpriced.values()),
                 sum(done.old_rate.values()),
+                part.gaps,
+                part.waiting,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -436,12 +451,15 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired, beyond = engine.expired, engine.late_beyond
+        expired, beyond, approximated = engine.expired, engine.late_beyond, engine.approximated
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
         self._context.telemetry.out_of_place(engine.late_beyond - beyond)
+        merged = engine.approximated - approximated
+        if merged:
+            self._context.telemetry.merged(merged, engine.excess_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
@@ -468,6 +486,7 @@ class _Waiting:
 
     own: ToHome | None = None
     features: list[GroupFeatures] = field(default_factory=list)
+    senders: list[int] = field(default_factory=list)
     groups: int = 0
     cut_time_us: int = 0
     control: tuple[dict[str, Any], ...] = ()
@@ -487,7 +506,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
 
     def on_batch(self, values: list[ToHome]) -> tuple[list[Featured], bool]:
         out: list[Featured] = []
-        groups = self._context.settings.groups
+        groups = len(self._context.groups)
         for item in values:
             waiting = self._waiting.setdefault(item.round, _Waiting())
             if item.batches is not None:
@@ -498,6 +517,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             waiting.control = item.control
             if item.features is not None:
                 waiting.features.append(item.features)
+                waiting.senders.append(item.group)
         for round_ in sorted(self._waiting):
             waiting = self._waiting[round_]
             if waiting.own is None or waiting.groups < groups:
@@ -519,6 +539,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         if absent is not None:
             batches[absent.event_type] = self._context.judged(absent)
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
+        digest = self._digest(own, waiting, features)
         corrected, unchecked = self._recent.check(
             correction for result in waiting.features for correction in result.corrections
         )
@@ -543,7 +564,25 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             tuple(one for group in waiting.features for one in group.emptied),
             own.unpriced,
             own.old_rate,
+            own.gaps,
+            own.waiting,
+            digest,
         )
+
+    def _digest(
+        self, own: ToHome, waiting: _Waiting, features: dict[str, FeatureMatrix]
+    ) -> RoundDigest | None:
+        """Hashes of the lane's features; None where nobody wants them."""
+        context = self._context
+        replaying = context.replaying
+        if not context.digests or (replaying is not None and own.round < replaying.first):
+            return None
+        begun = time.perf_counter()
+        parts = zip(waiting.senders, waiting.features, strict=True)
+        groups = context.settings.groups
+        found = RoundDigest.of(context.catalog, groups, own.lane, features, parts)
+        context.telemetry.stage("digest", time.perf_counter() - begun)
+        return found
 
     def snapshot(self) -> int:
         return self._round

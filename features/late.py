@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from features.panes import PANE_KEPT, PANE_PLACES, PANE_TAIL
 from features.plan import HEAD, EntityPlan
 from features.replay import (
     CODE,
@@ -68,6 +69,7 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
+from features.windows import KEPT
 
 if TYPE_CHECKING:
     from features.rhythms import Rhythms
@@ -172,10 +174,13 @@ class LateRows:
             [(a.ctypes.data, a.shape[1] * a.itemsize // 8) for a in arrays.values()], np.int64
         ).reshape(-1, 2)
         names = list(arrays)
-        rings = [
-            (names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"][0], ring.longest)
-            for i, ring in enumerate(self._state.rings)
-        ]
+        rings = []
+        for i, ring in enumerate(self._state.rings):
+            at, (first, end, _) = names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"]
+            rings.append((at, KEPT, first + ring.longest))
+            if ring.paned:
+                width = end - first
+                rings.append((at, width + PANE_KEPT, end + PANE_TAIL))
         self._rings = np.array(rings, np.int64).reshape(-1, 3)
 
     def _saved(self, at: Int64, name: str) -> npt.NDArray[Any]:
@@ -200,7 +205,7 @@ class LateRows:
         old = self._out_of_reach(head, clock_us)
         if old == 0:
             return self._logged(head, reals, round_, clock_us)
-        slots, taken_us, _ = state.table.intern(head[:old])
+        slots, taken_us, _ = state.intern(head[:old])
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0), 0)
@@ -249,7 +254,7 @@ class LateRows:
         state, rows, checkpoints = self._state, self._rows, self._checkpoints
         self._turn(clock_us)
         self._newest_us = max(self._newest_us, int(head[-1, 1]))
-        slots, taken_us, before_us = state.table.intern(head, placed=True)
+        slots, taken_us, before_us = state.intern(head, placed=True)
         state.keep_all(slots, head)
         head = state.marked(slots, taken_us, head)
         n = len(head)
@@ -396,15 +401,16 @@ class LateRows:
                     plan.others,
                     ring.ints,
                     ring.arena_ints,
-                    ring.pairs,
-                    ring.touched,
-                    ring.book,
+                    ring.pairs.table,
+                    ring.pairs.numbers,
                 )
+            ring.undo_panes(slots, head, past.notes[i][applied])
             restore_rings(
                 past.owners,
                 self._saved(at, f"ring{i}.ints"),
                 self._saved(at, f"ring{i}.floats"),
                 np.array(plan.shape, np.int64),
+                PANE_PLACES if ring.paned else 0,
                 plan.max_columns,
                 plan.signs,
                 ring.ints,

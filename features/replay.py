@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
 from features.slots import NEVER
 from features.snapshots import restore_queue
 from features.speed import AHEAD, inlined, kernel, prefetch, words_at
@@ -16,11 +17,8 @@ from features.windows import (
     HEAD,
     KEPT,
     NEWEST,
-    PAIRS_FILLED,
     SAVED,
     SHARED,
-    find_pair,
-    pair_key,
 )
 
 __all__ = [
@@ -131,7 +129,7 @@ def _check(slot, number, tail, key, oldest, links, chain, keys, saved, sources, 
     for r in range(len(rings)):
         k = rings[r, 0]
         row = words_at(sources[k, 0], slot + 1, sources[k, 1])[slot]
-        row[KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
+        row[rings[r, 1]] = saved[at, rings[r, 2]]
 
 
 @kernel
@@ -153,8 +151,8 @@ def admit(
     late : uint8 (n,), set for a row that sorts before the last of its slot
     chain, keys, saved : of checkpoints
     sources : int64 (k, 2), address and words a row of each array by slot
-    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
-        with its longest window's oldest record
+    rings : int64 (r, 3): a ring's place in `sources`, the column of what it must keep, and that in
+        `saved` of its longest window's oldest record (or pane)
 
     Returns
     -------
@@ -332,7 +330,7 @@ def link(owners, chosen, numbers, starts, chain, wide, links):
 
 @kernel
 def undo_pairs(
-    slots, head, before, feeds, others, ints, arena_ints, pairs_table, touched, book
+    slots, head, before, feeds, others, ints, arena_ints, pairs_table, pairs_book
 ):  # fmt: skip
     """Let the pairs of rows be as before them, and take their marks off older records.
 
@@ -341,6 +339,7 @@ def undo_pairs(
     slots, head : of the rows, in order
     before : int64 (n, 2 * pairs), see `run_ring`
     feeds : bool (event types,)
+    pairs_table, pairs_book : see `run_ring`; the rows' pairs are there, they have been met
     """
     for i in range(len(slots) - 1, -1, -1):
         if not feeds[head[i, 2]]:
@@ -351,16 +350,12 @@ def undo_pairs(
             value = head[i, others[p]]
             if value == 0:
                 continue
-            key = pair_key(slot, p, value)
-            at = find_pair(key, pairs_table)
-            if pairs_table[at, 0] == 0:
-                pairs_table[at, 0] = key
-                pairs_table[at, 1] = slot * 16 + p
-                book[PAIRS_FILLED] += 1
+            at = find_pair(pair_key(slot, p, value), pairs_table)
+            if pairs_table[at, KEY] == 0:
+                continue
             seq = before[i, 2 * p]
-            pairs_table[at, 2] = seq
-            pairs_table[at, 3] = before[i, 2 * p + 1]
-            touched[at] = 1
+            pairs_table[at, WHOSE] = whose(slot, p, seq)
+            pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:
                 arena_ints[row[BASE] + seq, 1] &= ~(np.int64(1) << (2 * p))
                 row[SAVED] = min(row[SAVED], seq)
@@ -368,7 +363,7 @@ def undo_pairs(
 
 @kernel
 def restore_rings(
-    slots, saved_ints, saved_floats, shape, max_columns, signs, ints, floats, arena_ints,
+    slots, saved_ints, saved_floats, shape, places, max_columns, signs, ints, floats, arena_ints,
     arena_reals
 ):  # fmt: skip
     """Let rings be as in their checkpoints; where a ring lies stays as it is.
@@ -378,12 +373,13 @@ def restore_rings(
     slots : int64 (n,)
     saved_ints, saved_floats : (n, columns), of their checkpoints
     shape : windows, flags, reals, maxima, pairs
+    places : last columns of `ints` that stay, too
     """
     for i in range(len(slots)):
         row, saved = ints[slots[i]], saved_ints[i]
         row[SAVED] = min(row[SAVED], saved[HEAD])
         row[HEAD], row[NEWEST] = saved[HEAD], saved[NEWEST]
-        for k in range(SHARED, len(row)):
+        for k in range(SHARED, len(row) - places):
             row[k] = saved[k]
         for k in range(floats.shape[1]):
             floats[slots[i], k] = saved_floats[i, k]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
-from features.arena import TOP, USED
+from features.arena import SMALLEST, TOP, USED
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.correlate import (
@@ -36,6 +36,26 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.pairs import FILLED, ROOM, PairTable
+from features.panes import (
+    APPROXIMATED,
+    EXACT_FROM_US,
+    EXACT_MAX,
+    EXCESS,
+    LONGEST_US,
+    PANE_BOOK,
+    PANE_HEAD,
+    PANE_KEPT,
+    PANE_PLACES,
+    clear_panes,
+    copy_panes,
+    count_panes,
+    dissolve,
+    pane_exact_us,
+    pane_words,
+    place_panes,
+    undo_panes,
+)
 from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.rhythms import Rhythms
@@ -51,10 +71,8 @@ from features.silence import (
 )
 from features.slots import LATE, SlotTable
 from features.snapshots import (
-    PENDING,
     copy_rings,
     count_records,
-    keep_pairs,
     mark_records,
     place_rings,
     restore_queues,
@@ -68,15 +86,14 @@ from features.windows import (
     HEAD,
     KEPT,
     LOGGED,
-    PAIRS_FILLED,
     PLACED,
     SAVED,
-    insert_pairs,
     longest_at,
     places_at,
     read_ring,
     room_for,
     run_ring,
+    slot_layout,
 )
 
 __all__ = ["NAME_BYTES", "EntityState", "RingState"]
@@ -91,10 +108,8 @@ NAME_BYTES = 128
 cut."""
 
 ARENA_MIN = 1 << 10
-PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
-"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
-group."""
+"""Records and logged marks a ring starts with room for; chosen: some tens of kilobytes a group."""
 
 ARENA_GROWTH = 8
 """An arena grows by this part of itself: large arrays grow in place, as `features.slots.larger`
@@ -115,13 +130,22 @@ class RingState:
     Parameters
     ----------
     ring : what it keeps
+    exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
     """
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, exact_max: int = 0) -> None:
         self.ring = ring
+        exact_us = pane_exact_us(ring.windows_us)
+        longest_us = int(ring.windows_us.max())
+        self.paned = exact_max > 0 and exact_us < longest_us
+        self.panes_book = np.full(PANE_BOOK, -1, np.int64)
+        self.panes_book[[TOP, USED, APPROXIMATED, EXCESS]] = 0
+        self.panes_book[EXACT_MAX] = exact_max if self.paned else 0
+        self.panes_book[[EXACT_FROM_US, LONGEST_US]] = exact_us, longest_us
+        self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
+        self._shape = tuple(ring.shape[1:])
         self._config = ring.config
-        pairs = len(ring.others)
-        self._int_columns, self._float_columns = ring.per_slot
+        self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)
         self.longest = longest_at(*ring.shape)
         self._places = np.array(places_at(*ring.shape), np.int64)
         self.ints = np.zeros((0, self._int_columns), np.int64)
@@ -129,20 +153,14 @@ class RingState:
         self._arena = np.zeros((ARENA_MIN, ring.record_words), np.int64)
         self._view()
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
-        self._new_pairs(PAIRS_MIN if pairs else 1)
-        self._scanned = len(self.pairs)
-        self._copied_pairs = [np.zeros((0, 4), np.int64)]
+        self.pairs = PairTable(ring.ttl_us)
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[[TOP, USED, PAIRS_FILLED, LOGGED, PLACED]] = 0
+        self.book[[TOP, USED, LOGGED, PLACED]] = 0
 
     def _view(self) -> None:
         """See the arena's records as words and as reals."""
         self.arena_ints = self._arena.view(np.uint32) if self.ring.narrow else self._arena
         self.arena_reals = self._arena.view(np.float64)
-
-    def _new_pairs(self, size: int) -> None:
-        self.pairs = np.zeros((size, 4), np.int64)
-        self.touched = np.zeros(size, np.uint8)
 
     def memory_parts(self, used: int) -> dict[str, int]:
         """Bytes of all arrays by what they hold, see `EntityState.memory_parts`.
@@ -156,8 +174,9 @@ class RingState:
         return {
             "records": records,
             "idle": self._arena.nbytes - records,
-            "pairs": self.pairs.nbytes + self.touched.nbytes + self.marked.nbytes,
+            "pairs": self.pairs.memory_bytes + self.marked.nbytes,
             "slots": self.ints.nbytes + self.floats.nbytes,
+            "panes": self._panes.nbytes,
         }
 
     def grow(self, capacity: int) -> None:
@@ -174,24 +193,13 @@ class RingState:
             self._arena.resize((size, self._arena.shape[1]), refcheck=False)
             self._view()
 
-    def _reserve_pairs(self, incoming: int, since_us: int) -> None:
-        """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
-        if 3 * (int(self.book[PAIRS_FILLED]) + incoming) <= 2 * len(self.pairs):
-            return
-        self._scan(len(self.pairs))
-        live = np.flatnonzero(self.pairs[:, 0])
-        entries = self.pairs[live]
-        ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
-        idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
-        idle |= entries[:, 2] < self.ints[entries[:, 1] >> 4, BORN]
-        live, entries = live[~idle], entries[~idle]
-        touched = self.touched[live]
-        size = PAIRS_MIN
-        while size < 2 * (len(entries) + incoming):
-            size *= 2
-        self._new_pairs(size)
-        self._scanned = size
-        self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
+    def _grow_pairs(self, since_us: int) -> None:
+        """Make room for a row's pairs, forgetting those no row from `since_us` on can ask for."""
+        born = self.ints[:, BORN].copy()
+        if not born.any():
+            born = born[:0]
+        heads = self.ints[: len(born), HEAD].copy()
+        self.pairs.grow(len(self.ring.others), since_us - PURGE_SLACK_US, born, heads)
 
     def run(
         self,
@@ -203,9 +211,7 @@ class RingState:
         out: Float64,
     ) -> None:
         """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
-        ring = self.ring
-        if len(ring.others):
-            self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
+        ring, pairs = self.ring, len(self.ring.others)
         done = 0
         while True:
             done = run_ring(
@@ -221,68 +227,64 @@ class RingState:
                 self.floats,
                 self.arena_ints,
                 self.arena_reals,
-                self.pairs,
-                self.touched,
+                self.pairs.table,
+                self.pairs.numbers,
                 self.marked,
                 self.book,
                 before,
+                self._panes,
+                self._panes.view(np.float64),
+                self.panes_book,
                 out,
             )
             if done == len(slots):
                 return
-            if self.book[LOGGED] + len(ring.others) > len(self.marked):
+            if self.book[LOGGED] + pairs > len(self.marked):
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
+                continue
+            if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
+                self._grow_pairs(int(taken_us.min()))
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
+            if self.paned:
+                self._reserve_panes(2 * int(row[PANE_HEAD] - row[PANE_KEPT]) + ARENA_MIN)
+
+    def _reserve_panes(self, incoming: int) -> None:
+        """Make room for so many more panes at the top of their arena."""
+        need, size = int(self.panes_book[TOP]) + incoming, len(self._panes)
+        if need > size:
+            size = max(size + size // ARENA_GROWTH, need)
+            self._panes.resize((size, self._panes.shape[1]), refcheck=False)
 
     def read(self, slots: Int64, at_us: Int64, code: int, out: Float64) -> None:
         """Fill in the windows' columns of `out` as of some times, see `read_ring`."""
         ring = self.ring
         arena = (self.arena_ints, self.arena_reals)
         table = (self._config, ring.plan, ring.plan_at)
-        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, out)
+        panes = (self._panes, self._panes.view(np.float64), self.panes_book)
+        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, *panes, out)
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
         shape = np.array(self.ring.shape, np.int64)
+        if self.paned:
+            clear_panes(slots, self.ints, self.panes_book, self._panes)
         clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
+
+    def undo_panes(self, slots: Int64, head: Int64, before: Int64) -> None:
+        """Let panes be as before rows, as `features.replay.undo_pairs` does for records."""
+        if self.paned:
+            ring = self.ring
+            feeds = (ring.feeds, ring.others)
+            undo_panes(slots, head, before, *feeds, self.ints, self._shape, self._panes)
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
-        if everything:
-            self.touched.fill(PENDING)
-        else:
-            np.multiply(self.touched, PENDING, out=self.touched)
-        self._scanned = 0
+        self.pairs.begin(everything)
         marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
         self.book[LOGGED] = 0
         return {"marked": marked}
-
-    @property
-    def scanned(self) -> bool:
-        """Whether no pair is left to copy."""
-        return self._scanned == len(self.pairs)
-
-    def _scan(self, places: int) -> None:
-        """Copy what is to be copied of the next so many places of the table of pairs."""
-        if self.scanned:
-            return
-        end = min(self._scanned + places, len(self.pairs))
-        at = self._scanned + np.flatnonzero(self.touched[self._scanned : end] == PENDING)
-        self._scanned = end
-        self.touched[at] = 0
-        entries = np.take(self.pairs, at, axis=0)
-        self._copied_pairs.append(entries[entries[:, 0] != 0])
-
-    def keep(self, slots: Int64, head: Int64) -> None:
-        """Copy pairs that are to be copied of rows about to pass."""
-        others = self.ring.others
-        if self.scanned or not len(others):
-            return
-        kept = np.empty((len(slots) * len(others), 4), np.int64)
-        found = keep_pairs(slots, head, others, self.pairs, self.touched, kept)
-        self._copied_pairs.append(kept[:found].copy())
 
     def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
         """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
@@ -292,15 +294,18 @@ class RingState:
         live_reals = np.empty((live, len(self.ring.columns)))
         arena = (self.arena_ints, self.arena_reals)
         copy_rings(slots, self.ints, self._places, *arena, rows, live_ints, live_reals)
-        if parts:
-            self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
-        pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
+        panes = {}
+        if self.paned:
+            shape = (count_panes(slots, self.ints), self._panes.shape[1])
+            panes["panes"] = np.empty(shape, np.int64)
+            copy_panes(slots, self.ints, self._panes, rows, panes["panes"])
         return {
             "ints": rows,
             "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "pairs": np.concatenate(pairs),
+            "pairs": self.pairs.copy(parts),
+            **panes,
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -310,7 +315,8 @@ class RingState:
         ------
         ValueError : records are missing between what is there and the snapshot
         """
-        rows = arrays["ints"]
+        rows, floats = self._fitting(arrays)
+        places = self.ints[slots, -PANE_PLACES:]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
         self._reserve_records(room_of_rings(rows, KEPT))
         wrong = place_rings(
@@ -329,24 +335,31 @@ class RingState:
         first = np.full(len(self.ints), np.iinfo(np.int64).max)
         first[slots] = rows[:, SAVED]
         mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
-        self.floats[slots] = arrays["floats"]
-        self._load_pairs(arrays["pairs"])
+        self.floats[slots] = floats
+        if self.paned and "panes" in arrays:
+            panes = arrays["panes"]
+            self._reserve_panes(len(panes) + SMALLEST * len(slots))
+            place_panes(slots, panes, self.ints, places, self.panes_book, self._panes)
+        self.pairs.load(arrays["pairs"])
 
-    def _load_pairs(self, entries: Int64) -> None:
-        """Put saved pairs back."""
-        filled = int(self.book[PAIRS_FILLED]) + len(entries)
-        if 3 * filled > 2 * len(self.pairs):
-            live = np.flatnonzero(self.pairs[:, 0])
-            kept, touched = self.pairs[live], self.touched[live]
-            size = PAIRS_MIN
-            while size < 2 * filled:
-                size *= 2
-            self._new_pairs(size)
-            self._scanned = size
-            self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
-        self.book[PAIRS_FILLED] += insert_pairs(
-            entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
-        )
+    def _fitting(self, arrays: Arrays) -> tuple[Int64, Float64]:
+        """Saved rows and sums as this ring has them: with panes, or without.
+
+        A ring that has none goes on with the records that were not merged.
+        """
+        rows, floats = arrays["ints"], arrays["floats"]
+        if self.paned and "panes" not in arrays:
+            more = self._int_columns - rows.shape[1], self._float_columns - floats.shape[1]
+            rows = np.pad(rows, ((0, 0), (0, more[0])))
+            floats = np.pad(floats, ((0, 0), (0, more[1])))
+        elif "panes" in arrays and not self.paned:
+            rows, floats, panes = rows.copy(), floats.copy(), arrays["panes"]
+            at = 4 * (len(self.ring.windows_us) - 1) * len(self.ring.columns)
+            window = (self.longest, at, self._shape)
+            dissolve(rows, floats, panes, panes.view(np.float64), *window)
+            rows = np.ascontiguousarray(rows[:, : self._int_columns])
+            floats = floats[:, : self._float_columns]
+        return rows, floats
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
@@ -457,14 +470,20 @@ class EntityState:
     plan : what the kernels are told
     late_us : rows that come so much late are put in their place (`features.late`), 0 for none
     ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
+    exact_max : of an entity's events in a window of an hour, those that are kept one by one (see
+        `features.panes`), 0 for all
     """
 
     def __init__(
-        self, plan: EntityPlan, late_us: int = 0, ttl_h: Mapping[str, float] | None = None
+        self,
+        plan: EntityPlan,
+        late_us: int = 0,
+        ttl_h: Mapping[str, float] | None = None,
+        exact_max: int = 0,
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -546,14 +565,24 @@ class EntityState:
         return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
+    def approximated(self) -> int:
+        """Rows whose longest window was too long by less than a pane, counted by ring."""
+        return sum(int(ring.panes_book[APPROXIMATED]) for ring in self.rings)
+
+    @property
+    def excess_max(self) -> int:
+        """Most events too many that such a window can have counted."""
+        return max((int(ring.panes_book[EXCESS]) for ring in self.rings), default=0)
+
+    @property
     def memory_parts(self) -> dict[str, int]:
         """Bytes of all arrays by what they hold.
 
         Returns
         -------
         `records` that a window counts; what is `idle` of the arenas they lie in (or kept for late
-        rows alone); `pairs`; all else by entity, in `slots`; and `late`, the log and the
-        checkpoints
+        rows alone); `panes`, with what is idle there; `pairs`; all else by entity, in `slots`; and
+        `late`, the log and the checkpoints
         """
         fixed = sum(a.nbytes for a in self._fixed.values())
         fixed += self._pending.nbytes + self.table.memory_bytes + self.emptied.memory_bytes
@@ -584,21 +613,30 @@ class EntityState:
         float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
         rows of earlier rounds give now, where late ones have come
         """
-        if self.table.reserve(len(head)):
-            self._grow()
         if self.late.active(clock_us):
             given = self.late.process(head, reals, round_, clock_us)
         else:
-            slots, taken_us, _ = self.table.intern(head)
+            slots, taken_us, _ = self.intern(head)
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
             self.listen(head)
-        if self.emptied.active:
+        if self.emptied.active and self.wheel is None and len(self.table.met) == len(head):
+            # Its slots are known: they need not be looked up once more.
+            self.emptied.hear(self.table.met, head, self._fixed["fed_us"])
+        elif self.emptied.active:
             head, slots = self._known(head)
             if len(slots):
                 self.emptied.hear(slots, head, self._fixed["fed_us"])
         return given
+
+    def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
+        """As of `SlotTable.intern`; all arrays by slot grow with the table."""
+        before = self.table.capacity
+        found = self.table.intern(head, placed)
+        if self.table.capacity != before:
+            self._grow()
+        return found
 
     def _known(self, head: Int64) -> tuple[Int64, Int64]:
         """Rows that have passed but those of entities idle beyond their time to live, and slots."""
@@ -633,7 +671,7 @@ class EntityState:
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
-                ring.keep(slots, head)
+                ring.pairs.keep(slots, head, ring.ring.others)
 
     def notes(self, rows: int) -> list[Int64]:
         """Room for what each ring's pairs said before rows."""
@@ -922,7 +960,7 @@ class EntityState:
             end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
             self._copy(self._slots[self._at : end], parts)
             self._at = end
-            scanned = all(ring.scanned for ring in self.rings)
+            scanned = all(ring.pairs.scanned for ring in self.rings)
             self._copying = end < len(self._slots) or not scanned or not self.late.copied
         return not self._copying
 
@@ -966,7 +1004,11 @@ class EntityState:
                 copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
         late = {k[5:]: v for k, v in arrays.items() if k.startswith("late.")}
-        if late:  # not in a snapshot that came over from another layout
+        if any((f"ring{i}.panes" in arrays) != r.paned for i, r in enumerate(self.rings)):
+            # Checkpoints of a state with panes are no good for one without: the log begins anew.
+            self.late = LateRows(self, self.late.late_us)
+            self.late.grow(self.table.capacity)
+        elif late:  # not in a snapshot that came over from another layout
             self.late.load(slots, late)
 
     def settle(self) -> None:

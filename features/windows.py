@@ -14,8 +14,8 @@ a record's number how far behind the first of its block.
 A ring lies in one block of the arena, in order, without a gap. Where it has come to the end of the
 block, what still counts is moved to the beginning, or to a block that fits it better.
 
-A ring's table of pairs holds, for each value of another column met with the entity, when it was
-last met: this makes the distinct count O(1), and gives first times.
+A ring's table of pairs (`features.pairs`) holds, for each value of another column met with the
+entity, when it was last met: this makes the distinct count O(1), and gives first times.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -27,6 +27,36 @@ import numpy as np
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
+from features.pairs import (
+    FILLED,
+    KEY,
+    LONG_AGO,
+    ROOM,
+    STAMP,
+    WHEN,
+    WHOSE,
+    find_pair,
+    met_at,
+    pair_home,
+    pair_key,
+    stamped,
+    whose,
+)
+from features.panes import (
+    EXACT_FROM_US,
+    EXACT_MAX,
+    LONGEST_US,
+    PANE_KEPT,
+    PANE_TAIL,
+    best_of,
+    drop_panes,
+    first_number,
+    free_panes,
+    join_pane,
+    pane_layout,
+    tell_excess,
+    uncount,
+)
 from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
@@ -39,21 +69,16 @@ __all__ = [
     "KEPT",
     "LIMIT",
     "LOGGED",
-    "LONG_AGO",
     "NARROW_US",
     "NEWEST",
     "BASE",
-    "PAIRS_FILLED",
     "PAIRS_MAX",
     "PLACED",
     "SAVED",
     "SHARED",
     "age_of",
-    "find_pair",
-    "insert_pairs",
     "longest_at",
     "make_room",
-    "pair_key",
     "places_at",
     "read_ring",
     "record_number",
@@ -87,14 +112,11 @@ NEARLY_EQUAL_MAX = 64
 are taken to be so. Chosen: 50 ns, and only for values that differ by less than 1e-9 of their
 size."""
 
-LONG_AGO = -(1 << 62)
-"""Time of a pair that was never met; no event is so old, and differences stay within int64."""
-
 # Places in `book`, behind the arena's own.
-PAIRS_FILLED, LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1, FREE + CLASSES + 2
+LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1
 BOOK = PLACED + 1
-"""Length of `book`: the arena's numbers, filled places of the pairs, entries of the log of marks,
-where late rows are put in their place (`features.late`) the number of the first row, else 0."""
+"""Length of `book`: the arena's numbers, entries of the log of marks, where late rows are put in
+their place (`features.late`) the number of the first row, else 0."""
 
 # Places in a slot's row of `ints`.
 BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -107,10 +129,17 @@ BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
-def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> tuple[int, int]:
-    """Columns of `ints` and `floats` that a ring of this shape needs per slot."""
+def slot_layout(
+    windows: int, flags: int, reals: int, maxima: int, pairs: int, panes: bool = False
+) -> tuple[int, int]:
+    """Columns of `ints` and `floats` that a ring of this shape needs per slot; those of panes
+    (`features.panes`) stand last."""
     stride = 2 + flags + reals + maxima + pairs
-    return SHARED + pairs + maxima + windows * stride, windows * reals * 4
+    more, more_floats = pane_layout(flags, reals, maxima, pairs) if panes else (0, 0)
+    return (
+        SHARED + pairs + maxima + windows * stride + more,
+        windows * reals * 4 + more_floats,
+    )
 
 
 def longest_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
@@ -125,42 +154,6 @@ def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> 
     ends = range(SHARED + pairs, SHARED + pairs + maxima)
     fronts = (first + w * stride + m for w in range(windows) for m in range(maxima))
     return [BASE, CAPACITY, LIMIT, *ends, *fronts]
-
-
-@kernel
-def pair_key(slot, column, value):
-    """Key of (slot, pair column, value), never 0."""
-    h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xFF51AFD7ED558CCD)
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xC4CEB9FE1A85EC53)
-    h ^= h >> np.uint64(33)
-    return np.int64(h) if h != np.uint64(0) else np.int64(1)
-
-
-@kernel
-def find_pair(key, pairs):
-    """Place of the pair's key in the table, or the free place where it would go."""
-    mask = np.uint64(len(pairs) - 1)
-    at = np.uint64(key) & mask
-    while pairs[at, 0] != 0 and pairs[at, 0] != key:
-        at = (at + np.uint64(1)) & mask
-    return np.int64(at)
-
-
-@kernel
-def insert_pairs(entries, pairs, touched, mark):
-    """Put saved entries into a table that has room; returns how many places were filled."""
-    filled = 0
-    for i in range(len(entries)):
-        at = find_pair(entries[i, 0], pairs)
-        if pairs[at, 0] == 0:
-            filled += 1
-        for k in range(4):
-            pairs[at, k] = entries[i, k]
-        touched[at] = mark[i]
-    return filled
 
 
 @inlined
@@ -272,7 +265,7 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
         left = windows_us[w] - (time_us - newest)
         if left <= 0 and row[w_int + 1] > 0:
             _empty(row, sums, w_int, w * reals * 4, flags, reals, maxima, pairs)
-        while row[w_int + 1] > 0:
+        while row[w_int] < row[HEAD]:
             place = row[BASE] + row[w_int]
             if age_of(newest, place, arena_ints) < left:
                 break
@@ -300,8 +293,11 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals):
-    """Add the newest record, at `place` of the arena, to every window's counts and sums."""
+def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met, arena_reals):
+    """Add the newest record, at `place` of the arena, to every window's counts and sums.
+
+    `since` is the number of the oldest record that the longest window counts.
+    """
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
         w_int = SHARED + pairs + maxima + w * stride
@@ -320,33 +316,37 @@ def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, ar
         at += reals + maxima
         for p in range(pairs):
             # A value last met within the window is counted already.
-            if met[p, 2] >= 0 and met[p, 4] < row[w_int]:
+            if met[p, 2] >= 0 and met[p, 4] < (since if w == windows - 1 else row[w_int]):
                 row[at + p] += 1
 
 
 @inlined
 def _queue(
-    row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals
+    row, windows, m, column, sign, seq, newest, flags, reals, pairs, maxima, arena_ints, arena_reals
 ):
-    """Put the newest record into the queue of those that can still become a maximum."""
+    """Put the newest record, at `newest` of the arena, into the queue of those that can still
+    become a maximum."""
+    value = arena_reals.shape[1] - reals + column
+    x = arena_reals[newest, value]
     stride = 2 + flags + reals + maxima + pairs
     first = SHARED + pairs + maxima + 2 + flags + reals + m
-    start = row[BASE] + row[LIMIT] - row[CAPACITY]
-    front = row[first + (windows - 1) * stride]
-    end = row[SHARED + pairs + m]
-    while end > front:
-        place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
-        if sign * arena_reals[place, column] > sign * x:
-            break
-        end -= 1
-    for w in range(windows):
-        row[first + w * stride] = min(row[first + w * stride], end)
-    arena_ints[start + end, 2 + m] = seq
-    row[SHARED + pairs + m] = end + 1
+    if x == x:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        front = row[first + (windows - 1) * stride]
+        end = row[SHARED + pairs + m]
+        while end > front:
+            place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
+            if sign * arena_reals[place, value] > sign * x:
+                break
+            end -= 1
+        for w in range(windows):
+            row[first + w * stride] = min(row[first + w * stride], end)
+        arena_ints[start + end, 2 + m] = seq
+        row[SHARED + pairs + m] = end + 1
 
 
 @inlined
-def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
+def _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met):
     """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
 
     known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
@@ -359,10 +359,11 @@ def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
         key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
-        if pairs_table[at, 0] != 0 and pairs_table[at, 2] >= born:
-            met[p, 3] = pairs_table[at, 3]
-            met[p, 4] = pairs_table[at, 2]
-            met[p, 2] = time_us - met[p, 3] <= ttl_us[p]
+        if pairs_table[at, KEY] != 0:
+            seq, last_us = met_at(pairs_table[at], row[HEAD])
+            if seq >= row[BORN]:
+                met[p, 3], met[p, 4] = last_us, seq
+                met[p, 2] = time_us - last_us <= ttl_us[p]
 
 
 @inlined
@@ -376,7 +377,8 @@ def _note(at, pairs, met, before):
 
 @inlined
 def _meet(
-    row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints
+    row, slot, time_us, seq, oldest, pairs, met, pairs_table, pairs_book, marked, book, arena_ints,
+    exact_max, shape, panes
 ):  # fmt: skip
     """Note the newest record's pairs; returns its marks.
 
@@ -389,13 +391,12 @@ def _meet(
             continue
         marks |= np.int64(1) << (2 * p + 1)
         at = met[p, 0]
-        if pairs_table[at, 0] != 0 and pairs_table[at, 0] != met[p, 1]:
+        if pairs_table[at, KEY] != 0 and pairs_table[at, KEY] != met[p, 1]:
             # The free place that was found has gone to another pair of this very row.
             at = find_pair(met[p, 1], pairs_table)
-        if pairs_table[at, 0] == 0:
-            pairs_table[at, 0] = met[p, 1]
-            pairs_table[at, 1] = slot * 16 + p
-            book[PAIRS_FILLED] += 1
+        if pairs_table[at, KEY] == 0:
+            pairs_table[at, KEY] = met[p, 1]
+            pairs_book[FILLED] += 1
         elif met[p, 4] >= oldest:
             place = row[BASE] + met[p, 4]
             arena_ints[place, 1] |= np.int64(1) << (2 * p)
@@ -403,9 +404,10 @@ def _meet(
                 marked[book[LOGGED], 0] = slot
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
                 book[LOGGED] += 1
-        pairs_table[at, 2] = seq
-        pairs_table[at, 3] = time_us
-        touched[at] = 1
+        elif exact_max > 0 and met[p, 4] >= 0:
+            uncount(row, met[p, 4], p, shape, panes)
+        pairs_table[at, WHOSE] = whose(slot, p, seq)
+        pairs_table[at, WHEN] = stamped(time_us, pairs_book[STAMP])
         row[SHARED + p] += met[p, 2] == 0
     return marks
 
@@ -451,8 +453,11 @@ def _emit(
     met,
     fresh,
     time_us,
+    windows,
     arena_ints,
     arena_reals,
+    exact_max,
+    pane_shape,
     out,
 ):
     """Write the features that row i's event type reads."""
@@ -481,6 +486,11 @@ def _emit(
                 place = row[BASE] + row[LIMIT] - row[CAPACITY] + at
                 place = row[BASE] + record_number(row, arena_ints[place, 2 + c])
                 out[i, to] = arena_reals[place, first + max_columns[c]]
+            if exact_max > 0 and w_int + stride == SHARED + pairs + maxima + windows * stride:
+                sign = 1.0 if op == 5 else -1.0
+                x = best_of(row, sums, c, pane_shape)
+                if x == x and not sign * out[i, to] >= x:
+                    out[i, to] = sign * x
         elif op == 7:
             out[i, to] = row[w_int + 2 + flags + reals + maxima + c]
         elif op == 8:
@@ -515,16 +525,26 @@ def _ask(
     if far < len(slots):
         prefetch(ints, slots[far])
         prefetch(floats, slots[far])
-        mask = np.uint64(len(pairs_table) - 1)
         for p in range(len(others)):
             key = pair_key(slots[far], p, head[far, others[p]])
-            prefetch(pairs_table, np.int64(np.uint64(key) & mask))
+            prefetch(pairs_table, pair_home(key, len(pairs_table)))
     if near < len(slots):
         row = ints[slots[near]]
         if row[CAPACITY] > 0:
             prefetch(arena_ints, row[BASE] + row[HEAD])
             for w in range(windows):
                 prefetch(arena_ints, row[BASE] + row[first + w * stride])
+
+
+@inlined
+def _let_go(row, longest, book, arena_ints):
+    """Keep no records that no window counts, unless a late row may; nor a block for none."""
+    if not book[PLACED]:
+        row[KEPT] = row[longest]
+    if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        release(start, row[CAPACITY], book, arena_ints)
+        row[BASE] = row[CAPACITY] = row[LIMIT] = 0
 
 
 @inlined
@@ -574,14 +594,43 @@ def _record(
 
 
 @kernel
+def _thin(
+    row, sums, time_us, windows, longest, placed, max_columns, signs, shape, arena_ints,
+    arena_reals, panes, panes_reals, panes_book
+):  # fmt: skip
+    """Let panes leave the longest window, and merge records it has too many of.
+
+    Called before `_advance`. Returns False where there is no room for a pane.
+    """
+    w_float = 4 * (windows - 1) * shape[1]
+    window_us, exact_us = panes_book[LONGEST_US], panes_book[EXACT_FROM_US]
+    drop_panes(row, sums, time_us - window_us, longest, w_float, shape, panes, panes_reals)
+    if not placed:
+        row[PANE_KEPT] = row[PANE_TAIL]
+    free_panes(row, panes_book, panes)
+    while row[HEAD] - row[longest] > panes_book[EXACT_MAX]:
+        place = row[BASE] + row[longest]
+        record_us = row[NEWEST] - age_of(row[NEWEST], place, arena_ints)
+        # What is older than the window, where there are no panes, leaves it in `_advance`.
+        if not exact_us <= time_us - record_us < window_us:
+            break
+        if not join_pane(row, sums, record_us, row[longest], np.int64(arena_ints[place, 1]), place,
+                         max_columns, signs, shape, panes_book, panes, panes_reals,
+                         arena_reals):  # fmt: skip
+            return False
+        row[longest] += 1
+    return True
+
+
+@kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
-    arena_reals, pairs_table, touched, marked, book, before, out
+    arena_reals, pairs_table, pairs_book, marked, book, before, panes, panes_reals, panes_book, out
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
-    Room is asked of the arena (`room_for`) and of `marked`, the log of marks: `pairs` entries for a
-    row.
+    Room is asked of the arena (`room_for`), of the table of pairs and of `marked`, the log of
+    marks: `pairs` entries for a row.
 
     Parameters
     ----------
@@ -592,6 +641,8 @@ def run_ring(
     arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
+    pairs_table, pairs_book : of `features.pairs.PairTable`
+    panes, panes_reals, panes_book : of the arena of panes, see `features.panes`
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
         `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
@@ -600,53 +651,55 @@ def run_ring(
         config, windows, flags, reals, maxima, pairs
     )
     longest = newest + (windows - 1) * stride
+    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
     met = np.empty((pairs, 5), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
-        if book[LOGGED] + pairs > len(marked):
+        if book[LOGGED] + pairs > len(marked) or pairs_book[FILLED] + pairs > pairs_book[ROOM]:
             return i
         _ask(i, slots, head, others, ints, floats, arena_ints, pairs_table, newest, stride,
              windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
+        if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
+                                       max_columns, signs, shape, arena_ints, arena_reals, panes,
+                                       panes_reals, panes_book):  # fmt: skip
+            return i
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
-        if not book[PLACED]:
-            row[KEPT] = row[longest]
-        if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
-            start = row[BASE] + row[LIMIT] - row[CAPACITY]
-            release(start, row[CAPACITY], book, arena_ints)
-            row[BASE] = row[CAPACITY] = row[LIMIT] = 0
+        _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
         if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,
                                   arena_reals):  # fmt: skip
             return i
+        if exact_max > 0:
+            tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
         seq = row[HEAD]
-        _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
+        _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
                 _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
                       before)  # fmt: skip
-            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
-                         marked, book, arena_ints)  # fmt: skip
+            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table,
+                         pairs_book, marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
                                   reals_in, arena_ints, arena_reals)  # fmt: skip
-            _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
+            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
+            _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met,
+                   arena_reals)  # fmt: skip
             for m in range(maxima):
-                column = arena_reals.shape[1] - reals + max_columns[m]
-                x = arena_reals[place, column]
-                if x == x:
-                    _queue(row, windows, m, column, signs[m], seq, x, flags, reals, pairs,
-                           maxima, arena_ints, arena_reals)  # fmt: skip
+                _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs,
+                       maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, seq == row[BORN], time_us, arena_ints, arena_reals,
-              out)  # fmt: skip
+              max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
+              exact_max, shape, out)  # fmt: skip
     return len(slots)
 
 
 @kernel
 def read_ring(
-    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, out
+    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, panes,
+    panes_reals, panes_book, out
 ):  # fmt: skip
     """Statistics of windows as of times no earlier than the slots' newest rows; changes no state.
 
@@ -654,14 +707,21 @@ def read_ring(
     ----------
     slots, at_us : int64 (n,)
     code : event type whose features are read; those of a pair are of no event, so without a value
-    config, plan, plan_at, ints, floats, arena_ints, arena_reals, out : see `run_ring`
+    config, plan, plan_at, ints, floats, arena_ints, arena_reals : see `run_ring`
+    panes, panes_reals, panes_book, out : see `run_ring`
     """
-    windows, flags, reals, maxima, pairs, _, _ = _shape(config)
+    windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
+    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
+    longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
     windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
     met = np.full((pairs, 5), -1, np.int64)
     for i in range(len(slots)):
         row, sums = ints[slots[i]].copy(), floats[slots[i]].copy()
+        if exact_max > 0:
+            since_us = at_us[i] - panes_book[LONGEST_US]
+            drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
         _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, False, at_us[i], arena_ints, arena_reals, out)  # fmt: skip
+              max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,
+              shape, out)  # fmt: skip

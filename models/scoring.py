@@ -6,7 +6,7 @@ the gate in front of the expensive ones is a function of the row, and sums go co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,17 @@ from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
-__all__ = ["Scorer", "Stages", "take_rows"]
+__all__ = ["Ask", "Raw", "Scorer", "Stages", "take_rows"]
 
 Stages = Mapping[str, tuple[str, float]]
 """Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
+
+Raw = Callable[[FeatureMatrix], Float64]
+"""A detector's `raw`."""
+
+Ask = Callable[[str, Raw, FeatureMatrix, "npt.NDArray[np.intp]"], Float64]
+"""Asks a detector, given its name, its `raw`, the features and their rows in the batch: its raw
+numbers, NaN where it has no say. Whoever scores may thereby go on where a detector fails."""
 
 WARM_ROWS = 64
 """Rows of the dummy batch; chosen: more than one, so that kernels for batches are made too."""
@@ -106,6 +113,17 @@ class Scorer:
             for name in dict.fromkeys(detectors)
             if name in bundle.detectors or name not in left_out
         )
+        self.fallbacks = tuple(
+            name
+            for name in bundle.detectors
+            if name not in self.detectors
+            and any(
+                getattr(m.detectors[name], "fallback", False)
+                for m in bundle.models.values()
+                if name in m.detectors
+            )
+        )
+        """Those that stand in for others where rows were too few: they run unasked."""
         self.gates = {event: GateCount() for event in bundle.models}
         faults = [
             f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)});"
@@ -133,10 +151,21 @@ class Scorer:
 
     def _names(self, models: EventModels) -> tuple[str, ...]:
         """Detectors that this scorer runs on an event type, in its own order."""
-        return tuple(name for name in self.detectors if name in models.detectors)
+        return tuple(n for n in self.columns(models.event_type) if n in models.detectors)
+
+    def columns(self, event_type: str) -> tuple[str, ...]:
+        """Detectors that the scores of an event type have a column of, D of them: those asked for,
+        or what stands in for them."""
+        models = self.bundle.models.get(event_type)
+        alone = () if models is None else tuple(n for n in self.fallbacks if n in models.detectors)
+        return alone or self.detectors
 
     def score(
-        self, features: FeatureMatrix, stages: Stages, raw: Float64 | None = None
+        self,
+        features: FeatureMatrix,
+        stages: Stages,
+        raw: Float64 | None = None,
+        ask: Ask | None = None,
     ) -> ScoreMatrix:
         """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
 
@@ -145,21 +174,24 @@ class Scorer:
         Parameters
         ----------
         features : of n rows
-        stages : a detector that is off does not score
-        raw : float64 (n, D), filled with what the detectors said before calibration, for those who
-            want to see it; NaN where a detector did not look
+        stages : what each detector may do; one that is off is not asked
+        raw : float64 (n, D), filled with what the detectors (`columns`) said before calibration,
+            for those who want to see it; NaN where a detector did not look
+        ask : asks each detector; None asks it plainly, and what it raises is raised
 
         Raises
         ------
         ShapeError : features in another order than the models were trained on
         """
+        ask = _plainly if ask is None else ask
         n = len(features)
         models = self.bundle.models.get(features.event_type)
-        surprise = np.full((n, len(self.detectors)), np.nan)
+        columns = self.columns(features.event_type)
+        surprise = np.full((n, len(columns)), np.nan)
         said = np.empty_like(surprise) if raw is None else raw
         said[:] = np.nan
         if models is None or not n:
-            return ScoreMatrix(features.event_type, self.detectors, surprise, surprise)
+            return ScoreMatrix(features.event_type, columns, surprise, surprise)
         if features.names != models.names:
             raise ShapeError(
                 f"step 'score': {features.event_type}: expected the {len(models.names)} features of"
@@ -168,10 +200,11 @@ class Scorer:
             )
         features = models.view.apply(features)
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
-        places = [self.detectors.index(name) for name in names]
+        places = [columns.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
+        every = np.arange(n)
         for i in cheap:
-            said[:, places[i]] = models.detectors[names[i]].raw(features)
+            said[:, places[i]] = ask(names[i], models.detectors[names[i]].raw, features, every)
             surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
@@ -182,10 +215,10 @@ class Scorer:
             if len(rows):
                 seen = take_rows(features, rows)
                 for i in costly:
-                    found = models.detectors[names[i]].raw(seen)
+                    found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     said[rows, places[i]] = found
                     surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
-        return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
+        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise)
 
     def decide(
         self,
@@ -230,6 +263,44 @@ class Scorer:
             flagged[:, a] = enough & (score[:, a] >= limit)
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
+
+    def shares(
+        self,
+        scores: ScoreMatrix,
+        anomaly_type: str,
+        stages: Stages | None = None,
+        entity: UInt64 | None = None,
+    ) -> Float64:
+        """Each detector's part of the sum that the ensemble's score is made of.
+
+        Parameters
+        ----------
+        scores, stages, entity : see `decide`
+        anomaly_type : of which vote
+
+        Returns
+        -------
+        float64 (n, D), rows that sum to 1; 0 where a detector had no say, NaN where none had
+        """
+        models = self.bundle.models.get(scores.event_type)
+        speaks = _speaks(scores, stages or {}, entity)
+        parts = np.zeros(scores.surprise.shape)
+        rule = self.voting.anomaly_types[anomaly_type]
+        for i, name in enumerate(scores.detectors):
+            if models is None or name not in models.ensemble.detectors:
+                continue
+            heard = speaks[:, i] & (name in rule.thresholds)
+            weight = models.ensemble.weights[models.ensemble.detectors.index(name)]
+            parts[:, i] = np.where(heard, weight * np.nan_to_num(scores.surprise[:, i]), 0.0)
+        total = parts.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: Float64 = parts / np.where(total > 0.0, total, np.nan)
+        return found
+
+
+def _plainly(_name: str, raw: Raw, features: FeatureMatrix, _rows: npt.NDArray[np.intp]) -> Float64:
+    """Ask a detector; what it raises is raised."""
+    return raw(features)
 
 
 def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -30,7 +30,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from dataflows.settings import Settings
-from dataflows.sources.base import DeadLetter, Taken
+from dataflows.sources.base import DeadLetter, Gap, Taken
 from dataflows.sources.brokers import (
     CONNECT_S,
     Troubles,
@@ -39,7 +39,7 @@ from dataflows.sources.brokers import (
     partitions_of,
 )
 from dataflows.sources.catch_up import CatchUp, Pace, Place
-from dataflows.sources.registry import SchemaBodies
+from dataflows.sources.registry import SchemaBodies, SealedBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
 from features.decode import HEADER_BYTES, decode, schema_ids
@@ -62,6 +62,13 @@ ANSWER_S = 5.0
 
 RETRY_S = 0.1
 """Pause before a broker is asked again for partitions that had no leader yet. Chosen."""
+
+HELD_MAX = 100_000
+"""Most messages that wait for their schemas before the lane reads in small bites only; partitions
+with such messages are not fetched. Chosen: 100 MB, beside what the client holds."""
+
+BITE = 1_000
+"""Messages read at a time from then on. Chosen."""
 
 AHEAD_MAX = 50_000
 """Most messages kept that were read past a journaled round, or ahead of partitions that are behind;
@@ -169,6 +176,8 @@ class KafkaReader:
     lane : which of `settings.lanes`
     from_us : event time to start at where there is no position yet (the end of a backfill); it wins
         over kafka_from. The broker finds it by message timestamps.
+    replay : only journaled offsets are read, by a group that commits nothing, and schemas come from
+        the journal alone
     pace : how far the lanes of the process are, where they are behind; None: it is alone
 
     Raises
@@ -182,10 +191,11 @@ class KafkaReader:
         settings: Settings,
         lane: int,
         from_us: int | None = None,
+        replay: bool = False,
         pace: Pace | None = None,
     ) -> None:
         self.unpaced = False
-        self.lost = 0
+        self._replay = replay
         self._settings = settings
         self._lane = lane
         self._from_us = from_us
@@ -195,6 +205,7 @@ class KafkaReader:
         self._cut_us = 0
         self._topics: dict[str, _Topic] = {}
         self._began: dict[Place, int] = {}
+        self._gaps: list[Gap] = []
         self._back: dict[Place, deque[Message]] = {}
         self._held: dict[Place, int] = {}
         self._paused: set[Place] = set()
@@ -203,17 +214,20 @@ class KafkaReader:
         self._fresh: dict[str, str] = {}
         slack_us = round(settings.late_s * 1e6) // 2
         self._catch_up = CatchUp(lane, pace or Pace(), slack_us)
-        self._standing = False
+        self._standing = self._aimed = False
         self._commit_at = self._look_at = 0.0
-        fixed = {**_FIXED, "group.id": settings.kafka_group,
+        group = f"{settings.kafka_group}-replay" if replay else settings.kafka_group
+        fixed = {**_FIXED, "group.id": group,
                  "enable.partition.eof": settings.kafka_until_end}  # fmt: skip
         self._consumer: Consumer = make_client(
             Consumer, client_options(settings, self._troubles, _OWN, fixed)
         )
-        self._bodies: SchemaBodies | None = None
+        self._bodies: SchemaBodies | SealedBodies | None = None
         try:
             self._open()
-            if settings.kafka_format == "avro":
+            if settings.kafka_format == "avro" and replay:
+                self._bodies = SealedBodies()
+            elif settings.kafka_format == "avro":
                 self._bodies = SchemaBodies(
                     settings.kafka_registry_url, settings.state_dir / "schemas"
                 )
@@ -232,6 +246,9 @@ class KafkaReader:
         SourceError : a topic was made anew since, or no broker answers
         """
         self._cut_us = max(self._cut_us, int(positions.get(CLOCK, 0)))
+        if self._replay:
+            self._seek_journaled(positions)
+            return
         if self._bodies is not None:
             self._bodies.restore(positions.get(SCHEMAS, ()))
             if not positions:
@@ -258,7 +275,19 @@ class KafkaReader:
             for (name, p), offset in self._offsets(places, "latest").items():
                 self._topics[name].ends[p] = offset
         self._stand()
-        self._aim_at_ends()
+        self._aimed = False
+
+    def recall(self, schemas: Mapping[str, str], cut_time_us: int) -> None:
+        """Know the schemas of the journal; a live reader keeps its own beside it."""
+        if isinstance(self._bodies, SealedBodies):
+            self._bodies.learn(schemas)
+
+    def _seek_journaled(self, positions: dict[str, Any]) -> None:
+        """Stand at journaled positions; where there are none, `retake` is told where it began."""
+        self._check_ids(positions.get(IDS, {}))
+        for name, topic in self._topics.items():
+            for p in topic.mine:
+                topic.at[p] = int(positions.get(name, {}).get(str(p), 0))
 
     def take(self, rows_max: int) -> Taken:
         """What has arrived, at most about `rows_max` records; does not wait.
@@ -269,6 +298,10 @@ class KafkaReader:
         """
         if not self._standing:
             self.seek({})
+        if not self._aimed:
+            self._aim_at_ends()
+        held = sum(len(self._back[place]) for place in self._held)
+        rows_max = min(rows_max, max(HELD_MAX - held, BITE))
         together = self._catch_up.active or any(p not in self._held for p in self._back)
         messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)
         full = len(messages) >= rows_max
@@ -281,6 +314,8 @@ class KafkaReader:
         if full:
             self._aim(self._places())
         taken.positions = self._positions()
+        taken.gaps, self._gaps = tuple(self._gaps), []
+        taken.waiting = sum(len(self._back[place]) for place in self._held)
         taken.eof = self._settings.kafka_until_end and self._ended()
         self._began = {}
         self._now_and_then()
@@ -327,13 +362,14 @@ class KafkaReader:
         for (name, p), until in targets.items():
             self._topics[name].at[p] = until
         taken.positions = after
+        taken.gaps = tuple(_gaps(before, after))
         self._began = {}
         return taken
 
     def close(self) -> None:
         """Commit and let go of the connections."""
         self._catch_up.stop()
-        if self._standing:
+        if self._standing and not self._replay:
             self._commit()
         # It waits for the commit, a minute where the broker hangs: not at the end of a process.
         closing = threading.Thread(target=self._consumer.close, daemon=True)
@@ -593,8 +629,12 @@ class KafkaReader:
         self._catch_up.aim(ends, time.monotonic())
 
     def _aim_at_ends(self) -> None:
-        """Be behind until all is read that is there now."""
-        found = self._offsets(self._places(), "latest")
+        """Be behind until all is read that is there now; a broker that is away is asked once."""
+        self._aimed = True
+        try:
+            found = self._offsets(self._places(), "latest")
+        except SourceError:
+            return
         ends = {
             (name, p): min(end, int(self._topics[name].ends[p]))
             for (name, p), end in found.items()
@@ -868,13 +908,13 @@ class KafkaReader:
                 f" {wanted}: the topic was made anew or lost records; start with an empty state_dir"
             )
         if wanted < low:
-            self.lost += low - wanted
             _log.warning(
                 "Kafka topic %r partition %d: offsets %d to %d (%d records) were deleted before"
                 " they were read; going on at %d; lengthen retention.ms, or make no long breaks",
                 name, p, wanted, low - 1, low - wanted, low,
             )  # fmt: skip
             if not back:
+                self._gaps.append(Gap(name, p, wanted, low - 1))
                 topic.at[p] = low
                 self._began[place] = low
         self._assign()
@@ -925,6 +965,15 @@ class KafkaReader:
         if new:
             _log.warning("Kafka: new partitions %s are read from their beginning", new)
             self._assign()
+
+
+def _gaps(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Gap]:
+    """Offsets between two journaled positions that were gone when they were to be read."""
+    for name, began in after.get(FROM, {}).items():
+        for p, offset in began.items():
+            wanted = before.get(name, {}).get(p)
+            if wanted is not None and int(wanted) < offset:
+                yield Gap(name, int(p), int(wanted), offset - 1)
 
 
 def _passes(error: Exception) -> bool:

@@ -22,7 +22,7 @@ from dataflows.settings import shown
 from dataflows.state.journal import replace_text
 from features.errors import ConfigError, SourceError, StateError
 
-__all__ = ["PATIENCE_S", "SchemaBodies"]
+__all__ = ["PATIENCE_S", "SchemaBodies", "SealedBodies"]
 
 PATIENCE_S = 30.0
 """How long a record with a new schema waits for a registry that is away; chosen: a restart."""
@@ -278,3 +278,51 @@ def _said(error: BaseException) -> str:
     if isinstance(error, SchemaRegistryError):
         return f"answers {error.http_status_code} ({error.error_message or 'no reason given'})"
     return f"does not answer ({error or type(error).__name__})"
+
+
+class SealedBodies:
+    """Schema bodies of a journal: what it has not told is not known, and nobody is asked."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids whose bodies are known, sorted."""
+        return sorted(self._known)
+
+    def restore(self, ids: Iterable[int]) -> None:
+        """Whether all of these are known.
+
+        Raises
+        ------
+        SourceError : the journal has not told one of them
+        """
+        missing = sorted(set(ids) - set(self._known))
+        if missing:
+            raise SourceError(
+                f"schema {missing[0]} is named by the journal, but its body is not in it: the"
+                " segment that told it is gone; replay a later stretch"
+            )
+
+    def learn(self, bodies: Mapping[str, str]) -> None:
+        """Take over journaled bodies: id (decimal) -> schema."""
+        self._known |= {int(i): body for i, body in bodies.items()}
+
+    def known(self, ids: Iterable[int]) -> dict[int, str | None]:
+        """What is known of the ids; None where nothing is."""
+        return {i: self._known.get(i) for i in ids}
+
+    def look_up(self, ids: Iterable[int]) -> tuple[dict[int, str | None], dict[str, str], set[int]]:
+        """As `SchemaBodies.look_up`, without asking."""
+        return self.known(ids), {}, set()
+
+    def ready(self, schema_id: int) -> bool:
+        """Nothing is ever waited for."""
+        return True
+
+    def check(self) -> None:
+        """There is nobody to ask."""
+
+    def close(self) -> None:
+        """Nothing is held."""

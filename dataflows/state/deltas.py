@@ -13,6 +13,8 @@ import json
 import os
 import struct
 import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
-__all__ = ["Arrays", "ShardStore", "read_arrays", "write_arrays"]
+__all__ = ["Arrays", "ShardStore", "read_arrays", "within", "write_arrays"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -203,15 +205,32 @@ class ShardStore:
                 path.unlink()
         fsync_folder(self.folder)
 
-    def forget_before(self, round_: int) -> None:
+    def forget_before(self, round_: int, held: Sequence[int] = ()) -> None:
         """Remove what the newest base up to `round_` has made useless.
 
         Parameters
         ----------
         round_ : no restart begins before it (`dataflows.state.manifest.oldest_round`)
+        held : rounds from which a replay may begin (`dataflows.state.bases.held_rounds`)
         """
-        bases = [r for r, kind, _ in self._files() if kind == "base" and r <= round_]
-        if bases:
-            for r, _, path in self._files():
-                if r < bases[-1]:
-                    path.unlink()
+        files = self._files()
+        bases = [r for r, kind, _ in files if kind == "base"]
+        begins = [r for r in bases if r <= round_]
+        # What a held round is made of: its newest base, and what came from there up to it.
+        spans = [(max((r for r in bases if r <= h), default=h), h) for h in held]
+        keeps = within([r for r, _, _ in files], spans)
+        for r, _, path in files if begins else ():
+            if r < begins[-1] and r not in keeps:
+                path.unlink()
+
+
+def within(rounds: Sequence[int], spans: Iterable[tuple[int, int]]) -> set[int]:
+    """Those of the rounds, which stand in order, that lie in any of the spans, ends included.
+
+    >>> sorted(within([1, 4, 6, 9], [(2, 6)]))
+    [4, 6]
+    """
+    found: set[int] = set()
+    for first, last in spans:
+        found.update(rounds[bisect_left(rounds, first) : bisect_right(rounds, last)])
+    return found

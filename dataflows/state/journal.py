@@ -28,6 +28,7 @@ from features.errors import StateError
 
 __all__ = [
     "Cut",
+    "JournalView",
     "LaneJournal",
     "fsync_folder",
     "last_cut",
@@ -243,6 +244,8 @@ class LaneJournal:
     segment_bytes : size at which a new segment is begun
     bytes_max : size of all segments above which the oldest are removed; 0 keeps all
     durable : says the round before which no restart can begin; asked when a segment is begun
+    replayed : says the round before which no replay can begin: older segments are removed; 0 keeps
+        them
 
     Raises
     ------
@@ -255,11 +258,13 @@ class LaneJournal:
         segment_bytes: int,
         bytes_max: int = 0,
         durable: Callable[[], int] = _nothing_durable,
+        replayed: Callable[[], int] = _nothing_durable,
     ) -> None:
         self.folder = folder
         self.segment_bytes = segment_bytes
         self.bytes_max = bytes_max
         self._durable = durable
+        self._replayed = replayed
         folder.mkdir(parents=True, exist_ok=True)
         self.last: Cut | None = None
         self._file: Any = None
@@ -332,15 +337,17 @@ class LaneJournal:
         self._forget()
 
     def _forget(self) -> None:
-        """Remove the oldest segments beyond `bytes_max` whose rounds no restart can need."""
+        """Remove the oldest segments beyond `bytes_max`, or before what is kept for replays, whose
+        rounds no restart can need."""
         if not self.bytes_max:
             return
         segments = _segments(self.folder)
         sizes = [path.stat().st_size for path in segments]
-        kept, durable = sum(sizes), self._durable()
+        kept, durable, replayed = sum(sizes), self._durable(), self._replayed()
         for path, size, following in zip(segments, sizes, segments[1:], strict=False):
             # The cut of the durable round itself is needed: a restart begins at its positions.
-            if kept <= self.bytes_max or int(following.stem) > durable:
+            past = int(following.stem) <= replayed
+            if int(following.stem) > durable or not (past or kept > self.bytes_max):
                 return
             path.unlink()
             kept -= size
@@ -350,6 +357,25 @@ class LaneJournal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalView:
+    """A journal that is only read, as a replay does: nothing is opened, mended or written."""
+
+    folder: Path
+
+    def append(self, cut: Cut) -> None:
+        """Refuse.
+
+        Raises
+        ------
+        StateError : always: a replay has no new rounds
+        """
+        raise StateError(f"journal {self.folder}: has no round {cut.round}; replay fewer")
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _write_all(file: Any, data: bytes) -> None:

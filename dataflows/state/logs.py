@@ -7,10 +7,12 @@ the oldest that is still needed, so that a hole is found.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataflows.state.deltas import Arrays, read_arrays, write_arrays
+from dataflows.state.deltas import Arrays, read_arrays, within, write_arrays
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
@@ -33,6 +35,7 @@ class LogStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._metas: dict[int, dict[str, Any]] = {}
+        self._spans: dict[int, tuple[int, int]] = {}
 
     def _files(self) -> list[tuple[int, Path]]:
         """(round, path) of each file, oldest first."""
@@ -51,10 +54,14 @@ class LogStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         before = [r for r, _ in self._files() if r < round_]
-        needed = [r for r in before if self._meta(r)[_TIME] >= since_us]
+        needed = round_
+        for r in reversed(before):  # from the newest: files that are only held are not looked at
+            if self._meta(r)[_TIME] < since_us:
+                break
+            needed = r
         meta = {
             _AFTER: before[-1] if before else -1,
-            _NEEDS: needed[0] if needed else round_,
+            _NEEDS: needed,
             _TIME: us,
             _LAST: last,
         }
@@ -69,6 +76,14 @@ class LogStore:
         if round_ not in self._metas:
             self._metas[round_] = read_arrays(self._path(round_))[1]
         return self._metas[round_]
+
+    def _span(self, held: int, rounds: Sequence[int]) -> tuple[int, int]:
+        """First and last round of the files that a held round is made of."""
+        if held not in self._spans:
+            at = bisect_right(rounds, held) - 1
+            first = held if at < 0 else int(self._meta(rounds[at])[_NEEDS])
+            self._spans[held] = first, held
+        return self._spans[held]
 
     def load(self, round_: int) -> list[Arrays]:
         """What files up to `round_` hold that is still needed, oldest first.
@@ -115,13 +130,15 @@ class LogStore:
                 self._metas.pop(r, None)
         fsync_folder(self.folder)
 
-    def forget_before(self, round_: int) -> None:
-        """Remove what no restart from `round_` or later can need."""
-        upto = [r for r, _ in self._files() if r <= round_]
+    def forget_before(self, round_: int, held: Sequence[int] = ()) -> None:
+        """Remove what no restart from `round_` on can need, and no replay from a `held` one."""
+        files = self._files()
+        upto = [r for r, _ in files if r <= round_]
         if not upto:
             return
         needs = int(self._meta(upto[-1])[_NEEDS])
-        for r, path in self._files():
-            if r < needs:
+        keeps = within(upto, [self._span(h, upto) for h in held])
+        for r, path in files:
+            if r < needs and r not in keeps:
                 path.unlink()
                 self._metas.pop(r, None)

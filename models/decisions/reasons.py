@@ -17,7 +17,7 @@ from features.catalog import Catalog
 from features.spec import Feature
 from models.bundle import Bundle
 
-__all__ = ["REASONS_MAX", "number_text", "reasons", "usual_values"]
+__all__ = ["REASONS_MAX", "every_feature", "number_text", "reasons", "usual_values"]
 
 REASONS_MAX = 3
 """Reasons an alert gives. Chosen: what a person takes in at once."""
@@ -96,6 +96,37 @@ def reasons(catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int)
         families.add(plan.family[i])
         told.append(_tell(plan, plan.told[i], value, models.usual))
     return told
+
+
+def every_feature(
+    catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int
+) -> list[tuple[Told, float]]:
+    """All features of a row in words, the oddest first, each with how odd it is.
+
+    Parameters
+    ----------
+    catalog, bundle, features, row : see `reasons`
+
+    Returns
+    -------
+    (what `reasons` tells of it, -log10 of the share of genuine rows at least as odd); a value that
+    is not known is told as NaN, oddness 0
+    """
+    models = bundle.models.get(features.event_type)
+    if models is None:
+        return []
+    plan = _plan(catalog, features.event_type)
+    value = features.values[row]
+    oddness = _oddness(value, models.usual, plan.side)
+    order = np.argsort(-oddness, kind="stable").tolist()
+    return [(_told_or_unknown(plan, i, value, models.usual), float(oddness[i])) for i in order]
+
+
+def _told_or_unknown(plan: _Plan, i: int, value: Float64, usual: Float64) -> Told:
+    """One feature in words; a value that is not known has none."""
+    if math.isnan(value[i]):
+        return plan.features[i].name, "not known", math.nan, None, plan.features[i].unit
+    return _tell(plan, i, value, usual)
 
 
 class _Plan:

@@ -163,7 +163,7 @@ def test_every_setting_is_documented_and_the_page_is_fresh() -> None:
 
 def test_units_stand_last_in_names() -> None:
     """A number says its unit in its name, or counts something."""
-    units = ("_ms", "_s", "_max", "_bytes", "_seed", "_speed", "_seconds", "_share", "_cards")
+    units = ("_ms", "_s", "_h", "_max", "_bytes", "_seed", "_speed", "_seconds", "_share", "_cards")
     counts = {"groups", "lanes", "snapshot_rounds"}
     numbers = [n for n, f in Settings.model_fields.items() if f.annotation in (int, float)]
     assert [n for n in numbers if not n.endswith(units) and n not in counts] == []

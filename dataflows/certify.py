@@ -1,0 +1,402 @@
+"""Whether rounds, computed again, are bit for bit what they were when they were live.
+
+The certificate has a hash of each group and each column of each round, and for a day one of each
+row. They are held against those of a replay; where they differ, the first round is looked at until
+it is known which group, feature and entity it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.context import Context, Replaying
+from dataflows.digests import SEQUENCE, record_of, versions
+from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
+from dataflows.score import RoundOut, Seen
+from dataflows.state.bases import base_states
+from dataflows.state.certificate import (
+    Record,
+    Segment,
+    digests_folder,
+    read_records,
+    read_rows,
+)
+from features.digest import UInt32
+from features.errors import ConfigError, StateError
+from features.events import event_type
+from features.keys import group_of, hash_columns
+
+__all__ = ["Certified", "Difference", "certify", "moment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing that a replay computed otherwise.
+
+    Parameters
+    ----------
+    round, cut_time_us : the round
+    what : `events`, `features`, `scores` or `alerts`
+    text : in a sentence
+    group : shard group, None where it is not a group's doing or not known
+    event_type, feature : the column; None where no column differs
+    entity_type, entity, event_id : whose row; None where the row is not known
+    rows : rows that differ; None where row hashes are no longer kept
+    live : the value then, None where it was not kept
+    replayed : the value now
+    """
+
+    round: int
+    cut_time_us: int
+    what: str
+    text: str
+    group: int | None = None
+    event_type: str | None = None
+    feature: str | None = None
+    entity_type: str | None = None
+    entity: str | None = None
+    event_id: str | None = None
+    rows: int | None = None
+    live: float | None = None
+    replayed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """What a certificate says.
+
+    Parameters
+    ----------
+    identical : whether every hash of every round was the same
+    rounds, events : looked at
+    first_round, last_round, from_us, until_us : which, and their cut times
+    base_round : the base state the replay began at
+    workers : Bytewax workers of the replay
+    seconds : the replay took, wall time
+    difference : the first one, None where there is none
+    other_versions : package -> (then, now), where they differ
+    """
+
+    identical: bool
+    rounds: int
+    events: int
+    first_round: int
+    last_round: int
+    from_us: int
+    until_us: int
+    base_round: int
+    workers: int
+    seconds: float
+    difference: Difference | None
+    other_versions: dict[str, tuple[str, str]]
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def moment(time_us: int) -> str:
+    """A time for people."""
+    return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%dT%H:%M:%S}Z"
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Rounds to certify: all of one bundle, one number of groups."""
+
+    segment: Segment
+    first: Record
+    last: Record
+
+
+def certify(
+    state_dir: Path,
+    config: str | None,
+    given: dict[str, Any],
+    from_us: int | None = None,
+    until_us: int | None = None,
+    workers: int = 1,
+) -> Certified:
+    """Replay a stretch and hold it against what was written while live.
+
+    Parameters
+    ----------
+    state_dir : of the flow; may be live, nothing in it is touched
+    config, given : see `dataflows.replay.as_run`
+    from_us, until_us : cut times of the first round and of the one after the last; None: all that
+        is kept
+
+    Raises
+    ------
+    WaxwingError : the stretch cannot be replayed, with the cure
+    """
+    stretch = _stretch(state_dir, from_us, until_us)
+    settings = as_run(stretch.segment, state_dir, config, given)
+    first, last = stretch.first.round, stretch.last.round
+    base = base_before(state_dir, first, int(stretch.segment.header["lanes"]))
+    looker = _Comparison(state_dir, stretch)
+    begun = time.monotonic()
+    wanted = Replaying(first, last)
+    context = replay_context(settings, base, wanted, stretch.segment.header)
+    replay(context, looker.look, workers)
+    if looker.difference is None and looker.rounds < last - first + 1:
+        raise StateError(
+            f"the replay ended after {looker.rounds} of {last - first + 1} rounds; this is a bug"
+        )
+    difference = None
+    if looker.differing is not None:
+        difference = _named(state_dir, stretch.segment, context, *looker.differing)
+    now, then = versions(), stretch.segment.header["versions"]
+    return Certified(
+        difference is None,
+        looker.rounds,
+        looker.events,
+        first,
+        last,
+        stretch.first.cut_time_us,
+        stretch.last.cut_time_us,
+        base.round,
+        workers,
+        round(time.monotonic() - begun, 3),
+        difference,
+        {name: (then.get(name, ""), now[name]) for name in now if then.get(name) != now[name]},
+    )
+
+
+def _stretch(state_dir: Path, from_us: int | None, until_us: int | None) -> _Stretch:
+    """The rounds between two times.
+
+    Raises
+    ------
+    StateError : none are kept there, or they are of several bundles
+    ConfigError : the times are in the wrong order
+    """
+    if from_us is not None and until_us is not None and from_us >= until_us:
+        raise ConfigError("--from: must be before --to")
+    segments = segments_in(state_dir)
+    bases = base_states(state_dir)
+    if not bases:
+        raise StateError(f"state_dir {state_dir}: has no base state to replay from")
+    found: _Stretch | None = None
+    for segment, record in read_records(digests_folder(state_dir), from_us, until_us):
+        if record.round <= bases[0].round:
+            if from_us is not None:
+                raise StateError(
+                    f"--from: {moment(from_us)} is before what is kept; replays reach back to"
+                    f" {moment(bases[0].cut_time_us)} (retention_h)"
+                )
+            continue
+        if found is None:
+            found = _Stretch(segment, record, record)
+        header, first = segment.header, found.segment.header
+        for name in ("bundle", "groups", "lanes", "catalog", "voting"):
+            if header[name] != first[name]:
+                raise StateError(
+                    f"the rounds are of several flows: {name} is another from round"
+                    f" {record.round} on; certify them apart, with --to and --from"
+                    f" {moment(record.cut_time_us)}"
+                )
+        found.last = record
+    if found is None:
+        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir)
+        raise StateError(
+            f"state_dir {state_dir}: no rounds were cut between the times given; there are rounds"
+            f" from {moment(begins)} to {moment(ends)} (cut_time)"
+        )
+    if from_us is not None and from_us < found.first.cut_time_us:
+        begins = segments[0].header["cut_time_us"]
+        if from_us < begins and segments[0].round > 1:
+            raise StateError(
+                f"--from: {moment(from_us)} is before what is kept; rounds are kept from"
+                f" {moment(begins)} on (retention_h)"
+            )
+    return found
+
+
+def _last_us(state_dir: Path) -> int:
+    """Cut time of the newest round."""
+    newest = 0
+    for _, record in read_records(digests_folder(state_dir)):
+        newest = record.cut_time_us
+    return newest
+
+
+class _Comparison:
+    """Holds replayed rounds against records, one after the other."""
+
+    def __init__(self, state_dir: Path, stretch: _Stretch) -> None:
+        self._live: Iterator[tuple[Segment, Record]] = read_records(
+            digests_folder(state_dir), stretch.first.cut_time_us, None
+        )
+        self._first = stretch.first.round
+        self.rounds = self.events = 0
+        self.differing: tuple[Record, Record, dict[tuple[str, int], UInt32], list[RoundOut]] | None
+        self.differing = None
+
+    def look(self, round_: int, outs: list[RoundOut]) -> bool:
+        """Compare one; False where it differs."""
+        record = next((r for _, r in self._live if r.round >= round_), None)
+        if record is None or record.round != round_:
+            raise StateError(
+                f"the certificate has no round {round_}, which the journal has; its file was"
+                " damaged or taken away"
+            )
+        again, rows = record_of(round_, outs)
+        if not _same(record, again):
+            self.differing = record, again, rows, outs
+            return False
+        self.rounds += 1
+        self.events += record.received
+        return True
+
+    @property
+    def difference(self) -> Record | None:
+        """The record of the first round that differs."""
+        return None if self.differing is None else self.differing[0]
+
+
+def _same(live: Record, again: Record) -> bool:
+    """Whether two records of a round are the same in everything."""
+    return (
+        (live.cut_time_us, live.received, live.alerts, live.alert_sum, live.counts)
+        == (again.cut_time_us, again.received, again.alerts, again.alert_sum, again.counts)
+        and np.array_equal(live.groups, again.groups)
+        and all(np.array_equal(sums, again.columns[name]) for name, sums in live.columns.items())
+    )
+
+
+def _named(
+    state_dir: Path,
+    segment: Segment,
+    context: Context,
+    live: Record,
+    again: Record,
+    rows: dict[tuple[str, int], UInt32],
+    outs: list[RoundOut],
+) -> Difference:
+    """The first difference of a round, as closely as what is kept allows."""
+    at: dict[str, Any] = {"round": live.round, "cut_time_us": live.cut_time_us}
+    if (live.received, live.counts) != (again.received, again.counts):
+        return Difference(
+            **at,
+            what="events",
+            text=f"{live.received} events and rows {live.counts} then, {again.received} and"
+            f" {again.counts} now",
+        )
+    groups = np.flatnonzero(live.groups != again.groups).tolist()
+    columns = [
+        (name, segment.header["columns"][name][i])
+        for name, sums in live.columns.items()
+        for i in np.flatnonzero(sums != again.columns[name]).tolist()
+    ]
+    group = groups[0] if groups else None
+    if not columns:
+        what = "alerts" if not groups else "features"
+        text = f"{live.alerts} alerts then, {again.alerts} now" if not groups else "a group differs"
+        return Difference(**at, what=what, text=text, group=group)
+    kept = read_rows(digests_folder(state_dir), live.round)
+    places = _differing_rows(kept, rows)
+    name, column = columns[0]
+    what = "scores" if ":" in column else "features"
+    if places is None:
+        text = f"{name}.{column} differs; which row is not known, row hashes are kept no longer"
+        return Difference(**at, what=what, text=text, group=group, event_type=name, feature=column)
+    for of_type, feature in columns:
+        for event, lane, row in places:
+            if event == of_type:
+                seen = _seen(outs, event, lane)
+                whose, entity, number = _entity(context, seen, feature, row)
+                if not groups or number in groups:
+                    value = _value(seen, feature, row)
+                    event_id = str(seen.batch.frame["event_id"][row])
+                    then = _then(state_dir, event_id, feature)
+                    text = (
+                        f"{event}.{feature} of {whose} {entity} (event {event_id}) is"
+                        f" {value!r} now, {'not kept' if then is None else repr(then)} then"
+                    )
+                    return Difference(
+                        **at, what=what, text=text, group=number if groups else group,
+                        event_type=event, feature=feature, entity_type=whose, entity=entity,
+                        event_id=event_id, rows=len(places), live=then, replayed=value,
+                    )  # fmt: skip
+    text = f"{name}.{column} differs"
+    return Difference(
+        **at, what=what, text=text, group=group, event_type=name, feature=column, rows=len(places)
+    )
+
+
+def _differing_rows(
+    kept: dict[tuple[str, int], UInt32] | None, rows: dict[tuple[str, int], UInt32]
+) -> list[tuple[str, int, int]] | None:
+    """(event type, lane, row) of rows whose hashes differ; None where none are kept."""
+    if kept is None:
+        return None
+    return [
+        (name, lane, row)
+        for (name, lane), hashes in rows.items()
+        for row in np.flatnonzero(hashes != kept[name, lane]).tolist()
+    ]
+
+
+def _seen(outs: list[RoundOut], event: str, lane: int) -> Seen:
+    """What the replay has seen of an event type of a lane."""
+    return next(
+        seen
+        for out in outs
+        if out.lane == lane
+        for seen in out.seen
+        if seen.batch.event_type == event
+    )
+
+
+def _entity(context: Context, seen: Seen, feature: str, row: int) -> tuple[str, str, int]:
+    """Entity type, entity and shard group that a value is about."""
+    event = seen.batch.event_type
+    declared = event_type(event)
+    kind = declared.primary
+    if feature != SEQUENCE and ":" not in feature:
+        kind = context.catalog.features(event)[seen.features.names.index(feature)].entity
+    if kind not in declared.entities:
+        kind = declared.primary  # of a function of the event alone
+    columns = declared.entities[kind]
+    frame = seen.batch.frame[row : row + 1]
+    name = "|".join(str(frame[column][0]) for column in columns)
+    return kind, name, int(group_of(hash_columns(frame, columns), context.settings.groups)[0])
+
+
+def _value(seen: Seen, feature: str, row: int) -> float | None:
+    """The replayed value; None of a sequence, which is many."""
+    kind, colon, name = feature.partition(":")
+    if not colon:
+        return None if feature == SEQUENCE else float(seen.features.column(feature)[row])
+    if kind == "score":
+        return float(seen.scores.scores[row, seen.scores.detectors.index(name)])
+    place = seen.decisions.anomaly_types.index(name)
+    table = seen.decisions.score if kind == "ensemble" else seen.decisions.flagged
+    return float(table[row, place])
+
+
+def _then(state_dir: Path, event_id: str, feature: str) -> float | None:
+    """The value while live, where an alert about the event told it."""
+    path = state_dir / FILE_NAME
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if event_id not in line:
+                continue
+            alert = json.loads(line)
+            if alert["event_id"] == event_id:
+                for reason in alert["reasons"]:
+                    if reason["feature"] == feature:
+                        return None if reason["value"] is None else float(reason["value"])
+    return None

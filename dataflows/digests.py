@@ -1,0 +1,249 @@
+"""What a round computed, as hashes: taken while live, and again by a replay to compare with.
+
+The lane's home hashes features, the scoring step adds scores, votes and alerts; the commit step
+adds the lanes up and writes the record (`dataflows.state.certificate`). Features are hashed twice:
+as the groups gave them, a sum a group, and as the models read them, a sum a column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dataflows.settings import recorded
+from dataflows.state.certificate import Certificate, Record, digests_folder
+from features.batch import FeatureMatrix
+from features.catalog import Catalog
+from features.digest import UInt32, add_columns, row_hashes, total_of, words_of
+from features.engine import GroupFeatures
+from features.events import event_code
+from features.keys import UInt64
+from features.plan import plan_of
+from models.base import Decisions, ScoreMatrix
+
+if TYPE_CHECKING:
+    from dataflows.context import Context
+    from dataflows.score import RoundOut
+    from models.scoring import Scorer
+
+__all__ = ["SEQUENCE", "Digest", "RoundDigest", "column_names", "open_certificate", "record_of"]
+
+SEQUENCE = "sequence"
+"""Name of the column that stands for all numbers of a row's sequence."""
+
+COMPUTING = ("waxwing", "numpy", "numba", "llvmlite", "lightgbm", "torch", "scikit-learn", "polars")
+"""Packages whose versions a certificate names. Chosen: those whose code makes numbers."""
+
+_WORD = 2**64
+
+
+def column_names(catalog: Catalog, scorer: Scorer, event: str) -> tuple[str, ...]:
+    """Names of what is hashed of the rows of an event type, in the order of `Digest.columns`.
+
+    Returns
+    -------
+    features as they are called, `sequence`, `score:DETECTOR`, `ensemble:ANOMALY_TYPE` and
+    `flagged:ANOMALY_TYPE`
+    """
+    rules = scorer.voting.of(event) if event in scorer.bundle.models else ()
+    return (
+        *catalog.names(event),
+        SEQUENCE,
+        *(f"score:{name}" for name in scorer.detectors),
+        *(f"ensemble:{rule.name}" for rule in rules),
+        *(f"flagged:{rule.name}" for rule in rules),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Hashes of one lane's part of a round.
+
+    Parameters
+    ----------
+    groups : uint64 (groups,), a sum over what each shard group gave
+    columns : event type -> uint64 (columns,), see `column_names`
+    rows : event type -> uint32 (n,), a hash of each row, in the batch's order
+    alerts : sum over the hashes of the alerts' ids, below 2**64
+    """
+
+    groups: UInt64
+    columns: dict[str, UInt64]
+    rows: dict[str, UInt32]
+    alerts: int = 0
+
+
+@dataclass(slots=True)
+class RoundDigest:
+    """The digest of one lane's part of a round while it is made: features, then scores, then whole.
+
+    Parameters
+    ----------
+    lane : whose
+    groups : uint64 (groups,), added to
+    columns, rows : event type -> sums so far
+    """
+
+    lane: int
+    groups: UInt64
+    columns: dict[str, list[UInt64]] = field(default_factory=dict)
+    rows: dict[str, UInt64] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        catalog: Catalog,
+        groups: int,
+        lane: int,
+        features: Mapping[str, FeatureMatrix],
+        parts: Iterable[tuple[int, GroupFeatures]],
+    ) -> RoundDigest:
+        """Hash a lane's features.
+
+        Parameters
+        ----------
+        features : as assembled
+        parts : (group, what it gave for this lane), any order
+        """
+        found = cls(lane, np.zeros(groups, np.uint64))
+        sequences = dict.fromkeys(features, 0)
+        for name, matrix in features.items():
+            found.rows[name] = np.zeros(len(matrix), np.uint64)
+            found.columns[name] = []
+            found._table(name, matrix.values)
+        for group, part in parts:
+            total = found._group(catalog, part, sequences)
+            found.groups[group] = (int(found.groups[group]) + total) % _WORD
+        for name, total in sequences.items():
+            found.columns[name].append(np.array([total % _WORD], np.uint64))
+        return found
+
+    def _seed(self, name: str, view: int = 0) -> int:
+        """Says whose rows they are: lane, event type, view; the place of a row goes below."""
+        return ((self.lane + 1) << 48) | ((event_code(name) + 1) << 40) | (view << 32)
+
+    def _table(self, name: str, values: npt.NDArray[np.float64]) -> None:
+        """Add columns of an event type behind those there are."""
+        first = sum(len(columns) for columns in self.columns[name])
+        columns = np.zeros(values.shape[1], np.uint64)
+        add_columns(values, first, self._seed(name), columns, self.rows[name])
+        self.columns[name].append(columns)
+
+    def _group(self, catalog: Catalog, part: GroupFeatures, sequences: dict[str, int]) -> int:
+        """The sum over what one group gave; its sequences are added to those of the lane too."""
+        total = 0
+        plan = plan_of(catalog)
+        entities = list(plan.entities)
+        for (name, entity), (places, values) in part.parts.items():
+            width = len(plan.entities[entity].features[name])
+            seed = self._seed(name, entities.index(entity) + 1)
+            total += total_of(words_of(values), width, True, places, seed)
+        for name, (places, vectors) in part.sequences.items():
+            words = np.ascontiguousarray(vectors).reshape(len(vectors), -1).view(np.uint64)
+            seed, rows = self._seed(name, 255), self.rows.get(name)
+            one = total_of(words, words.shape[1], False, places, seed, rows)
+            total += one
+            if name in sequences:
+                sequences[name] += one
+        return total
+
+    def score(self, scores: ScoreMatrix, decisions: Decisions) -> None:
+        """Add what was made of the rows of one event type."""
+        for table in (scores.surprise, decisions.score, decisions.flagged.astype(np.float64)):
+            self._table(scores.event_type, table)
+
+    def whole(self, alert_ids: Iterable[str]) -> Digest:
+        """The digest, once all event types are scored."""
+        total = 0
+        for name in alert_ids:
+            total += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+        return Digest(
+            self.groups,
+            {name: np.concatenate(columns) for name, columns in self.columns.items()},
+            {name: row_hashes(rows) for name, rows in self.rows.items()},
+            total % _WORD,
+        )
+
+
+def record_of(
+    round_: int, outs: Iterable[RoundOut]
+) -> tuple[Record, dict[tuple[str, int], UInt32]]:
+    """The record of a round, the sum over its lanes, and the row hashes by event type and lane."""
+    groups: UInt64 = np.zeros(0, np.uint64)
+    columns: dict[str, UInt64] = {}
+    counts: dict[str, int] = {}
+    rows: dict[tuple[str, int], UInt32] = {}
+    alert_sum = alerts = received = cut_time_us = 0
+    for out in outs:
+        cut_time_us = max(cut_time_us, out.cut_time_us)
+        received += out.received
+        alerts += len(out.alerts)
+        digest = out.digest
+        if digest is None:
+            continue
+        groups = groups + digest.groups if len(groups) else digest.groups
+        for name, sums in digest.columns.items():
+            columns[name] = columns[name] + sums if name in columns else sums
+            counts[name] = counts.get(name, 0) + len(digest.rows[name])
+            rows[name, out.lane] = digest.rows[name]
+        alert_sum = (alert_sum + digest.alerts) % _WORD
+    record = Record(round_, cut_time_us, received, alerts, alert_sum, groups, columns, counts)
+    return record, rows
+
+
+def header_of(context: Context) -> dict[str, Any]:
+    """What a segment says of all its records."""
+    catalog, settings = context.catalog, context.settings
+    return {
+        "catalog": catalog.version,
+        "bundle": context.scorer.bundle.id,
+        "voting": [
+            {**asdict(rule), "thresholds": dict(rule.thresholds)}
+            for rule in context.scorer.voting.anomaly_types.values()
+        ],
+        "groups": settings.groups,
+        "lanes": context.manifest.lanes,
+        "columns": {
+            name: column_names(catalog, context.scorer, name) for name in catalog.event_types
+        },
+        "settings": recorded(settings),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what numbers depend on: this program, the libraries that compute, the processor."""
+    found = {name: _version(name) for name in COMPUTING}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
+def _version(name: str) -> str:
+    """An installed package's version."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def open_certificate(context: Context) -> Certificate:
+    """The certificate of a flow, standing after its manifest's round.
+
+    Raises
+    ------
+    StateError : the disk refuses it
+    """
+    settings = context.settings
+    return Certificate(
+        digests_folder(settings.state_dir),
+        header_of(context),
+        context.manifest.round,
+        round(settings.retention_h * 3.6e9),
+        round(min(settings.row_hashes_h, settings.retention_h) * 3.6e9),
+    )

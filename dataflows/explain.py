@@ -1,0 +1,264 @@
+"""Why an alert was sent, computed again from the journal: everything its decision was made of.
+
+The round of the alert is replayed from the base state before it, only in the shard groups of the
+event's entities, and held against what the alert said then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dataflows.alerts.base import Alert
+from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.context import Context, Replaying
+from dataflows.control.records import Control
+from dataflows.digests import versions
+from dataflows.replay import (
+    as_run,
+    base_before,
+    events_of,
+    replay,
+    replay_context,
+    segments_in,
+)
+from dataflows.score import RoundOut, Seen
+from features.batch import EventBatch
+from features.errors import ConfigError, ContractError, StateError
+from features.events import event_type, made_types
+from features.keys import group_of, hash_columns
+from models.decisions.reasons import every_feature
+from models.voting import ENSEMBLE
+
+__all__ = ["EVENTS_MAX", "explain", "find_alert"]
+
+EVENTS_MAX = 20
+"""Last events of the entity that are told. Chosen: what a person reads."""
+
+
+def find_alert(state_dir: Path, alert_id: str) -> Alert:
+    """The alert of an id, from the alert log.
+
+    Raises
+    ------
+    ConfigError : the log does not have it
+    """
+    path = state_dir / FILE_NAME
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                if alert_id in line:
+                    try:
+                        alert = Alert.from_json(line)
+                    except ContractError:  # the last line of a live flow may be half there
+                        continue
+                    if alert.id == alert_id:
+                        return alert
+    raise ConfigError(
+        f"alert {alert_id}: is not in {path}; the id is the `id` of a line there, and the flow must"
+        " have had the sink jsonl (`alerts`)"
+    )
+
+
+@dataclass(slots=True)
+class _Witness:
+    """What a replay tells of one alert."""
+
+    alert: Alert
+    columns: tuple[str, ...]
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
+    seen: Seen | None = None
+    row: int = -1
+    control: Control | None = None
+    again: Alert | None = None
+    rounds: int = 0
+
+    def look(self, round_: int, outs: list[RoundOut]) -> bool:
+        """Take in a round."""
+        self.rounds += 1
+        self._remember(outs)
+        if round_ < self.alert.round:
+            return True
+        for out in outs:
+            for seen in out.seen:
+                if seen.batch.event_type == self.alert.event_type:
+                    rows = (seen.batch.frame["event_id"] == self.alert.event_id).arg_true()
+                    if len(rows):
+                        self.seen, self.row, self.control = seen, int(rows[0]), out.control
+            self.again = next((a for a in out.alerts if a.id == self.alert.id), self.again)
+        return True
+
+    def _remember(self, outs: list[RoundOut]) -> None:
+        """Keep the events of the alert's entity, the newest of them."""
+        found: list[dict[str, Any]] = []
+        for out in outs:
+            for name, batch in (out.batches or {}).items():
+                columns = event_type(name).entities.get(self.alert.entity_type)
+                if columns is None or name in made_types():
+                    continue
+                named = pl.concat_str([pl.col(c) for c in columns], separator="|")
+                mine = batch.frame.filter(named == self.alert.entity)
+                found += [{"event_type": name, **row} for row in mine.iter_rows(named=True)]
+        found.sort(key=lambda row: (row["time_us"], row["event_id"]))
+        self.events.extend(row for row in found if row["time_us"] <= self.alert.time_us)
+
+
+def explain(
+    state_dir: Path, config: str | None, given: dict[str, Any], alert_id: str
+) -> dict[str, Any]:
+    """All that an alert was made of, as plain data (docs/json.md).
+
+    Parameters
+    ----------
+    state_dir : of the flow; may be live, nothing in it is touched
+    config, given : see `dataflows.replay.as_run`
+
+    Raises
+    ------
+    WaxwingError : the alert is not known, or its round can no longer be replayed
+    """
+    begun = time.monotonic()
+    segments = segments_in(state_dir)
+    alert = find_alert(state_dir, alert_id)
+    mine = [s for s in segments if s.round <= alert.round]
+    if not mine:
+        raise StateError(
+            f"alert {alert_id}: its round {alert.round} is before what is kept (retention_h); the"
+            f" oldest round is {segments[0].round}"
+        )
+    header = mine[-1].header
+    settings = as_run(mine[-1], state_dir, config, given)
+    base = base_before(state_dir, alert.round, int(header["lanes"]))
+    wanted = Replaying(alert.round, alert.round, told_from=base.round + 1)
+    context = replay_context(settings, base, wanted, header)
+    groups = _groups_of(context, alert)
+    context.replaying = replace(wanted, groups=groups)
+    declared = event_type(alert.event_type)
+    witness = _Witness(alert, declared.entities.get(alert.entity_type, ()))
+    replay(context, witness.look)
+    if witness.seen is None or witness.control is None:
+        raise StateError(
+            f"alert {alert_id}: round {alert.round} has no event {alert.event_id} any more; its"
+            " source gives other events than it did"
+        )
+    return {
+        "alert": alert.payload(),
+        "same": witness.again is not None and witness.again.payload() == alert.payload(),
+        "event": _event(witness.seen.batch, witness.row),
+        "features": _features(context, witness.seen, witness.row),
+        "detectors": _detectors(context, witness),
+        "vote": _vote(context, witness),
+        "control": witness.control.records(),
+        "last_events": list(witness.events),
+        "bundle": {"id": context.scorer.bundle.id, "folder": str(settings.bundle)},
+        "catalog": context.catalog.version,
+        "versions": header["versions"],
+        "other_versions": {
+            name: [header["versions"].get(name, ""), now]
+            for name, now in versions().items()
+            if header["versions"].get(name) != now
+        },
+        "replayed": {
+            "base_round": base.round,
+            "rounds": witness.rounds,
+            "groups": sorted(groups) if groups is not None else list(range(settings.groups)),
+            "seconds": round(time.monotonic() - begun, 3),
+        },
+    }
+
+
+def _groups_of(context: Context, alert: Alert) -> frozenset[int] | None:
+    """Shard groups of the event's entities; None, all, where waxwing made the event itself."""
+    if alert.event_type in made_types():
+        return None
+    batch = events_of(context, alert.round).get(alert.event_type)
+    rows = [] if batch is None else (batch.frame["event_id"] == alert.event_id).arg_true().to_list()
+    if batch is None or not rows:
+        raise StateError(
+            f"alert {alert.id}: round {alert.round} has no event {alert.event_id}; the source gives"
+            " other events than it did"
+        )
+    frame = batch.frame[rows[0] : rows[0] + 1]
+    keys = [hash_columns(frame, c) for c in event_type(alert.event_type).entities.values()]
+    return frozenset(int(group_of(k, context.settings.groups)[0]) for k in keys if k[0])
+
+
+def _event(batch: EventBatch, row: int) -> dict[str, Any]:
+    """The event as it was."""
+    return {
+        "event_type": batch.event_type,
+        "partition": int(batch.partition[row]),
+        "offset": int(batch.offset[row]),
+        "fields": batch.frame.row(row, named=True),
+    }
+
+
+def _features(context: Context, seen: Seen, row: int) -> list[dict[str, Any]]:
+    """Each feature, the oddest first."""
+    catalog = context.catalog
+    declared = {f.name: f for f in catalog.features(seen.batch.event_type)}
+    scored = every_feature(catalog, context.scorer.bundle, seen.features, row)
+    return [
+        {
+            "name": name,
+            "entity_type": declared[name].entity or None,
+            "value": None if math.isnan(value) else value,
+            "baseline": baseline,
+            "unit": unit,
+            "oddness": oddness,
+            "text": text,
+        }
+        for (name, text, value, baseline, unit), oddness in scored
+    ]
+
+
+def _detectors(context: Context, witness: _Witness) -> list[dict[str, Any]]:
+    """Each detector's score, threshold, vote and share of the ensemble."""
+    seen, row, control = witness.seen, witness.row, witness.control
+    if seen is None or control is None:
+        return []
+    declared = event_type(witness.alert.event_type)
+    entity = hash_columns(seen.batch.frame, declared.entities[declared.primary])
+    kind = seen.decisions.anomaly_types.index(witness.alert.anomaly_type)
+    shares = context.scorer.shares(seen.scores, witness.alert.anomaly_type, control.stages, entity)
+    return [
+        {
+            "name": name,
+            "score": _known(seen.scores.scores[row, i]),
+            "threshold": float(seen.decisions.thresholds[kind, i]),
+            "vote": bool(seen.decisions.votes[row, kind, i]),
+            "share": _known(shares[row, i]),
+            "stage": control.stages.get(name, ("live", 100.0))[0],
+        }
+        for i, name in enumerate(seen.scores.detectors)
+    ]
+
+
+def _vote(context: Context, witness: _Witness) -> dict[str, Any]:
+    """The rule, and what came of it."""
+    seen, control, name = witness.seen, witness.control, witness.alert.anomaly_type
+    rule = context.scorer.voting.anomaly_types[name]
+    changed: Mapping[tuple[str, str], float] = {} if control is None else control.thresholds
+    score = None
+    if seen is not None:
+        score = float(seen.decisions.score[witness.row, seen.decisions.anomaly_types.index(name)])
+    return {
+        "anomaly_type": name,
+        "score": score,
+        "threshold": changed.get((name, ENSEMBLE), rule.ensemble),
+        "votes_needed": rule.votes_needed,
+        "severity": rule.severity,
+        "action": rule.action,
+    }
+
+
+def _known(value: float) -> float | None:
+    """A number, None where it is NaN."""
+    return None if math.isnan(value) else float(value)

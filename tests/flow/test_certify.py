@@ -1,0 +1,232 @@
+"""`waxwing certify` from outside: flows that ran, were killed, are live, or gave a wrong bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from dataflows.cli.main import main
+from dataflows.settings import load, recorded
+from dataflows.state.bases import base_states, held_rounds
+from dataflows.state.manifest import read_manifest
+from features.keys import group_of, hash_strings
+from tests.flow.harness import Bench, Run, call, environment, running, wait_for
+from tests.flow.test_json import undocumented
+
+HALF_DAY = {
+    "sim_seconds": 6,
+    "sim_speed": 7200.0,
+    "round_rows_max": 2000,
+    "snapshot_rounds": 5,
+}
+"""86,400 events in 44 rounds."""
+
+FLIP = """
+import sys
+import numpy as np
+from dataflows.cli.main import main
+from features.engine import GroupEngine
+
+process, done = GroupEngine.process, []
+
+def flipped(self, rows, *more, **named):
+    results = process(self, rows, *more, **named)
+    if rows.round >= 23 and self.group == 5 and not done and 0 in results:
+        part = results[0].parts.get(("payment", "card"))
+        if part is not None:
+            done.append(part[1][:1, 1:2].view(np.uint64).__ixor__(np.uint64(1)))
+            print("flipped in round", rows.round, file=sys.stderr)
+    return results
+
+GroupEngine.process = flipped
+sys.exit(main(sys.argv[1:]))
+"""
+"""`waxwing` with kernels that give one wrong bit: card_amount_max_1h of group 5, after round 22."""
+
+
+def certify(bench: Bench, state: Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    """Status, report and what was said."""
+    report = state.parent / "certified.json"
+    report.unlink(missing_ok=True)
+    done = call(
+        "certify", "--set", f"state_dir={state}", "--json", str(report), *more, cwd=bench.folder
+    )
+    found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    return done.returncode, found, done.stdout + done.stderr
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file below a folder."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    """A run of half a day and its report."""
+    run = Run(bench, tmp_path_factory.mktemp("certified") / "state", HALF_DAY)
+    return run, run.to_end()
+
+
+def test_a_run_is_bit_identical_and_the_state_is_only_read(
+    bench: Bench, whole: tuple[Run, dict[str, Any]]
+) -> None:
+    run, report = whole
+    before = files(run.state_dir)
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 0, said
+    assert f"bit-identical, {report['in']:,} events" in said
+    assert found["identical"] and found["events"] == report["in"]
+    assert undocumented(found) == []
+    assert found["rounds"] == report["rounds"] and found["difference"] is None
+    assert files(run.state_dir) == before
+
+
+def test_a_stretch_begins_at_the_base_state_before_it_and_workers_change_nothing(
+    bench: Bench, whole: tuple[Run, dict[str, Any]]
+) -> None:
+    run, _ = whole
+    assert len(held_rounds(run.state_dir)) > 3
+    times = ("--from", "2026-03-02T06:00:00Z", "--to", "2026-03-02T09:00:00Z")
+    status, found, said = certify(bench, run.state_dir, *times, "--workers", "2")
+    assert status == 0, said
+    assert 0 < found["base_round"] < found["first_round"] < found["last_round"]
+    assert found["workers"] == 2 and 15_000 < found["events"] < 30_000
+
+
+def test_after_kill_9_what_was_computed_before_and_after_is_bit_identical(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run = Run(bench, tmp_path / "state", HALF_DAY)
+
+    def late_enough() -> bool:
+        manifest = read_manifest(run.state_dir)
+        return manifest is not None and manifest.round >= 15
+
+    run.until(late_enough)
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 0 and found["rounds"] >= 15, said
+    run.to_end()
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 0, said
+    assert found["events"] == whole[1]["in"]
+
+
+def test_a_flow_that_is_live_is_certified_and_not_disturbed(bench: Bench, tmp_path: Path) -> None:
+    more = HALF_DAY | {"sim_paced": "true", "sim_speed": 720.0, "sim_seconds": 0}
+    run = Run(bench, tmp_path / "state", more)
+    with running("run", *run.options(), cwd=bench.folder) as process:
+
+        def two_manifests() -> bool:
+            manifest = read_manifest(run.state_dir)
+            return manifest is not None and manifest.round >= 10
+
+        wait_for(two_manifests, "a second manifest", process, 120.0)
+        status, found, said = certify(bench, run.state_dir)
+        assert status == 0 and found["rounds"] >= 10, said
+        assert process.poll() is None
+        process.terminate()
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert certify(bench, run.state_dir)[0] == 0
+
+
+def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_path: Path) -> None:
+    run = Run(bench, tmp_path / "state", HALF_DAY)
+    script = tmp_path / "flip.py"
+    script.write_text(FLIP, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), "run", *run.options()],
+        cwd=bench.folder,
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    round_ = int(done.stderr.split("flipped in round ")[1].split()[0])
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 1, said
+    difference = found["difference"]
+    assert undocumented(found) == []
+    assert (difference["round"], difference["group"]) == (round_, 5)
+    assert difference["event_type"] == "payment"
+    assert difference["feature"] == "card_amount_max_1h"
+    assert difference["entity_type"] == "card" and difference["rows"] == 1
+    key = hash_strings(pl.Series([difference["entity"]]))
+    assert group_of(key, 16).tolist() == [5]
+    assert f"round {round_}" in said and "card_amount_max_1h" in said and "not kept then" in said
+    for path in (run.state_dir / "digests").glob("*.rows"):
+        path.unlink()
+    status, found, said = certify(bench, run.state_dir)
+    difference = found["difference"]
+    assert status == 1 and difference["entity"] is None and difference["rows"] is None
+    assert (difference["group"], difference["feature"]) == (5, "card_amount_max_1h")
+
+
+def test_a_file_is_certified_and_one_that_has_changed_is_found(
+    bench: Bench, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    sets = bench.sets(sim_seconds=3, sim_speed=7200.0)
+    done = call("simulate", "--to", "parquet", "--out", str(data), *sets, cwd=bench.folder)
+    assert done.returncode == 0, done.stderr
+    run = Run(bench, tmp_path / "state", {"round_rows_max": 5000, "snapshot_rounds": 3},
+              ["--data", str(data)])  # fmt: skip
+    report = run.to_end()
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 0 and found["events"] == report["in"], said
+    shutil.copy(data / "login.parquet", data / "payment.parquet")
+    status, _, said = certify(bench, run.state_dir)
+    assert status == 2, said
+
+
+def test_what_cannot_be_replayed_is_said_in_a_sentence(
+    whole: tuple[Run, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = whole
+    state, later = run.state_dir, tmp_path / "later"
+    shutil.copytree(state, later)
+    for base in base_states(later)[:3]:
+        shutil.rmtree(base.folder)
+    for more, told in (
+        ([], "does not exist"),
+        (["--set", f"state_dir={tmp_path}"], "has no certificate"),
+        (["--set", f"state_dir={later}", "--from", "2026-03-02T01:00:00Z"], "before what is kept"),
+        (["--set", f"state_dir={state}", "--from", "2026-03-04T00:00:00Z"], "no rounds were cut"),
+        (["--set", f"state_dir={state}", "--to", "yesterday"], "expected an ISO 8601 time"),
+        (["--set", f"state_dir={state}", "--workers", "0"], "--workers"),
+        (["--set", f"state_dir={state}", "--set", f"bundle={tmp_path / 'gone'}"], "of then"),
+    ):
+        given = more or ["--set", f"state_dir={tmp_path / 'none'}"]
+        assert main(["certify", *given]) == 2, given
+        said = capsys.readouterr().err
+        assert told in said and said.count("\n") == 1, said
+
+
+def test_what_is_recorded_of_the_settings_holds_no_secret() -> None:
+    secret = "hunter2hunter2hunter2hunter2hunt"
+    settings = load(
+        None,
+        {},
+        redis_url=f"redis://me:{secret}@cache:6379/0",
+        pagerduty_routing_key=secret,
+        kafka_registry_url=f"https://me:{secret}@registry",
+        kafka_options={"sasl.password": secret},
+        bundle="here",
+    )
+    found = recorded(settings)
+    assert secret not in json.dumps(found)
+    assert found["bundle"] == str(Path("here").resolve())
+    assert found["round_ms"] == 100 and "kafka_options" not in found
