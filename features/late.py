@@ -166,9 +166,18 @@ class LateRows:
         self._links = np.zeros((0, LINKS), np.int64)
         self._sources = np.zeros((0, 2), np.int64)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy: its arrays lie elsewhere."""
+        self.__dict__.update(state)
+        self._sources = np.zeros((0, 2), np.int64)
+
     def grow(self, capacity: int) -> None:
         """Make room for so many slots; the arrays by slot have just been made larger."""
         self._links.resize((capacity, LINKS), refcheck=False)
+        self._find_sources()
+
+    def _find_sources(self) -> None:
+        """Note where the arrays by slot lie."""
         arrays = {name: a for name, a in self._state.by_slot().items() if a.shape[1]}
         self._sources = np.array(
             [(a.ctypes.data, a.shape[1] * a.itemsize // 8) for a in arrays.values()], np.int64
@@ -252,6 +261,8 @@ class LateRows:
     ) -> tuple[Float64, Int16 | None, Changed | None]:
         """Features of rows that are logged."""
         state, rows, checkpoints = self._state, self._rows, self._checkpoints
+        if not len(self._sources):
+            self._find_sources()
         self._turn(clock_us)
         self._newest_us = max(self._newest_us, int(head[-1, 1]))
         slots, taken_us, before_us = state.intern(head, placed=True)

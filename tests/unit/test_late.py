@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from dataclasses import replace
 from functools import cache
@@ -290,3 +291,22 @@ def test_lanes_hear_of_corrections_of_their_own_rows(cat: Catalog, seed: int) ->
     new = assemble(cat, {"payment": late_batch}, [result[1]])["payment"]
     np.testing.assert_array_equal(new.values, whole[late_rows])
     assert engine.late_beyond == 0
+
+
+def test_a_copy_goes_on_by_itself(cat: Catalog, seed: int) -> None:
+    batches = stream(seed, 300)
+    rows = rounds_of(batches, seed, LATE_S, 30)
+    half = len(rows) // 2
+    whole, copied = Stream(cat, 1), Stream(cat, 1)
+    for part in rows[:half]:
+        whole.feed(part)
+        copied.feed(part)
+    before = copy.deepcopy(copied)
+    for part in rows[half:]:
+        before.feed(part)  # the copy: nothing of it shows in the one it was taken of
+    for part in rows[half:]:
+        whole.feed(part)
+        copied.feed(part)
+    assert whole.corrected == copied.corrected == before.corrected > 0
+    assert_same_rows(copied, whole)
+    assert_same_rows(before, whole)
