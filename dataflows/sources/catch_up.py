@@ -59,20 +59,25 @@ class Pace:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reach_us: dict[int, int] = {}
+        self._told: dict[int, tuple[int, float]] = {}
 
-    def tell(self, lane: int, reach_us: int | None) -> None:
-        """Say how far a lane is; None: it is not behind."""
+    def tell(self, lane: int, reach_us: int | None, now_s: float) -> None:
+        """Say how far a lane is; None: it is not behind. It holds for `WAIT_S`."""
         with self._lock:
             if reach_us is None:
-                self._reach_us.pop(lane, None)
+                self._told.pop(lane, None)
             else:
-                self._reach_us[lane] = reach_us
+                self._told[lane] = reach_us, now_s
 
-    def others_us(self, lane: int) -> int:
+    def others_us(self, lane: int, now_s: float) -> int:
         """The other lane that is furthest behind, FAR_US where none is."""
         with self._lock:
-            return min((at for k, at in self._reach_us.items() if k != lane), default=FAR_US)
+            found = [
+                at
+                for other, (at, told_s) in self._told.items()
+                if other != lane and now_s - told_s <= WAIT_S
+            ]
+        return min(found, default=FAR_US)
 
 
 @dataclass(slots=True)
@@ -133,10 +138,13 @@ class CatchUp:
         """Whether some partition has not come to where it is to come to."""
         return bool(self._targets)
 
-    @property
-    def active(self) -> bool:
+    def active(self, now_s: float) -> bool:
         """Whether it is behind, or another lane of the process is."""
-        return self.behind or self._pace.others_us(self._lane) < FAR_US
+        return self.behind or self._pace.others_us(self._lane, now_s) < FAR_US
+
+    def begin(self, now_s: float) -> None:
+        """Tell the other lanes that it is not known yet how far behind this one is."""
+        self._pace.tell(self._lane, -FAR_US, now_s)
 
     def aim(self, ends: Mapping[Place, int], now_s: float) -> None:
         """Be behind until these offsets are reached."""
@@ -153,7 +161,7 @@ class CatchUp:
         """Not to be behind any more."""
         self._targets.clear()
         self._read.clear()
-        self._pace.tell(self._lane, None)
+        self._pace.tell(self._lane, None, 0.0)
 
     def unknown(self, place: Place, held: Sequence[Held]) -> int:
         """How many of the records held of a partition, the last ones, have no event time yet."""
@@ -222,7 +230,7 @@ class CatchUp:
 
     def _limit_us(self, waiting: set[Place], now_s: float) -> int:
         """Up to what event time nothing can come any more that is older."""
-        limit_us = self._pace.others_us(self._lane)
+        limit_us = self._pace.others_us(self._lane, now_s)
         limit_us += self._slack_us if limit_us < FAR_US else 0
         for place in self._targets:
             if self._holds(place, waiting, now_s):
@@ -239,4 +247,4 @@ class CatchUp:
                 reach.append(int(left[0]))
             elif self._holds(place, waiting, now_s):
                 reach.append(read.reach_us)
-        self._pace.tell(self._lane, min(reach, default=None))
+        self._pace.tell(self._lane, min(reach, default=None), now_s)

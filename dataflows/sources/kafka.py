@@ -232,6 +232,8 @@ class KafkaReader:
                     settings.kafka_registry_url, settings.state_dir / "schemas"
                 )
             self._troubles.aloud = True
+            if not replay:
+                self._catch_up.begin(time.monotonic())
         except BaseException:
             self._consumer.close()
             raise
@@ -302,7 +304,8 @@ class KafkaReader:
             self._aim_at_ends()
         held = sum(len(self._back[place]) for place in self._held)
         rows_max = min(rows_max, max(HELD_MAX - held, BITE))
-        together = self._catch_up.active or any(p not in self._held for p in self._back)
+        together = self._catch_up.active(time.monotonic())
+        together |= any(p not in self._held for p in self._back)
         messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)
         full = len(messages) >= rows_max
         self.unpaced = full or (together and bool(messages))
@@ -634,6 +637,7 @@ class KafkaReader:
         try:
             found = self._offsets(self._places(), "latest")
         except SourceError:
+            self._catch_up.stop()
             return
         ends = {
             (name, p): min(end, int(self._topics[name].ends[p]))
@@ -641,6 +645,8 @@ class KafkaReader:
             if end > self._topics[name].at[p]
         }
         self._catch_up.aim(ends, time.monotonic())
+        if not self._catch_up.behind:
+            self._catch_up.stop()
 
     def _end(self, place: Place, offset: int) -> None:
         """A partition's end, where a bounded run is to stop."""

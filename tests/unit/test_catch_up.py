@@ -174,4 +174,14 @@ def test_lanes_of_a_process_go_together(rng: np.random.Generator) -> None:
         assert len(together.taken) < 10_000
     assert sum(map(len, together.taken)) == 3_000
     assert together.spread_us <= MINUTE_US
-    assert pace.others_us(0) == pace.others_us(1) == 1 << 62
+    assert pace.others_us(0, 0.0) == pace.others_us(1, 0.0) == 1 << 62
+
+
+def test_a_lane_waits_for_one_that_has_just_begun_and_not_for_one_that_is_gone() -> None:
+    pace = Pace()
+    CatchUp(1, pace, slack_us=0).begin(0.0)
+    lane = Reader({A: steady(0, HOUR_US, 100)}, 0, pace)
+    lane.fetch(A, 100)
+    assert lane.take() == []
+    lane.now_s = WAIT_S + 0.1
+    assert len(lane.take()) == 100
