@@ -756,8 +756,8 @@ class KafkaReader:
         if wanted > high:
             raise SourceError(
                 f"Kafka topic {name!r} partition {p} ends at {high}, the journal has read to"
-                f" {wanted}: the topic was made anew or lost records; start with an empty state_dir,"
-                " or take its event type out of event_types to go on with the others"
+                f" {wanted}: the topic was made anew or lost records; start with an empty"
+                " state_dir, or take its event type out of event_types to go on with the others"
             )
         if wanted < low:
             _log.warning(
