@@ -19,7 +19,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
 from dataflows.commit import COMMIT_KEY
-from dataflows.context import Context, Replaying, lanes_of, open_reader
+from dataflows.context import Context, Replaying, lanes_of, open_reader, withheld_events
 from dataflows.currencies import RateBook
 from dataflows.detect import scored_rounds
 from dataflows.guard import Guard
@@ -206,6 +206,7 @@ def _open_lane(context: Context, lane: int, last: int, after: int | None = None)
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
+        withheld=withheld_events(settings, lane, context.manifest.round),
     )
     opened.last = last
     opened.start(context.manifest.round if after is None else after)
