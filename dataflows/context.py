@@ -138,12 +138,14 @@ class Replaying:
     first, last : rounds whose results are wanted; those before `first` only bring the state there
     groups : shard groups that compute; None means all. Rows of the others have no features
     told_from : whoever looks is told of rounds from here on; None: from `first` on
+    scored : False computes features alone: no models are needed
     """
 
     first: int
     last: int
     groups: frozenset[int] | None = None
     told_from: int | None = None
+    scored: bool = True
 
 
 @dataclass(slots=True)
@@ -193,6 +195,12 @@ class Context:
     def digests(self) -> bool:
         """Whether what the rounds compute is hashed."""
         return self.replaying is not None or self.settings.retention_h > 0
+
+    @property
+    def decided_after(self) -> int:
+        """The round before the first whose decisions are wanted."""
+        replaying = self.replaying
+        return self.manifest.round if replaying is None else replaying.first - 1
 
     @property
     def groups(self) -> tuple[int, ...]:
