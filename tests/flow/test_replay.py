@@ -1,4 +1,4 @@
-"""`waxwing replay --into`: what comes out is what was live, and new features on the same history."""
+"""`waxwing replay --into`: what comes out is what was live; new features on the same history."""
 
 from __future__ import annotations
 
