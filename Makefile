@@ -17,8 +17,10 @@ RATE ?= 50000
 DURATION_S ?= 60
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+JSON ?=
+ONLY ?=
 
-.PHONY: help install demo test lint types contracts unit format constraints bench clean
+.PHONY: help install demo test lint types contracts unit format constraints bench faults clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -70,6 +72,10 @@ constraints: $(STAMP) ## resolve anew and rewrite constraints.txt
 
 bench: $(STAMP) ## the yardstick: RATE events/s for DURATION_S seconds through the whole pipeline
 	@$(BIN)/waxwing bench pipeline --rate $(RATE) --seconds $(DURATION_S)
+
+faults: $(STAMP) ## break things under a running flow and count every event; SEED=N, JSON=P, ONLY=NAME,NAME
+	@$(BIN)/python -m tests.service.faults $(if $(filter file,$(origin SEED)),,--seed $(SEED)) \
+		$(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove .venv, caches and what demo left
 	@rm -rf $(VENV) .waxwing .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -192,6 +192,7 @@ class Plot:
     x_range, y_range : None fits them to the data
     x_label, y_label : along the axes; empty for none
     height : in units of which the width is 640
+    x_log : whether x is the common logarithm of a share, to be told in per cent
     """
 
     title: str
@@ -204,6 +205,7 @@ class Plot:
     x_label: str = ""
     y_label: str = ""
     height: float = 190.0
+    x_log: bool = False
 
     def svg(self) -> str:
         """The drawing as a figure."""
@@ -224,7 +226,8 @@ class Plot:
                 f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
             )
         ticks = _time_ticks(x_low, x_high) if self.is_time else [
-            (tick, _short(tick)) for tick in _ticks(x_low, x_high, 6)
+            (tick, f"{100.0 * 10.0**tick:g} %" if self.x_log else _short(tick))
+            for tick in _ticks(x_low, x_high, 6)
         ]  # fmt: skip
         for tick, text in ticks:
             x = at_x.one(tick)

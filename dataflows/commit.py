@@ -27,6 +27,7 @@ from dataflows.state.bases import keep_base
 from dataflows.state.manifest import Manifest, write_manifest
 from dataflows.steps import Barrier, Durable
 from features.errors import StateError
+from features.events import made_types
 
 if TYPE_CHECKING:
     from dataflows.store.writer import StoreWriter
@@ -37,7 +38,7 @@ COMMIT_KEY = "commit"
 
 _COUNTED = (
     "in", "scored", "dead_lettered", "duplicates", "alerts", "muted", "suppressed", "absences",
-    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate",
+    "emptied", "corrected", "corrected_unchecked", "flipped", "unpriced", "old_rate", "lost",
 )  # fmt: skip
 
 STORE_FLUSH_S_MAX = 30.0
@@ -166,10 +167,11 @@ class Commit(StatefulSinkPartition[Any, int]):
             for sink in self._sinks:
                 sink.write(alerts)
         acked_ns = time.time_ns()
+        no_events = {"control", *made_types()}
         for out in outs:
             self._totals["in"] += out.received
             self._totals["scored"] += sum(out.scored.values())
-            self._totals["dead_lettered"] += sum(r.event_type != "control" for r in out.rejects)
+            self._totals["dead_lettered"] += sum(r.event_type not in no_events for r in out.rejects)
             self._totals["duplicates"] += out.duplicates
             self._totals["absences"] += out.absences
             self._totals["emptied"] += out.emptied
@@ -181,6 +183,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["flipped"] += out.flipped
             self._totals["unpriced"] += out.unpriced
             self._totals["old_rate"] += out.old_rate
+            self._totals["lost"] += sum(map(len, out.gaps))
         self._round = round_
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))

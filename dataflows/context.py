@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.ballots import Ballots
 from dataflows.control.records import ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
+from dataflows.poison import POISON_FILE
 from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
@@ -40,6 +42,7 @@ from dataflows.state.manifest import (
     whole_manifests,
     write_manifest,
 )
+from dataflows.state.notes import read_notes
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
@@ -70,10 +73,6 @@ __all__ = [
     "open_reader",
     "stop_on_signals",
 ]
-
-
-SCORING_THREADS = 2
-"""Event types scored at once. Chosen: payments are half of the work, the other types the rest."""
 
 
 class StopSwitch:
@@ -165,18 +164,16 @@ class Context:
     """That of the state folder, which the first process of a cluster holds for all."""
     stop: StopSwitch = field(default_factory=StopSwitch)
     lanes: Lanes = field(default_factory=Lanes)
+    opened: list[Lane] = field(default_factory=list)
+    """Lanes that this process has opened."""
     writing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
     """Writes snapshots one after another, beside the flow."""
-    scoring: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(
-            SCORING_THREADS, thread_name_prefix="waxwing-score"
-        )
-    )
-    """Scores the event types of a round side by side."""
     restored: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    ballots: Ballots = field(init=False)
+    """Asks the detectors, and goes on without those that fail."""
     replaying: Replaying | None = None
     """Set in a replay: nothing is saved, sent or told, only computed."""
     _world: Simulator | None = None
@@ -185,11 +182,26 @@ class Context:
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
     def __post_init__(self) -> None:
+        self.ballots = Ballots(
+            self.settings.state_dir,
+            lambda: self.manifest.round,
+            self.settings.detector_timeout_s,
+            self.telemetry.say,
+            replaying=self.replaying is not None,
+        )
+        self.telemetry.missed_votes = self.ballots.missed
         self.store_columns = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
             columns = np.array([names.index(f.name) for f in features], np.intp)
             self.store_columns.setdefault(name, {})[entity] = columns
+
+    def close(self) -> None:
+        """Wait for what is being written, let go of threads, sources and journals."""
+        self.writing.shutdown()
+        self.ballots.close()
+        for lane in self.opened:
+            lane.close()
 
     @property
     def digests(self) -> bool:
@@ -558,13 +570,23 @@ def open_lane(context: Context, lane: int) -> Lane:
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
+        withheld=_withheld(settings, lane, context.manifest.round),
     )
+    context.opened.append(opened)
     opened.start(context.manifest.round)
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
+
+
+def _withheld(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
+    """Round -> notes on the lane's events that made a step raise."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for note in read_notes(journal_folder(settings.state_dir, lane) / POISON_FILE, after_round):
+        found.setdefault(note["round"], []).append(note)
+    return found
 
 
 def _first_base(settings: Settings, manifest: Manifest) -> None:

@@ -76,20 +76,22 @@ def scored_rounds(
     lanes = lanes_of(context.settings)
     parts = op.input("rounds", flow, guard.source(source))
     admitted = op.stateful_batch(
-        "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context))
+        "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context), "admit")
     )
     routed = op.map("route", admitted, _route)
     for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
     others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
     computed = op.map(
         "route_back",
-        op.stateful_batch("groups", for_groups, guard.logic(lambda: Group(context, lanes))),
+        op.stateful_batch(
+            "groups", for_groups, guard.logic(lambda: Group(context, lanes), "groups")
+        ),
         _route,
     )
     back = op.merge("meet", others, computed)
     for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
     durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
-    whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context)))
+    whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context), "home"))
     return durable, op.flat_map("score", whole, guard.flat(lambda kv: _score(context, kv)))
 
 

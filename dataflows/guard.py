@@ -21,10 +21,25 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from features.errors import WaxwingError
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "StepFault"]
 
 X = TypeVar("X")
 Y = TypeVar("Y")
+
+
+class StepFault(WaxwingError):
+    """A bug met in a step that works on events.
+
+    Parameters
+    ----------
+    step : its name
+    round_ : the last round it had done
+    bug : what was raised
+    """
+
+    def __init__(self, step: str, round_: int, bug: Exception) -> None:
+        super().__init__(f"step {step!r} raised {type(bug).__name__}: {bug}")
+        self.step, self.round, self.bug = step, round_, bug
 
 
 class Guard:
@@ -72,10 +87,10 @@ class Guard:
         return _Source(self, inner) if self.on else inner
 
     def logic(
-        self, inner: Callable[[], StatefulBatchLogic[X, Y, int]]
+        self, inner: Callable[[], StatefulBatchLogic[X, Y, int]], step: str = ""
     ) -> Callable[[Any], StatefulBatchLogic[X, Y, int]]:
-        """A builder of a step's logic, as `stateful_batch` wants it."""
-        return lambda _state: _Logic(self, inner()) if self.on else inner()
+        """A builder of a step's logic, as `stateful_batch` wants it; `step` names one on events."""
+        return lambda _state: _Logic(self, inner(), step) if self.on else inner()
 
     def flat(self, function: Callable[[X], Iterable[Y]]) -> Callable[[X], Iterable[Y]]:
         """A function for `flat_map`."""
@@ -140,14 +155,25 @@ class _Partition(StatefulSourcePartition[X, Any]):
 
 
 class _Logic(StatefulBatchLogic[X, Y, int]):
-    """A step's logic."""
+    """A step's logic; one with a name works on events."""
 
-    def __init__(self, guard: Guard, inner: StatefulBatchLogic[X, Y, int]) -> None:
-        self._guard, self._inner = guard, inner
+    def __init__(self, guard: Guard, inner: StatefulBatchLogic[X, Y, int], step: str) -> None:
+        self._guard, self._inner, self._step = guard, inner, step
 
     def on_batch(self, values: list[X]) -> tuple[Iterable[Y], bool]:
         nothing: tuple[Iterable[Y], bool] = ([], False)
-        return self._guard.call(lambda: self._inner.on_batch(values), nothing)
+
+        def work() -> tuple[Iterable[Y], bool]:
+            try:
+                return self._inner.on_batch(values)
+            except WaxwingError:
+                raise
+            except Exception as bug:
+                if not self._step:
+                    raise
+                raise StepFault(self._step, self._inner.snapshot(), bug) from bug
+
+        return self._guard.call(work, nothing)
 
     def on_eof(self) -> tuple[Iterable[Y], bool]:
         nothing: tuple[Iterable[Y], bool] = ([], False)

@@ -202,7 +202,8 @@ def run_history(
     refused : told what is no event, or came too late or too early, after each chunk
     """
     if begin is None:
-        engine = OfflineEngine(catalog, settings.groups, settings.late_s, settings.entity_ttl_h)
+        options = (settings.late_s, settings.entity_ttl_h, settings.exact_events_max)
+        engine = OfflineEngine(catalog, settings.groups, *options)
         door = Admission(settings)
         until_us = events = duplicates = 0
         reasons: Counter[str] = Counter()

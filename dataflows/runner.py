@@ -12,11 +12,12 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
-from dataflows.context import Context, lanes_of, make_context, stop_on_signals
+from dataflows.context import Context, StopSwitch, lanes_of, make_context, stop_on_signals
 from dataflows.detect import build_flow
 from dataflows.entry import end_with
-from dataflows.guard import Guard
+from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
+from dataflows.quarantine import quarantine
 from dataflows.report import write_json
 from dataflows.settings import Settings
 from dataflows.steps import restore_all
@@ -65,11 +66,34 @@ def run_flow(
     ------
     WaxwingError : the fault that ended the flow
     """
-    context = make_context(settings, telemetry)
-    if peers is None or len(peers.addresses) == 1:
-        restore_all(context, lanes_of(settings))
+    stop: StopSwitch | None = None
+    while True:
+        context = make_context(settings, telemetry)
+        context.stop = stop or context.stop
+        if peers is None or len(peers.addresses) == 1:
+            restore_all(context, lanes_of(settings))
+        if stop is None:
+            stop = context.stop
+            stop_on_signals(stop)
+        fault = _run_once(context, watch, watch_every_s, peers)
+        if isinstance(fault, StepFault):
+            quarantine(context, fault)
+            continue
+        if fault is not None:
+            raise fault
+        if watch is not None:
+            watch(context)
+        return context
+
+
+def _run_once(
+    context: Context,
+    watch: Callable[[Context], None] | None,
+    watch_every_s: float,
+    peers: Peers | None,
+) -> WaxwingError | None:
+    """Run a flow to its end; the fault that ended it."""
     guard = Guard() if peers is None else Guard(tell=peers.fault)
-    stop_on_signals(context.stop)
     ended = threading.Event()
     watcher: threading.Thread | None = None
     if watch is not None:
@@ -93,11 +117,8 @@ def run_flow(
             watcher.join(timeout=5)
         if context.store is not None:
             context.store.close()
-    if guard.fault is not None:
-        raise guard.fault
-    if watch is not None:
-        watch(context)
-    return context
+        context.close()
+    return guard.fault
 
 
 def _run(flow: Dataflow, peers: Peers | None) -> None:

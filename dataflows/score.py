@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dataflows.admission import origin_of
 from dataflows.alerts.base import Alert, Reason, Vote, alert_id
+from dataflows.ballots import Missed
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
 from dataflows.digests import Digest
-from dataflows.sources.base import DeadLetter
+from dataflows.poison import culprits, letters, told
+from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
@@ -25,6 +29,7 @@ from features.keys import UInt64, hash_columns
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.decisions.reasons import number_text, reasons
+from models.scoring import take_rows
 
 __all__ = [
     "STORE_SHARDS",
@@ -124,6 +129,8 @@ class RoundOut:
     flips: tuple[Flip, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
     digest: Digest | None = None
     seen: tuple[Seen, ...] = ()
     batches: dict[str, EventBatch] | None = None
@@ -147,38 +154,24 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     A function of the round alone: no clock is read but for measuring how long it took.
     """
     begun = time.perf_counter()
-    stages = item.control.stages
-    canary = any(stage == "canary" for stage, _ in stages.values())
-    alerts: list[Alert] = []
+    item, judged = _judged(context, item)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
-    muted = suppressed = 0
-    # The kernels hold no lock: event types are scored side by side, and taken in their order.
-    scored = {
-        name: context.scoring.submit(context.scorer.score, features, stages)
-        for name, features in item.features.items()
-    }
-    for name, features in item.features.items():
+    for name, found in judged.items():
         batch = item.batches[name]
-        scores = scored[name].result()
-        entity = _primary_keys(name, batch.frame) if canary else None
-        decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
-        flagged[name] = np.asarray(decisions.flagged.any(axis=1))
+        flagged[name] = np.asarray(found.decisions.flagged.any(axis=1))
         if item.digest is not None:
-            item.digest.score(scores, decisions)
+            item.digest.score(found.scores, found.decisions)
         if context.replaying is not None:
-            seen.append(Seen(batch, features, scores, decisions))
+            seen.append(Seen(batch, item.features[name], found.scores, found.decisions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
-            known.append(Scored(name, batch.truth, scores, decisions, absences))
-        made, silenced, dropped = _alerts(context, item, batch, features, scores, decisions)
-        alerts += made
-        muted += silenced
-        suppressed += dropped
+            known.append(Scored(name, batch.truth, found.scores, found.decisions, absences))
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
+    alerts = tuple(alert for found in judged.values() for alert in found.alerts)
     yield RoundOut(
         item.lane,
         item.round,
@@ -187,9 +180,9 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         item.duplicates,
         item.rejects,
         {name: len(batch) for name, batch in events.items()},
-        tuple(alerts),
-        muted,
-        suppressed,
+        alerts,
+        sum(found.muted for found in judged.values()),
+        sum(found.suppressed for found in judged.values()),
         np.concatenate([np.zeros(0, np.int64), *(batch.due_ns for batch in events.values())]),
         tuple(known),
         item.control,
@@ -203,6 +196,8 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         tuple(flips[:FLIPS_ROUND_MAX]),
         item.unpriced,
         item.old_rate,
+        item.gaps,
+        item.waiting,
         None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
         tuple(seen),
         None if context.replaying is None else item.batches,
@@ -222,6 +217,68 @@ def pass_round(item: Featured) -> RoundOut:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What is thought of the events of one type, and what is said of it."""
+
+    scores: ScoreMatrix
+    decisions: Decisions
+    alerts: list[Alert]
+    muted: int
+    suppressed: int
+
+
+def _judged(context: Context, item: Featured) -> tuple[Featured, dict[str, _Judged]]:
+    """Scores, votes and alerts of a round by event type; without events that make them raise.
+
+    Returns
+    -------
+    the round, in which such events are dead letters, and what is thought of the others
+    """
+    scored = context.ballots.scored(
+        context.scorer, item.lane, item.round, item.features, item.control.stages
+    )
+    batches, features = dict(item.batches), dict(item.features)
+    judged, out = {}, []
+    for name, (scores, missed) in scored.items():
+        judge = partial(_judge, context, item, name, scores, missed)
+        judged[name], found = culprits(len(batches[name]), judge)
+        if found:
+            faults = [(row, told("score", error)) for row, error in found]
+            topic = origin_of(context.settings, name)
+            out += letters(batches[name], topic, faults, item.round)
+            left = np.delete(np.arange(len(batches[name])), [row for row, _ in found])
+            batches[name] = batches[name].take(left)
+            features[name] = take_rows(features[name], left)
+    if out:
+        rejects = (*item.rejects, *out)
+        item = replace(item, batches=batches, features=features, rejects=rejects)
+    return item, judged
+
+
+def _judge(
+    context: Context,
+    item: Featured,
+    name: str,
+    scores: ScoreMatrix,
+    missed: Mapping[str, Missed],
+    rows: Int64,
+) -> _Judged:
+    """Votes and alerts of some rows of one event type."""
+    batch, features = item.batches[name], item.features[name]
+    if len(rows) < len(batch):
+        batch, features = batch.take(rows), take_rows(features, rows)
+        scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
+    stages, entity = item.control.stages, None
+    if any(stage == "canary" for stage, _ in stages.values()):
+        entity = _primary_keys(name, batch.frame)
+    decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
+    made, muted, suppressed = _alerts(
+        context, item, batch, features, scores, decisions, missed, rows
+    )
+    return _Judged(scores, decisions, made, muted, suppressed)
+
+
 def _alerts(
     context: Context,
     item: Featured,
@@ -229,8 +286,13 @@ def _alerts(
     features: FeatureMatrix,
     scores: ScoreMatrix,
     decisions: Decisions,
+    missed: Mapping[str, Missed],
+    rows: Int64,
 ) -> tuple[list[Alert], int, int]:
-    """Alerts of one batch, how many were muted, how many were beyond the round's maximum."""
+    """Alerts of one batch, how many were muted, how many were beyond the round's maximum.
+
+    `missed` speaks of rows of the whole round, `rows` (int64 (n,)) says which those here are.
+    """
     declared = event_type(batch.event_type)
     made: list[Alert] = []
     muted = suppressed = 0
@@ -253,6 +315,7 @@ def _alerts(
         why = tuple(
             Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
         )
+        votes = _votes(scores, decisions, row, kind, missed, int(rows[row]))
         made.append(
             Alert(
                 id=alert_id(values["event_id"], anomaly, context.scorer.bundle.id),
@@ -266,14 +329,21 @@ def _alerts(
                 cut_time_us=item.cut_time_us,
                 round=item.round,
                 score=float(decisions.score[row, kind]),
-                votes=_votes(scores, decisions, row, kind),
+                votes=votes,
                 reasons=why,
                 bundle_id=context.scorer.bundle.id,
-                summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {_told(values, why)}",
+                summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {_told(values, why)}"
+                + _without(votes),
                 latency_due_ns=int(batch.due_ns[row]),
             )
         )
     return made, muted, suppressed
+
+
+def _without(votes: Sequence[Vote]) -> str:
+    """Whose votes are missing, for a summary; empty where none is."""
+    names = [vote.detector for vote in votes if vote.missing]
+    return f"; without the vote of {', '.join(names)}" if names else ""
 
 
 def _subject(declared: EventType, values: dict[str, Any]) -> tuple[str, str]:
@@ -305,7 +375,7 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
     entity = _primary_keys(name, corrected.frame)
     was, now = (
         context.scorer.decide(
-            context.scorer.score(features, control.stages),
+            context.ballots.plainly(context.scorer, features, control.stages),
             control.thresholds,
             control.stages,
             entity,
@@ -344,17 +414,32 @@ def _is_muted(
     )
 
 
-def _votes(scores: ScoreMatrix, decisions: Decisions, row: int, kind: int) -> tuple[Vote, ...]:
-    """Each detector's part in an alert."""
+def _votes(
+    scores: ScoreMatrix,
+    decisions: Decisions,
+    row: int,
+    kind: int,
+    missed: Mapping[str, Missed],
+    round_row: int,
+) -> tuple[Vote, ...]:
+    """Each detector's part in an alert; `missed` speaks of row `round_row`."""
     return tuple(
         Vote(
             name,
             None if np.isnan(scores.scores[row, i]) else float(scores.scores[row, i]),
             float(decisions.thresholds[kind, i]),
             bool(decisions.votes[row, kind, i]),
+            _missing(scores, row, i, missed.get(name), round_row),
         )
         for i, name in enumerate(scores.detectors)
     )
+
+
+def _missing(scores: ScoreMatrix, row: int, i: int, missed: Missed | None, round_row: int) -> str:
+    """Why a detector's vote on a row is missing; empty where it is not, or was not wanted."""
+    if missed is None or not np.isnan(scores.scores[row, i]):
+        return ""
+    return missed.of(round_row)
 
 
 def _store_rows(
@@ -368,8 +453,8 @@ def _store_rows(
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
-    for (name, entity), told in emptied_rows(context.catalog, item.emptied).items():
-        for shard, rows in zip(shards, split_emptied(*told, STORE_SHARDS), strict=True):
+    for (name, entity), emptied in emptied_rows(context.catalog, item.emptied).items():
+        for shard, rows in zip(shards, split_emptied(*emptied, STORE_SHARDS), strict=True):
             if len(rows):
                 shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):

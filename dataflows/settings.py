@@ -174,6 +174,13 @@ class Settings(BaseSettings):
         ge=1,
         description="an event older than this against its round's cut_time is dead-lettered",
     )
+    detector_timeout_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="longest wait for a detector's answer about a round; after it the others vote"
+        " without it; 0 waits for ever",
+    )
     late_s: float = Field(
         60.0,
         ge=0,
@@ -214,6 +221,14 @@ class Settings(BaseSettings):
         description="table of entity type -> hours without an event after which an entity is"
         " forgotten and starts anew, never less than its longest window; 0: never; not named: card,"
         " user, merchant, device 1080 (45 days), ip 168, all others 336",
+    )
+    exact_events_max: int = Field(
+        0,
+        ge=0,
+        description="events of an entity in its longest window above which those older than 5 min"
+        " (and than its other windows) are merged into panes of 10 s: that window is then too long"
+        " by less than a pane, counted as `approximated`; below 2,000 little memory is gained;"
+        " 0: every window exact",
     )
     dedup_horizon_s: int = Field(
         3_600,

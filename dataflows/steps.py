@@ -21,7 +21,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
 from dataflows.digests import RoundDigest
-from dataflows.sources.base import DeadLetter
+from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
 from dataflows.state.bases import held_rounds
 from dataflows.state.deltas import Arrays
@@ -123,6 +123,8 @@ class ToHome:
     clock_us: int = 0
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ class Featured:
     emptied: tuple[Emptied, ...] = ()
     unpriced: int = 0
     old_rate: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
     digest: RoundDigest | None = None
 
 
@@ -313,7 +317,8 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     base, deltas, _ = shard.store.load(context.manifest.round)
     settings = context.settings
     emptied_max = 0 if context.store is None else settings.store_emptied_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max)
+    exact_max = settings.exact_events_max
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max, exact_max)
     if base is None:
         return GroupEngine(context.catalog, group, *how), shard
     engine = GroupEngine.restore(context.catalog, group, base, deltas, *how)
@@ -389,6 +394,8 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 done.clock_us,
                 sum(done.unpriced.values()),
                 sum(done.old_rate.values()),
+                part.gaps,
+                part.waiting,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -444,12 +451,15 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired, beyond = engine.expired, engine.late_beyond
+        expired, beyond, approximated = engine.expired, engine.late_beyond, engine.approximated
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
         self._context.telemetry.out_of_place(engine.late_beyond - beyond)
+        merged = engine.approximated - approximated
+        if merged:
+            self._context.telemetry.merged(merged, engine.excess_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
@@ -554,6 +564,8 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             tuple(one for group in waiting.features for one in group.emptied),
             own.unpriced,
             own.old_rate,
+            own.gaps,
+            own.waiting,
             digest,
         )
 

@@ -102,7 +102,6 @@ class Supervisor:
     state_dir : where their manifest lies, which tells whether a start has gained anything
     say : told the sentences
     pause_s : multiplies the pauses after deaths
-    apart_s : how far apart the processes are started
     """
 
     def __init__(
@@ -112,11 +111,9 @@ class Supervisor:
         state_dir: Path,
         say: Callable[[str], None],
         pause_s: float = 1.0,
-        apart_s: float = 0.0,
     ) -> None:
         self._options, self._count = list(options), workers
-        self._state_dir, self._say = state_dir, say
-        self._scale, self._apart_s = pause_s, apart_s
+        self._state_dir, self._say, self._scale = state_dir, say, pause_s
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._asked: list[int] = []
         self._said: dict[str, int] = {}
@@ -173,11 +170,7 @@ class Supervisor:
         """Start all processes."""
         self._said = {}
         addresses = ";".join(f"{HOST}:{port}" for port in _free_ports(self._count))
-        workers = [self._start_one(0, addresses)]
-        for number in range(1, self._count):
-            time.sleep(self._apart_s)
-            workers.append(self._start_one(number, addresses))
-        return workers
+        return [self._start_one(number, addresses) for number in range(self._count)]
 
     def _start_one(self, number: int, addresses: str) -> _Worker:
         """Start one process, and the threads that hear it."""
@@ -407,7 +400,8 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond")
+_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated")
+_LARGEST = ("approximated_excess_max",)
 """What each process counts for itself."""
 
 
@@ -422,6 +416,9 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in _SUMS:
         if name in found:
             found[name] = round(sum(report.get(name, 0) for report in reports), 3)
+    for name in _LARGEST:
+        if name in found:
+            found[name] = max(report.get(name, 0) for report in reports)
     if "starts_empty" in found:
         names = (name for report in reports for name in report.get("starts_empty", ()))
         found["starts_empty"] = list(dict.fromkeys(names))

@@ -43,6 +43,7 @@ __all__ = [
     "Trained",
     "is_trained",
     "moment_us",
+    "read_attacks",
     "read_labels",
     "simulated",
     "train_files",
@@ -302,13 +303,25 @@ def read_labels(path: Path) -> pl.Series:
     ------
     ConfigError : no such file, not readable, no such column
     """
+    return read_attacks(path)["event_id"]
+
+
+def read_attacks(path: Path) -> pl.DataFrame:
+    """Known anomalies: `event_id` and, where the file has it, `attack`, both text.
+
+    Raises
+    ------
+    ConfigError : as of `read_labels`
+    """
     try:
-        found = _scan(path).select(pl.col("event_id").cast(pl.String)).collect()
+        frame = _scan(path)
+        told = [name for name in ("attack",) if name in frame.collect_schema().names()]
+        wanted = [pl.col(name).cast(pl.String) for name in ("event_id", *told)]
+        return frame.select(wanted).collect()
     except pl.exceptions.PolarsError as error:
         raise ConfigError(
             f"labels {path}: expected a column event_id: {str(error).splitlines()[0]}"
         ) from None
-    return found["event_id"]
 
 
 def _history(
@@ -380,8 +393,9 @@ def simulated(
 def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     """A pass whose state is its own."""
     engine = OfflineEngine(cat, 0)
+    options = (settings.late_s, settings.entity_ttl_h, 0, settings.exact_events_max)
     engine.engines = [
-        GroupEngine.restore(cat, group, one.full(), [], settings.late_s, settings.entity_ttl_h)
+        GroupEngine.restore(cat, group, one.full(), [], *options)
         for group, one in enumerate(done.engine.engines)
     ]
     door = Admission(settings)

@@ -69,6 +69,8 @@ class GroupEngine:
         (`features.expiry`); 0: never
     emptied_max : entities told of in a round whose windows have run empty (`features.emptied`);
         0: none is, and nothing is kept for it
+    exact_max : events of an entity in its longest window above which the older ones are merged into
+        panes of 10 s (`features.panes`); 0: never
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class GroupEngine:
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
         emptied_max: int = 0,
+        exact_max: int = 0,
     ) -> None:
         self.catalog = catalog
         self.group = group
@@ -86,7 +89,8 @@ class GroupEngine:
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
         self._states = {
-            name: EntityState(plan, late_us, ttl_h) for name, plan in self._plan.entities.items()
+            name: EntityState(plan, late_us, ttl_h, exact_max)
+            for name, plan in self._plan.entities.items()
         }
         for state in self._states.values():
             state.emptied.on = emptied_max > 0
@@ -117,6 +121,16 @@ class GroupEngine:
     def expired(self) -> int:
         """Entities that were forgotten because they had been idle for so long, ever."""
         return sum(state.table.expired for state in self._states.values())
+
+    @property
+    def approximated(self) -> int:
+        """Rows of entities whose longest window was too long by less than a pane, ever."""
+        return sum(state.approximated for state in self._states.values())
+
+    @property
+    def excess_max(self) -> int:
+        """Most events too many that such a window can have counted."""
+        return max((state.excess_max for state in self._states.values()), default=0)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -263,6 +277,7 @@ class GroupEngine:
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
         emptied_max: int = 0,
+        exact_max: int = 0,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -272,7 +287,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
-        engine = cls(catalog, group, late_s, ttl_h, emptied_max)
+        engine = cls(catalog, group, late_s, ttl_h, emptied_max, exact_max)
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])
@@ -375,7 +390,7 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
-    late_s, ttl_h : as of `GroupEngine`
+    late_s, ttl_h, exact_max : as of `GroupEngine`
     """
 
     def __init__(
@@ -384,9 +399,13 @@ class OfflineEngine:
         groups: int,
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
+        exact_max: int = 0,
     ) -> None:
         self.catalog = catalog
-        self.engines = [GroupEngine(catalog, group, late_s, ttl_h) for group in range(groups)]
+        self.engines = [
+            GroupEngine(catalog, group, late_s, ttl_h, exact_max=exact_max)
+            for group in range(groups)
+        ]
         self._round = 0
         self._names, self._peers = Names(), Peers()
         self._absent: list[tuple[EventBatch, FeatureMatrix]] = []

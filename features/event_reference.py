@@ -128,6 +128,7 @@ def event_page() -> str:
         "| `not_a_row` | a line of CSV that has not the cells its header names, or a raw line that"
         " the mapping's pattern does not fit |",
         "| `no_value` | a row of a wide table whose series are all empty |",
+        "| `poison` | an event that made a step raise, with the traceback |",
         "",
         *TIME,
     ]

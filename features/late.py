@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from features.panes import PANE_KEPT, PANE_PLACES, PANE_TAIL
 from features.plan import HEAD, EntityPlan
 from features.replay import (
     CODE,
@@ -69,6 +70,7 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
+from features.windows import KEPT
 
 if TYPE_CHECKING:
     from features.state import EntityState
@@ -170,10 +172,13 @@ class LateRows:
         arrays = {name: a for name, a in self._state.by_slot().items() if a.shape[1]}
         self._sources = tuple(a.view(np.int64) for a in arrays.values())
         names = list(arrays)
-        rings = [
-            (names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"][0], ring.longest)
-            for i, ring in enumerate(self._state.rings)
-        ]
+        rings = []
+        for i, ring in enumerate(self._state.rings):
+            at, (first, end, _) = names.index(f"ring{i}.ints"), self._parts[f"ring{i}.ints"]
+            rings.append((at, KEPT, first + ring.longest))
+            if ring.paned:
+                width = end - first
+                rings.append((at, width + PANE_KEPT, end + PANE_TAIL))
         self._rings = np.array(rings, np.int64).reshape(-1, 3)
 
     def _saved(self, at: Int64, name: str) -> npt.NDArray[Any]:
@@ -395,11 +400,13 @@ class LateRows:
                     ring.touched,
                     ring.book,
                 )
+            ring.undo_panes(slots, head, past.notes[i][applied])
             restore_rings(
                 past.owners,
                 self._saved(at, f"ring{i}.ints"),
                 self._saved(at, f"ring{i}.floats"),
                 np.array(plan.shape, np.int64),
+                PANE_PLACES if ring.paned else 0,
                 plan.max_columns,
                 plan.signs,
                 ring.ints,

@@ -192,8 +192,8 @@ def check(chain, keys, first, oldest, rings, sources, shelf_chain, shelf_keys, s
     ----------
     chain, keys : int64 (n, 3), (n, 5), of the checkpoints
     first, oldest : number of the first new one, of the oldest live one
-    rings : int64 (r, 3): a ring's place in `sources`, where its row begins in `saved`, the column
-        with its longest window's oldest record
+    rings : int64 (r, 3): a ring's place in `sources`, the column of what it must keep, and that in
+        `saved` of its longest window's oldest record (or pane)
     sources : tuple of int64 (slots, words)
     shelf_chain, shelf_keys, saved : of all checkpoints
     """
@@ -212,7 +212,7 @@ def check(chain, keys, first, oldest, rings, sources, shelf_chain, shelf_keys, s
         while shelf_chain[at, OLDER] >= oldest:
             at = shelf_chain[at, OLDER] % capacity
         for r in range(len(rings)):
-            sources[rings[r, 0]][slot, KEPT] = saved[at, rings[r, 1] + rings[r, 2]]
+            sources[rings[r, 0]][slot, rings[r, 1]] = saved[at, rings[r, 2]]
 
 
 @kernel
@@ -363,7 +363,7 @@ def undo_pairs(
 
 @kernel
 def restore_rings(
-    slots, saved_ints, saved_floats, shape, max_columns, signs, ints, floats, arena_ints,
+    slots, saved_ints, saved_floats, shape, places, max_columns, signs, ints, floats, arena_ints,
     arena_reals
 ):  # fmt: skip
     """Let rings be as in their checkpoints; where a ring lies stays as it is.
@@ -373,12 +373,13 @@ def restore_rings(
     slots : int64 (n,)
     saved_ints, saved_floats : (n, columns), of their checkpoints
     shape : windows, flags, reals, maxima, pairs
+    places : last columns of `ints` that stay, too
     """
     for i in range(len(slots)):
         row, saved = ints[slots[i]], saved_ints[i]
         row[SAVED] = min(row[SAVED], saved[HEAD])
         row[HEAD], row[NEWEST] = saved[HEAD], saved[NEWEST]
-        for k in range(SHARED, len(row)):
+        for k in range(SHARED, len(row) - places):
             row[k] = saved[k]
         for k in range(floats.shape[1]):
             floats[slots[i], k] = saved_floats[i, k]

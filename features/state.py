@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, run_weeks
-from features.arena import TOP, USED
+from features.arena import SMALLEST, TOP, USED
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
 from features.correlate import (
@@ -36,6 +36,25 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.panes import (
+    APPROXIMATED,
+    EXACT_FROM_US,
+    EXACT_MAX,
+    EXCESS,
+    LONGEST_US,
+    PANE_BOOK,
+    PANE_HEAD,
+    PANE_KEPT,
+    PANE_PLACES,
+    clear_panes,
+    copy_panes,
+    count_panes,
+    dissolve,
+    pane_exact_us,
+    pane_words,
+    place_panes,
+    undo_panes,
+)
 from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
@@ -76,6 +95,7 @@ from features.windows import (
     read_ring,
     room_for,
     run_ring,
+    slot_layout,
 )
 
 __all__ = ["NAME_BYTES", "EntityState", "RingState"]
@@ -114,13 +134,23 @@ class RingState:
     Parameters
     ----------
     ring : what it keeps
+    exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
     """
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, exact_max: int = 0) -> None:
         self.ring = ring
+        exact_us = pane_exact_us(ring.windows_us)
+        longest_us = int(ring.windows_us.max())
+        self.paned = exact_max > 0 and exact_us < longest_us
+        self.panes_book = np.full(PANE_BOOK, -1, np.int64)
+        self.panes_book[[TOP, USED, APPROXIMATED, EXCESS]] = 0
+        self.panes_book[EXACT_MAX] = exact_max if self.paned else 0
+        self.panes_book[[EXACT_FROM_US, LONGEST_US]] = exact_us, longest_us
+        self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
+        self._shape = tuple(ring.shape[1:])
         self._config = ring.config
         pairs = len(ring.others)
-        self._int_columns, self._float_columns = ring.per_slot
+        self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)
         self.longest = longest_at(*ring.shape)
         self._places = np.array(places_at(*ring.shape), np.int64)
         self.ints = np.zeros((0, self._int_columns), np.int64)
@@ -157,6 +187,7 @@ class RingState:
             "idle": self._arena.nbytes - records,
             "pairs": self.pairs.nbytes + self.touched.nbytes + self.marked.nbytes,
             "slots": self.ints.nbytes + self.floats.nbytes,
+            "panes": self._panes.nbytes,
         }
 
     def grow(self, capacity: int) -> None:
@@ -225,6 +256,9 @@ class RingState:
                 self.marked,
                 self.book,
                 before,
+                self._panes,
+                self._panes.view(np.float64),
+                self.panes_book,
                 out,
             )
             if done == len(slots):
@@ -234,18 +268,37 @@ class RingState:
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
+            if self.paned:
+                self._reserve_panes(2 * int(row[PANE_HEAD] - row[PANE_KEPT]) + ARENA_MIN)
+
+    def _reserve_panes(self, incoming: int) -> None:
+        """Make room for so many more panes at the top of their arena."""
+        need, size = int(self.panes_book[TOP]) + incoming, len(self._panes)
+        if need > size:
+            size = max(size + size // ARENA_GROWTH, need)
+            self._panes.resize((size, self._panes.shape[1]), refcheck=False)
 
     def read(self, slots: Int64, at_us: Int64, code: int, out: Float64) -> None:
         """Fill in the windows' columns of `out` as of some times, see `read_ring`."""
         ring = self.ring
         arena = (self.arena_ints, self.arena_reals)
         table = (self._config, ring.plan, ring.plan_at)
-        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, out)
+        panes = (self._panes, self._panes.view(np.float64), self.panes_book)
+        read_ring(slots, at_us, code, *table, self.ints, self.floats, *arena, *panes, out)
 
     def clear(self, slots: Int64) -> None:
         """Empty the rings of slots that go to other entities."""
         shape = np.array(self.ring.shape, np.int64)
+        if self.paned:
+            clear_panes(slots, self.ints, self.panes_book, self._panes)
         clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
+
+    def undo_panes(self, slots: Int64, head: Int64, before: Int64) -> None:
+        """Let panes be as before rows, as `features.replay.undo_pairs` does for records."""
+        if self.paned:
+            ring = self.ring
+            feeds = (ring.feeds, ring.others)
+            undo_panes(slots, head, before, *feeds, self.ints, self._shape, self._panes)
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
@@ -291,6 +344,11 @@ class RingState:
         live_reals = np.empty((live, len(self.ring.columns)))
         arena = (self.arena_ints, self.arena_reals)
         copy_rings(slots, self.ints, self._places, *arena, rows, live_ints, live_reals)
+        panes = {}
+        if self.paned:
+            shape = (count_panes(slots, self.ints), self._panes.shape[1])
+            panes["panes"] = np.empty(shape, np.int64)
+            copy_panes(slots, self.ints, self._panes, rows, panes["panes"])
         if parts:
             self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
         pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
@@ -300,6 +358,7 @@ class RingState:
             "live_ints": live_ints,
             "live_reals": live_reals,
             "pairs": np.concatenate(pairs),
+            **panes,
         }
 
     def load(self, slots: Int64, arrays: Arrays) -> None:
@@ -309,7 +368,8 @@ class RingState:
         ------
         ValueError : records are missing between what is there and the snapshot
         """
-        rows = arrays["ints"]
+        rows, floats = self._fitting(arrays)
+        places = self.ints[slots, -PANE_PLACES:]
         # Blocks given back may not fit the new ones; room for all of them anew is always enough.
         self._reserve_records(room_of_rings(rows, KEPT))
         wrong = place_rings(
@@ -328,8 +388,31 @@ class RingState:
         first = np.full(len(self.ints), np.iinfo(np.int64).max)
         first[slots] = rows[:, SAVED]
         mark_records(arrays["marked"], first, self.ints, KEPT, self.arena_ints)
-        self.floats[slots] = arrays["floats"]
+        self.floats[slots] = floats
+        if self.paned and "panes" in arrays:
+            panes = arrays["panes"]
+            self._reserve_panes(len(panes) + SMALLEST * len(slots))
+            place_panes(slots, panes, self.ints, places, self.panes_book, self._panes)
         self._load_pairs(arrays["pairs"])
+
+    def _fitting(self, arrays: Arrays) -> tuple[Int64, Float64]:
+        """Saved rows and sums as this ring has them: with panes, or without.
+
+        A ring that has none goes on with the records that were not merged.
+        """
+        rows, floats = arrays["ints"], arrays["floats"]
+        if self.paned and "panes" not in arrays:
+            more = self._int_columns - rows.shape[1], self._float_columns - floats.shape[1]
+            rows = np.pad(rows, ((0, 0), (0, more[0])))
+            floats = np.pad(floats, ((0, 0), (0, more[1])))
+        elif "panes" in arrays and not self.paned:
+            rows, floats, panes = rows.copy(), floats.copy(), arrays["panes"]
+            at = 4 * (len(self.ring.windows_us) - 1) * len(self.ring.columns)
+            window = (self.longest, at, self._shape)
+            dissolve(rows, floats, panes, panes.view(np.float64), *window)
+            rows = np.ascontiguousarray(rows[:, : self._int_columns])
+            floats = floats[:, : self._float_columns]
+        return rows, floats
 
     def _load_pairs(self, entries: Int64) -> None:
         """Put saved pairs back."""
@@ -456,14 +539,20 @@ class EntityState:
     plan : what the kernels are told
     late_us : rows that come so much late are put in their place (`features.late`), 0 for none
     ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
+    exact_max : of an entity's events in a window of an hour, those that are kept one by one (see
+        `features.panes`), 0 for all
     """
 
     def __init__(
-        self, plan: EntityPlan, late_us: int = 0, ttl_h: Mapping[str, float] | None = None
+        self,
+        plan: EntityPlan,
+        late_us: int = 0,
+        ttl_h: Mapping[str, float] | None = None,
+        exact_max: int = 0,
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -544,14 +633,24 @@ class EntityState:
         return sum(a.nbytes // len(a) for a in (*self._fixed.values(), *rings, *table))
 
     @property
+    def approximated(self) -> int:
+        """Rows whose longest window was too long by less than a pane, counted by ring."""
+        return sum(int(ring.panes_book[APPROXIMATED]) for ring in self.rings)
+
+    @property
+    def excess_max(self) -> int:
+        """Most events too many that such a window can have counted."""
+        return max((int(ring.panes_book[EXCESS]) for ring in self.rings), default=0)
+
+    @property
     def memory_parts(self) -> dict[str, int]:
         """Bytes of all arrays by what they hold.
 
         Returns
         -------
         `records` that a window counts; what is `idle` of the arenas they lie in (or kept for late
-        rows alone); `pairs`; all else by entity, in `slots`; and `late`, the log and the
-        checkpoints
+        rows alone); `panes`, with what is idle there; `pairs`; all else by entity, in `slots`; and
+        `late`, the log and the checkpoints
         """
         fixed = sum(a.nbytes for a in self._fixed.values())
         fixed += self._pending.nbytes + self.table.memory_bytes + self.emptied.memory_bytes
@@ -953,7 +1052,11 @@ class EntityState:
                 copied, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
             )
         late = {k[5:]: v for k, v in arrays.items() if k.startswith("late.")}
-        if late:  # not in a snapshot that came over from another layout
+        if any((f"ring{i}.panes" in arrays) != r.paned for i, r in enumerate(self.rings)):
+            # Checkpoints of a state with panes are no good for one without: the log begins anew.
+            self.late = LateRows(self, self.late.late_us)
+            self.late.grow(self.table.capacity)
+        elif late:  # not in a snapshot that came over from another layout
             self.late.load(slots, late)
 
     def settle(self) -> None:

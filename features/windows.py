@@ -27,6 +27,21 @@ import numpy as np
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
+from features.panes import (
+    EXACT_FROM_US,
+    EXACT_MAX,
+    LONGEST_US,
+    PANE_KEPT,
+    PANE_TAIL,
+    best_of,
+    drop_panes,
+    first_number,
+    free_panes,
+    join_pane,
+    pane_layout,
+    tell_excess,
+    uncount,
+)
 from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
@@ -107,10 +122,17 @@ BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 
 # After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
 
 
-def slot_layout(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> tuple[int, int]:
-    """Columns of `ints` and `floats` that a ring of this shape needs per slot."""
+def slot_layout(
+    windows: int, flags: int, reals: int, maxima: int, pairs: int, panes: bool = False
+) -> tuple[int, int]:
+    """Columns of `ints` and `floats` that a ring of this shape needs per slot; those of panes
+    (`features.panes`) stand last."""
     stride = 2 + flags + reals + maxima + pairs
-    return SHARED + pairs + maxima + windows * stride, windows * reals * 4
+    more, more_floats = pane_layout(flags, reals, maxima, pairs) if panes else (0, 0)
+    return (
+        SHARED + pairs + maxima + windows * stride + more,
+        windows * reals * 4 + more_floats,
+    )
 
 
 def longest_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
@@ -272,7 +294,7 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
         left = windows_us[w] - (time_us - newest)
         if left <= 0 and row[w_int + 1] > 0:
             _empty(row, sums, w_int, w * reals * 4, flags, reals, maxima, pairs)
-        while row[w_int + 1] > 0:
+        while row[w_int] < row[HEAD]:
             place = row[BASE] + row[w_int]
             if age_of(newest, place, arena_ints) < left:
                 break
@@ -300,8 +322,11 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals):
-    """Add the newest record, at `place` of the arena, to every window's counts and sums."""
+def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met, arena_reals):
+    """Add the newest record, at `place` of the arena, to every window's counts and sums.
+
+    `since` is the number of the oldest record that the longest window counts.
+    """
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
         w_int = SHARED + pairs + maxima + w * stride
@@ -320,29 +345,33 @@ def _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, ar
         at += reals + maxima
         for p in range(pairs):
             # A value last met within the window is counted already.
-            if met[p, 2] >= 0 and met[p, 4] < row[w_int]:
+            if met[p, 2] >= 0 and met[p, 4] < (since if w == windows - 1 else row[w_int]):
                 row[at + p] += 1
 
 
 @inlined
 def _queue(
-    row, windows, m, column, sign, seq, x, flags, reals, pairs, maxima, arena_ints, arena_reals
+    row, windows, m, column, sign, seq, newest, flags, reals, pairs, maxima, arena_ints, arena_reals
 ):
-    """Put the newest record into the queue of those that can still become a maximum."""
+    """Put the newest record, at `newest` of the arena, into the queue of those that can still
+    become a maximum."""
+    value = arena_reals.shape[1] - reals + column
+    x = arena_reals[newest, value]
     stride = 2 + flags + reals + maxima + pairs
     first = SHARED + pairs + maxima + 2 + flags + reals + m
-    start = row[BASE] + row[LIMIT] - row[CAPACITY]
-    front = row[first + (windows - 1) * stride]
-    end = row[SHARED + pairs + m]
-    while end > front:
-        place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
-        if sign * arena_reals[place, column] > sign * x:
-            break
-        end -= 1
-    for w in range(windows):
-        row[first + w * stride] = min(row[first + w * stride], end)
-    arena_ints[start + end, 2 + m] = seq
-    row[SHARED + pairs + m] = end + 1
+    if x == x:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        front = row[first + (windows - 1) * stride]
+        end = row[SHARED + pairs + m]
+        while end > front:
+            place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
+            if sign * arena_reals[place, value] > sign * x:
+                break
+            end -= 1
+        for w in range(windows):
+            row[first + w * stride] = min(row[first + w * stride], end)
+        arena_ints[start + end, 2 + m] = seq
+        row[SHARED + pairs + m] = end + 1
 
 
 @inlined
@@ -376,7 +405,8 @@ def _note(at, pairs, met, before):
 
 @inlined
 def _meet(
-    row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints
+    row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints,
+    exact_max, shape, panes
 ):  # fmt: skip
     """Note the newest record's pairs; returns its marks.
 
@@ -403,6 +433,8 @@ def _meet(
                 marked[book[LOGGED], 0] = slot
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
                 book[LOGGED] += 1
+        elif exact_max > 0 and met[p, 4] >= 0:
+            uncount(row, met[p, 4], p, shape, panes)
         pairs_table[at, 2] = seq
         pairs_table[at, 3] = time_us
         touched[at] = 1
@@ -451,8 +483,11 @@ def _emit(
     met,
     fresh,
     time_us,
+    windows,
     arena_ints,
     arena_reals,
+    exact_max,
+    pane_shape,
     out,
 ):
     """Write the features that row i's event type reads."""
@@ -481,6 +516,11 @@ def _emit(
                 place = row[BASE] + row[LIMIT] - row[CAPACITY] + at
                 place = row[BASE] + record_number(row, arena_ints[place, 2 + c])
                 out[i, to] = arena_reals[place, first + max_columns[c]]
+            if exact_max > 0 and w_int + stride == SHARED + pairs + maxima + windows * stride:
+                sign = 1.0 if op == 5 else -1.0
+                x = best_of(row, sums, c, pane_shape)
+                if x == x and not sign * out[i, to] >= x:
+                    out[i, to] = sign * x
         elif op == 7:
             out[i, to] = row[w_int + 2 + flags + reals + maxima + c]
         elif op == 8:
@@ -525,6 +565,17 @@ def _ask(
             prefetch(arena_ints, row[BASE] + row[HEAD])
             for w in range(windows):
                 prefetch(arena_ints, row[BASE] + row[first + w * stride])
+
+
+@inlined
+def _let_go(row, longest, book, arena_ints):
+    """Keep no records that no window counts, unless a late row may; nor a block for none."""
+    if not book[PLACED]:
+        row[KEPT] = row[longest]
+    if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
+        start = row[BASE] + row[LIMIT] - row[CAPACITY]
+        release(start, row[CAPACITY], book, arena_ints)
+        row[BASE] = row[CAPACITY] = row[LIMIT] = 0
 
 
 @inlined
@@ -574,9 +625,38 @@ def _record(
 
 
 @kernel
+def _thin(
+    row, sums, time_us, windows, longest, placed, max_columns, signs, shape, arena_ints,
+    arena_reals, panes, panes_reals, panes_book
+):  # fmt: skip
+    """Let panes leave the longest window, and merge records it has too many of.
+
+    Called before `_advance`. Returns False where there is no room for a pane.
+    """
+    w_float = 4 * (windows - 1) * shape[1]
+    window_us, exact_us = panes_book[LONGEST_US], panes_book[EXACT_FROM_US]
+    drop_panes(row, sums, time_us - window_us, longest, w_float, shape, panes, panes_reals)
+    if not placed:
+        row[PANE_KEPT] = row[PANE_TAIL]
+    free_panes(row, panes_book, panes)
+    while row[HEAD] - row[longest] > panes_book[EXACT_MAX]:
+        place = row[BASE] + row[longest]
+        record_us = row[NEWEST] - age_of(row[NEWEST], place, arena_ints)
+        # What is older than the window, where there are no panes, leaves it in `_advance`.
+        if not exact_us <= time_us - record_us < window_us:
+            break
+        if not join_pane(row, sums, record_us, row[longest], np.int64(arena_ints[place, 1]), place,
+                         max_columns, signs, shape, panes_book, panes, panes_reals,
+                         arena_reals):  # fmt: skip
+            return False
+        row[longest] += 1
+    return True
+
+
+@kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
-    arena_reals, pairs_table, touched, marked, book, before, out
+    arena_reals, pairs_table, touched, marked, book, before, panes, panes_reals, panes_book, out
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
@@ -592,6 +672,7 @@ def run_ring(
     arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
+    panes, panes_reals, panes_book : of the arena of panes, see `features.panes`
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
         `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
@@ -600,6 +681,7 @@ def run_ring(
         config, windows, flags, reals, maxima, pairs
     )
     longest = newest + (windows - 1) * stride
+    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
     met = np.empty((pairs, 5), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
@@ -609,18 +691,19 @@ def run_ring(
              windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
+        if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
+                                       max_columns, signs, shape, arena_ints, arena_reals, panes,
+                                       panes_reals, panes_book):  # fmt: skip
+            return i
         _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
-        if not book[PLACED]:
-            row[KEPT] = row[longest]
-        if row[CAPACITY] > CAPACITY_MIN and row[KEPT] == row[HEAD]:
-            start = row[BASE] + row[LIMIT] - row[CAPACITY]
-            release(start, row[CAPACITY], book, arena_ints)
-            row[BASE] = row[CAPACITY] = row[LIMIT] = 0
+        _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
         if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,
                                   arena_reals):  # fmt: skip
             return i
+        if exact_max > 0:
+            tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
         seq = row[HEAD]
         _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
         if feeds[code]:
@@ -628,25 +711,25 @@ def run_ring(
                 _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
                       before)  # fmt: skip
             bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
-                         marked, book, arena_ints)  # fmt: skip
+                         marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
                                   reals_in, arena_ints, arena_reals)  # fmt: skip
-            _enter(row, sums, windows, bits, place, flags, reals, pairs, maxima, met, arena_reals)
+            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
+            _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met,
+                   arena_reals)  # fmt: skip
             for m in range(maxima):
-                column = arena_reals.shape[1] - reals + max_columns[m]
-                x = arena_reals[place, column]
-                if x == x:
-                    _queue(row, windows, m, column, signs[m], seq, x, flags, reals, pairs,
-                           maxima, arena_ints, arena_reals)  # fmt: skip
+                _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs,
+                       maxima, arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, seq == row[BORN], time_us, arena_ints, arena_reals,
-              out)  # fmt: skip
+              max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
+              exact_max, shape, out)  # fmt: skip
     return len(slots)
 
 
 @kernel
 def read_ring(
-    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, out
+    slots, at_us, code, config, plan, plan_at, ints, floats, arena_ints, arena_reals, panes,
+    panes_reals, panes_book, out
 ):  # fmt: skip
     """Statistics of windows as of times no earlier than the slots' newest rows; changes no state.
 
@@ -654,14 +737,21 @@ def read_ring(
     ----------
     slots, at_us : int64 (n,)
     code : event type whose features are read; those of a pair are of no event, so without a value
-    config, plan, plan_at, ints, floats, arena_ints, arena_reals, out : see `run_ring`
+    config, plan, plan_at, ints, floats, arena_ints, arena_reals : see `run_ring`
+    panes, panes_reals, panes_book, out : see `run_ring`
     """
-    windows, flags, reals, maxima, pairs, _, _ = _shape(config)
+    windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
+    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
+    longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
     windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
     met = np.full((pairs, 5), -1, np.int64)
     for i in range(len(slots)):
         row, sums = ints[slots[i]].copy(), floats[slots[i]].copy()
+        if exact_max > 0:
+            since_us = at_us[i] - panes_book[LONGEST_US]
+            drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
         _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
-              max_columns, met, False, at_us[i], arena_ints, arena_reals, out)  # fmt: skip
+              max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,
+              shape, out)  # fmt: skip

@@ -6,7 +6,7 @@ the gate in front of the expensive ones is a function of the row, and sums go co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,17 @@ from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
-__all__ = ["Scorer", "Stages", "take_rows"]
+__all__ = ["Ask", "Raw", "Scorer", "Stages", "take_rows"]
 
 Stages = Mapping[str, tuple[str, float]]
 """Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
+
+Raw = Callable[[FeatureMatrix], Float64]
+"""A detector's `raw`."""
+
+Ask = Callable[[str, Raw, FeatureMatrix, "npt.NDArray[np.intp]"], Float64]
+"""Asks a detector, given its name, its `raw`, the features and their rows in the batch: its raw
+numbers, NaN where it has no say. Whoever scores may thereby go on where a detector fails."""
 
 WARM_ROWS = 64
 """Rows of the dummy batch; chosen: more than one, so that kernels for batches are made too."""
@@ -136,7 +143,11 @@ class Scorer:
         return tuple(name for name in self.detectors if name in models.detectors)
 
     def score(
-        self, features: FeatureMatrix, stages: Stages, raw: Float64 | None = None
+        self,
+        features: FeatureMatrix,
+        stages: Stages,
+        raw: Float64 | None = None,
+        ask: Ask | None = None,
     ) -> ScoreMatrix:
         """Calibrated scores of the rows of one event type; NaN where a detector is off or gated.
 
@@ -145,14 +156,16 @@ class Scorer:
         Parameters
         ----------
         features : of n rows
-        stages : a detector that is off does not score
+        stages : what each detector may do; one that is off is not asked
         raw : float64 (n, D), filled with what the detectors said before calibration, for those who
             want to see it; NaN where a detector did not look
+        ask : asks each detector; None asks it plainly, and what it raises is raised
 
         Raises
         ------
         ShapeError : features in another order than the models were trained on
         """
+        ask = _plainly if ask is None else ask
         n = len(features)
         models = self.bundle.models.get(features.event_type)
         surprise = np.full((n, len(self.detectors)), np.nan)
@@ -170,8 +183,9 @@ class Scorer:
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [self.detectors.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
+        every = np.arange(n)
         for i in cheap:
-            said[:, places[i]] = models.detectors[names[i]].raw(features)
+            said[:, places[i]] = ask(names[i], models.detectors[names[i]].raw, features, every)
             surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
@@ -182,7 +196,7 @@ class Scorer:
             if len(rows):
                 seen = take_rows(features, rows)
                 for i in costly:
-                    found = models.detectors[names[i]].raw(seen)
+                    found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     said[rows, places[i]] = found
                     surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
         return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
@@ -263,6 +277,11 @@ class Scorer:
         with np.errstate(invalid="ignore", divide="ignore"):
             found: Float64 = parts / np.where(total > 0.0, total, np.nan)
         return found
+
+
+def _plainly(_name: str, raw: Raw, features: FeatureMatrix, _rows: npt.NDArray[np.intp]) -> Float64:
+    """Ask a detector; what it raises is raised."""
+    return raw(features)
 
 
 def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.NDArray[np.bool_]:

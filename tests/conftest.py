@@ -26,14 +26,6 @@ SEED = 20261124
 
 SERVICE_FOLDER = ROOT / "tests" / "service"
 
-WORLD = {
-    "sim_cards": "1500",
-    "sim_events_per_s": "2.0",
-    "sim_anomaly_share": "0.01",
-    "sim_start": "2026-03-02T00:00:00Z",
-}
-"""A small world with ten times the usual attacks: an hour has alerts of every event type."""
-
 hypothesis.settings.register_profile(
     "waxwing",
     # Two shared cores: a slow example is no fault, and a run must be the same for everyone.
@@ -97,27 +89,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     `train.json` in its folder is what the training reported.
     A `tests.flow.harness.Bench`, shared by the tests of flows and services.
     """
-    from tests.flow.harness import Bench, call
+    from tests.flow.harness import train_bench
 
-    folder: Path = tmp_path_factory.mktemp("bench")
-    made = Bench(
-        folder,
-        WORLD
-        | {
-            "bundle": str(folder / "bundle"),
-            "warm_state": str(folder / "warm"),
-            "alerts": "jsonl",
-            "store": "off",
-            "sim_paced": "false",
-        },
-    )
-    sets = [part for name, value in WORLD.items() for part in ("--set", f"{name}={value}")]
-    done = call(
-        "train", "--days", "2", *sets, "--set", f"bundle={folder / 'bundle'}",
-        "--json", "train.json", cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr + done.stdout
-    return made
+    return train_bench(tmp_path_factory.mktemp("bench"))
 
 
 def _services_required() -> bool:

@@ -94,6 +94,41 @@ def window(records: list[tuple[int, Event]], now_us: int, window_s: int) -> list
     return [e for t, e in records if now_us - window_s * 1_000_000 < t <= now_us]
 
 
+class PanedWindow:
+    """One entity's longest window where the older of too many events are merged into panes."""
+
+    def __init__(self, window_s: int, exact_s: int, exact_max: int) -> None:
+        self.window_us, self.exact_us = window_s * 1_000_000, exact_s * 1_000_000
+        self.exact_max = exact_max
+        self.panes: list[list[tuple[int, Any]]] = []
+        self.exact: list[tuple[int, Any]] = []
+
+    def move(self, now_us: int) -> None:
+        """Let it end at a time: panes leave with their newest event."""
+        since_us = now_us - self.window_us
+        self.panes = [pane for pane in self.panes if pane[-1][0] > since_us]
+        while len(self.exact) > self.exact_max:
+            time_us = self.exact[0][0]
+            if not since_us < time_us <= now_us - self.exact_us:
+                break
+            if not self.panes or self.panes[-1][-1][0] // 10_000_000 != time_us // 10_000_000:
+                self.panes.append([])
+            self.panes[-1].append(self.exact.pop(0))
+        self.exact = [one for one in self.exact if one[0] > since_us]
+
+    def events(self) -> list[Any]:
+        """All that it counts."""
+        return [event for pane in [*self.panes, self.exact] for _, event in pane]
+
+    def excess(self, now_us: int) -> tuple[int, int]:
+        """Events that are too old, and how many there can be by what a pane says of itself."""
+        since_us = now_us - self.window_us
+        old = sum(t <= since_us for pane in self.panes for t, _ in pane)
+        first = self.panes[0] if self.panes else []
+        may = first and first[-1][0] // 10_000_000 * 10_000_000 <= since_us
+        return old, len(first) - 1 if may else 0
+
+
 @lru_cache(maxsize=1 << 16)
 def _clipped_mean(
     values: tuple[float, ...], memory: float, clip: float, clip_from: int

@@ -53,12 +53,27 @@ def alert_id(event_id: str, anomaly_type: str, bundle_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One detector's part in an alert: calibrated score, its threshold, whether it voted for it."""
+    """One detector's part in an alert: calibrated score, its threshold, whether it voted for it.
+
+    `missing` says why its vote is missing, empty where it is not: it raised or took too long, and
+    the others voted without it.
+    """
 
     detector: str
     score: float | None
     threshold: float
     vote: bool
+    missing: str = ""
+
+    def payload(self) -> dict[str, object]:
+        """The vote as JSON-able plain data; `missing` stands there only where it is."""
+        data: dict[str, object] = {
+            "detector": self.detector,
+            "score": self.score,
+            "threshold": self.threshold,
+            "vote": self.vote,
+        }
+        return data | ({"missing": self.missing} if self.missing else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,7 @@ class Alert:
         """The alert as JSON-able plain data."""
         data = {name: getattr(self, name) for name in (*_TEXTS, *_INTEGERS, "score")}
         return data | {
-            "votes": [{n: getattr(v, n) for n in Vote.__slots__} for v in self.votes],
+            "votes": [vote.payload() for vote in self.votes],
             "reasons": [{n: getattr(r, n) for n in Reason.__slots__} for r in self.reasons],
         }
 
@@ -131,6 +146,7 @@ class Alert:
                     _number(v["score"]),
                     _or_nan(v["threshold"]),
                     bool(v["vote"]),
+                    str(v.get("missing", "")),
                 )
                 for v in data["votes"]
             )

@@ -177,11 +177,13 @@ class Bench:
     catalog : what is computed
     cards : of the simulated population
     groups : shard groups
+    exact_max : see the setting `exact_events_max`
     """
 
     catalog: Catalog
     cards: int
     groups: int
+    exact_max: int = 0
     engines: list[Any] = field(init=False)
     now_us: int = 0
     round: int = 0
@@ -191,7 +193,10 @@ class Bench:
     def __post_init__(self) -> None:
         from features.engine import GroupEngine
 
-        self.engines = [GroupEngine(self.catalog, group) for group in range(self.groups)]
+        self.engines = [
+            GroupEngine(self.catalog, group, exact_max=self.exact_max)
+            for group in range(self.groups)
+        ]
         self._simulator = simulator_of(self.cards)
 
     def batches(self, events: int, rows: int) -> Iterator[EventBatch]:

@@ -24,7 +24,7 @@ minutes in which it turns over."""
 SHARE = 0.1
 """Share of the whole that is run where none is given; chosen: 21 million payments, minutes."""
 
-PARTS = ("records", "idle", "pairs", "slots", "late")
+PARTS = ("records", "idle", "panes", "pairs", "slots", "late")
 """What state holds, see `features.state.EntityState.memory_parts`."""
 
 ROWS = 20_000
@@ -38,6 +38,10 @@ def add_parser(subparsers: Any) -> None:
     add("--share", type=float, default=SHARE, metavar="S", help=f"share of the whole ({SHARE})")
     add("--minutes", type=float, default=MINUTES, metavar="M", help=f"event time ({MINUTES:g})")
     add("--groups", type=int, default=16, metavar="N", help="shard groups (16)")
+    add(
+        "--exact", type=int, default=0, metavar="N",
+        help="events of an entity in an hour kept one by one, the older ones in panes; 0: all (0)"
+    )  # fmt: skip
     add("--json", metavar="P", help="write the figures; - is stdout")
 
 
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             ("share", args.share, 0.0001 <= args.share <= 1.0, "0.0001 to 1"),
             ("minutes", args.minutes, args.minutes > 0.0, "more than 0"),
             ("groups", args.groups, args.groups >= 1, "at least 1"),
+            ("exact", args.exact, args.exact >= 0, "at least 0"),
         )
         if not good
     ]
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    report = measure(args.share, args.minutes, args.groups, say)
+    report = measure(args.share, args.minutes, args.groups, say, args.exact)
     if args.json != "-":
         _print(report)
     write_json(args.json, report)
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    share: float, minutes: float, groups: int, say: Callable[[str], None]
+    share: float, minutes: float, groups: int, say: Callable[[str], None], exact_max: int = 0
 ) -> dict[str, Any]:
     """The figures, in the keys of docs/json.md.
 
@@ -81,6 +86,7 @@ def measure(
     minutes : of event time
     groups : shard groups
     say : told how far it is
+    exact_max : see the setting `exact_events_max`
     """
     from dataflows.bench.features import EVENT, Bench
     from features.catalog import catalog
@@ -91,7 +97,7 @@ def measure(
     cat = catalog()
     warm_up(cat)
     cards, rate = max(100, round(CARDS * share)), RATE * share
-    bench = Bench(cat, cards, groups)
+    bench = Bench(cat, cards, groups, exact_max)
     source = Simulator(
         seed=1, events_per_s=rate / TYPE_SHARES[EVENT], cards=cards, event_types=[EVENT]
     )
@@ -125,6 +131,9 @@ def measure(
         "entities": entities,
         "state_bytes": memory,
         "parts_bytes": parts,
+        "exact_events_max": exact_max,
+        "approximated": sum(engine.approximated for engine in bench.engines),
+        "approximated_excess_max": max(engine.excess_max for engine in bench.engines),
         "state_gib": round(sum(memory.values()) / 2**30, 3),
         "whole_gib": round(sum(memory.values()) / share / 2**30, 2),
         "process_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),

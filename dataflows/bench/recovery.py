@@ -133,6 +133,7 @@ class _Flow:
         for line in self._lines(LIVE_S_MAX):
             after_s = round(line["wall_s"] - self._begun, 3)
             found.setdefault("start_s", after_s)
+            found.setdefault("start_cpu_s", line["cpu_s"])
             found["replayed_rounds"] = line["replayed"]
             if line["lag_ms"] > 0.0:
                 found.setdefault("replay_s", after_s)
@@ -172,7 +173,7 @@ class _Flow:
 def _watched(args: argparse.Namespace, settings: Settings) -> int:
     """The flow itself, which says how far it is."""
     from dataflows.observe.telemetry import Telemetry
-    from dataflows.runner import run_flow
+    from dataflows.runner import run_flow, usage
     from dataflows.state.own import clear_own_state
 
     if args.fresh:
@@ -185,7 +186,7 @@ def _watched(args: argparse.Namespace, settings: Settings) -> int:
                 "wall_s": time.time(),
                 "replayed": told.replayed_rounds,
                 "lag_ms": told.lag_ms_last,
-                "round": told.round_done,
+                "cpu_s": usage()["cpu_s"],
             }
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -236,8 +237,9 @@ def _print(report: dict[str, Any]) -> None:
         f" {held}"
     )
     for restart in report["restarts"]:
+        again, cpu_s = restart["replayed_rounds"], restart["start_cpu_s"]
         print(
-            f"  ran after {restart['start_s']:.1f} s, first new round after"
-            f" {restart['replay_s']:.1f} s ({restart['replayed_rounds']:.0f} of the journal before"
-            f" it), live after {restart['seconds_to_live']:.1f} s"
+            f"  ran after {restart['start_s']:.1f} s ({cpu_s:.1f} of CPU), first new round after"
+            f" {restart['replay_s']:.1f} s ({again:.0f} of the journal before it), live after"
+            f" {restart['seconds_to_live']:.1f} s"
         )

@@ -1,16 +1,26 @@
-"""`waxwing evaluate`: recall, precision and false positives of a bundle on simulated traffic.
+"""`waxwing evaluate`: how well a bundle tells attacks from genuine events, and what each part adds.
 
-The traffic is of another seed than the bundle was trained on, and starts from the warm state beside
-the bundle, as the live flow does. No flow is started: features, scores and votes alone.
+Without --data on simulated traffic of another seed than the bundle was trained on, from the warm
+state beside the bundle, as the live flow starts; with --data on labelled files. No flow is started:
+features, scores and votes alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from dataflows.settings import Settings
 
 __all__ = ["add_parser", "run"]
+
+_COST_MAX = 1e12
+"""Highest cost of one event. Chosen: beyond any sum of money an event has."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,38 +28,100 @@ def add_parser(subparsers: Any) -> None:
     from dataflows.cli.run import settings_arguments
 
     parser = subparsers.add_parser(
-        "evaluate", help="how well a bundle finds simulated attacks", description=__doc__
+        "evaluate", help="how well a bundle finds attacks", description=__doc__
     )
     settings_arguments(parser)
     add = parser.add_argument
-    add("--hours", type=float, default=24.0, metavar="N", help="of simulated traffic (default 24)")
+    add("--bundle", metavar="B", help="models to judge (default: the setting `bundle`)")
+    add("--data", metavar="D", action="append", default=[],
+        help="folder of files named after event types, or [EVENT_TYPE=]file")  # fmt: skip
+    add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
+    add("--labels", metavar="F", help="file with event_id, and perhaps attack, of anomalies")
+    add("--hours", type=float, metavar="N", help="of simulated traffic (default 24)")
     add("--seed", type=int, metavar="N", help="seed of the traffic (default: sim_seed)")
     add("--cold", action="store_true", help="start without warm state")
+    add("--cost-miss", type=float, default=100.0, metavar="C",
+        help="what a missed anomaly costs (default 100)")  # fmt: skip
+    add("--cost-alarm", type=float, default=1.0, metavar="C",
+        help="what a false alarm costs (default 1)")  # fmt: skip
+    add("--html", metavar="R", help="write a report to look at")
     add("--json", metavar="P", help="write the figures as JSON; - is stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
-    from dataflows.cli.run import overrides_of
-    from dataflows.evaluation import evaluate_simulated
+    from dataflows.evaluation import Deep, evaluate_files, evaluate_simulated
+    from dataflows.evaluation_report import print_analysis, write_report
     from dataflows.observe.live import judgement_table
     from dataflows.report import write_json
-    from dataflows.settings import load
-    from features.errors import ConfigError
 
-    if not 0 < args.hours <= 24 * 366:
-        raise ConfigError(f"--hours {args.hours}: expected more than 0 and at most a year")
-    if args.seed is not None and args.seed < 0:
-        raise ConfigError(f"--seed {args.seed}: expected a number from 0 on")
-    settings = load(args.config, **overrides_of(args))
-    if args.seed is not None:
-        settings = settings.model_copy(update={"sim_seed": args.seed})
+    settings = _settings(args)
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    report = evaluate_simulated(settings, args.hours, say, cold=args.cold)
+    deep = Deep((args.cost_miss, args.cost_alarm))
+    if args.data:
+        labels = _labels(args)
+        report = evaluate_files(settings, labels, say, cold=args.cold, deep=deep)
+    else:
+        report = evaluate_simulated(settings, args.hours or 24.0, say, cold=args.cold, deep=deep)
+    say("curves, intervals and what each part adds")
+    analysis = deep.analysis()
+    report |= analysis.report
     judgement_table(report, out)
+    print_analysis(report, out)
+    if args.html is not None:
+        write_report(Path(args.html), report, analysis)
+        say(f"report in {args.html}")
     write_json(args.json, report)
     return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """The settings of the command line; every fault of the options at once."""
+    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.report import check_json
+    from dataflows.settings import load
+    from features.errors import ConfigError
+
+    faults = []
+    if args.hours is not None and not 0 < args.hours <= 24 * 366:
+        faults.append(f"--hours {args.hours}: expected more than 0 and at most a year")
+    if args.seed is not None and args.seed < 0:
+        faults.append(f"--seed {args.seed}: expected a number from 0 on")
+    for option, cost in (("--cost-miss", args.cost_miss), ("--cost-alarm", args.cost_alarm)):
+        if not 0 <= cost <= _COST_MAX:
+            faults.append(f"{option} {cost:g}: expected a cost from 0 to {_COST_MAX:g}")
+    simulated = [o for o, v in (("--hours", args.hours), ("--seed", args.seed)) if v is not None]
+    if args.data and simulated:
+        faults.append(f"{' and '.join(simulated)}: of simulated traffic, and --data names files")
+    if args.labels and not args.data:
+        faults.append("--labels goes with --data; simulated traffic knows its attacks")
+    try:
+        check_json(args.html)
+    except ConfigError as error:
+        faults += [fault.replace("--json", "--html", 1) for fault in error.faults]
+    bundle = {} if args.bundle is None else {"bundle": args.bundle}
+    try:
+        settings = load(args.config, **(with_data(args) | overrides_of(args) | bundle))
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    if faults:
+        raise ConfigError(faults)
+    return settings if args.seed is None else settings.model_copy(update={"sim_seed": args.seed})
+
+
+def _labels(args: argparse.Namespace) -> pl.DataFrame | None:
+    """Known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
+    from dataflows.training import read_attacks
+
+    if args.labels:
+        return read_attacks(Path(args.labels))
+    for item in args.data:
+        for suffix in ("parquet", "csv", "jsonl"):
+            path = Path(item) / f"labels.{suffix}"
+            if path.is_file():
+                return read_attacks(path)
+    return None

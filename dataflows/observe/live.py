@@ -26,7 +26,14 @@ from rich.text import Text
 
 from dataflows.alerts.base import Alert
 
-__all__ = ["LiveView", "Stats", "final_table", "judgement_table", "stats_of"]
+__all__ = [
+    "LiveView",
+    "Stats",
+    "approximated_text",
+    "final_table",
+    "judgement_table",
+    "stats_of",
+]
 
 REFRESH_S_MIN = 0.2
 """Shortest time between two frames; chosen: smooth to the eye. A frame costs about 10 ms."""
@@ -417,6 +424,8 @@ def final_table(
     console.print(_latency_text(report))
     if report.get("corrected") or report.get("corrected_unchecked"):
         console.print(_corrected_text(report))
+    if report.get("approximated"):
+        console.print(approximated_text(report))
     _print_judgement(console, report)
     if next_steps:
         steps = Table.grid(padding=(0, 2))
@@ -486,6 +495,14 @@ def _corrected_text(report: Mapping[str, Any]) -> Text:
         (f"{report.get('flipped', 0):,}", "bold"), " votes among them; ",
         f"{report.get('corrected_unchecked', 0):,} more could not be checked",
     )  # fmt: skip
+
+
+def approximated_text(report: Mapping[str, Any]) -> str:
+    """How many windows panes have made too long, and by how much."""
+    return (
+        f"{report['approximated']:,} windows of hot entities were too long by less than 10 s, of at"
+        f" most {report['approximated_excess_max']:,} events (exact_events_max)"
+    )
 
 
 def _latency_text(report: Mapping[str, Any]) -> Text:

@@ -26,6 +26,7 @@ from models.evaluate import Tally
 if TYPE_CHECKING:
     from dataflows.alerts.base import Alert
     from dataflows.score import Flip, RoundOut
+    from dataflows.sources.base import Gap
 
 __all__ = ["LatencyHistogram", "Telemetry"]
 
@@ -37,6 +38,10 @@ _DECADES = 8
 ALERTS_KEPT_MAX = 200
 """Newest alerts kept for the live view. Chosen: more than a screen shows."""
 
+
+GAPS_KEPT_MAX = 1_000
+"""Newest gaps of the source kept for the report; all their records are counted. Chosen: more
+partitions than a topic has."""
 
 FLIPS_KEPT_MAX = 100
 """Newest flipped votes kept for the report. Chosen: more than a person reads."""
@@ -103,6 +108,8 @@ class Telemetry:
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
         self.late_beyond = 0
+        self.approximated = 0
+        self.approximated_excess_max = 0
         self.starts_empty: tuple[str, ...] = ()
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
@@ -119,6 +126,10 @@ class Telemetry:
         """Who was silenced in a span of event time, where that is known."""
         self.begun_us = 0
         self.reasons: Counter[str] = Counter()
+        self.gaps: deque[Gap] = deque(maxlen=GAPS_KEPT_MAX)
+        self._waiting: dict[int, int] = {}
+        self.missed_votes: dict[str, int] = {}
+        """Detector -> votes that were missing since it raised or took too long."""
         self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
         self._on_alert = on_alert
         self._lock = threading.Lock()
@@ -144,6 +155,12 @@ class Telemetry:
         with self._lock:
             self.late_beyond += rows
 
+    def merged(self, rows: int, excess_max: int) -> None:
+        """Rows had a longest window that was too long, by so many events at most."""
+        with self._lock:
+            self.approximated += rows
+            self.approximated_excess_max = max(self.approximated_excess_max, excess_max)
+
     def priced(self, unpriced: Mapping[str, int], old: Mapping[str, int]) -> None:
         """Events that have no rate, or not one of their day; said once a currency."""
         new_unpriced = {name: n for name, n in unpriced.items() if name not in self.unpriced}
@@ -168,12 +185,16 @@ class Telemetry:
     ) -> None:
         """A round was delivered; `acked_ns` is when its alerts were acknowledged by their sinks."""
         with self._lock:
-            self.round_done = round_
             self.totals = dict(totals)
+            if round_ <= self.round_done:  # begun anew from the manifest, in the same process
+                return
+            self.round_done = round_
             for out in outs:
                 self.cut_time_us = max(self.cut_time_us, out.cut_time_us)
                 self.reasons.update(r.reason for r in out.rejects if r.event_type != "control")
                 self.flips.extend(out.flips)
+                self.gaps.extend(out.gaps)
+                self._waiting[out.lane] = out.waiting
                 for s in out.known:
                     if s.absences is None:
                         self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
@@ -205,12 +226,24 @@ class Telemetry:
         with self._lock:
             got = self.totals
             done = sum(got.get(k, 0) for k in ("scored", "dead_lettered", "duplicates"))
+            pending = sum(self._waiting.values())
             return {
-                "in": got.get("in", 0),
+                "in": got.get("in", 0) + pending,
                 "scored": got.get("scored", 0),
                 "dead_lettered": got.get("dead_lettered", 0),
                 "duplicates": got.get("duplicates", 0),
-                "pending": got.get("in", 0) - done,
+                "pending": got.get("in", 0) + pending - done,
+                "lost": got.get("lost", 0),
+                "gaps": [
+                    {
+                        "topic": gap.topic,
+                        "partition": gap.partition,
+                        "from": gap.first,
+                        "to": gap.last,
+                        "count": len(gap),
+                    }
+                    for gap in self.gaps
+                ],
                 "alerts": got.get("alerts", 0),
                 "muted": got.get("muted", 0),
                 "suppressed": got.get("suppressed", 0),
@@ -224,7 +257,10 @@ class Telemetry:
                 "old_rate": got.get("old_rate", 0),
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
+                "missed_votes": dict(self.missed_votes),
                 "late_beyond": self.late_beyond,
+                "approximated": self.approximated,
+                "approximated_excess_max": self.approximated_excess_max,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from features.batch import EventBatch
 
-__all__ = ["Blind", "DeadLetter", "LaneReader", "Taken"]
+__all__ = ["Blind", "DeadLetter", "Gap", "LaneReader", "Taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,25 @@ class DeadLetter:
     round: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records that the source no longer had when they were to be read.
+
+    Parameters
+    ----------
+    topic, partition : where
+    first, last : their first and last offset
+    """
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
 @dataclass(slots=True)
 class Taken:
     """What a reader took in one go.
@@ -55,6 +74,8 @@ class Taken:
     eof : nothing will ever come after it
     schemas : schema id -> Avro schema (JSON text) met for the first time: the world's answer, so it
         is journaled before it is used again
+    gaps : records that were to be read and are gone
+    waiting : records that have come and wait for the world to answer (a schema's body)
     cut_time_us : event clock of the reader: how far the stream has come (event time of a simulator
         or a file, the wall clock of Kafka), int64 microseconds UTC
     """
@@ -66,6 +87,8 @@ class Taken:
     eof: bool = False
     schemas: Mapping[str, str] = field(default_factory=dict)
     cut_time_us: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 class LaneReader(Protocol):

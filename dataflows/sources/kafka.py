@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -30,7 +30,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from dataflows.settings import Settings
-from dataflows.sources.base import DeadLetter, Taken
+from dataflows.sources.base import DeadLetter, Gap, Taken
 from dataflows.sources.brokers import (
     CONNECT_S,
     Troubles,
@@ -61,6 +61,13 @@ ANSWER_S = 5.0
 
 RETRY_S = 0.1
 """Pause before a broker is asked again for partitions that had no leader yet. Chosen."""
+
+HELD_MAX = 100_000
+"""Most messages that wait for their schemas before the lane reads in small bites only; partitions
+with such messages are not fetched. Chosen: 100 MB, beside what the client holds."""
+
+BITE = 1_000
+"""Messages read at a time from then on. Chosen."""
 
 AHEAD_MAX = 50_000
 """Most messages kept that were read past a journaled round; a message is about 1 kB. Chosen."""
@@ -185,7 +192,6 @@ class KafkaReader:
     ) -> None:
         self.unpaced = False
         self._replay = replay
-        self.lost = 0
         self._settings = settings
         self._lane = lane
         self._from_us = from_us
@@ -195,6 +201,7 @@ class KafkaReader:
         self._cut_us = 0
         self._topics: dict[str, _Topic] = {}
         self._began: dict[Place, int] = {}
+        self._gaps: list[Gap] = []
         self._back: dict[Place, deque[Message]] = {}
         self._held: dict[Place, int] = {}
         self._paused: set[Place] = set()
@@ -281,6 +288,8 @@ class KafkaReader:
         """
         if not self._standing:
             self.seek({})
+        held = sum(len(self._back[place]) for place in self._held)
+        rows_max = min(rows_max, max(HELD_MAX - held, BITE))
         messages, errors = self._arrived(rows_max)
         self.unpaced = len(messages) >= rows_max
         self._cut_us = max(self._cut_us, time.time_ns() // 1000)
@@ -289,6 +298,8 @@ class KafkaReader:
             self._mend(message)
         self._release()
         taken.positions = self._positions()
+        taken.gaps, self._gaps = tuple(self._gaps), []
+        taken.waiting = sum(len(self._back[place]) for place in self._held)
         taken.eof = self._settings.kafka_until_end and self._ended()
         self._began = {}
         self._now_and_then()
@@ -335,6 +346,7 @@ class KafkaReader:
         for (name, p), until in targets.items():
             self._topics[name].at[p] = until
         taken.positions = after
+        taken.gaps = tuple(_gaps(before, after))
         self._began = {}
         return taken
 
@@ -746,13 +758,13 @@ class KafkaReader:
                 f" {wanted}: the topic was made anew or lost records; start with an empty state_dir"
             )
         if wanted < low:
-            self.lost += low - wanted
             _log.warning(
                 "Kafka topic %r partition %d: offsets %d to %d (%d records) were deleted before"
                 " they were read; going on at %d; lengthen retention.ms, or make no long breaks",
                 name, p, wanted, low - 1, low - wanted, low,
             )  # fmt: skip
             if not back:
+                self._gaps.append(Gap(name, p, wanted, low - 1))
                 topic.at[p] = low
                 self._began[place] = low
         self._assign()
@@ -803,6 +815,15 @@ class KafkaReader:
         if new:
             _log.warning("Kafka: new partitions %s are read from their beginning", new)
             self._assign()
+
+
+def _gaps(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Gap]:
+    """Offsets between two journaled positions that were gone when they were to be read."""
+    for name, began in after.get(FROM, {}).items():
+        for p, offset in began.items():
+            wanted = before.get(name, {}).get(p)
+            if wanted is not None and int(wanted) < offset:
+                yield Gap(name, int(p), int(wanted), offset - 1)
 
 
 def _passes(error: Exception) -> bool:

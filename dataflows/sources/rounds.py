@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from dataflows.control.records import ControlReader
-from dataflows.sources.base import DeadLetter, LaneReader, Taken
+from dataflows.poison import without_poison
+from dataflows.sources.base import DeadLetter, Gap, LaneReader, Taken
 from dataflows.state.journal import Cut, JournalView, LaneJournal, read_cuts, standing
 from features.batch import EventBatch
 from features.errors import StateError
@@ -49,6 +50,8 @@ class Part:
     final : the lane has ended with this round
     replayed : the round came from the journal
     rates : version of the table of exchange rates in force; 0 where there is none
+    gaps : records that the source no longer had
+    waiting : records that have come and are not among `received` yet
     """
 
     lane: int
@@ -62,6 +65,8 @@ class Part:
     final: bool = False
     replayed: bool = False
     rates: int = 0
+    gaps: tuple[Gap, ...] = ()
+    waiting: int = 0
 
 
 class Lanes:
@@ -99,6 +104,8 @@ class Lane:
     lanes: Lanes = field(default_factory=Lanes)
     stage: Callable[[str, float], None] = lambda _name, _seconds: None
     """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
+    withheld: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Round -> notes on its events that made a step raise (`dataflows.poison`)."""
     rates: Callable[[], int] = lambda: 0
     """The version of the table of exchange rates that a new round is cut with."""
     round: int = 0
@@ -108,6 +115,7 @@ class Lane:
     pending: Cut | None = None
     ended: bool = False
     waits: bool = False
+    closed: bool = False
 
     def start(self, manifest_round: int) -> None:
         """Stand after round `manifest_round`, with the rounds after it waiting to be cut again.
@@ -148,8 +156,20 @@ class Lane:
         """The next round's part: the journaled one where there is one, else a new cut."""
         self.round += 1
         part = self._cut_new() if self.pending is None else self._cut_again(self.pending)
+        if self.round in self.withheld:
+            part = without_poison(part, self.withheld[self.round])
         self.lanes.cut(self.lane, self.round, part.final)
         return part
+
+    def close(self) -> None:
+        """Let go of source, control records and journal; a second time nothing happens."""
+        if self.closed:
+            return
+        self.closed = True
+        self.reader.close()
+        if self.control is not None:
+            self.control.close()
+        self.journal.close()
 
     @property
     def behind(self) -> bool:
@@ -277,6 +297,8 @@ class Lane:
             final,
             replayed,
             rates,
+            taken.gaps,
+            taken.waiting,
         )
 
 
@@ -333,10 +355,7 @@ class _LanePartition(StatefulSourcePartition[Part, int]):
         return self._lane.round
 
     def close(self) -> None:
-        self._lane.reader.close()
-        if self._lane.control is not None:
-            self._lane.control.close()
-        self._lane.journal.close()
+        self._lane.close()
 
 
 class RoundSource(FixedPartitionedSource[Part, int]):

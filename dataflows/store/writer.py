@@ -4,7 +4,9 @@
 and view and sends that every `store_flush_ms`, entities of flagged events first. It takes no more
 than its share of the machine: where there is more to write than `store_rows_s_max` or Redis takes,
 flushes come more rarely and more rows are coalesced. The same thread waits for a Redis that is
-away; meanwhile rows go on being coalesced, at most `store_rows_max` of them.
+away; meanwhile rows go on being coalesced, at most `store_rows_max` of them. A Redis that has lost
+what it acknowledged is known by a mark that is gone from it, and is filled again beside the rows
+that come (`dataflows.store.shadow`).
 
 The newest row is that of the latest event time, among equals that of the latest round, then of the
 last partition and offset. It is so whatever the moments of the flushes: a row older than what the
@@ -25,7 +27,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -36,10 +38,12 @@ import polars as pl
 import redis
 
 from dataflows.settings import Settings
+from dataflows.state.lock import process_id
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.layout import ViewLayout, layouts, time_from_bytes, windows_layouts
 from dataflows.store.names import EntityNames, scan_names
 from dataflows.store.rows import WINDOWS, EntityRows, View, Views, warm_up
+from dataflows.store.shadow import Mark, Shadow, claim
 from dataflows.store.wire import Wire, masked
 from features.batch import Float64, Int64
 from features.catalog import Catalog
@@ -95,6 +99,7 @@ class StoreStats:
     stale : rows not written since the store had a later event time
     dropped : rows given up because more than `store_rows_max` waited
     refused : rows that Redis refuses for good, its key being of another type
+    restored : rows written again to a Redis that had lost them
     unknown : rows of empty windows of entities that the store does not have
     emptied : rows of empty windows that went to Redis, among `written`
     waiting : rows not in Redis yet; at most `store_rows_max`, and as many in the thread's hands
@@ -112,6 +117,7 @@ class StoreStats:
     stale: int = 0
     dropped: int = 0
     refused: int = 0
+    restored: int = 0
     unknown: int = 0
     emptied: int = 0
     waiting: int = 0
@@ -308,6 +314,17 @@ class StoreWriter:
         self._hurry = self._stop = False
         self._fault: BaseException | None = None
         self._known: dict[View, SlotTable] = {}
+        folder = settings.state_dir / "store" / f"rows-{process_id(sys.argv[1:], os.environ)}"
+        # Whoever comes second to a state_dir, against all rules, writes without.
+        self._claim = claim(folder)
+        self._shadows: dict[View, Shadow] = {}
+        self._mark: Mark | None = None
+        if self._claim is not None:
+            self._mark = Mark(folder)
+            for view, layout in layouts(catalog).items():
+                self._shadows[view] = Shadow(folder, layout.name, layout.features)
+        self._again: deque[tuple[View, int]] = deque()
+        self._restored_since = 0
         self._names: defaultdict[str, EntityNames] = defaultdict(EntityNames)
         self._scanned = False
         self._wire: Wire | None = None
@@ -320,10 +337,14 @@ class StoreWriter:
         except (redis.RedisError, OSError) as error:
             if self._embedded is not None:
                 self._embedded.close()
+            self._close_shadows()
             raise SourceError(
                 f"store: no Redis at {masked(self._url)} ({_reason(error)}); start it, set"
                 ' redis_url (or WAXWING_REDIS_URL), or set store = "embedded" or "off"'
             ) from None
+        except BaseException:
+            self._close_shadows()
+            raise
         self._thread = threading.Thread(target=self._run, name="waxwing-store", daemon=True)
         self._thread.start()
 
@@ -449,8 +470,20 @@ class StoreWriter:
             self._changed.notify_all()
         self._thread.join()
         self._disconnect()
+        self._close_shadows()
         if self._embedded is not None:
             self._embedded.close()
+
+    def _close_shadows(self) -> None:
+        """Let go of what is kept beside Redis."""
+        for shadow in self._shadows.values():
+            shadow.close()
+        self._shadows = {}
+        if self._mark is not None:
+            self._mark.close()
+        if self._claim is not None:
+            os.close(self._claim)
+        self._mark = self._claim = None
 
     def _raise_fault(self) -> None:
         """Say on the flow's own thread that the writer's has died."""
@@ -576,7 +609,7 @@ class StoreWriter:
             self._changed.notify_all()
         if self._away_since is not None:
             self._came_back()
-        return counts["written"]
+        return counts["written"] + self._restore(FLUSH_ROWS_MAX - counts["written"])
 
     def _send(self, batch: dict[View, _Rows]) -> dict[str, int]:
         """Write rows, those of flagged events first; what became of them, as `StoreStats` says."""
@@ -584,6 +617,8 @@ class StoreWriter:
         if wire is None:
             raise StateError("store: no connection to send on; this is a bug")
         written = stale = refused = unknown = emptied = 0
+        if self._mark is not None and not self._mark.renew(wire):
+            self._begin_restore()
         for urgent in (True, False):
             fresh: dict[View, _Rows] = {}
             for view, whole in batch.items():
@@ -605,6 +640,14 @@ class StoreWriter:
                 on_the_way = len(part)
                 written += len(part)
             refused += _refused(wire.numbers(on_the_way))
+            for view, rows in fresh.items() if self._shadows else ():
+                if not view[2:]:
+                    self._shadows[view].put(rows.keys, rows.ids, rows.values, rows.time_us)
+        for view, rows in batch.items() if self._shadows else ():
+            if view[2:]:  # also where Redis has lost the entity and does not have it again yet
+                every, names = self._layouts[view[:2]].features, self._layouts[view].features
+                columns = np.array([every.index(name) for name in names], np.intp)
+                self._shadows[view[:2]].amend(rows.ids, rows.values, rows.time_us, columns)
         return {
             "written": written - refused,
             "stale": stale,
@@ -633,6 +676,45 @@ class StoreWriter:
             _refused(answers)
             there[some] = [isinstance(answer, bytes) for answer in answers]
         return replace(rows, keys=names).take(there)
+
+    def _begin_restore(self) -> None:
+        """Redis has lost what it had: nothing is known of it, all rows are to be written again."""
+        self._known = {}
+        self._again = deque((view, 0) for view, shadow in self._shadows.items() if len(shadow))
+        self._restored_since = self._stats.restored
+        if not self._again and self._mark is not None:
+            self._mark.mended()
+        if self._again:
+            self._say(
+                f"the online store at {masked(self._url)} has lost rows that it had; all"
+                f" {sum(map(len, self._shadows.values())):,} are written again"
+            )
+
+    def _restore(self, rows_max: int) -> int:
+        """Write some of the rows again that Redis has lost; how many."""
+        sent = 0
+        while self._again and sent < rows_max:
+            view, begin = self._again[0]
+            end = min(begin + rows_max - sent, len(self._shadows[view]))
+            keys, ids, values, time_us = self._shadows[view].rows(begin, end)
+            zero = np.zeros(len(ids), np.int64)
+            place = np.zeros((len(ids), 2), np.int64)
+            rows = _Rows(keys, ids, values, time_us, place, zero, zero, zero.astype(np.bool_))
+            counts = self._send({view: rows})
+            if not self._again or self._again[0] != (view, begin):
+                continue  # lost once more meanwhile
+            sent += end - begin
+            with self._changed:
+                self._stats.restored += counts["written"]
+                self._stats.refused += counts["refused"]
+            self._again.popleft()
+            if end < len(self._shadows[view]):
+                self._again.appendleft((view, end))
+            elif not self._again and self._mark is not None:
+                self._mark.mended()
+                count = self._stats.restored - self._restored_since
+                self._say(f"the online store has its {count:,} lost rows again")
+        return sent
 
     def _fresh(self, wire: Wire, view: View, rows: _Rows) -> Bool:
         """Which rows are not older than what the store has; Redis is asked once an entity."""
@@ -677,6 +759,10 @@ class StoreWriter:
                 wire.ask("CLIENT", "KILL", "ID", self._client_id)
         self._client_id = answer if isinstance(answer, int) else None
         self._known = {}
+        if self._mark is not None:
+            self._mark.look(wire)
+            if self._mark.lost:
+                self._begin_restore()
         self._wire = wire
 
     def _disconnect(self) -> None:

@@ -27,11 +27,21 @@ __all__ = [
     "running",
     "simulated_counts",
     "start",
+    "train_bench",
     "without_clock",
 ]
 
 TIMEOUT_S = 240.0
 """Longest run of a command. Chosen: ten times what the slowest takes on two busy cores."""
+
+
+WORLD = {
+    "sim_cards": "1500",
+    "sim_events_per_s": "2.0",
+    "sim_anomaly_share": "0.01",
+    "sim_start": "2026-03-02T00:00:00Z",
+}
+"""A small world with ten times the usual attacks: an hour has alerts of every event type."""
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
@@ -40,10 +50,17 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
 
 
+def _command(arguments: Sequence[str]) -> list[str]:
+    """`waxwing ...`; with a part of it broken where the first argument is PART=WHAT."""
+    if "=" in arguments[0]:
+        return [sys.executable, str(Path(__file__).with_name("broken.py")), *arguments]
+    return [sys.executable, "-m", "dataflows.cli.main", *arguments]
+
+
 def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `waxwing ...` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        _command(arguments),
         cwd=cwd,
         env=environment(extra),
         capture_output=True,
@@ -56,7 +73,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProces
 def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     """Start `waxwing ...` and come back at once."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dataflows.cli.main", *arguments],
+        _command(arguments),
         cwd=cwd,
         env=environment(extra),
         stdout=subprocess.PIPE,
@@ -142,6 +159,28 @@ class Bench:
         return [part for name, value in merged.items() for part in ("--set", f"{name}={value}")]
 
 
+def train_bench(folder: Path) -> Bench:
+    """A bundle trained on two simulated days by the command a user runs, and what goes with it."""
+    made = Bench(
+        folder,
+        WORLD
+        | {
+            "bundle": str(folder / "bundle"),
+            "warm_state": str(folder / "warm"),
+            "alerts": "jsonl",
+            "store": "off",
+            "sim_paced": "false",
+        },
+    )
+    sets = [part for name, value in WORLD.items() for part in ("--set", f"{name}={value}")]
+    done = call(
+        "train", "--days", "2", *sets, "--set", f"bundle={folder / 'bundle'}",
+        "--json", "train.json", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    return made
+
+
 @dataclass(slots=True)
 class Run:
     """One run of `waxwing run` in a state folder of its own."""
@@ -150,6 +189,12 @@ class Run:
     state_dir: Path
     more: dict[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
+    broken: str = ""
+    """PART=WHAT of `tests.flow.broken`; empty: nothing is broken."""
+
+    def command(self) -> list[str]:
+        """The command and its options."""
+        return [*([self.broken] if self.broken else []), "run", *self.options()]
 
     def options(self) -> list[str]:
         """What stands behind `waxwing run`."""
@@ -157,14 +202,14 @@ class Run:
 
     def to_end(self, **extra: str) -> dict[str, Any]:
         """Run until the source ends; the report."""
-        done = call("run", *self.options(), "--json", "-", cwd=self.bench.folder, **extra)
+        done = call(*self.command(), "--json", "-", cwd=self.bench.folder, **extra)
         assert done.returncode == 0, done.stderr + done.stdout
         report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         return report
 
     def until(self, condition: Any, how: int = signal.SIGKILL, limit_s: float = 120.0) -> int:
         """Start, wait for `condition()`, end it by a signal; the exit status."""
-        with running("run", *self.options(), cwd=self.bench.folder) as process:
+        with running(*self.command(), cwd=self.bench.folder) as process:
             wait_for(condition, "the moment to stop it", process, limit_s)
             process.send_signal(how)
             out, _ = process.communicate(timeout=60)

@@ -11,8 +11,7 @@ import pytest
 from dataflows.settings import load
 from dataflows.state.own import MARKER
 from dataflows.training import is_trained
-from tests.conftest import WORLD
-from tests.flow.harness import Bench, alerts_of, call, running, wait_for
+from tests.flow.harness import WORLD, Bench, alerts_of, call, running, wait_for
 
 REAL = """
 source = "kafka"

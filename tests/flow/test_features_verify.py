@@ -131,6 +131,33 @@ def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
     assert " features of 1,200 payment rows asked of DuckDB, " in said
 
 
+def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    times = START_US + np.sort(rng.integers(0, 3 * 3_600_000_000, 3_000))
+    frame = made_of("payment", 3_000, rng).with_columns(time_us=pl.Series(times))
+    frame.write_parquet(tmp_path / "payment.parquet")
+    settings = load(
+        None,
+        source="file",
+        file_paths={"payment": tmp_path / "payment.parquet"},
+        exact_events_max=100,
+        groups=2,
+    )
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
+    )
+    one = report["variants"]["as_is"]
+    assert report["mismatches"] == 0, one["mismatched"]
+    told_apart = {entry["feature"] for entry in one["approximated"]}
+    assert {"payment.merchant_count_1h", "payment.card_amount_sum_1h"} <= told_apart
+    assert all("1h" in name for name in told_apart if name.endswith(("m", "h"))), told_apart
+    assert 0 < one["approximated_excess_max"] < 30
+    (count,) = (e for e in one["approximated"] if e["feature"] == "payment.merchant_count_1h")
+    for example in count["examples"]:
+        assert 0 < example["value"] - example["expected"] <= one["approximated_excess_max"]
+    assert "payment.merchant_count_5m" in one["compared"]
+
+
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: Path) -> None:
     arguments = ("features", "verify", "--data", f"payment={grid}", "--variant", "hot")
     own = tmp_path / "own"

@@ -15,8 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.conftest import WORLD
-from tests.flow.harness import Bench
+from tests.flow.harness import WORLD, Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.state.manifest import read_manifest
-from tests.conftest import WORLD
-from tests.flow.harness import Bench, alerts_of, without_clock
+from tests.flow.harness import WORLD, Bench, alerts_of, without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = {"sim_paced": False, "sim_seconds": 4, "sim_speed": 7200, "round_rows_max": 3000}

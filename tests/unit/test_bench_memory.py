@@ -23,6 +23,7 @@ def test_a_small_share_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
         sum(report["state_bytes"].values()), rel=0.1
     )
     assert sum(report["parts_bytes"].values()) == sum(report["state_bytes"].values())
+    assert report["parts_bytes"].pop("panes") == 0 == report["approximated"]
     assert all(size > 0 for size in report["parts_bytes"].values())
     assert report["whole_gib"] == pytest.approx(report["state_gib"] / 0.0005, rel=0.1)
     assert report["process_gib"] > report["state_gib"]
@@ -33,6 +34,12 @@ def test_a_small_share_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_numbers_that_are_none_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "memory", "--share", "2", "--minutes", "0", "--groups", "0"]) == 2
+    assert (
+        main(
+            ["bench", "memory", "--share", "2", "--minutes", "0", "--groups", "0", "--exact", "-1"]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert "--share 2" in told and "--minutes 0" in told and "--groups 0" in told
+    assert "--exact -1" in told

@@ -224,6 +224,15 @@ def test_final_table_tells_what_late_events_have_changed_where_they_have() -> No
     assert said in " ".join(out.getvalue().split())
 
 
+def test_final_table_tells_of_windows_that_are_too_long_where_they_are() -> None:
+    out = io.StringIO()
+    final_table(a_report() | {"approximated": 0, "approximated_excess_max": 0}, out)
+    assert "too long" not in out.getvalue()
+    final_table(a_report() | {"approximated": 1_234, "approximated_excess_max": 56}, out)
+    said = "1,234 windows of hot entities were too long by less than 10 s, of at most 56 events"
+    assert said in " ".join(out.getvalue().split())
+
+
 @pytest.mark.parametrize("columns", ["80", "150"])
 def test_final_table_says_everything_of_the_report(
     columns: str, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from dataflows.store import store_url, wire, writer
 from dataflows.store.embedded import STOP_S_MAX, EmbeddedRedis
 from dataflows.store.layout import entity_key, layouts
 from dataflows.store.reader import StoreReader
+from dataflows.store.shadow import MARKS_KEY
 from dataflows.store.writer import StoreWriter
 from features.catalog import catalog
 from features.errors import ConfigError, ShapeError, SourceError
@@ -199,7 +200,7 @@ def test_flagged_entities_are_written_first(
         order = []
         for command in monitor.listen():
             words = command["command"].split()
-            if words[0] == "HSET":
+            if words[0] == "HSET" and MARKS_KEY.decode() not in words[1]:
                 order.append(next(k for k in NAMES if k in words[1]))
             if len(order) == 10:
                 break
@@ -303,16 +304,111 @@ def test_a_redis_that_hangs_holds_nothing_up(
     assert stored(server.url, ["a"]) == {"a": (99.0, 99)}
 
 
-def test_an_emptied_redis_gets_the_rows_that_come(open_writer: Open, server: EmbeddedRedis) -> None:
-    to = open_writer()
-    put(to, ["a", "b"], [1.0, 1.0], 1)
-    assert to.flush(WAIT_S)
+def restored(to: StoreWriter, count: int) -> None:
+    """Wait until so many lost rows have been written again."""
+    deadline = time.monotonic() + WAIT_S
+    while to.stats().restored < count:
+        assert time.monotonic() < deadline, to.stats()
+        threading.Event().wait(0.01)
+
+
+def emptied(server: EmbeddedRedis) -> None:
+    """Empty Redis behind the writer's back."""
     client = redis.Redis.from_url(server.url)
     client.flushall()
     client.close()
-    put(to, ["b"], [2.0], 2)
+
+
+def test_an_emptied_redis_gets_the_rows_it_had_again(
+    open_writer: Open, server: EmbeddedRedis, said: list[str]
+) -> None:
+    to = open_writer()
+    names = [f"k{i}" for i in range(5000)]
+    put(to, names, [float(i) for i in range(5000)], 1)
+    put(to, ["u"], [7.0], 3, view=USER)
     assert to.flush(WAIT_S)
-    assert stored(server.url, ["a", "b"]) == {"b": (2.0, 2)}
+    before = contents(server)
+    assert len(before) > 5000
+    emptied(server)
+    put(to, ["k1", "new"], [2.0, 3.0], 2)
+    assert to.flush(WAIT_S)
+    restored(to, 5001)
+    after = contents(server)
+    assert stored(server.url, ["k0", "k1", "new"]) == {
+        "k0": (0.0, 1), "k1": (2.0, 2), "new": (3.0, 2)
+    }  # fmt: skip
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed == {entity_key("card", "k1"), entity_key("card", "new")}, "all else bit for bit"
+    assert ["has lost rows" in line for line in said] == [True, False]
+    assert "its 5,0" in said[1], "the mark was gone once, and is there again"
+
+
+def test_what_redis_lost_while_nobody_ran_is_written_again_at_the_start(
+    open_writer: Open, server: EmbeddedRedis
+) -> None:
+    first = open_writer()
+    put(first, ["a", "b"], [1.0, 2.0], 5)
+    assert first.flush(WAIT_S)
+    first.close()
+    emptied(server)
+    second = open_writer()
+    restored(second, 2)
+    assert stored(server.url, ["a", "b"]) == {"a": (1.0, 5), "b": (2.0, 5)}
+
+
+def test_a_redis_with_an_older_copy_gets_what_is_newer(
+    open_writer: Open, server: EmbeddedRedis
+) -> None:
+    to = open_writer()
+    put(to, ["a", "b"], [1.0, 1.0], 1)
+    assert to.flush(WAIT_S)
+    older = contents(server, marks=True)
+    put(to, ["a", "c"], [2.0, 2.0], 2)
+    assert to.flush(WAIT_S)
+    to.close()
+    emptied(server)
+    client = redis.Redis.from_url(server.url)
+    for key, fields in older.items():
+        client.hset(key, mapping=fields)
+    client.close()
+    again = open_writer()
+    restored(again, 3)
+    assert stored(server.url, ["a", "b", "c"]) == {"a": (2.0, 2), "b": (1.0, 1), "c": (2.0, 2)}
+
+
+def test_a_restore_that_was_cut_short_goes_on_at_the_next_start(
+    open_writer: Open, server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = open_writer()
+    names = [f"k{i}" for i in range(3000)]
+    put(to, names, [1.0] * 3000, 1)
+    assert to.flush(WAIT_S)
+    emptied(server)
+    monkeypatch.setattr(writer, "FLUSH_ROWS_MAX", 1000)
+    monkeypatch.setattr(StoreWriter, "_pause_s", lambda *_: 60.0)
+    put(to, ["k0"], [2.0], 2)
+    assert to.flush(WAIT_S)
+    to.close()
+    assert len(contents(server)) < 3000
+    monkeypatch.undo()
+    open_writer()
+    deadline = time.monotonic() + WAIT_S
+    while len(contents(server)) < 3000 and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    found = stored(server.url, names)
+    assert found == dict.fromkeys(names, (1.0, 1)) | {"k0": (2.0, 2)}
+
+
+def contents(server: EmbeddedRedis, marks: bool = False) -> dict[bytes, dict[bytes, bytes]]:
+    """All hashes of the server; the writers' marks only if asked for."""
+    client = redis.Redis.from_url(server.url)
+    keys = [key for key in client.scan_iter(count=10_000) if marks or key != MARKS_KEY]
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hgetall(key)
+    found = dict(zip(keys, pipe.execute(), strict=True))
+    client.close()
+    return found
 
 
 def test_rows_beyond_the_bound_are_given_up_oldest_first_and_counted(
@@ -377,7 +473,7 @@ def test_absent_entities_and_empty_puts_are_left_out(
     assert to.flush(WAIT_S) and to.flushed_ticket == ticket
     assert (to.stats().put, to.stats().written, to.stats().round) == (1, 1, 4)
     client = redis.Redis.from_url(server.url)
-    assert client.dbsize() == 1
+    assert client.dbsize() == 2, "one entity and the mark"
     client.close()
 
 

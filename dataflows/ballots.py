@@ -1,0 +1,342 @@
+"""Asks the detectors of a round, and goes on without those that raise or take too long.
+
+A detector is code of others: it may raise on one event in a million, or hang. Then the rows it
+failed on have no vote of it, the others vote on, the alert says whose vote is missing and why, and
+the verdict is noted beside the lane's journal before it is used: a restart and a replay do without
+the same votes, whatever the detector would answer by then.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dataflows.alerts.base import printable
+from dataflows.sources.rounds import journal_folder
+from dataflows.state.notes import RoundNotes, read_notes
+from features.batch import FeatureMatrix, Float64
+from features.errors import ShapeError
+from models.base import ScoreMatrix
+from models.scoring import Raw, Scorer, Stages, take_rows
+
+__all__ = ["MISSED_FILE", "Ballots", "Missed"]
+
+MISSED_FILE = "missed.log"
+"""Notes of missing votes, in the folder of a lane's journal."""
+
+SCORING_THREADS = 2
+"""Event types scored at once. Chosen: payments are half of the work, the other types the rest."""
+
+TRIES_MAX = 128
+"""Most calls by which the rows are found on which a detector raises; what is still unknown then has
+no vote. Chosen: four such rows among 5,000 are found, and a detector that always raises costs
+milliseconds."""
+
+SAID_MAX = 20
+"""Most sentences about failing detectors; all votes that are missing are counted. Chosen."""
+
+REASON_CHARS_MAX = 200
+"""Longest reason; chosen: a line."""
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Votes of one detector that are missing in a lane's round.
+
+    Parameters
+    ----------
+    rows : intp (m,), rows of the batch, sorted; None for all that it was asked about
+    why : a few words
+    noted : whether it stands beside the journal already
+    """
+
+    rows: Rows | None
+    why: str
+    noted: bool = False
+
+    def of(self, row: int) -> str:
+        """Why the vote on a row is missing; empty where it is not."""
+        if self.rows is None:
+            return self.why
+        at = int(np.searchsorted(self.rows, row))
+        return self.why if at < len(self.rows) and self.rows[at] == row else ""
+
+
+@dataclass(slots=True)
+class _Task:
+    """One event type of a round, being scored by a thread."""
+
+    event_type: str
+    known: dict[str, Missed]
+    hung: Callable[[str], str]
+    missed: dict[str, Missed] = field(default_factory=dict)
+    at: tuple[str, float] | None = None
+    abandoned: bool = False
+
+    def ask(self, name: str, raw: Raw, features: FeatureMatrix, rows: Rows) -> Float64:
+        """Raw numbers of a detector, NaN where its vote is missing; see `models.scoring.Ask`."""
+        if self.abandoned:
+            raise _Abandoned
+        out = np.full(len(features), np.nan)
+        known = self.known.get(name)
+        why = "" if known is not None else self.hung(name)
+        if why:
+            self.missed[name] = Missed(None, why)
+        if why or (known is not None and known.rows is None):
+            return out
+        left = np.arange(len(features))
+        if known is not None and known.rows is not None:
+            left = np.flatnonzero(~np.isin(rows, known.rows))
+        whole = len(left) == len(features)
+        self.at = name, time.monotonic()
+        failed, why = _tried(raw, features if whole else take_rows(features, left), left, out)
+        self.at = None
+        if self.abandoned:
+            raise _Abandoned
+        if len(failed):
+            failed = rows[failed]
+            if known is not None and known.rows is not None:
+                failed = np.union1d(failed, known.rows)
+            self.missed[name] = Missed(failed, why)
+        return out
+
+
+class _Abandoned(Exception):
+    """Ends a thread whose result nobody waits for any more."""
+
+
+class Ballots:
+    """The detectors of one process, each asked under guard.
+
+    Parameters
+    ----------
+    state_dir : holds the journals, beside which missing votes are noted
+    after_round : gives the manifest's round, once there is one; what was noted of later rounds
+        holds again
+    patience_s : longest wait for a detector's answer; 0 waits for ever
+    say : takes a sentence when a detector begins to fail
+    replaying : a replay does without the votes that were missing then, and notes nothing
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        after_round: Callable[[], int],
+        patience_s: float,
+        say: Callable[[str], None],
+        replaying: bool = False,
+    ) -> None:
+        self._replaying = replaying
+        self._state_dir, self._after_round = state_dir, after_round
+        self._patience_s, self._say = 0.0 if replaying else patience_s, say
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._notes: dict[int, RoundNotes] = {}
+        self._known: dict[int, dict[tuple[int, str], dict[str, Missed]]] = {}
+        self._stuck: dict[tuple[str, str], tuple[_Task, int]] = {}
+        self._failing: set[tuple[str, str]] = set()
+        self._said = 0
+        self.missed: dict[str, int] = {}
+        """Detector -> votes that were missing."""
+
+    def scored(
+        self,
+        scorer: Scorer,
+        lane: int,
+        round_: int,
+        features: Mapping[str, FeatureMatrix],
+        stages: Stages,
+    ) -> dict[str, tuple[ScoreMatrix, dict[str, Missed]]]:
+        """Scores of a lane's round by event type, and whose votes are missing.
+
+        The kernels hold no lock: event types are scored side by side, and taken in their order.
+
+        Raises
+        ------
+        StateError : a missing vote could not be noted
+        """
+        known = self._open(lane)
+        begun: dict[str, tuple[_Task, Future[ScoreMatrix]]] = {}
+        for name, matrix in features.items():
+            begun[name] = self._begin(scorer, name, matrix, stages, known.pop((round_, name), {}))
+        found = {}
+        for name, (task, future) in begun.items():
+            scores = None
+            while scores is None:
+                scores = self._waited(task, future)
+                if scores is None:
+                    given_up = self._give_up(task, round_)
+                    task, future = self._begin(scorer, name, features[name], stages, given_up)
+            self._note(lane, round_, task, len(features[name]))
+            found[name] = scores, task.known | task.missed
+        return found
+
+    def plainly(self, scorer: Scorer, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
+        """Scores of rows that are only compared; what a detector raises on has none of it."""
+        task = _Task(features.event_type, {}, lambda name: self._hung(features.event_type, name))
+        return scorer.score(features, stages, ask=task.ask)
+
+    def close(self) -> None:
+        """Send the threads home; one that hangs is left behind."""
+        for _ in range(self._threads):
+            self._tasks.put(None)
+        self._threads = 0
+        for notes in self._notes.values():
+            notes.close()
+
+    # -- threads ----------------------------------------------------------------------------------
+
+    def _begin(
+        self,
+        scorer: Scorer,
+        name: str,
+        features: FeatureMatrix,
+        stages: Stages,
+        known: dict[str, Missed],
+    ) -> tuple[_Task, Future[ScoreMatrix]]:
+        """Have an event type scored by a thread."""
+        task = _Task(name, known, lambda detector: self._hung(name, detector))
+        future: Future[ScoreMatrix] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(scorer.score(features, stages, ask=task.ask))
+            except BaseException as error:
+                future.set_exception(error)
+
+        while self._threads < SCORING_THREADS:
+            self._threads += 1
+            # Of our own: those of an executor are waited for at the end, also one that hangs.
+            threading.Thread(target=self._work, name="waxwing-score", daemon=True).start()
+        self._tasks.put(work)
+        return task, future
+
+    def _work(self) -> None:
+        """What a thread does until it is sent home."""
+        while (task := self._tasks.get()) is not None:
+            task()
+
+    def _waited(self, task: _Task, future: Future[ScoreMatrix]) -> ScoreMatrix | None:
+        """The scores, once they are there; None where a detector has taken too long."""
+        while self._patience_s:
+            at = task.at
+            left_s = self._patience_s
+            if at is not None:
+                left_s -= time.monotonic() - at[1]
+            if left_s <= 0.0 and not future.done():
+                return None
+            try:
+                return future.result(max(left_s, 0.001))
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+        return future.result()
+
+    def _give_up(self, task: _Task, round_: int) -> dict[str, Missed]:
+        """Let go of a thread that hangs in a detector; whose votes the next one does without."""
+        at, task.abandoned = task.at, True
+        self._threads -= 1  # another takes its place; should it come back, there is one more
+        if at is None:  # it came back at this very moment
+            return task.known
+        self._stuck[task.event_type, at[0]] = task, round_
+        why = f"no answer within {self._patience_s:g} s"
+        return task.known | task.missed | {at[0]: Missed(None, why)}
+
+    def _hung(self, event_type: str, detector: str) -> str:
+        """Why a detector is not asked now; empty where it is."""
+        stuck = self._stuck.get((event_type, detector))
+        if stuck is None:
+            return ""
+        task, round_ = stuck
+        if task.at is None:
+            del self._stuck[event_type, detector]
+            return ""
+        return f"no answer since round {round_}"
+
+    # -- notes ------------------------------------------------------------------------------------
+
+    def _open(self, lane: int) -> dict[tuple[int, str], dict[str, Missed]]:
+        """What is noted of a lane's rounds since the manifest, read once."""
+        if lane not in self._known:
+            path = journal_folder(self._state_dir, lane) / MISSED_FILE
+            self._notes[lane] = RoundNotes(path)
+            known: dict[tuple[int, str], dict[str, Missed]] = {}
+            for note in read_notes(path, self._after_round()):
+                rows = None if note["rows"] is None else np.array(note["rows"], np.intp)
+                votes = known.setdefault((note["round"], note["event_type"]), {})
+                votes[note["detector"]] = Missed(rows, note["why"], noted=True)
+            self._known[lane] = known
+        return self._known[lane]
+
+    def _note(self, lane: int, round_: int, task: _Task, rows: int) -> None:
+        """Make new missing votes durable, count them, say where a detector begins to fail."""
+        known = task.known | task.missed
+        fresh = {name: missed for name, missed in known.items() if not missed.noted}
+        if fresh and not self._replaying:
+            self._notes[lane].append([
+                {"round": round_, "event_type": task.event_type, "detector": name,
+                 "why": missed.why,
+                 "rows": None if missed.rows is None else missed.rows.tolist()}
+                for name, missed in sorted(fresh.items())
+            ])  # fmt: skip
+        for name, missed in known.items():
+            count = rows if missed.rows is None else len(missed.rows)
+            self.missed[name] = self.missed.get(name, 0) + count
+            if (task.event_type, name) not in self._failing and self._said < SAID_MAX:
+                self._said += 1
+                self._say(
+                    f"detector {name!r} has no vote on {count:,} of {rows:,} {task.event_type}"
+                    f" events of round {round_}: {missed.why}; the others vote on"
+                )
+        self._failing -= {key for key in self._failing if key[0] == task.event_type}
+        self._failing |= {(task.event_type, name) for name in known}
+
+
+def _tried(raw: Raw, features: FeatureMatrix, at: Rows, out: Float64) -> tuple[Rows, str]:
+    """Ask about rows, and about ever fewer of them where it raises.
+
+    Parameters
+    ----------
+    features : (n,) rows
+    at : intp (n,), their places in `out`
+    out : float64, takes the answers
+
+    Returns
+    -------
+    intp (m,), places without an answer, sorted; and why
+    """
+    failed: list[Rows] = []
+    why, tries = "", 0
+    parts = [np.arange(len(features))]
+    while parts:
+        part = parts.pop()
+        if tries >= TRIES_MAX:
+            failed.append(part)
+            continue
+        tries += 1
+        try:
+            whole = len(part) == len(features)
+            answer = np.asarray(raw(features if whole else take_rows(features, part)), np.float64)
+            if answer.shape != part.shape:
+                raise ShapeError(f"{answer.shape} numbers for {len(part)} rows")
+            out[at[part]] = answer
+        except Exception as error:  # whatever a detector may raise
+            why = why or f"{type(error).__name__}: {error}"
+            if len(part) > 1:
+                half = len(part) // 2
+                parts += [part[half:], part[:half]]
+            else:
+                failed.append(part)
+    if not failed:
+        return np.zeros(0, np.intp), ""
+    return np.sort(at[np.concatenate(failed)]), printable(" ".join(why.split()))[:REASON_CHARS_MAX]

@@ -1,0 +1,123 @@
+"""Runs `waxwing ...` with one part of it broken, as a process of its own.
+
+    python tests/flow/broken.py PART=WHAT run --set ...
+
+The parts are the functions below. They break what the code of others may break: a detector, a step
+that meets an event nobody thought of.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+Function = Callable[..., Any]
+
+
+def _every(rows: np.ndarray[Any, Any], share: int) -> bool:
+    """Whether some row is one in `share`; a function of the rows alone."""
+    return any(zlib.crc32(row.tobytes()) % share == 0 for row in rows)
+
+
+def detector_raises(share: str) -> None:
+    """Detector zscore raises on one row in `share`."""
+    from models.detectors.zscore import Model
+
+    raw: Function = Model.raw
+
+    @functools.wraps(raw)
+    def broken(self: Any, features: Any) -> Any:
+        if features.values.any() and _every(features.values, int(share)):
+            raise ArithmeticError("a row that it cannot bear")
+        return raw(self, features)
+
+    Model.raw = broken  # type: ignore[method-assign]
+
+
+def detector_hangs(calls: str) -> None:
+    """Detector zscore never comes back from its call number `calls`."""
+    from models.detectors.zscore import Model
+
+    raw, count = Model.raw, [0]
+
+    def broken(self: Any, features: Any) -> Any:
+        count[0] += 1
+        if count[0] == int(calls):
+            threading.Event().wait()
+        return raw(self, features)
+
+    Model.raw = broken  # type: ignore[method-assign]
+
+
+def alert_raises(event_id: str) -> None:
+    """To find whom an alert about one event is about raises."""
+    from dataflows import score
+
+    subject = score._subject
+
+    def broken(declared: Any, values: Any) -> Any:
+        if values["event_id"] == event_id:
+            raise ZeroDivisionError(f"nobody thought of {event_id}")
+        return subject(declared, values)
+
+    score._subject = broken
+
+
+def _step(owner: Any, name: str, has: Callable[..., bool]) -> None:
+    """A method of a step that raises once it has begun its work."""
+    method: Function = getattr(owner, name)
+
+    @functools.wraps(method)
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = method(self, *args, **kwargs)
+        if has(*args):
+            raise KeyError("nobody thought of this event")
+        return done
+
+    setattr(owner, name, broken)
+
+
+def group_raises(event: str) -> None:
+    """The kernels of a card's group raise on its event CARD@TIME_US, their state changed by it."""
+    from features.engine import GroupEngine
+    from features.keys import hash_strings
+
+    card, _, time_us = event.partition("@")
+    key = hash_strings(pl.Series([card])).view(np.int64)[0]
+
+    def has(rows: Any, *_: Any) -> bool:
+        head = rows.heads.get("card", np.zeros((0, 2), np.int64))
+        return bool(((head[:, 0] == key) & (head[:, 1] == int(time_us))).any())
+
+    _step(GroupEngine, "process", has)
+
+
+def admit_raises(event_id: str) -> None:
+    """The door raises on an event, the filter of repeats already changed."""
+    from dataflows.admission import Admission
+
+    _step(
+        Admission,
+        "admit",
+        lambda batches, *_: any(event_id in b.frame["event_id"] for b in batches.values()),
+    )
+
+
+PARTS: dict[str, Function] = {
+    f.__name__: f
+    for f in (detector_raises, detector_hangs, alert_raises, group_raises, admit_raises)
+}
+
+if __name__ == "__main__":
+    part, _, what = sys.argv.pop(1).partition("=")
+    PARTS[part](what)
+    from dataflows.cli.main import main
+
+    sys.exit(main())

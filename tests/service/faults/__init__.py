@@ -1,0 +1,1 @@
+"""Real processes, broken on purpose, and what became of every event: `make faults`."""

@@ -1,0 +1,405 @@
+"""What a fault test stands on: a producer that knows what was acknowledged, a flow, an account.
+
+The count is not ours. `sent` are the event ids that the brokers have acknowledged to the producer;
+the rules of the vote are such that every event becomes an alert, so what was scored is what stands
+in the alert log, event id by event id; dead letters are found by topic, partition and offset. What
+is in none of them, nor in a named gap, is lost; an id that stands in the log twice was twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from confluent_kafka import Message, Producer
+
+from features.encode import json_bodies
+from features.events import event_type
+from features.simulate import Simulator
+from tests.flow.harness import Bench, alerts_of
+from tests.service.servers import Kafka, Redis, Registry
+
+__all__ = ["Field", "Flow", "Row", "Sender", "Servers", "wait"]
+
+EVENT = "payment"
+
+PARTITIONS = 4
+
+EVENTS_PER_S = 50.0
+"""Of the simulated stream, whose time is not the sender's."""
+
+WAIT_S = 240.0
+"""Longest wait for what takes seconds on a quiet machine. Chosen for two busy cores."""
+
+VOTING = """[any_payment]
+event_type = "payment"
+severity = "info"
+action = "none: every event is an alert, so that each can be counted"
+votes_needed = 1
+ensemble = 0.0
+
+[any_payment.thresholds]
+zscore = 0.0
+iqr = 0.0
+isolation_forest = 0.0
+"""
+
+
+@dataclass(slots=True)
+class Row:
+    """What became of the events of one fault.
+
+    Parameters
+    ----------
+    name : of the fault
+    sent : events that the brokers acknowledged to the producer
+    scored : of them, in the alert log
+    dead_lettered : of them, in the dead-letter log
+    lost : of them, nowhere
+    gap : of them, in a gap that the flow has named
+    twice : ids that stand in the alert log more than once
+    seconds_to_live : from the end of the fault until an event sent after it was in the alert log
+    more : what else was measured
+    """
+
+    name: str
+    sent: int = 0
+    scored: int = 0
+    dead_lettered: int = 0
+    lost: int = 0
+    gap: int = 0
+    twice: int = 0
+    seconds_to_live: float = 0.0
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """As plain data, `more` among the rest."""
+        found = asdict(self)
+        return found | found.pop("more")
+
+
+@dataclass(slots=True)
+class Servers:
+    """The real servers; each fault works under names of its own."""
+
+    kafka: Kafka
+    registry: Registry
+    redis: Redis
+
+
+def wait(holds: Callable[[], bool], what: str, limit_s: float = WAIT_S) -> float:
+    """Wait until something holds; the seconds it took. AssertionError where it does not."""
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < limit_s, f"{limit_s:.0f} s passed before {what}"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+class Sender:
+    """Sends payments, each id once, and keeps what the brokers have acknowledged.
+
+    Parameters
+    ----------
+    brokers, topic : where to
+    seed : of the payments
+    encode : frame -> messages; JSON where it is None
+    """
+
+    def __init__(
+        self, brokers: str, topic: str, seed: int, encode: Callable[[Any], list[bytes]] | None
+    ) -> None:
+        self.topic = topic
+        self.encode = encode or json_bodies
+        self.acked: dict[str, tuple[int, int]] = {}
+        self.failed = 0
+        self._simulator = Simulator(
+            seed=seed, cards=2_000, events_per_s=EVENTS_PER_S, event_types=[EVENT]
+        )
+        self._time_us = time.time_ns() // 1000 - 3 * 86_400_000_000
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._producer = Producer(
+            {
+                "bootstrap.servers": brokers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "message.timeout.ms": 300_000,
+                "log_level": 0,
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+
+    def frame(self, count: int) -> Any:
+        """The next payments, at least so many, each id new."""
+        frames, got = [], 0
+        while got < count:
+            until_us = self._time_us + max(int(1e6 * count / EVENTS_PER_S), 2_000_000)
+            batch = self._simulator.span(self._time_us, until_us)[EVENT]
+            self._time_us = until_us
+            ids = batch.frame["event_id"].to_list()
+            fresh = []
+            for row, name in enumerate(ids):
+                if name not in self._seen:
+                    self._seen.add(name)
+                    fresh.append(row)
+            frames.append(batch.frame[np.array(fresh, np.int64)])
+            got += len(fresh)
+        return frames[0] if len(frames) == 1 else frames[0].vstack(frames[1])
+
+    def send(self, count: int, partitions: int = PARTITIONS) -> list[str]:
+        """Send some payments; returns their ids. What is acknowledged is known later."""
+        frame = self.frame(count)
+        names = frame["event_id"].to_list()
+        for i, (name, message) in enumerate(zip(names, self.encode(frame), strict=True)):
+            self._produce(name, message, i % partitions)
+        self._producer.poll(0)
+        return names
+
+    def _produce(self, name: str, message: bytes, partition: int) -> None:
+        """Hand one message to the client."""
+
+        def told(error: Any, got: Message) -> None:
+            if error is not None:
+                self.failed += 1
+            else:
+                with self._lock:
+                    self.acked[name] = got.partition() or 0, got.offset() or 0
+
+        while True:
+            try:
+                self._producer.produce(
+                    self.topic, value=message, partition=partition, on_delivery=told
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def begin(self, per_s: float) -> None:
+        """Send at a pace, from a thread, until `end`."""
+        self._stop.clear()
+
+        def work() -> None:
+            while not self._stop.wait(0.1):
+                self.send(max(1, round(per_s / 10)))
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop the thread; wait for every acknowledgement."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+        left = self._producer.flush(WAIT_S)
+        assert left == 0 and self.failed == 0, f"{left} unacknowledged, {self.failed} refused"
+
+    def give_up(self) -> None:
+        """Stop the thread where it runs; what is not acknowledged is let go."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._producer.purge()
+
+
+class Flow:
+    """One `waxwing run`, started, killed and started again.
+
+    Parameters
+    ----------
+    field : where it runs
+    broken : PART=WHAT of `tests.flow.broken`; empty: nothing is broken
+    limit : called in the process before it begins
+    """
+
+    def __init__(
+        self, field: Field, broken: str = "", limit: Callable[[], None] | None = None
+    ) -> None:
+        self._field, self._broken, self._limit = field, broken, limit
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = field.folder / "flow.log"
+        self.report_path = field.folder / "report.json"
+
+    def start(self) -> Self:
+        """Start it and come back at once."""
+        program = [sys.executable, "-m", "dataflows.cli.main"]
+        if self._broken:
+            broken = Path(__file__).parents[2] / "flow" / "broken.py"
+            program = [sys.executable, str(broken), self._broken]
+        self.report_path.unlink(missing_ok=True)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*program, "run", *self._field.sets(), "--json", str(self.report_path)],
+                cwd=self._field.folder,
+                env=kept | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=self._limit,
+            )
+        return self
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> dict[str, Any]:
+        """SIGTERM; the report. AssertionError where the end is not clean."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(WAIT_S)
+        self.process = None
+        assert status == 0, self.said()
+        report: dict[str, Any] = json.loads(self.report_path.read_text())
+        return report
+
+    def ended(self) -> int:
+        """Wait until it ends by itself; its status."""
+        assert self.process is not None
+        status = self.process.wait(WAIT_S)
+        self.process = None
+        return status
+
+    def said(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text(errors="replace")
+
+    def rss_mb(self) -> float:
+        """Memory of the process now."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+
+class Field:
+    """Topics, state and settings of one fault.
+
+    Parameters
+    ----------
+    name : of the fault
+    seed : of its events and of its random moments
+    bench : models
+    servers : the real ones
+    folder : of its own
+    more : further settings
+    """
+
+    def __init__(
+        self, name: str, seed: int, bench: Bench, servers: Servers, folder: Path, **more: Any
+    ) -> None:
+        self.name, self.bench, self.servers, self.folder = name, bench, servers, folder
+        self.chance = random.Random(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        voting = folder / "voting.toml"
+        voting.write_text(VOTING)
+        self.prefix = f"{name}-{os.getpid()}-{time.time_ns() % 10**9}-"
+        self.state = folder / "state"
+        self.settings: dict[str, Any] = bench.settings | {
+            "source": "kafka",
+            "kafka_brokers": servers.kafka.brokers,
+            "kafka_registry_url": servers.registry.url,
+            "kafka_topic_prefix": self.prefix,
+            "kafka_group": f"{self.prefix}group",
+            "kafka_format": "json",
+            "event_types": EVENT,
+            "detectors": "zscore,iqr,isolation_forest",
+            "voting": voting,
+            "warm_state": "cold",
+            "snapshot_rounds": 20,
+            # The simulated stream is faster than the clock: nothing of it is late.
+            "late_s": 0,
+            "early_s": 0,
+            "state_dir": self.state,
+        }
+        self.settings |= more
+        self.topic = self.prefix + event_type(EVENT).topic
+        servers.kafka.create_topic(self.topic, PARTITIONS)
+        self.sender = Sender(servers.kafka.brokers, self.topic, seed, None)
+        self.flow = Flow(self)
+        self._read, self._known = 0, set[str]()
+
+    def sets(self) -> list[str]:
+        """`--set` options."""
+        return [part for k, v in self.settings.items() for part in ("--set", f"{k}={v}")]
+
+    def alerted(self) -> Counter[str]:
+        """Event ids in the alert log, and how often."""
+        return Counter(alert["event_id"] for alert in alerts_of(self.state))
+
+    def letters(self) -> list[dict[str, Any]]:
+        """The dead letters."""
+        path = self.state / "dead_letters.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether the alert log has events; reads what is new of it.
+
+        AssertionError where the flow has ended by itself.
+        """
+        process = self.flow.process
+        assert process is None or process.poll() is None, self.flow.said()[-3000:]
+        path = self.state / "alerts.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size < self._read:  # cut back to the manifest by a restart
+            self._read, self._known = 0, set()
+        if size > self._read:
+            with path.open("rb") as file:
+                file.seek(self._read)
+                data = file.read()
+            data = data[: data.rfind(b"\n") + 1]
+            self._read += len(data)
+            self._known |= {json.loads(line)["event_id"] for line in data.splitlines()}
+        return set(names) <= self._known
+
+    def live(self, limit_s: float = WAIT_S) -> float:
+        """Send some events and wait until they are alerts; seconds."""
+        names = self.sender.send(PARTITIONS)
+        return wait(lambda: self.has(names), f"{self.name}: new events are through", limit_s)
+
+    def account(self, gaps: Iterable[dict[str, Any]] = (), **more: Any) -> Row:
+        """Where every event went; the flow must have ended."""
+        sent = self.sender.acked
+        alerted = self.alerted()
+        dead = {(x["partition"], x["offset"]) for x in self.letters() if x["topic"] == self.topic}
+        missing = [name for name in sent if name not in alerted]
+        in_dead = [name for name in missing if sent[name] in dead]
+        named = [
+            name
+            for name in missing
+            if any(g["partition"] == sent[name][0] and g["from"] <= sent[name][1] <= g["to"]
+                   for g in gaps)
+        ]  # fmt: skip
+        return Row(
+            self.name,
+            sent=len(sent),
+            scored=len(sent) - len(missing),
+            dead_lettered=len(in_dead),
+            lost=len(missing) - len(set(in_dead) | set(named)),
+            gap=len(named),
+            twice=sum(count > 1 for count in alerted.values()),
+            more=more,
+        )
