@@ -72,6 +72,7 @@ __all__ = [
     "open_lane",
     "open_reader",
     "stop_on_signals",
+    "withheld_of",
 ]
 
 
@@ -570,7 +571,7 @@ def open_lane(context: Context, lane: int) -> Lane:
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
-        withheld=_withheld(settings, lane, context.manifest.round),
+        withheld=withheld_of(settings, lane, context.manifest.round),
     )
     context.opened.append(opened)
     opened.start(context.manifest.round)
@@ -581,7 +582,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     return opened
 
 
-def _withheld(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
+def withheld_of(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
     """Round -> notes on the lane's events that made a step raise."""
     found: dict[int, list[dict[str, Any]]] = {}
     for note in read_notes(journal_folder(settings.state_dir, lane) / POISON_FILE, after_round):

@@ -20,7 +20,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
 from dataflows.commit import COMMIT_KEY, Store
-from dataflows.context import Context, Replaying, lanes_of, open_reader
+from dataflows.context import Context, Replaying, lanes_of, open_reader, withheld_of
 from dataflows.currencies import RateBook
 from dataflows.detect import scored_rounds
 from dataflows.guard import Guard
@@ -216,6 +216,7 @@ def _open_lane(context: Context, lane: int, last: int, after: int | None = None)
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
+        withheld=withheld_of(settings, lane, context.manifest.round),
     )
     opened.last = last
     opened.start(context.manifest.round if after is None else after)
@@ -304,9 +305,12 @@ def replay(context: Context, look: Rounds, workers: int = 1) -> None:
         acked = op.stateful_batch("store", rows, guard.logic(lambda: Store(context, lanes)))
         streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
     op.output("look", op.merge("to_look", *streams), guard.sink(_Look(context, wanted, look)))
-    cli_main(  # type: ignore[no-untyped-call]
-        flow, workers_per_process=workers, epoch_interval=timedelta(0)
-    )
+    try:
+        cli_main(  # type: ignore[no-untyped-call]
+            flow, workers_per_process=workers, epoch_interval=timedelta(0)
+        )
+    finally:
+        context.close()
     fault: WaxwingError | None = guard.fault
     if fault is not None:
         raise fault
