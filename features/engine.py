@@ -23,6 +23,7 @@ from features.events import event_code, event_types
 from features.labels import Label
 from features.late import Changed
 from features.layout import LAYOUT, carry_over, layout_array
+from features.pairs import warm_up as warm_up_pairs
 from features.plan import ABSENCE, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.silence import DUE_MAX, Overdue
@@ -52,7 +53,7 @@ LATE_S = 60.0
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 """Layout of snapshots; one with another number is refused."""
 
 
@@ -473,3 +474,4 @@ def warm_up(catalog: Catalog) -> None:
     base = join(group.take())
     GroupEngine.restore(catalog, 0, base, [group.delta()])
     warm_up_silence()
+    warm_up_pairs()

@@ -203,7 +203,7 @@ class LateRows:
         old = self._out_of_reach(head, clock_us)
         if old == 0:
             return self._logged(head, reals, round_, clock_us)
-        slots, taken_us, _ = state.table.intern(head[:old])
+        slots, taken_us, _ = state.intern(head[:old])
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0), 0)
@@ -251,7 +251,7 @@ class LateRows:
         state, rows, checkpoints = self._state, self._rows, self._checkpoints
         self._turn(clock_us)
         self._newest_us = max(self._newest_us, int(head[-1, 1]))
-        slots, taken_us, before_us = state.table.intern(head, placed=True)
+        slots, taken_us, before_us = state.intern(head, placed=True)
         state.keep_all(slots, head)
         head = state.marked(slots, taken_us, head)
         n = len(head)
@@ -396,9 +396,8 @@ class LateRows:
                     plan.others,
                     ring.ints,
                     ring.arena_ints,
-                    ring.pairs,
-                    ring.touched,
-                    ring.book,
+                    ring.pairs.table,
+                    ring.pairs.numbers,
                 )
             ring.undo_panes(slots, head, past.notes[i][applied])
             restore_rings(

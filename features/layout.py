@@ -25,6 +25,7 @@ from features.columns import meaning_of
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
+from features.pairs import COLUMNS, KEY, SEQ_BITS, WHOSE, owners
 from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of
 from features.risk import COUNTED_FROM
 from features.sequence import TOKENS
@@ -302,7 +303,7 @@ def _empty_ring(rows: int, ring: Layout) -> Arrays:
         "floats": np.zeros((rows, floats)),
         "live_ints": np.zeros((0, 2), np.int64),
         "live_reals": np.zeros((0, len(ring["columns"]))),
-        "pairs": np.zeros((0, 4), np.int64),
+        "pairs": np.zeros((0, COLUMNS), np.int64),
         "marked": np.zeros((0, 2), np.int64),
     }
 
@@ -373,7 +374,7 @@ def _map_bits(bits: Int64, old: Layout, new: Layout) -> Int64:
 
 
 _FIRST, _SECOND = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
-"""Factors of `features.windows.pair_key`, which can be undone: they are odd."""
+"""Factors of `features.pairs.pair_key`, which can be undone: they are odd."""
 
 
 def _scrambled(h: npt.NDArray[np.uint64], first: int, second: int) -> npt.NDArray[np.uint64]:
@@ -390,20 +391,21 @@ def _map_pairs(entries: Int64, old: Layout, new: Layout) -> Int64:
     """Pairs under the keys of their new columns; those of columns that are gone are left out."""
     if old["others"] == new["others"]:
         return entries
-    column = entries[:, 1] & 15
+    column = owners(entries) & 15
     moved = np.array(
         [new["others"].index(n) if n in new["others"] else -1 for n in old["others"]] or [-1]
     )[column]
     kept: Int64 = entries[moved >= 0].copy()
     column = moved[moved >= 0]
     salt = np.uint64(0x9E3779B97F4A7C15)
-    was = (kept[:, 1] + 1).astype(np.uint64) * salt
-    kept[:, 1] = (kept[:, 1] & ~np.int64(15)) | column
-    now = (kept[:, 1] + 1).astype(np.uint64) * salt
+    of = owners(kept)
+    was = (of + 1).astype(np.uint64) * salt
+    kept[:, WHOSE] += (column - (of & 15)) << SEQ_BITS
+    now = (owners(kept) + 1).astype(np.uint64) * salt
     inverse = pow(_SECOND, -1, 1 << 64), pow(_FIRST, -1, 1 << 64)
-    value = _scrambled(kept[:, 0].astype(np.uint64), *inverse) ^ was
+    value = _scrambled(kept[:, KEY].astype(np.uint64), *inverse) ^ was
     key = _scrambled(value ^ now, _FIRST, _SECOND).astype(np.int64)
-    kept[:, 0] = np.where(key == 0, 1, key)
+    kept[:, KEY] = np.where(key == 0, 1, key)
     return kept
 
 

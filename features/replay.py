@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
 from features.slots import NEVER
 from features.snapshots import restore_queue
 from features.speed import AHEAD, inlined, kernel, prefetch
@@ -16,11 +17,8 @@ from features.windows import (
     HEAD,
     KEPT,
     NEWEST,
-    PAIRS_FILLED,
     SAVED,
     SHARED,
-    find_pair,
-    pair_key,
 )
 
 __all__ = [
@@ -327,7 +325,7 @@ def link(owners, chosen, numbers, starts, chain, wide, links):
 
 @kernel
 def undo_pairs(
-    slots, head, before, feeds, others, ints, arena_ints, pairs_table, touched, book
+    slots, head, before, feeds, others, ints, arena_ints, pairs_table, pairs_book
 ):  # fmt: skip
     """Let the pairs of rows be as before them, and take their marks off older records.
 
@@ -336,6 +334,7 @@ def undo_pairs(
     slots, head : of the rows, in order
     before : int64 (n, 2 * pairs), see `run_ring`
     feeds : bool (event types,)
+    pairs_table, pairs_book : see `run_ring`; the rows' pairs are there, they have been met
     """
     for i in range(len(slots) - 1, -1, -1):
         if not feeds[head[i, 2]]:
@@ -346,16 +345,12 @@ def undo_pairs(
             value = head[i, others[p]]
             if value == 0:
                 continue
-            key = pair_key(slot, p, value)
-            at = find_pair(key, pairs_table)
-            if pairs_table[at, 0] == 0:
-                pairs_table[at, 0] = key
-                pairs_table[at, 1] = slot * 16 + p
-                book[PAIRS_FILLED] += 1
+            at = find_pair(pair_key(slot, p, value), pairs_table)
+            if pairs_table[at, KEY] == 0:
+                continue
             seq = before[i, 2 * p]
-            pairs_table[at, 2] = seq
-            pairs_table[at, 3] = before[i, 2 * p + 1]
-            touched[at] = 1
+            pairs_table[at, WHOSE] = whose(slot, p, seq)
+            pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:
                 arena_ints[row[BASE] + seq, 1] &= ~(np.int64(1) << (2 * p))
                 row[SAVED] = min(row[SAVED], seq)

@@ -2,7 +2,9 @@
 
 Slots are given in the order in which entities are first met and never move, so everything else in a
 group's state is a flat array indexed by slot. The same pass turns each row's time into the time at
-which it is taken: never before the newest its entity has seen.
+which it is taken: never before the newest its entity has seen. Where there is no room for a new
+entity it stops, the arrays grow by a fourth, and it goes on: most rows are of entities that are
+known, so room is not made for a slot a row.
 
 An entity that was idle beyond its time to live is another one from its next event on: it gets a new
 slot, and its old one is left to be cleared and given away (`features.expiry`).
@@ -16,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.speed import kernel
+from features.speed import inlined, kernel
 
 __all__ = ["NEVER", "SlotTable", "find_key", "larger"]
 
@@ -29,7 +31,13 @@ NEVER = -(1 << 62)
 """Newest time of an entity before its first row."""
 
 _TABLE_MIN = 1 << 10
-"""Smallest table; chosen: 16 kB, so that small groups stay small."""
+"""Smallest table; chosen: 12 kB, so that small groups stay small."""
+
+_FULL, _FILLED = 13 / 16, 0.65
+"""Share of places taken in a table that grows, and after it has grown; see `features.pairs`."""
+
+_SPREAD = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio: keys that differ in few bits get homes far apart."""
 
 
 def larger(size: int) -> int:
@@ -40,34 +48,48 @@ def larger(size: int) -> int:
     return size + max(size // 4, 256)
 
 
+@inlined
+def _home(key, size):
+    """Place where a search for the key begins, in a table of so many (below 2^32)."""
+    spread = np.uint64(key) * np.uint64(_SPREAD)
+    return np.int64(((spread >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
+
+
 @kernel
 def find_key(key, table_key, table_slot):
     """Position of `key` in the table, or of the free place where it would go.
 
     A place is free while `table_slot` (or what else stands beside the key) is negative there.
     """
-    mask = np.uint64(len(table_key) - 1)
-    at = np.uint64(key) & mask
+    at = _home(key, len(table_key))
     while table_slot[at] >= 0 and table_key[at] != key:
-        at = (at + np.uint64(1)) & mask
+        at += 1
+        if at == len(table_key):
+            at = 0
     return at
 
 
 @kernel
 def _intern(
-    head, table_key, table_slot, keys, newest_us, first_us, dirty, numbers, ttl_us, placed, free,
-    left, slots, taken_us, before_us
+    first, head, table_key, table_slot, keys, newest_us, first_us, dirty, numbers, ttl_us, placed,
+    free, left, slots, taken_us, before_us
 ):  # fmt: skip
-    """Slot, taken time and time before of each row; returns how many slots `left` got.
+    """Slot, taken time and time before of rows `first`.. in order.
 
-    Those are the slots that entities have left behind.
+    Returns
+    -------
+    (row that found no room, or their number; slots `left` got: those that entities have left)
     """
     used, late, spare, leaving = numbers[USED], numbers[LATE], numbers[SPARE], 0
-    for i in range(len(head)):
+    done = len(head)
+    for i in range(first, len(head)):
         key = head[i, 0]
         at = find_key(key, table_key, table_slot)
         slot = table_slot[at]
         time_us = head[i, 1]
+        if (slot < 0 or time_us - newest_us[slot] > ttl_us) and spare == 0 and used == len(keys):
+            done = i
+            break
         if slot >= 0 and time_us - newest_us[slot] > ttl_us:
             keys[slot] = 0
             left[leaving] = slot
@@ -96,21 +118,21 @@ def _intern(
         slots[i] = slot
         taken_us[i] = time_us
     numbers[USED], numbers[LATE], numbers[SPARE] = used, late, spare
-    return leaving
+    return done, leaving
 
 
 @kernel
 def _remove(key, table_key, table_slot):
     """Take a key out of the table: those behind it that would not be found move up."""
-    mask = np.uint64(len(table_key) - 1)
+    size = len(table_key)
     hole = find_key(key, table_key, table_slot)
-    at = (hole + np.uint64(1)) & mask
+    at = (hole + 1) % size
     while table_slot[at] >= 0:
-        home = np.uint64(table_key[at]) & mask
-        if ((at - home) & mask) >= ((at - hole) & mask):
+        home = _home(table_key[at], size)
+        if (at - home + size) % size >= (at - hole + size) % size:
             table_key[hole], table_slot[hole] = table_key[at], table_slot[at]
             hole = at
-        at = (at + np.uint64(1)) & mask
+        at = (at + 1) % size
     table_slot[hole] = -1
 
 
@@ -156,6 +178,7 @@ class SlotTable:
     capacity : slots that state arrays must have room for
     expired : entities that were forgotten, ever
     first_us, newest_us : by slot, times of an entity's first row and of its newest
+    met : int64 (n,), slots of the rows of the last call of `intern`
     """
 
     def __init__(self, ttl_us: int = 0) -> None:
@@ -170,6 +193,7 @@ class SlotTable:
         self.dirty = np.zeros(self.capacity, np.uint8)
         self._free = np.zeros(self.capacity, np.int32)
         self._swept = 0
+        self.met = np.zeros(0, np.int64)
         self._left: list[Int64] = []
         self._new_table(_TABLE_MIN)
 
@@ -206,21 +230,14 @@ class SlotTable:
         )
         return sum(a.nbytes for a in arrays)
 
-    def reserve(self, incoming: int) -> bool:
-        """Make room for so many new entities; True where `capacity` has grown."""
-        need = self.live + incoming
-        if 2 * need > len(self._table_key):
-            size = len(self._table_key)
-            while 2 * need > size:
-                size *= 2
-            self._refill(size)
-        need = self.used + max(0, incoming - int(self.numbers[SPARE]))
-        if need <= self.capacity:
-            return False
-        self.capacity = max(need, larger(self.capacity))
-        for array in (self.keys, self.newest_us, self.first_us, self.dirty, self._free):
-            array.resize(self.capacity, refcheck=False)
-        return True
+    def _grow(self, slots: int) -> None:
+        """Make room for so many slots at least, and for as many keys in the table."""
+        if slots > self.capacity:
+            self.capacity = max(slots, larger(self.capacity))
+            for array in (self.keys, self.newest_us, self.first_us, self.dirty, self._free):
+                array.resize(self.capacity, refcheck=False)
+        if self.capacity > _FULL * len(self._table_key):
+            self._refill(int(self.capacity / _FILLED))
 
     def _refill(self, size: int) -> None:
         """A table of so many places with all keys."""
@@ -230,11 +247,11 @@ class SlotTable:
     def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
         """Slot of each row, the time it is taken at, and its entity's newest time before it.
 
-        Slots that entities leave behind are for `take_left`.
+        Slots that entities leave behind are for `take_left`. `capacity` may be larger after it.
 
         Parameters
         ----------
-        head : int64 (n, >= 2), key and event time of each row; `reserve(n)` came before
+        head : int64 (n, >= 2), key and event time of each row
         placed : whether rows are taken at their own time, late or not; else not before the newest
 
         Returns
@@ -245,26 +262,32 @@ class SlotTable:
         taken_us = np.empty(len(head), np.int64)
         before_us = np.empty(len(head), np.int64)
         left = np.empty(len(head), np.int64)
-        leaving = _intern(
-            head,
-            self._table_key,
-            self._table_slot,
-            self.keys,
-            self.newest_us,
-            self.first_us,
-            self.dirty,
-            self.numbers,
-            self.ttl_us or -NEVER,
-            placed,
-            self._free,
-            left,
-            slots,
-            taken_us,
-            before_us,
-        )
-        if leaving:
-            self._left.append(left[:leaving])
-        return slots, taken_us, before_us
+        done = 0
+        while True:
+            done, leaving = _intern(
+                done,
+                head,
+                self._table_key,
+                self._table_slot,
+                self.keys,
+                self.newest_us,
+                self.first_us,
+                self.dirty,
+                self.numbers,
+                self.ttl_us or -NEVER,
+                placed,
+                self._free,
+                left,
+                slots,
+                taken_us,
+                before_us,
+            )
+            if leaving:
+                self._left.append(left[:leaving].copy())
+            if done == len(head):
+                self.met = slots
+                return slots, taken_us, before_us
+            self._grow(self.capacity + 1)
 
     def take_left(self) -> Int64:
         """Slots that entities have left behind since the last call: no row will ask for them.
@@ -324,7 +347,7 @@ class SlotTable:
     def load(self, slots: Int64, keys: Int64, newest_us: Int64, first_us: Int64) -> None:
         """Put saved slots back; they continue those there are, or take their place."""
         used = max(self.used, int(slots.max()) + 1 if len(slots) else 0)
-        self.reserve(used - self.used + int(self.numbers[SPARE]))
+        self._grow(used)
         changed = bool((self.keys[slots] != keys).any()) or used > self.used
         self.keys[slots] = keys
         self.newest_us[slots] = newest_us

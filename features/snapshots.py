@@ -29,18 +29,14 @@ from features.windows import (
     SAVED,
     SHARED,
     age_of,
-    find_pair,
-    pair_key,
     record_number,
     room_for,
 )
 
 __all__ = [
-    "PENDING",
     "copy_rings",
     "count_records",
     "join",
-    "keep_pairs",
     "mark_records",
     "place_rings",
     "restore_queue",
@@ -50,9 +46,6 @@ __all__ = [
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-PENDING = 2
-"""In a pair's `touched`: it is still to be copied; 1: it has changed since the newest snapshot."""
 
 
 def join(parts: list[Arrays]) -> Arrays:
@@ -76,24 +69,6 @@ def take_pending(slots, pending, taken):
             pending[slots[i]] = 0
             taken[found] = slots[i]
             found += 1
-    return found
-
-
-@kernel
-def keep_pairs(slots, head, others, pairs_table, touched, kept):
-    """Copy the pairs of rows about to pass that are still to be copied; returns how many."""
-    found = 0
-    for i in range(len(slots)):
-        for p in range(len(others)):
-            value = head[i, others[p]]
-            if value == 0:
-                continue
-            at = find_pair(pair_key(slots[i], p, value), pairs_table)
-            if pairs_table[at, 0] != 0 and touched[at] == PENDING:
-                touched[at] = 0
-                for k in range(4):
-                    kept[found, k] = pairs_table[at, k]
-                found += 1
     return found
 
 

@@ -36,6 +36,7 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.pairs import FILLED, ROOM, PairTable
 from features.panes import (
     APPROXIMATED,
     EXACT_FROM_US,
@@ -69,10 +70,8 @@ from features.silence import (
 )
 from features.slots import LATE, SlotTable
 from features.snapshots import (
-    PENDING,
     copy_rings,
     count_records,
-    keep_pairs,
     mark_records,
     place_rings,
     restore_queues,
@@ -86,10 +85,8 @@ from features.windows import (
     HEAD,
     KEPT,
     LOGGED,
-    PAIRS_FILLED,
     PLACED,
     SAVED,
-    insert_pairs,
     longest_at,
     places_at,
     read_ring,
@@ -110,10 +107,8 @@ NAME_BYTES = 128
 cut."""
 
 ARENA_MIN = 1 << 10
-PAIRS_MIN = 1 << 10
 MARKS_MIN = 1 << 5
-"""Records, pairs and logged marks a ring starts with room for; chosen: some tens of kilobytes a
-group."""
+"""Records and logged marks a ring starts with room for; chosen: some tens of kilobytes a group."""
 
 ARENA_GROWTH = 8
 """An arena grows by this part of itself: large arrays grow in place, as `features.slots.larger`
@@ -149,7 +144,6 @@ class RingState:
         self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
         self._shape = tuple(ring.shape[1:])
         self._config = ring.config
-        pairs = len(ring.others)
         self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)
         self.longest = longest_at(*ring.shape)
         self._places = np.array(places_at(*ring.shape), np.int64)
@@ -158,20 +152,14 @@ class RingState:
         self._arena = np.zeros((ARENA_MIN, ring.record_words), np.int64)
         self._view()
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
-        self._new_pairs(PAIRS_MIN if pairs else 1)
-        self._scanned = len(self.pairs)
-        self._copied_pairs = [np.zeros((0, 4), np.int64)]
+        self.pairs = PairTable(ring.ttl_us)
         self.book = np.full(BOOK, -1, np.int64)
-        self.book[[TOP, USED, PAIRS_FILLED, LOGGED, PLACED]] = 0
+        self.book[[TOP, USED, LOGGED, PLACED]] = 0
 
     def _view(self) -> None:
         """See the arena's records as words and as reals."""
         self.arena_ints = self._arena.view(np.uint32) if self.ring.narrow else self._arena
         self.arena_reals = self._arena.view(np.float64)
-
-    def _new_pairs(self, size: int) -> None:
-        self.pairs = np.zeros((size, 4), np.int64)
-        self.touched = np.zeros(size, np.uint8)
 
     def memory_parts(self, used: int) -> dict[str, int]:
         """Bytes of all arrays by what they hold, see `EntityState.memory_parts`.
@@ -185,7 +173,7 @@ class RingState:
         return {
             "records": records,
             "idle": self._arena.nbytes - records,
-            "pairs": self.pairs.nbytes + self.touched.nbytes + self.marked.nbytes,
+            "pairs": self.pairs.memory_bytes + self.marked.nbytes,
             "slots": self.ints.nbytes + self.floats.nbytes,
             "panes": self._panes.nbytes,
         }
@@ -204,24 +192,13 @@ class RingState:
             self._arena.resize((size, self._arena.shape[1]), refcheck=False)
             self._view()
 
-    def _reserve_pairs(self, incoming: int, since_us: int) -> None:
-        """Make room for new pairs, forgetting those that no row from `since_us` on can ask for."""
-        if 3 * (int(self.book[PAIRS_FILLED]) + incoming) <= 2 * len(self.pairs):
-            return
-        self._scan(len(self.pairs))
-        live = np.flatnonzero(self.pairs[:, 0])
-        entries = self.pairs[live]
-        ttl_us = self.ring.ttl_us[entries[:, 1] & 15]
-        idle = since_us - entries[:, 3] > ttl_us + PURGE_SLACK_US
-        idle |= entries[:, 2] < self.ints[entries[:, 1] >> 4, BORN]
-        live, entries = live[~idle], entries[~idle]
-        touched = self.touched[live]
-        size = PAIRS_MIN
-        while size < 2 * (len(entries) + incoming):
-            size *= 2
-        self._new_pairs(size)
-        self._scanned = size
-        self.book[PAIRS_FILLED] = insert_pairs(entries, self.pairs, self.touched, touched)
+    def _grow_pairs(self, since_us: int) -> None:
+        """Make room for a row's pairs, forgetting those no row from `since_us` on can ask for."""
+        born = self.ints[:, BORN].copy()
+        if not born.any():
+            born = born[:0]
+        heads = self.ints[: len(born), HEAD].copy()
+        self.pairs.grow(len(self.ring.others), since_us - PURGE_SLACK_US, born, heads)
 
     def run(
         self,
@@ -233,9 +210,7 @@ class RingState:
         out: Float64,
     ) -> None:
         """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
-        ring = self.ring
-        if len(ring.others):
-            self._reserve_pairs(len(slots) * len(ring.others), int(taken_us.min()))
+        ring, pairs = self.ring, len(self.ring.others)
         done = 0
         while True:
             done = run_ring(
@@ -251,8 +226,8 @@ class RingState:
                 self.floats,
                 self.arena_ints,
                 self.arena_reals,
-                self.pairs,
-                self.touched,
+                self.pairs.table,
+                self.pairs.numbers,
                 self.marked,
                 self.book,
                 before,
@@ -263,8 +238,11 @@ class RingState:
             )
             if done == len(slots):
                 return
-            if self.book[LOGGED] + len(ring.others) > len(self.marked):
+            if self.book[LOGGED] + pairs > len(self.marked):
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
+                continue
+            if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
+                self._grow_pairs(int(taken_us.min()))
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
@@ -302,39 +280,10 @@ class RingState:
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
-        if everything:
-            self.touched.fill(PENDING)
-        else:
-            np.multiply(self.touched, PENDING, out=self.touched)
-        self._scanned = 0
+        self.pairs.begin(everything)
         marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
         self.book[LOGGED] = 0
         return {"marked": marked}
-
-    @property
-    def scanned(self) -> bool:
-        """Whether no pair is left to copy."""
-        return self._scanned == len(self.pairs)
-
-    def _scan(self, places: int) -> None:
-        """Copy what is to be copied of the next so many places of the table of pairs."""
-        if self.scanned:
-            return
-        end = min(self._scanned + places, len(self.pairs))
-        at = self._scanned + np.flatnonzero(self.touched[self._scanned : end] == PENDING)
-        self._scanned = end
-        self.touched[at] = 0
-        entries = np.take(self.pairs, at, axis=0)
-        self._copied_pairs.append(entries[entries[:, 0] != 0])
-
-    def keep(self, slots: Int64, head: Int64) -> None:
-        """Copy pairs that are to be copied of rows about to pass."""
-        others = self.ring.others
-        if self.scanned or not len(others):
-            return
-        kept = np.empty((len(slots) * len(others), 4), np.int64)
-        found = keep_pairs(slots, head, others, self.pairs, self.touched, kept)
-        self._copied_pairs.append(kept[:found].copy())
 
     def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
         """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
@@ -349,15 +298,12 @@ class RingState:
             shape = (count_panes(slots, self.ints), self._panes.shape[1])
             panes["panes"] = np.empty(shape, np.int64)
             copy_panes(slots, self.ints, self._panes, rows, panes["panes"])
-        if parts:
-            self._scan(max(-(-len(self.pairs) // parts), PAIRS_MIN))
-        pairs, self._copied_pairs = self._copied_pairs, [np.zeros((0, 4), np.int64)]
         return {
             "ints": rows,
             "floats": np.take(self.floats, slots, axis=0),
             "live_ints": live_ints,
             "live_reals": live_reals,
-            "pairs": np.concatenate(pairs),
+            "pairs": self.pairs.copy(parts),
             **panes,
         }
 
@@ -393,7 +339,7 @@ class RingState:
             panes = arrays["panes"]
             self._reserve_panes(len(panes) + SMALLEST * len(slots))
             place_panes(slots, panes, self.ints, places, self.panes_book, self._panes)
-        self._load_pairs(arrays["pairs"])
+        self.pairs.load(arrays["pairs"])
 
     def _fitting(self, arrays: Arrays) -> tuple[Int64, Float64]:
         """Saved rows and sums as this ring has them: with panes, or without.
@@ -413,22 +359,6 @@ class RingState:
             rows = np.ascontiguousarray(rows[:, : self._int_columns])
             floats = floats[:, : self._float_columns]
         return rows, floats
-
-    def _load_pairs(self, entries: Int64) -> None:
-        """Put saved pairs back."""
-        filled = int(self.book[PAIRS_FILLED]) + len(entries)
-        if 3 * filled > 2 * len(self.pairs):
-            live = np.flatnonzero(self.pairs[:, 0])
-            kept, touched = self.pairs[live], self.touched[live]
-            size = PAIRS_MIN
-            while size < 2 * filled:
-                size *= 2
-            self._new_pairs(size)
-            self._scanned = size
-            self.book[PAIRS_FILLED] = insert_pairs(kept, self.pairs, self.touched, touched)
-        self.book[PAIRS_FILLED] += insert_pairs(
-            entries, self.pairs, self.touched, np.zeros(len(entries), np.uint8)
-        )
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
@@ -681,19 +611,27 @@ class EntityState:
         float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
         rows of earlier rounds give now, where late ones have come
         """
-        if self.table.reserve(len(head)):
-            self._grow()
         if self.late.active(clock_us):
             given = self.late.process(head, reals, round_, clock_us)
         else:
-            slots, taken_us, _ = self.table.intern(head)
+            slots, taken_us, _ = self.intern(head)
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        rhythm = self.wheel is not None and self.plan.silence is not None
-        if rhythm or self.emptied.active:
+        if self.emptied.active and self.wheel is None and len(self.table.met) == len(head):
+            # Its slots are known: they need not be looked up once more.
+            self.emptied.hear(self.table.met, head, self._fixed["fed_us"])
+        elif self.emptied.active or self.wheel is not None:
             self._listen(head)
         return given
+
+    def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
+        """As of `SlotTable.intern`; all arrays by slot grow with the table."""
+        before = self.table.capacity
+        found = self.table.intern(head, placed)
+        if self.table.capacity != before:
+            self._grow()
+        return found
 
     def _listen(self, head: Int64) -> None:
         """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
@@ -719,7 +657,7 @@ class EntityState:
         if self._copying:
             self._copy(slots, parts=0)
             for ring in self.rings:
-                ring.keep(slots, head)
+                ring.pairs.keep(slots, head, ring.ring.others)
 
     def notes(self, rows: int) -> list[Int64]:
         """Room for what each ring's pairs said before rows."""
@@ -1008,7 +946,7 @@ class EntityState:
             end = self._at + max(-(-len(self._slots) // parts), SLICE_MIN)
             self._copy(self._slots[self._at : end], parts)
             self._at = end
-            scanned = all(ring.scanned for ring in self.rings)
+            scanned = all(ring.pairs.scanned for ring in self.rings)
             self._copying = end < len(self._slots) or not scanned or not self.late.copied
         return not self._copying
 

@@ -14,8 +14,8 @@ a record's number how far behind the first of its block.
 A ring lies in one block of the arena, in order, without a gap. Where it has come to the end of the
 block, what still counts is moved to the beginning, or to a block that fits it better.
 
-A ring's table of pairs holds, for each value of another column met with the entity, when it was
-last met: this makes the distinct count O(1), and gives first times.
+A ring's table of pairs (`features.pairs`) holds, for each value of another column met with the
+entity, when it was last met: this makes the distinct count O(1), and gives first times.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -27,6 +27,21 @@ import numpy as np
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
+from features.pairs import (
+    FILLED,
+    KEY,
+    LONG_AGO,
+    ROOM,
+    STAMP,
+    WHEN,
+    WHOSE,
+    find_pair,
+    met_at,
+    pair_home,
+    pair_key,
+    stamped,
+    whose,
+)
 from features.panes import (
     EXACT_FROM_US,
     EXACT_MAX,
@@ -54,21 +69,16 @@ __all__ = [
     "KEPT",
     "LIMIT",
     "LOGGED",
-    "LONG_AGO",
     "NARROW_US",
     "NEWEST",
     "BASE",
-    "PAIRS_FILLED",
     "PAIRS_MAX",
     "PLACED",
     "SAVED",
     "SHARED",
     "age_of",
-    "find_pair",
-    "insert_pairs",
     "longest_at",
     "make_room",
-    "pair_key",
     "places_at",
     "read_ring",
     "record_number",
@@ -102,14 +112,11 @@ NEARLY_EQUAL_MAX = 64
 are taken to be so. Chosen: 50 ns, and only for values that differ by less than 1e-9 of their
 size."""
 
-LONG_AGO = -(1 << 62)
-"""Time of a pair that was never met; no event is so old, and differences stay within int64."""
-
 # Places in `book`, behind the arena's own.
-PAIRS_FILLED, LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1, FREE + CLASSES + 2
+LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1
 BOOK = PLACED + 1
-"""Length of `book`: the arena's numbers, filled places of the pairs, entries of the log of marks,
-where late rows are put in their place (`features.late`) the number of the first row, else 0."""
+"""Length of `book`: the arena's numbers, entries of the log of marks, where late rows are put in
+their place (`features.late`) the number of the first row, else 0."""
 
 # Places in a slot's row of `ints`.
 BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -147,42 +154,6 @@ def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> 
     ends = range(SHARED + pairs, SHARED + pairs + maxima)
     fronts = (first + w * stride + m for w in range(windows) for m in range(maxima))
     return [BASE, CAPACITY, LIMIT, *ends, *fronts]
-
-
-@kernel
-def pair_key(slot, column, value):
-    """Key of (slot, pair column, value), never 0."""
-    h = np.uint64(value) ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15))
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xFF51AFD7ED558CCD)
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xC4CEB9FE1A85EC53)
-    h ^= h >> np.uint64(33)
-    return np.int64(h) if h != np.uint64(0) else np.int64(1)
-
-
-@kernel
-def find_pair(key, pairs):
-    """Place of the pair's key in the table, or the free place where it would go."""
-    mask = np.uint64(len(pairs) - 1)
-    at = np.uint64(key) & mask
-    while pairs[at, 0] != 0 and pairs[at, 0] != key:
-        at = (at + np.uint64(1)) & mask
-    return np.int64(at)
-
-
-@kernel
-def insert_pairs(entries, pairs, touched, mark):
-    """Put saved entries into a table that has room; returns how many places were filled."""
-    filled = 0
-    for i in range(len(entries)):
-        at = find_pair(entries[i, 0], pairs)
-        if pairs[at, 0] == 0:
-            filled += 1
-        for k in range(4):
-            pairs[at, k] = entries[i, k]
-        touched[at] = mark[i]
-    return filled
 
 
 @inlined
@@ -375,7 +346,7 @@ def _queue(
 
 
 @inlined
-def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
+def _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met):
     """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
 
     known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
@@ -388,10 +359,11 @@ def _look(i, slot, time_us, head, others, ttl_us, born, pairs_table, met):
         key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
-        if pairs_table[at, 0] != 0 and pairs_table[at, 2] >= born:
-            met[p, 3] = pairs_table[at, 3]
-            met[p, 4] = pairs_table[at, 2]
-            met[p, 2] = time_us - met[p, 3] <= ttl_us[p]
+        if pairs_table[at, KEY] != 0:
+            seq, last_us = met_at(pairs_table[at], row[HEAD])
+            if seq >= row[BORN]:
+                met[p, 3], met[p, 4] = last_us, seq
+                met[p, 2] = time_us - last_us <= ttl_us[p]
 
 
 @inlined
@@ -405,7 +377,7 @@ def _note(at, pairs, met, before):
 
 @inlined
 def _meet(
-    row, slot, time_us, seq, oldest, pairs, met, pairs_table, touched, marked, book, arena_ints,
+    row, slot, time_us, seq, oldest, pairs, met, pairs_table, pairs_book, marked, book, arena_ints,
     exact_max, shape, panes
 ):  # fmt: skip
     """Note the newest record's pairs; returns its marks.
@@ -419,13 +391,12 @@ def _meet(
             continue
         marks |= np.int64(1) << (2 * p + 1)
         at = met[p, 0]
-        if pairs_table[at, 0] != 0 and pairs_table[at, 0] != met[p, 1]:
+        if pairs_table[at, KEY] != 0 and pairs_table[at, KEY] != met[p, 1]:
             # The free place that was found has gone to another pair of this very row.
             at = find_pair(met[p, 1], pairs_table)
-        if pairs_table[at, 0] == 0:
-            pairs_table[at, 0] = met[p, 1]
-            pairs_table[at, 1] = slot * 16 + p
-            book[PAIRS_FILLED] += 1
+        if pairs_table[at, KEY] == 0:
+            pairs_table[at, KEY] = met[p, 1]
+            pairs_book[FILLED] += 1
         elif met[p, 4] >= oldest:
             place = row[BASE] + met[p, 4]
             arena_ints[place, 1] |= np.int64(1) << (2 * p)
@@ -435,9 +406,8 @@ def _meet(
                 book[LOGGED] += 1
         elif exact_max > 0 and met[p, 4] >= 0:
             uncount(row, met[p, 4], p, shape, panes)
-        pairs_table[at, 2] = seq
-        pairs_table[at, 3] = time_us
-        touched[at] = 1
+        pairs_table[at, WHOSE] = whose(slot, p, seq)
+        pairs_table[at, WHEN] = stamped(time_us, pairs_book[STAMP])
         row[SHARED + p] += met[p, 2] == 0
     return marks
 
@@ -555,10 +525,9 @@ def _ask(
     if far < len(slots):
         prefetch(ints, slots[far])
         prefetch(floats, slots[far])
-        mask = np.uint64(len(pairs_table) - 1)
         for p in range(len(others)):
             key = pair_key(slots[far], p, head[far, others[p]])
-            prefetch(pairs_table, np.int64(np.uint64(key) & mask))
+            prefetch(pairs_table, pair_home(key, len(pairs_table)))
     if near < len(slots):
         row = ints[slots[near]]
         if row[CAPACITY] > 0:
@@ -656,12 +625,12 @@ def _thin(
 @kernel
 def run_ring(
     first, slots, taken_us, head, reals_in, config, plan, plan_at, ints, floats, arena_ints,
-    arena_reals, pairs_table, touched, marked, book, before, panes, panes_reals, panes_book, out
+    arena_reals, pairs_table, pairs_book, marked, book, before, panes, panes_reals, panes_book, out
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
-    Room is asked of the arena (`room_for`) and of `marked`, the log of marks: `pairs` entries for a
-    row.
+    Room is asked of the arena (`room_for`), of the table of pairs and of `marked`, the log of
+    marks: `pairs` entries for a row.
 
     Parameters
     ----------
@@ -672,6 +641,7 @@ def run_ring(
     arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
+    pairs_table, pairs_book : of `features.pairs.PairTable`
     panes, panes_reals, panes_book : of the arena of panes, see `features.panes`
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
         `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
@@ -685,7 +655,7 @@ def run_ring(
     met = np.empty((pairs, 5), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
-        if book[LOGGED] + pairs > len(marked):
+        if book[LOGGED] + pairs > len(marked) or pairs_book[FILLED] + pairs > pairs_book[ROOM]:
             return i
         _ask(i, slots, head, others, ints, floats, arena_ints, pairs_table, newest, stride,
              windows)  # fmt: skip
@@ -705,13 +675,13 @@ def run_ring(
         if exact_max > 0:
             tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
         seq = row[HEAD]
-        _look(i, slot, time_us, head, others, ttl_us, row[BORN], pairs_table, met)
+        _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
                 _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
                       before)  # fmt: skip
-            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, touched,
-                         marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
+            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table,
+                         pairs_book, marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
             place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
                                   reals_in, arena_ints, arena_reals)  # fmt: skip
             since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)

@@ -55,7 +55,6 @@ class EntityNames:
         """
         if len(self) + len(ids) > NAMES_MAX:
             self._clear()
-        self._table.reserve(len(ids))
         used = self._table.used
         slots, _, _ = self._table.intern(np.column_stack((ids, np.zeros_like(ids))))
         new, at = np.unique(slots, return_index=True)

@@ -721,7 +721,6 @@ class StoreWriter:
         known = self._known.get(view[:2])
         if known is None or known.used > KNOWN_MAX:
             known = self._known[view[:2]] = SlotTable()
-        known.reserve(len(rows))
         used = known.used
         slots, taken_us, _ = known.intern(np.column_stack((rows.ids, rows.time_us)))
         fresh = taken_us == rows.time_us

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import state
+from features import pairs, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, OfflineEngine, assemble, merge, split, warm_up
@@ -288,7 +288,7 @@ def test_state_grows_past_its_first_size_without_a_trace(
     batches = stream(seed, 200)
     expected = OfflineEngine(cat, 1).process(batches)
     monkeypatch.setattr(state, "ARENA_MIN", 8)
-    monkeypatch.setattr(state, "PAIRS_MIN", 2)
+    monkeypatch.setattr(pairs, "PAIRS_MIN", 2)
     engine = OfflineEngine(cat, 1)
     parts = cut(batches, [START_US + 60_000_000 * m for m in (10, 40, 41, 100)])
     assert_same([engine.process(part) for part in parts], expected)
@@ -442,13 +442,14 @@ def test_nothing_is_compiled_after_the_warm_up(cat: Catalog, seed: int) -> None:
         state.run_members,
         state.run_sequence,
         state.take_pending,
-        state.keep_pairs,
+        pairs.keep_pairs,
         state.count_records,
         state.copy_rings,
         state.place_rings,
         state.mark_records,
         state.restore_queues,
-        state.insert_pairs,
+        pairs.insert_pairs,
+        pairs.move_pairs,
     ]
     before = [len(k.signatures) for k in kernels]  # type: ignore[attr-defined]
     engine = OfflineEngine(cat, 3)

@@ -41,6 +41,6 @@ def test_a_group_takes_what_the_formula_says() -> None:
     card = memory_of(catalog())[0]
     assert card.entity == "card"
     records = sum(4 * size for _, size, _ in card.records)
-    pairs = 2 * sum(pairs for _, _, pairs in card.records)
+    pairs = sum(pairs for _, _, pairs in card.records)
     least = 4_000 * (card.fixed + records)
-    assert least < engine.memory["card"] - empty < 2.1 * least + 4_000 * 33 * 6 * pairs
+    assert least < engine.memory["card"] - empty < 1.3 * (least + 4_000 * 60) + 4_000 * 38 * pairs

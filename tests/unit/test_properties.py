@@ -17,7 +17,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from features import late, shelf, state
+from features import late, pairs, shelf, state
 from features.catalog import catalog
 from features.labels import Label
 from features.plan import plan_of
@@ -115,7 +115,7 @@ def small_slices(patch: pytest.MonkeyPatch) -> None:
     """Let snapshots be copied in the smallest parts."""
     patch.setattr(state, "SLICE_MIN", 1)
     patch.setattr(shelf, "SLICE_MIN", 3)
-    patch.setattr(state, "PAIRS_MIN", 64)
+    patch.setattr(pairs, "PAIRS_MIN", 64)
 
 
 def compare(found: Flow, expected: Flow, mortal: bool, but: tuple[str, ...] = ()) -> None:

@@ -19,7 +19,6 @@ def test_slots_are_given_in_the_order_of_first_meeting(rng: np.random.Generator)
     expected: dict[int, int] = {}
     table = SlotTable()
     for part in np.array_split(stream, 37):
-        table.reserve(len(part))
         slots, _, _ = table.intern(rows(part.tolist(), [0] * len(part)))
         wanted = [expected.setdefault(k, len(expected)) for k in part.tolist()]
         assert slots.tolist() == wanted
@@ -29,7 +28,6 @@ def test_slots_are_given_in_the_order_of_first_meeting(rng: np.random.Generator)
 
 def test_a_row_is_never_taken_before_its_entity_s_newest_time() -> None:
     table = SlotTable()
-    table.reserve(6)
     _, taken, _ = table.intern(rows([7, 7, 8, 7, 8, 7], [10, 5, 3, 10, 4, 11]))
     assert taken.tolist() == [10, 10, 3, 10, 4, 11]
     assert table.late == 1
@@ -37,13 +35,11 @@ def test_a_row_is_never_taken_before_its_entity_s_newest_time() -> None:
 
 def test_slots_continue_after_a_load() -> None:
     table = SlotTable()
-    table.reserve(3)
     table.intern(rows([5, 6, 5], [1, 2, 3]))
     slots = table.take_dirty()
     assert slots.tolist() == [0, 1] and table.take_dirty().tolist() == []
     loaded = SlotTable()
     loaded.load(slots, table.keys[slots], table.newest_us[slots], table.first_us[slots])
-    loaded.reserve(3)
     found, taken, _ = loaded.intern(rows([6, 9, 5], [1, 1, 9]))
     assert found.tolist() == [1, 2, 0] and taken.tolist() == [2, 1, 9]
     assert loaded.late == 1
@@ -62,7 +58,6 @@ def test_idle_entities_leave_and_their_slots_are_given_to_others(
         keys = ((rng.integers(1, 120, 9) << 40) | rng.integers(1, 5, 9)).tolist()
         times = sorted(rng.integers(now, now + 20, 9).tolist())
         now += int(rng.choice([5, 30, 80]))
-        table.reserve(9)
         slots, _, _ = table.intern(rows(keys, times))
         left = table.take_left()
         gone = []
@@ -88,3 +83,19 @@ def test_idle_entities_leave_and_their_slots_are_given_to_others(
     assert 2 * table.used < forgotten
     table.hear(now + 10_000)
     assert table.find(known).tolist() == [-1] * len(known)
+
+
+def test_room_is_made_for_new_entities_and_not_for_rows() -> None:
+    """Rounds of many rows of known entities, then of new ones: a fifth of the slots is idle."""
+    table = SlotTable()
+    known = rows(list(range(1, 201)) * 100, [0] * 20_000)
+    table.intern(known)
+    assert table.used == 200 and table.capacity == 256
+    for first in range(0, 50_000, 20_000):
+        table.intern(rows(list(range(1 + first, 20_001 + first)), [0] * 20_000))
+        assert table.used <= table.capacity <= 1.25 * table.used + 256
+        places = len(table._table_key)
+        assert 0.6 * places <= table.capacity <= 0.82 * places or places == 1_024
+    assert table.used == 60_000
+    found = table.find(np.arange(1, 60_001, dtype=np.uint64))
+    assert np.array_equal(np.sort(found), np.arange(60_000))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features import state
+from features import pairs, state
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, split
@@ -165,7 +165,7 @@ def test_a_snapshot_is_of_the_moment_at_which_it_began_whatever_passes_meanwhile
         engine.begin(everything)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(state, "SLICE_MIN", 1)
-            patch.setattr(state, "PAIRS_MIN", 16)
+            patch.setattr(pairs, "PAIRS_MIN", 16)
             for count, parts in meanwhile:
                 found = passed(engine, at, at + count)
                 np.testing.assert_array_equal(found, passed(whole, at, at + count))
