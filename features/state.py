@@ -611,6 +611,7 @@ class EntityState:
         float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
         rows of earlier rounds give now, where late ones have come
         """
+        slots = None
         if self.late.active(clock_us):
             given = self.late.process(head, reals, round_, clock_us)
         else:
@@ -620,7 +621,7 @@ class EntityState:
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
         rhythm = self.wheel is not None and self.plan.silence is not None
         if rhythm or self.emptied.active:
-            self._listen(head)
+            self._listen(head, slots)
         return given
 
     def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
@@ -631,9 +632,12 @@ class EntityState:
             self._grow()
         return found
 
-    def _listen(self, head: Int64) -> None:
+    def _listen(self, head: Int64, slots: Int64 | None) -> None:
         """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
-        slots = self.table.find(head[:, 0].view(np.uint64))
+        if slots is None:
+            slots = self.table.find(head[:, 0].view(np.uint64))
+        else:
+            slots = self.table.known(slots)
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
             head, slots = head[slots >= 0], slots[slots >= 0]
@@ -713,10 +717,10 @@ class EntityState:
             raise StateError(f"{self.plan.entity!r} has no rhythm; this is a bug")
         table, fixed = self.table, self._fixed
         state = (fixed["silence_ints"], fixed["silence_floats"])
-        told, changed = self.wheel.speak(clock_us, table.used, table.keys, state, most, self.keep)
+        told, changed = self.wheel.speak(clock_us, table, state, most, self.keep)
         table.dirty[changed] = 1
         slots = told.found[:, 0]
-        return told, table.keys[slots], fixed["silence_names"][slots]
+        return told, table.whose(slots), fixed["silence_names"][slots]
 
     def run_empty(self, clock_us: int, most: int) -> list[Emptied]:
         """Views of entities whose windows have run empty, as of then; see `features.emptied`.
@@ -864,6 +868,10 @@ class EntityState:
         if self.table.ttl_us and clock_us:
             self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
         slots = self.table.take_left()
+        if self.wheel is not None:
+            waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
+            self.table.put_back(slots[waits])
+            slots = slots[~waits]
         if len(slots):
             self.keep(slots)
             if self.wheel is not None:
