@@ -611,7 +611,6 @@ class EntityState:
         float64 (n, width) by the plan of each row's event type; int16 (own rows, 16, 12); and what
         rows of earlier rounds give now, where late ones have come
         """
-        slots = None
         if self.late.active(clock_us):
             given = self.late.process(head, reals, round_, clock_us)
         else:
@@ -619,9 +618,11 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        rhythm = self.wheel is not None and self.plan.silence is not None
-        if rhythm or self.emptied.active:
-            self._listen(head, slots)
+        if self.emptied.active and self.wheel is None and len(self.table.met) == len(head):
+            # Its slots are known: they need not be looked up once more.
+            self.emptied.hear(self.table.met, head, self._fixed["fed_us"])
+        elif self.emptied.active or self.wheel is not None:
+            self._listen(head)
         return given
 
     def intern(self, head: Int64, placed: bool = False) -> tuple[Int64, Int64, Int64]:
@@ -632,12 +633,13 @@ class EntityState:
             self._grow()
         return found
 
-    def _listen(self, head: Int64, slots: Int64 | None) -> None:
+    def _listen(self, head: Int64) -> None:
         """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
-        if slots is None:
-            slots = self.table.find(head[:, 0].view(np.uint64))
-        else:
+        slots = self.table.met
+        if len(slots) == len(head):
             slots = self.table.known(slots)
+        else:
+            slots = self.table.find(head[:, 0].view(np.uint64))
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
             head, slots = head[slots >= 0], slots[slots >= 0]
