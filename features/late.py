@@ -218,7 +218,7 @@ class LateRows:
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
         out, emitted = state.run(slots, taken_us, marked, reals[:old], state.notes(0), 0)
-        state.listen(head[:old])
+        state.listen(slots, head[:old])
         self._newest_us = int(head[old - 1, 1])
         self._clock_us = max(self._clock_us, self._newest_us)
         self._generations.clear()
@@ -303,7 +303,7 @@ class LateRows:
             return self._place(head, reals, slots, late, first)
         notes = [rows.arrays[name] for name in self._pairs]
         given = state.run(slots, taken_us, head, reals, notes, first)
-        state.listen(head)
+        state.listen(slots, head)
         return *given, None
 
     def _place(
@@ -320,7 +320,7 @@ class LateRows:
             found = state.run(slots[at], head[at, 1], head[at], reals[at], notes, len(at))
             given.put(at, found)
             self._note(first + at, notes)
-            state.listen(head[at])
+            state.listen(slots[at], head[at])
         at = np.flatnonzero(again)
         past = self._past(owners, slots[at], head[at], first + at)
         came = int(np.count_nonzero(late))

@@ -462,6 +462,14 @@ def _further_kernels(
         )
 
 
+def _of_known(head: Int64, slots: Int64) -> tuple[Int64, Int64]:
+    """Rows and slots but those of entities whose newest event is older than their time to live:
+    they are of no one again."""
+    if (slots < 0).any():
+        return head[slots >= 0], slots[slots >= 0]
+    return head, slots
+
+
 class EntityState:
     """All state of one entity type in one group.
 
@@ -620,12 +628,14 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-            self.listen(head)
-        if self.emptied.active and self.wheel is None and len(self.table.met) == len(head):
-            # Its slots are known: they need not be looked up once more.
-            self.emptied.hear(self.table.met, head, self._fixed["fed_us"])
-        elif self.emptied.active:
-            head, slots = self._known(head)
+            self.listen(slots, head)
+        if self.emptied.active:
+            slots = self.table.met
+            if len(slots) != len(head):
+                slots = self.table.find(head[:, 0].view(np.uint64))
+            elif self.wheel is not None:
+                slots = self.table.known(slots)
+            head, slots = _of_known(head, slots)
             if len(slots):
                 self.emptied.hear(slots, head, self._fixed["fed_us"])
         return given
@@ -638,20 +648,12 @@ class EntityState:
             self._grow()
         return found
 
-    def _known(self, head: Int64) -> tuple[Int64, Int64]:
-        """Rows that have passed but those of entities idle beyond their time to live, and slots."""
-        slots = self.table.find(head[:, 0].view(np.uint64))
-        if (slots < 0).any():
-            # Whose newest event is older than its time to live is of no one again.
-            head, slots = head[slots >= 0], slots[slots >= 0]
-        return head, slots
-
-    def listen(self, head: Int64) -> None:
+    def listen(self, slots: Int64, head: Int64) -> None:
         """Let rhythms hear of rows that have passed (a snapshot under way has their slots)."""
         wheel, silence = self.wheel, self.plan.silence
         if wheel is None or silence is None:
             return
-        head, slots = self._known(head)
+        head, slots = _of_known(head, self.table.known(slots))
         names = ("silence_ints", "silence_floats", "silence_tops")
         wheel.reserve(len(head))
         kernel = cast(Kernel, run_silence)
@@ -729,10 +731,10 @@ class EntityState:
             raise StateError(f"{self.plan.entity!r} has no rhythm; this is a bug")
         table, fixed = self.table, self._fixed
         state = (fixed["silence_ints"], fixed["silence_floats"])
-        told, changed = self.wheel.speak(clock_us, table.used, table.keys, state, most, self.keep)
+        told, changed = self.wheel.speak(clock_us, table, state, most, self.keep)
         table.dirty[changed] = 1
         slots = told.found[:, 0]
-        return told, table.keys[slots], fixed["silence_names"][slots]
+        return told, table.whose(slots), fixed["silence_names"][slots]
 
     def run_empty(self, clock_us: int, most: int) -> list[Emptied]:
         """Views of entities whose windows have run empty, as of then; see `features.emptied`.
@@ -880,6 +882,10 @@ class EntityState:
         if self.table.ttl_us and clock_us:
             self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
         slots = self.table.take_left()
+        if self.wheel is not None:
+            waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
+            self.table.put_back(slots[waits])
+            slots = slots[~waits]
         if len(slots):
             self.keep(slots)
             if self.wheel is not None:
