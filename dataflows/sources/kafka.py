@@ -313,6 +313,8 @@ class KafkaReader:
         taken = self._taken(messages, self._cut_us)
         for message in errors:
             self._mend(message)
+        for place in [p for p in self._marks if not self._back.get(p)]:
+            self._end(place, self._marks.pop(place))
         self._release()
         if full:
             self._aim(self._places())
@@ -557,8 +559,6 @@ class KafkaReader:
         messages = [self._back[p].popleft() for p, many in chosen.items() for _ in range(many)]
         if any(not back for back in self._back.values()):
             self._back = {place: back for place, back in self._back.items() if back}
-        for place in [p for p in self._marks if not self._back.get(p)]:
-            self._end(place, self._marks.pop(place))
         many = self._share()
         self._pause([place for place, back in self._back.items() if len(back) > many])
         return messages, errors
