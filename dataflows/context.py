@@ -600,7 +600,7 @@ def _replayed_from(settings: Settings) -> int:
 def _open_control(context: Context) -> ControlReader:
     """Where the control records come from."""
     settings = context.settings
-    names = Names.of(context.scorer.voting, context.scorer.detectors)
+    names = Names.of(context.scorer.voting, (*context.scorer.detectors, *context.scorer.fallbacks))
     if settings.control_topic is not None:
         from dataflows.control.topic import ControlTopic
 

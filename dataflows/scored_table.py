@@ -212,7 +212,7 @@ class _Taker:
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """Take in one batch and its features."""
-        raw = np.empty((len(batch), len(self._scorer.detectors)))
+        raw = np.empty((len(batch), len(self._scorer.columns(batch.event_type))))
         scores = self._scorer.score(features, {}, raw)
         decisions = self._scorer.decide(scores, {})
         flagged = np.asarray(decisions.flagged.any(axis=1))

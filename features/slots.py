@@ -178,6 +178,7 @@ class SlotTable:
     capacity : slots that state arrays must have room for
     expired : entities that were forgotten, ever
     first_us, newest_us : by slot, times of an entity's first row and of its newest
+    met : int64 (n,), slots of the rows of the last call of `intern`
     """
 
     def __init__(self, ttl_us: int = 0) -> None:
@@ -192,6 +193,7 @@ class SlotTable:
         self.dirty = np.zeros(self.capacity, np.uint8)
         self._free = np.zeros(self.capacity, np.int32)
         self._swept = 0
+        self.met = np.zeros(0, np.int64)
         self._left: list[Int64] = []
         self._new_table(_TABLE_MIN)
 
@@ -283,6 +285,7 @@ class SlotTable:
             if leaving:
                 self._left.append(left[:leaving].copy())
             if done == len(head):
+                self.met = slots
                 return slots, taken_us, before_us
             self._grow(self.capacity + 1)
 

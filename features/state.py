@@ -622,8 +622,10 @@ class EntityState:
             self.keep_all(slots, head)
             marked = self.marked(slots, taken_us, head)
             given = *self.run(slots, taken_us, marked, reals, self.notes(0), 0), None
-        rhythm = self.wheel is not None and self.plan.silence is not None
-        if rhythm or self.emptied.active:
+        if self.emptied.active and self.wheel is None and len(self.table.met) == len(head):
+            # Its slots are known: they need not be looked up once more.
+            self.emptied.hear(self.table.met, head, self._fixed["fed_us"])
+        elif self.emptied.active or self.wheel is not None:
             self._listen(head)
         return given
 

@@ -113,6 +113,17 @@ class Scorer:
             for name in dict.fromkeys(detectors)
             if name in bundle.detectors or name not in left_out
         )
+        self.fallbacks = tuple(
+            name
+            for name in bundle.detectors
+            if name not in self.detectors
+            and any(
+                getattr(m.detectors[name], "fallback", False)
+                for m in bundle.models.values()
+                if name in m.detectors
+            )
+        )
+        """Those that stand in for others where rows were too few: they run unasked."""
         self.gates = {event: GateCount() for event in bundle.models}
         faults = [
             f"detectors: {name!r} is not in the bundle (it has {', '.join(bundle.detectors)});"
@@ -140,7 +151,14 @@ class Scorer:
 
     def _names(self, models: EventModels) -> tuple[str, ...]:
         """Detectors that this scorer runs on an event type, in its own order."""
-        return tuple(name for name in self.detectors if name in models.detectors)
+        return tuple(n for n in self.columns(models.event_type) if n in models.detectors)
+
+    def columns(self, event_type: str) -> tuple[str, ...]:
+        """Detectors that the scores of an event type have a column of, D of them: those asked for,
+        or what stands in for them."""
+        models = self.bundle.models.get(event_type)
+        alone = () if models is None else tuple(n for n in self.fallbacks if n in models.detectors)
+        return alone or self.detectors
 
     def score(
         self,
@@ -157,8 +175,8 @@ class Scorer:
         ----------
         features : of n rows
         stages : what each detector may do; one that is off is not asked
-        raw : float64 (n, D), filled with what the detectors said before calibration, for those who
-            want to see it; NaN where a detector did not look
+        raw : float64 (n, D), filled with what the detectors (`columns`) said before calibration,
+            for those who want to see it; NaN where a detector did not look
         ask : asks each detector; None asks it plainly, and what it raises is raised
 
         Raises
@@ -168,11 +186,12 @@ class Scorer:
         ask = _plainly if ask is None else ask
         n = len(features)
         models = self.bundle.models.get(features.event_type)
-        surprise = np.full((n, len(self.detectors)), np.nan)
+        columns = self.columns(features.event_type)
+        surprise = np.full((n, len(columns)), np.nan)
         said = np.empty_like(surprise) if raw is None else raw
         said[:] = np.nan
         if models is None or not n:
-            return ScoreMatrix(features.event_type, self.detectors, surprise, surprise)
+            return ScoreMatrix(features.event_type, columns, surprise, surprise)
         if features.names != models.names:
             raise ShapeError(
                 f"step 'score': {features.event_type}: expected the {len(models.names)} features of"
@@ -181,7 +200,7 @@ class Scorer:
             )
         features = models.view.apply(features)
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
-        places = [self.detectors.index(name) for name in names]
+        places = [columns.index(name) for name in names]
         cheap, costly = cheap_and_expensive(models, names)
         every = np.arange(n)
         for i in cheap:
@@ -199,7 +218,7 @@ class Scorer:
                     found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     said[rows, places[i]] = found
                     surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
-        return ScoreMatrix(features.event_type, self.detectors, score_of(surprise), surprise)
+        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise)
 
     def decide(
         self,

@@ -20,15 +20,16 @@ import numpy.typing as npt
 from features.batch import Float64
 from features.catalog import Catalog
 from features.errors import ConfigError
-from features.events import made_types
+from features.events import event_type, made_types
+from features.plan import ABSENCE
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
-from models.calibration import Calibration
+from models.calibration import Calibration, score_of
 from models.decisions.reasons import usual_values
-from models.detectors import detector
+from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
 from models.scoring import Scorer, gate_opens, take_rows
-from models.view import View
+from models.view import WEEK_SEEN_US, View
 from models.voting import AnomalyType, Ensemble, Voting, default_rule
 
 __all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
@@ -110,7 +111,7 @@ def train(
     ------
     ConfigError : too few rows of an event type, or none at all; unknown detectors
     """
-    sets = _without_rare(sets, say)
+    sets, rare = _without_rare(sets, say)
     faults = [
         f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
         " or leave the event type out"
@@ -142,14 +143,15 @@ def train(
 
     with ThreadPoolExecutor(WORKERS) as pool:
         fitted = dict(zip(sets, pool.map(one, sets), strict=True))
-    voting = Voting({f.rule.name: f.rule for f in fitted.values()})
-    training: dict[str, Any] = {
-        "seed": seed, "sets": {name: _about(rows) for name, rows in sets.items()},
-    }  # fmt: skip
+    made = {name: f.models for name, f in fitted.items()}
+    rules = {f.rule.name: f.rule for f in fitted.values()}
+    if ABSENCE not in sets and any(event_type(name).silence for name in sets):
+        made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
+        rules[rule.name] = rule
+    about = {name: _about(rows) for name, rows in sets.items()}
+    training: dict[str, Any] = {"seed": seed, "sets": about}
     training |= _left_out(detectors, kinds, fitted, say)
-    bundle = Bundle(
-        "", catalog.version, {name: f.models for name, f in fitted.items()}, voting, training
-    )
+    bundle = Bundle("", catalog.version, made, Voting(rules), training)
     judged = {name: f.judged for name, f in fitted.items()}
     return replace(bundle, metrics=_metrics(bundle, judged, attacks))
 
@@ -170,17 +172,55 @@ def _left_out(
     return {"left_out": left_out} if left_out else {}
 
 
-def _without_rare(sets: Mapping[str, TrainingSet], say: Say) -> dict[str, TrainingSet]:
-    """The sets without events that waxwing makes itself and that were too few to learn from."""
-    rare = [name for name in made_types() if name in sets and len(sets[name]) < ABSENCES_MIN]
-    for name in rare:
-        say(f"{name}: only {len(sets[name])} rows of {ABSENCES_MIN} needed; goes without a model")
-    return {name: rows for name, rows in sets.items() if name not in rare}
+def _without_rare(
+    sets: Mapping[str, TrainingSet], say: Say
+) -> tuple[dict[str, TrainingSet], dict[str, TrainingSet]]:
+    """The sets to learn from, and those of events that waxwing makes itself and that are too
+    few."""
+    rare = {
+        name: sets[name] for name in made_types() if name in sets and len(sets[name]) < ABSENCES_MIN
+    }
+    for name, rows in rare.items():
+        say(
+            f"{name}: only {len(rows)} rows of {ABSENCES_MIN} needed to learn from; judged by how"
+            " long they are overdue alone"
+        )
+    return {name: rows for name, rows in sets.items() if name not in rare}, rare
+
+
+def _overdue(catalog: Catalog, rows: TrainingSet | None) -> tuple[EventModels, AnomalyType]:
+    """Models and rule of absences that were too few to learn from, or none at all.
+
+    What is usual, for the reasons, is that of the rows there are.
+    """
+    names = catalog.names(ABSENCE)
+    known = np.empty((0, len(names)))
+    if rows is not None:
+        known = rows.features.values[rows.label <= 0]
+    law = overdue.usual_law()
+    name = overdue.Model.name
+    models = EventModels(
+        ABSENCE,
+        names,
+        View.fit(catalog, ABSENCE, known, WEEK_SEEN_US),
+        {name: overdue.Model(overdue.DAYS)},
+        {name: law},
+        # One detector: what it says is what the vote says.
+        Ensemble((name,), np.ones(1), replace(law, knots=law.surprise_at)),
+        0.0,
+        usual_values(known),
+    )
+    # Between the last that has no vote and the first that has: a file rounds.
+    score = float(score_of(law.surprise_at[-2:]).mean())
+    return models, replace(default_rule(ABSENCE), thresholds={name: score}, ensemble=score)
 
 
 def _serving(rows: TrainingSet, detectors: Sequence[str]) -> dict[str, type[Detector]]:
-    """The detectors that an event type can have: one that reads sequences needs some."""
+    """The detectors that an event type can have: one that reads sequences needs some, one that
+    reads a single event type serves no other."""
     kinds = {name: detector(name) for name in detectors}
+    event = rows.features.event_type
+    kinds = {name: kind for name, kind in kinds.items() if getattr(kind, "reads", event) == event}
     if rows.features.sequence is not None:
         return kinds
     return {name: k for name, k in kinds.items() if not getattr(k, "sequential", False)}

@@ -412,7 +412,8 @@ class KafkaReader:
             if topic is not None and topic.id and topic.id != topic_id:
                 raise SourceError(
                     f"Kafka topic {name!r} was deleted and made anew since the journal was written"
-                    f" (its id was {topic_id}, is {topic.id}); start with an empty state_dir"
+                    f" (its id was {topic_id}, is {topic.id}); start with an empty state_dir, or go"
+                    " on with the others: take its event type out of event_types"
                 )
 
     def _first(self, places: list[Place]) -> dict[Place, int]:
@@ -755,7 +756,8 @@ class KafkaReader:
         if wanted > high:
             raise SourceError(
                 f"Kafka topic {name!r} partition {p} ends at {high}, the journal has read to"
-                f" {wanted}: the topic was made anew or lost records; start with an empty state_dir"
+                f" {wanted}: the topic was made anew or lost records; start with an empty"
+                " state_dir, or take its event type out of event_types to go on with the others"
             )
         if wanted < low:
             _log.warning(

@@ -113,7 +113,6 @@ class Shadow:
 
     def _intern(self, ids: Int64) -> Int64:
         """Slots of entities; new ones get the next."""
-        self._slots.reserve(len(ids))
         slots, _, _ = self._slots.intern(np.column_stack((ids, np.zeros(len(ids), np.int64))))
         return np.asarray(slots, np.int64)
 

@@ -46,6 +46,11 @@ ODD = 40
 NAMES = ("card_count_1m", "card_amount_min_1h", "card_amount_z", "declined", "hour", "card_home_km")
 """Of the catalogue: high is odd, low is odd, either, a flag, either, high."""
 
+EVENT = "payment"
+
+ABSENCE_NAMES = ("missed", "usual_gap_s", "gap_s", "allowed_s", "known_days", "irregularity")
+"""What a detector that reads absences alone is tried on."""
+
 OPTIONS: dict[str, dict[str, float]] = {
     "isolation_forest": {"trees": 20, "samples": 128},
     "gradient_boosting": {"rounds": 40},
@@ -75,8 +80,8 @@ every_file = pytest.mark.parametrize("name", detector_names())
 
 
 def matrix(values: Any, sequence: Any) -> FeatureMatrix:
-    """Rows of payments."""
-    return FeatureMatrix("payment", NAMES, values, sequence, catalog().version)
+    """Rows of the event type."""
+    return FeatureMatrix(EVENT, NAMES, values, sequence, catalog().version)
 
 
 def rows_of(features: FeatureMatrix, rows: Any) -> FeatureMatrix:
@@ -117,6 +122,36 @@ def training(seed: int = 0) -> TrainingSet:
     label = odd.astype(np.int8)
     entity = rng.integers(0, 50, ROWS).astype(np.uint64)
     return TrainingSet(matrix(values, sequence), time_us, label, entity, label.astype(np.int16))
+
+
+@cache
+def absences(seed: int = 0) -> TrainingSet:
+    """Rows of absences, 40 of them of silences that last."""
+    rng = np.random.default_rng(seed)
+    train = training_of_payments(seed)
+    odd = train.label == 1
+    usual, allowed = rng.lognormal(3.0, 1.0, ROWS), rng.lognormal(6.0, 0.5, ROWS)
+    times = np.where(odd, rng.choice([4.0, 8.0, 16.0], ROWS), rng.choice([1.0, 1.0, 2.0], ROWS))
+    known = np.where(odd, 2.0, 0.5) + rng.exponential(3.0, ROWS)
+    columns = (np.log2(times) + 1.0, usual, times * allowed, allowed, known, rng.random(ROWS))
+    features = FeatureMatrix(
+        "absence", ABSENCE_NAMES, np.stack(columns, 1), train.features.sequence, catalog().version
+    )
+    return replace(train, features=features)
+
+
+training_of_payments = training
+
+
+@pytest.fixture(autouse=True)
+def rows_it_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that reads one event type alone is tried on rows of that."""
+    name = getattr(getattr(request.node, "callspec", None), "params", {}).get("name")
+    if name in detector_names() and getattr(detector(name), "reads", EVENT) == "absence":
+        here = sys.modules[__name__]
+        monkeypatch.setattr(here, "EVENT", "absence")
+        monkeypatch.setattr(here, "NAMES", ABSENCE_NAMES)
+        monkeypatch.setattr(here, "training", absences)
 
 
 @cache
@@ -385,7 +420,7 @@ def test_rows_of_another_width_are_refused_with_the_cure(name: str) -> None:
     features = training().features
     assert features.sequence is not None
     narrow = FeatureMatrix(
-        "payment", NAMES[:3], features.values[:, :3], features.sequence[:, :3], "other"
+        EVENT, NAMES[:3], features.values[:, :3], features.sequence[:, :3], "other"
     )
     with pytest.raises(ShapeError, match="train again"):
         fitted(name).raw(narrow)

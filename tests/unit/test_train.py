@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from features.batch import FeatureMatrix
 from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
+from models.bundle import Bundle
 from models.scoring import Scorer
 from models.train import join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
@@ -127,3 +131,36 @@ def test_detectors_do_not_see_what_only_grows_with_time(rng: np.random.Generator
     assert np.array_equal(
         seen.column("card_count_1h"), rows.features.column("card_count_1h"), equal_nan=True
     )
+
+
+@pytest.mark.parametrize("few", [0, 30])
+def test_absences_too_few_to_learn_from_are_judged_by_how_long_they_are_overdue(
+    rng: np.random.Generator, few: int, tmp_path: Path
+) -> None:
+    sets = {"metric": training_set(rng, "metric", rows=2_000)}
+    if few:
+        sets["absence"] = training_set(rng, "absence", rows=few, odd=3)
+    said: list[str] = []
+    made = train(sets, catalog(), CHEAP, 1, say=said.append)
+    made.write(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle", catalog())
+    assert list(bundle.models["absence"].detectors) == ["overdue"]
+    assert any("only 30 rows of 1000 needed" in line for line in said) == bool(few)
+    names = catalog().names("absence")
+    values = np.zeros((5, len(names)))
+    columns = [names.index(name) for name in ("gap_s", "allowed_s", "known_days")]
+    values[:, columns] = [(100, 100, 3), (200, 100, 3), (400, 100, 3), (900, 100, 3), (900, 100, 1)]
+    rows = FeatureMatrix("absence", names, values, None, catalog().version)
+    scorer = Scorer(bundle, CHEAP)
+    scores = scorer.score(rows, {})
+    decisions = scorer.decide(scores, {})
+    assert scores.detectors == ("overdue",) and decisions.anomaly_types == ("silence",)
+    assert decisions.flagged[:, 0].tolist() == [False, False, True, True, False]
+    assert (scores.scores[2:4] > 0.997).all()
+    metrics = scorer.score(sets["metric"].features, {})
+    assert metrics.detectors == CHEAP, "it has no part in what others judge"
+
+
+def test_a_world_that_watches_nobody_has_no_word_on_absences(rng: np.random.Generator) -> None:
+    made = train({"payment": training_set(rng, rows=2_000)}, catalog(), CHEAP, 1)
+    assert "absence" not in made.models and "silence" not in made.voting.anomaly_types

@@ -38,13 +38,13 @@ class FieldMaker:
 
     def __init__(self, name: str, seed: int, bench: Bench, servers: Servers, folder: Path) -> None:
         self.servers = servers
-        self._name, self._seed, self._bench, self._folder = name, seed, bench, folder
+        self.seed = seed + zlib.crc32(name.encode()) % 1_000_000
+        self._name, self._bench, self._folder = name, bench, folder
         self.made: list[Field] = []
 
     def __call__(self, **more: object) -> Field:
-        seed = self._seed + zlib.crc32(self._name.encode()) % 1_000_000
         folder = self._folder / self._name
-        self.made.append(Field(self._name, seed, self._bench, self.servers, folder, **more))
+        self.made.append(Field(self._name, self.seed, self._bench, self.servers, folder, **more))
         return self.made[-1]
 
     def close(self) -> None:

@@ -1,0 +1,159 @@
+"""Detectors that raise or hang, one by one, and events that make a step raise."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataflows.ballots import TRIES_MAX, Ballots
+from dataflows.poison import POISON_ROUND_MAX, culprits
+from features.batch import FeatureMatrix
+from features.errors import StateError
+from models.base import ScoreMatrix
+
+ROWS = 1000
+
+
+class Scorer:
+    """Two detectors over one column: `good` says it, `bad` does what it is told to do."""
+
+    detectors = ("good", "bad")
+
+    def __init__(self, bad: Any) -> None:
+        self.bad = bad
+        self.calls = 0
+
+    def score(self, features: FeatureMatrix, stages: Any, ask: Any) -> ScoreMatrix:
+        """As `models.scoring.Scorer.score`, without calibration."""
+
+        def count(matrix: FeatureMatrix) -> Any:
+            self.calls += 1
+            return self.bad(matrix)
+
+        rows = np.arange(len(features))
+        columns = [
+            ask("good", lambda matrix: matrix.values[:, 0], features, rows),
+            ask("bad", count, features, rows),
+        ]
+        scores = np.column_stack(columns)
+        return ScoreMatrix(features.event_type, self.detectors, scores, scores)
+
+
+def features() -> FeatureMatrix:
+    """Rows that hold their number."""
+    return FeatureMatrix("payment", ("n",), np.arange(float(ROWS))[:, None], None, "v")
+
+
+def ballots(state: Path, said: list[str] | None = None, patience_s: float = 0.0) -> Ballots:
+    """Ballots of a state folder."""
+    return Ballots(state, lambda: 0, patience_s, (said if said is not None else []).append)
+
+
+def bad_on(*odd: int) -> Any:
+    """Raises on some rows."""
+
+    def raw(matrix: FeatureMatrix) -> Any:
+        if np.isin(matrix.values[:, 0], odd).any():
+            raise ValueError("odd")
+        return matrix.values[:, 0] * 2
+
+    return raw
+
+
+def test_only_the_rows_on_which_it_raises_lose_its_vote(tmp_path: Path) -> None:
+    said: list[str] = []
+    scorer = Scorer(bad_on(7, 8, 700))
+    voting = ballots(tmp_path, said)
+    scores, missed = voting.scored(scorer, 0, 5, {"payment": features()}, {})["payment"]
+    expected = np.arange(ROWS) * 2.0
+    expected[[7, 8, 700]] = np.nan
+    np.testing.assert_array_equal(scores.scores[:, 1], expected)
+    np.testing.assert_array_equal(scores.scores[:, 0], np.arange(ROWS))
+    assert {row: missed["bad"].of(row) for row in (6, 7, 8, 9, 700)} == {
+        6: "", 7: "ValueError: odd", 8: "ValueError: odd", 9: "", 700: "ValueError: odd"
+    }  # fmt: skip
+    assert voting.missed == {"bad": 3}
+    assert len(said) == 1 and "3 of 1,000 payment events of round 5" in said[0]
+    voting.close()
+    # After a restart it is sound, and still has no vote there; other rounds it votes on.
+    again = ballots(tmp_path)
+    sound = Scorer(bad_on())
+    scores, _ = again.scored(sound, 0, 5, {"payment": features()}, {})["payment"]
+    np.testing.assert_array_equal(scores.scores[:, 1], expected)
+    scores, missed = again.scored(sound, 0, 6, {"payment": features()}, {})["payment"]
+    assert not missed and not np.isnan(scores.scores).any()
+    again.close()
+
+
+def test_one_that_always_raises_is_asked_a_bounded_number_of_times(tmp_path: Path) -> None:
+    scorer = Scorer(bad_on(*range(ROWS)))
+    voting = ballots(tmp_path)
+    scores, missed = voting.scored(scorer, 0, 1, {"payment": features()}, {})["payment"]
+    assert np.isnan(scores.scores[:, 1]).all() and missed["bad"].of(999)
+    assert scorer.calls <= TRIES_MAX
+    voting.close()
+
+
+def test_one_that_answers_too_few_numbers_has_no_vote(tmp_path: Path) -> None:
+    voting = ballots(tmp_path)
+    scorer = Scorer(lambda matrix: np.zeros(0))
+    _, missed = voting.scored(scorer, 0, 1, {"payment": features()}, {})["payment"]
+    assert "numbers for" in missed["bad"].of(0)
+    voting.close()
+
+
+def test_one_that_hangs_is_left_alone_until_it_comes_back(tmp_path: Path) -> None:
+    go_on, hung = threading.Event(), threading.Event()
+
+    def hang(matrix: FeatureMatrix) -> Any:
+        if not go_on.is_set():
+            hung.set()
+            go_on.wait()
+        return matrix.values[:, 0] * 2
+
+    scorer = Scorer(hang)
+    voting = ballots(tmp_path, patience_s=0.05)
+    scores, missed = voting.scored(scorer, 0, 1, {"payment": features()}, {})["payment"]
+    assert hung.is_set() and missed["bad"].of(3) == "no answer within 0.05 s"
+    assert not np.isnan(scores.scores[:, 0]).any(), "the other has voted"
+    _, missed = voting.scored(scorer, 0, 2, {"payment": features()}, {})["payment"]
+    assert missed["bad"].of(3) == "no answer since round 1" and scorer.calls == 1
+    go_on.set()
+    round_ = 3
+    while missed:  # the thread it hung in comes back in its own time
+        _, missed = voting.scored(scorer, 0, round_, {"payment": features()}, {})["payment"]
+        round_ += 1
+    voting.close()
+
+
+def test_rows_that_make_an_attempt_raise_are_found_one_by_one() -> None:
+    odd = {0, 17, 18, 999}
+
+    def attempt(rows: Any) -> int:
+        for row in rows.tolist():
+            if row in odd:
+                raise KeyError(row)
+        return len(rows)
+
+    result, found = culprits(1000, attempt)
+    assert result == 996
+    assert [(row, error.args[0]) for row, error in found] == [(row, row) for row in sorted(odd)]
+
+
+def test_what_is_about_no_row_is_raised() -> None:
+    def always(_rows: Any) -> None:
+        raise KeyError("not the data")
+
+    def fault(_rows: Any) -> None:
+        raise StateError("a disk")
+
+    with pytest.raises(KeyError):
+        culprits(10, always)
+    with pytest.raises(KeyError):
+        culprits(10 * POISON_ROUND_MAX, always)
+    with pytest.raises(StateError):
+        culprits(10, fault)
