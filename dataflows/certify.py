@@ -35,7 +35,7 @@ from features.errors import ConfigError, StateError
 from features.events import event_type
 from features.keys import group_of, hash_columns
 
-__all__ = ["Certified", "Difference", "certify", "moment"]
+__all__ = ["Certified", "Difference", "Stretch", "certify", "moment", "stretch_between"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,8 @@ def moment(time_us: int) -> str:
 
 
 @dataclass(slots=True)
-class _Stretch:
-    """Rounds to certify: all of one bundle, one number of groups."""
+class Stretch:
+    """Rounds to replay: all of one bundle, one number of groups."""
 
     segment: Segment
     first: Record
@@ -139,7 +139,7 @@ def certify(
     ------
     WaxwingError : the stretch cannot be replayed, with the cure
     """
-    stretch = _stretch(state_dir, from_us, until_us)
+    stretch = stretch_between(state_dir, from_us, until_us)
     settings = as_run(stretch.segment, state_dir, config, given)
     first, last = stretch.first.round, stretch.last.round
     base = base_before(state_dir, first, int(stretch.segment.header["lanes"]))
@@ -172,7 +172,7 @@ def certify(
     )
 
 
-def _stretch(state_dir: Path, from_us: int | None, until_us: int | None) -> _Stretch:
+def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) -> Stretch:
     """The rounds between two times.
 
     Raises
@@ -186,7 +186,7 @@ def _stretch(state_dir: Path, from_us: int | None, until_us: int | None) -> _Str
     bases = base_states(state_dir)
     if not bases:
         raise StateError(f"state_dir {state_dir}: has no base state to replay from")
-    found: _Stretch | None = None
+    found: Stretch | None = None
     for segment, record in read_records(digests_folder(state_dir), from_us, until_us):
         if record.round <= bases[0].round:
             if from_us is not None:
@@ -196,7 +196,7 @@ def _stretch(state_dir: Path, from_us: int | None, until_us: int | None) -> _Str
                 )
             continue
         if found is None:
-            found = _Stretch(segment, record, record)
+            found = Stretch(segment, record, record)
         header, first = segment.header, found.segment.header
         for name in ("bundle", "groups", "lanes", "catalog", "voting"):
             if header[name] != first[name]:
@@ -233,7 +233,7 @@ def _last_us(state_dir: Path) -> int:
 class _Comparison:
     """Holds replayed rounds against records, one after the other."""
 
-    def __init__(self, state_dir: Path, stretch: _Stretch) -> None:
+    def __init__(self, state_dir: Path, stretch: Stretch) -> None:
         self._live: Iterator[tuple[Segment, Record]] = read_records(
             digests_folder(state_dir), stretch.first.cut_time_us, None
         )

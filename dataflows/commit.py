@@ -59,7 +59,7 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
 
     def __init__(self, context: Context, lanes: int) -> None:
         self._context = context
-        self._barrier: Barrier[StoreRows] = Barrier(lanes, context.manifest.round)
+        self._barrier: Barrier[StoreRows] = Barrier(lanes, context.decided_after)
         self._round = context.manifest.round
         self._waiting: list[tuple[int, int]] = []
         self._shard = 0

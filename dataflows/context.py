@@ -72,6 +72,7 @@ __all__ = [
     "open_lane",
     "open_reader",
     "stop_on_signals",
+    "withheld_of",
 ]
 
 
@@ -137,12 +138,14 @@ class Replaying:
     first, last : rounds whose results are wanted; those before `first` only bring the state there
     groups : shard groups that compute; None means all. Rows of the others have no features
     told_from : whoever looks is told of rounds from here on; None: from `first` on
+    scored : False computes features alone: no models are needed
     """
 
     first: int
     last: int
     groups: frozenset[int] | None = None
     told_from: int | None = None
+    scored: bool = True
 
 
 @dataclass(slots=True)
@@ -205,6 +208,12 @@ class Context:
     def digests(self) -> bool:
         """Whether what the rounds compute is hashed."""
         return self.replaying is not None or self.settings.retention_h > 0
+
+    @property
+    def decided_after(self) -> int:
+        """The round before the first whose decisions are wanted."""
+        replaying = self.replaying
+        return self.manifest.round if replaying is None else replaying.first - 1
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -562,7 +571,7 @@ def open_lane(context: Context, lane: int) -> Lane:
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
-        withheld=_withheld(settings, lane, context.manifest.round),
+        withheld=withheld_of(settings, lane, context.manifest.round),
     )
     context.opened.append(opened)
     opened.start(context.manifest.round)
@@ -573,7 +582,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     return opened
 
 
-def _withheld(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
+def withheld_of(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:
     """Round -> notes on the lane's events that made a step raise."""
     found: dict[int, list[dict[str, Any]]] = {}
     for note in read_notes(journal_folder(settings.state_dir, lane) / POISON_FILE, after_round):

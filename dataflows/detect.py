@@ -98,7 +98,7 @@ def scored_rounds(
 def _score(context: Context, keyed: tuple[str, Featured]) -> Iterator[tuple[str, Any]]:
     """A lane's round scored: what leaves it, each item under its key."""
     item, replaying = keyed[1], context.replaying
-    passes = replaying is not None and item.round < replaying.first
+    passes = replaying is not None and (item.round < replaying.first or not replaying.scored)
     return map(_route_out, iter([pass_round(item)]) if passes else score_round(context, item))
 
 

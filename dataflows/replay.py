@@ -1,8 +1,9 @@
 """The replay flow: rounds of the journal computed again from a base state, for someone to look at.
 
 It has the steps from cut rounds to decisions in common with the live flow, and nothing else: no
-store, no sink, no lock, no snapshot, so that it disturbs nobody and can page nobody. It reads what
-the journal names, asks nobody for anything else, and ends with the last round that is wanted.
+sink, no lock, no snapshot, so that it disturbs nobody and can page nobody; a store only where one
+is to be filled. It reads what the journal names, asks nobody for anything else, and ends with the
+last round that is wanted.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
-from dataflows.commit import COMMIT_KEY
-from dataflows.context import Context, Replaying, lanes_of, open_reader
+from dataflows.commit import COMMIT_KEY, Store
+from dataflows.context import Context, Replaying, lanes_of, open_reader, withheld_of
 from dataflows.currencies import RateBook
 from dataflows.detect import scored_rounds
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
-from dataflows.score import RoundOut
+from dataflows.score import RoundOut, StoreRows
 from dataflows.settings import Settings, load
 from dataflows.sources.rounds import Lane, Part, RoundSource, journal_folder
 from dataflows.state.bases import BaseState, base_states
@@ -32,7 +33,7 @@ from dataflows.state.certificate import Segment, digests_folder, segments_of
 from dataflows.state.journal import JournalView, read_cuts
 from dataflows.steps import Barrier, restore_all
 from features.batch import EventBatch, concat_batches
-from features.catalog import catalog
+from features.catalog import Catalog, catalog
 from features.digest import warm_up as warm_up_digest
 from features.engine import warm_up
 from features.errors import BundleError, ConfigError, StateError, WaxwingError
@@ -143,6 +144,28 @@ def replay_context(
     ConfigError, BundleError, StateError : with the cure
     """
     cat = catalog()
+    # Who wants features alone needs no models: nothing of a scorer is touched then.
+    scorer = _scorer(settings, cat, header, other_models) if wanted.scored else cast(Scorer, None)
+    manifest = replace(base.manifest(), catalog_version=cat.version)
+    if (manifest.groups, manifest.lanes) != (settings.groups, lanes_of(settings)):
+        raise ConfigError(
+            f"state_dir {settings.state_dir} was written with groups = {manifest.groups} and"
+            f" {manifest.lanes} lanes; leave groups, lanes and source as they were"
+        )
+    warm_up(cat)
+    warm_up_repeats()
+    warm_up_digest()
+    if wanted.scored:
+        scorer.warm_up()
+    return Context(
+        settings, cat, scorer, manifest, Telemetry(), None, RateBook(settings), replaying=wanted
+    )
+
+
+def _scorer(
+    settings: Settings, cat: Catalog, header: Mapping[str, Any], other_models: bool
+) -> Scorer:
+    """The models and rules of then; see `replay_context`."""
     try:
         bundle = Bundle.load(settings.bundle, cat)
     except BundleError as error:
@@ -158,20 +181,7 @@ def replay_context(
     if not other_models:
         # A person may have edited them since.
         voting = Voting({rule["name"]: AnomalyType(**rule) for rule in header["voting"]})
-    scorer = Scorer(bundle, settings.detectors, voting)
-    manifest = replace(base.manifest(), catalog_version=cat.version)
-    if (manifest.groups, manifest.lanes) != (settings.groups, lanes_of(settings)):
-        raise ConfigError(
-            f"state_dir {settings.state_dir} was written with groups = {manifest.groups} and"
-            f" {manifest.lanes} lanes; leave groups, lanes and source as they were"
-        )
-    warm_up(cat)
-    warm_up_repeats()
-    warm_up_digest()
-    scorer.warm_up()
-    return Context(
-        settings, cat, scorer, manifest, Telemetry(), None, RateBook(settings), replaying=wanted
-    )
+    return Scorer(bundle, settings.detectors, voting)
 
 
 class _ReplayLane(Lane):
@@ -206,6 +216,7 @@ def _open_lane(context: Context, lane: int, last: int, after: int | None = None)
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
+        withheld=withheld_of(settings, lane, context.manifest.round),
     )
     opened.last = last
     opened.start(context.manifest.round if after is None else after)
@@ -224,7 +235,8 @@ class _Looker(StatefulSinkPartition[Any, int]):
 
     def write_batch(self, items: list[Any]) -> None:
         for item in items:
-            self._barrier.add(item.lane, item.round, item, item.final)
+            if isinstance(item, RoundOut):  # what the store has taken decides nothing here
+                self._barrier.add(item.lane, item.round, item, item.final)
         for round_, outs, _ in self._barrier.ready():
             self._round = round_
             first = self._wanted.told_from or self._wanted.first
@@ -287,13 +299,18 @@ def replay(context: Context, look: Rounds, workers: int = 1) -> None:
     flow = Dataflow("replay")
     source = RoundSource(lanes, lambda lane: _open_lane(context, lane, wanted.last))
     durable, out = scored_rounds(flow, context, guard, source)
-    rounds = op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))
-    op.output(
-        "look", op.merge("to_look", durable, rounds), guard.sink(_Look(context, wanted, look))
-    )
-    cli_main(  # type: ignore[no-untyped-call]
-        flow, workers_per_process=workers, epoch_interval=timedelta(0)
-    )
+    streams = [durable, op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))]
+    if context.store is not None:
+        rows = op.filter("store_rows", out, lambda kv: isinstance(kv[1], StoreRows))
+        acked = op.stateful_batch("store", rows, guard.logic(lambda: Store(context, lanes)))
+        streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
+    op.output("look", op.merge("to_look", *streams), guard.sink(_Look(context, wanted, look)))
+    try:
+        cli_main(  # type: ignore[no-untyped-call]
+            flow, workers_per_process=workers, epoch_interval=timedelta(0)
+        )
+    finally:
+        context.close()
     fault: WaxwingError | None = guard.fault
     if fault is not None:
         raise fault

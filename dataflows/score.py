@@ -134,6 +134,7 @@ class RoundOut:
     digest: Digest | None = None
     seen: tuple[Seen, ...] = ()
     batches: dict[str, EventBatch] | None = None
+    features: dict[str, FeatureMatrix] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +209,11 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
 
 
 def pass_round(item: Featured) -> RoundOut:
-    """What is left of a round that a replay passes on its way to the first it looks at."""
+    """What is left of a round that a replay does not score: events and features."""
     return RoundOut(
         item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
         {}, (), 0, 0, np.zeros(0, np.int64), (), item.control, item.final, item.replayed,
-        batches=item.batches,
+        batches=item.batches, features=item.features,
     )  # fmt: skip
 
 

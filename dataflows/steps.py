@@ -575,7 +575,9 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         """Hashes of the lane's features; None where nobody wants them."""
         context = self._context
         replaying = context.replaying
-        if not context.digests or (replaying is not None and own.round < replaying.first):
+        if not context.digests:
+            return None
+        if replaying is not None and (own.round < replaying.first or not replaying.scored):
             return None
         begun = time.perf_counter()
         parts = zip(waiting.senders, waiting.features, strict=True)

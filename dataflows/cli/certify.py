@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from dataflows.report import write_json
     from dataflows.settings import load
 
-    if not 1 <= args.workers <= WORKERS_MAX:
-        from features.errors import ConfigError
-
-        raise ConfigError(f"--workers: expected 1 to {WORKERS_MAX}, got {args.workers}")
+    check_workers(args.workers)
     given = overrides_of(args)
     state_dir = load(args.config, **given).state_dir
     since, until = time_of("--from", args.since), time_of("--to", args.until)
@@ -54,6 +51,19 @@ def run(args: argparse.Namespace) -> int:
 
 WORKERS_MAX = 16
 """Most workers of a replay; chosen: they share one interpreter, more gain nothing."""
+
+
+def check_workers(workers: int) -> None:
+    """Whether a replay can have so many workers.
+
+    Raises
+    ------
+    ConfigError : none, or too many
+    """
+    from features.errors import ConfigError
+
+    if not 1 <= workers <= WORKERS_MAX:
+        raise ConfigError(f"--workers: expected 1 to {WORKERS_MAX}, got {workers}")
 
 
 def time_of(name: str, text: str | None) -> int | None:

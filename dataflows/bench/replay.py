@@ -1,0 +1,124 @@
+"""`waxwing bench replay`: how fast a live run is replayed, and how long an alert takes to explain.
+
+The whole flow runs live at a stated rate first, open loop, as in `waxwing bench pipeline`. Then all
+of it is replayed from its first base state and certified, and alerts spread over the run are
+explained one after the other, each from the base state before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dataflows.bench.pipeline import add_arguments, prepare, settings_of
+
+if TYPE_CHECKING:
+    from dataflows.settings import Settings
+
+__all__ = ["add_parser", "run"]
+
+ALERTS = 20
+"""Alerts explained where nothing else is asked for. Chosen: the 95th percentile of 20 is one."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Declare the bench."""
+    parser = subparsers.add_parser("replay", help="replay against live", description=__doc__)
+    add_arguments(parser)
+    parser.set_defaults(rate=10_000.0)
+    parser.add_argument(
+        "--alerts", type=int, default=ALERTS, metavar="N", help=f"alerts to explain ({ALERTS})"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    from dataflows.observe.telemetry import Telemetry
+    from dataflows.runner import run_flow, write_json
+    from dataflows.state.own import clear_own_state
+    from features.errors import ConfigError
+
+    if args.alerts < 1:
+        raise ConfigError(f"bench replay: --alerts {args.alerts}: expected 1 or more")
+    settings = settings_of(args)
+    clear_own_state(settings.state_dir)
+    prepare(settings, args)
+    begun = time.monotonic()
+    run_flow(settings, Telemetry())
+    report = _replayed(settings, args.rate, time.monotonic() - begun)
+    report["explain"] = _explained(settings, args.alerts)
+    if args.json != "-":
+        _print(report)
+    write_json(args.json, report)
+    return 0
+
+
+def _replayed(settings: Settings, rate: float, live_s: float) -> dict[str, Any]:
+    """Replay the whole run and hold it against what was live."""
+    from dataflows.certify import certify
+    from dataflows.runner import usage
+
+    before = usage()["cpu_s"]
+    found = certify(settings.state_dir, None, {})
+    cpu_s = usage()["cpu_s"] - before
+    return {
+        "rate": rate,
+        "events": found.events,
+        "identical": found.identical,
+        "live_seconds": round(live_s, 3),
+        "replay_seconds": found.seconds,
+        "replay_cpu_s": round(cpu_s, 3),
+        "events_per_s": round(found.events / found.seconds, 1),
+        "ratio": {
+            "live": round(found.events / found.seconds / rate, 3),
+            "core": round(found.events / cpu_s / rate, 3),
+        },
+    }
+
+
+def _explained(settings: Settings, alerts: int) -> dict[str, Any]:
+    """Explain alerts spread over the run; how long they took."""
+    from dataflows.alerts.jsonl import FILE_NAME
+    from dataflows.explain import explain
+    from features.errors import ConfigError
+
+    path = settings.state_dir / FILE_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        raise ConfigError("bench replay: the run had no alert to explain; make it longer")
+    from dataflows.alerts.base import Alert
+
+    chosen = np.linspace(0, len(lines) - 1, min(alerts, len(lines))).astype(int).tolist()
+    seconds, rounds, same = [], [], True
+    for i in chosen:
+        begun = time.monotonic()
+        found = explain(settings.state_dir, None, {}, Alert.from_json(lines[i]).id)
+        seconds.append(time.monotonic() - begun)
+        rounds.append(found["replayed"]["rounds"])
+        same = same and found["same"]
+    return {
+        "alerts": len(chosen),
+        "same": same,
+        "seconds_p50": round(float(np.quantile(seconds, 0.5)), 3),
+        "seconds_p95": round(float(np.quantile(seconds, 0.95, method="higher")), 3),
+        "seconds_max": round(max(seconds), 3),
+        "rounds_max": max(rounds),
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    """The figures for a person."""
+    ratio, explained = report["ratio"], report["explain"]
+    print(
+        f"{report['events']:,} events that were live in {report['live_seconds']:.1f} s replayed in"
+        f" {report['replay_seconds']:.1f} s: {ratio['live']:.1f} times {report['rate']:,.0f}"
+        f" events/s, {ratio['core']:.1f} times a core's second;"
+        f" {'bit-identical' if report['identical'] else 'NOT identical'}"
+    )
+    print(
+        f"{explained['alerts']} alerts explained in {explained['seconds_p50']:.1f} s (median),"
+        f" {explained['seconds_p95']:.1f} s (p95), at most {explained['rounds_max']:,} rounds"
+    )
