@@ -635,8 +635,7 @@ def run_ring(
 ):  # fmt: skip
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
-    Room is asked of the arena (`room_for`), of the table of pairs and of `marked`, the log of
-    marks: `pairs` entries for a row.
+    Room is asked of the arena (`room_for`), the pairs and the log of marks: `pairs` entries a row.
 
     Parameters
     ----------
