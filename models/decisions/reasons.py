@@ -291,7 +291,8 @@ def number_text(value: float, unit: str) -> str:
         return f"{int(value) % 24:02d}:{int(value * 60) % 60:02d}"
     if unit == "currency":
         return f"{value:,.2f}"
-    return _plain(value) + (f" {unit}" if unit not in ("1", "") else "")
+    # A sentence on days says the word itself.
+    return _plain(value) + (f" {unit}" if unit not in ("1", "", "d") else "")
 
 
 def _plain(value: float) -> str:

@@ -141,6 +141,7 @@ def test_an_event_type_without_models_has_no_reasons(bundle: Bundle) -> None:
         (977_000.0, "s", "11.3 days"),
         (1_107.314, "currency", "1,107.31"),
         (13.5, "h", "13:30"),
+        (2.0, "d", "2"),
         (0.25, "%", "25 %"),
         (1.0, "flag", "yes"),
         (-3.04, "sigma", "-3 sigma"),
