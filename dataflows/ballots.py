@@ -292,7 +292,8 @@ class Ballots:
         for name, missed in known.items():
             count = rows if missed.rows is None else len(missed.rows)
             self.missed[name] = self.missed.get(name, 0) + count
-            if (task.event_type, name) not in self._failing and self._said < SAID_MAX:
+            new = (task.event_type, name) not in self._failing and not self._replaying
+            if new and self._said < SAID_MAX:
                 self._said += 1
                 self._say(
                     f"detector {name!r} has no vote on {count:,} of {rows:,} {task.event_type}"

@@ -116,6 +116,8 @@ def without_poison(part: Part, notes: Sequence[Mapping[str, Any]]) -> Part:
     ----------
     notes : each with `event_type`, `partition`, `offset`, `topic` and `detail`
     """
+    if not notes:
+        return part
     batches, ids = dict(part.batches), dict(part.ids)
     rejects: list[DeadLetter] = []
     topics = {note["event_type"]: note["topic"] for note in notes}

@@ -22,7 +22,7 @@ from dataflows.entry import EXIT_FAULT, faults_of, tell_warnings
 from dataflows.report import plain
 from features.errors import WaxwingError
 
-__all__ = ["main"]
+__all__ = ["end_with_parent", "main"]
 
 EXIT_ORPHAN = 143
 """The one who watched us is gone; as shells report a SIGTERM."""
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="-- and the options of waxwing run")
     args = parser.parse_args(argv)
     status = _Status(args.status)
-    threading.Thread(target=_end_with_parent, name="waxwing-parent", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="waxwing-parent", daemon=True).start()
     sys.stderr = _Stderr(status)
     tell_warnings()
     try:
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace, status: _Status) -> dict[str, Any]:
     return telemetry.report() | usage()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End at once when nobody watches any more, as a crash would: the next start goes on."""
     while os.read(0, 1):
         pass

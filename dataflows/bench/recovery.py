@@ -17,6 +17,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +113,8 @@ class _Flow:
         self._file = Path(command[-1])
         self._file.unlink(missing_ok=True)
         self._begun = time.time()
-        self._process = subprocess.Popen(command, stdout=sys.stderr)
+        # The flow ends with us: it reads from a pipe whose end says that we are gone.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr)
         try:
             self.figures = self._until_live()
         except BaseException:
@@ -168,6 +170,8 @@ class _Flow:
         """End it by a signal."""
         self._process.send_signal(how)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def _watched(args: argparse.Namespace, settings: Settings) -> int:
@@ -175,7 +179,9 @@ def _watched(args: argparse.Namespace, settings: Settings) -> int:
     from dataflows.observe.telemetry import Telemetry
     from dataflows.runner import run_flow, usage
     from dataflows.state.own import clear_own_state
+    from dataflows.worker import end_with_parent
 
+    threading.Thread(target=end_with_parent, name="waxwing-parent", daemon=True).start()
     if args.fresh:
         clear_own_state(settings.state_dir)
     with Path(args.watched).open("w", encoding="utf-8") as file:

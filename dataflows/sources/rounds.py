@@ -156,8 +156,6 @@ class Lane:
         """The next round's part: the journaled one where there is one, else a new cut."""
         self.round += 1
         part = self._cut_new() if self.pending is None else self._cut_again(self.pending)
-        if self.round in self.withheld:
-            part = without_poison(part, self.withheld[self.round])
         self.lanes.cut(self.lane, self.round, part.final)
         return part
 
@@ -208,7 +206,8 @@ class Lane:
         if self.control is not None:
             self.control.seek(cut.positions.get("control"))
         self.pending = next(self.replay, None)
-        return part
+        # What made a step raise was journaled before it did.
+        return without_poison(part, self.withheld.get(cut.round, ()))
 
     def _cut_new(self) -> Part:
         """Cut what has arrived and make the cut durable before anyone sees it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.flow.harness import Bench, Run, counts_of
+from tests.flow.harness import Bench, Run, call, counts_of
 
 DAY = {"sim_seconds": 6, "sim_speed": 7200.0, "round_rows_max": 2000, "snapshot_rounds": 4}
 """Forty-three rounds."""
@@ -102,3 +102,6 @@ def test_an_event_that_spoils_a_groups_state_is_left_out_for_good_also_over_a_ki
     assert counts_of(again.to_end()) == counts_of(report)
     assert again.alerts() == run.alerts(), "a replay leaves it out too, where nothing is broken"
     assert letters(again.state_dir) == [letter]
+    done = call("certify", "--set", f"state_dir={run.state_dir}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-identical" in done.stdout

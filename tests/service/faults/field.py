@@ -328,6 +328,8 @@ class Field:
             "voting": voting,
             "warm_state": "cold",
             "snapshot_rounds": 20,
+            # Beyond 2,000 a round and lane alerts are suppressed, and events could not be counted.
+            "round_rows_max": 1500,
             # The simulated stream is faster than the clock: nothing of it is late.
             "late_s": 0,
             "early_s": 0,
