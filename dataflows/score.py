@@ -28,7 +28,7 @@ from features.events import EventType, event_type, made_types
 from features.keys import UInt64, hash_columns
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
-from models.decisions.reasons import number_text, reasons
+from models.decisions.reasons import REASONS_MAX, number_text, reasons
 from models.scoring import take_rows
 
 __all__ = [
@@ -312,9 +312,8 @@ def _alerts(
             continue
         anomaly = decisions.anomaly_types[kind]
         rule = context.scorer.voting.anomaly_types[anomaly]
-        why = tuple(
-            Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
-        )
+        why = _why(context, features, row, values)
+        told = "; ".join(reason.text for reason in why) or "unusual combination"
         votes = _votes(scores, decisions, row, kind, missed, int(rows[row]))
         made.append(
             Alert(
@@ -332,7 +331,7 @@ def _alerts(
                 votes=votes,
                 reasons=why,
                 bundle_id=context.scorer.bundle.id,
-                summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {_told(values, why)}"
+                summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {told}"
                 + _without(votes),
                 latency_due_ns=int(batch.due_ns[row]),
             )
@@ -355,15 +354,22 @@ def _subject(declared: EventType, values: dict[str, Any]) -> tuple[str, str]:
     return declared.primary, "|".join(str(values[c]) for c in columns)
 
 
-def _told(values: dict[str, Any], why: tuple[Reason, ...]) -> str:
-    """The reasons as one text; of an absence first of all what it is."""
-    texts = [reason.text for reason in why]
-    if "usual_gap_s" in values:
-        gap, usual = (number_text(values[name], "s") for name in ("gap_s", "usual_gap_s"))
-        texts = [f"silent for {gap}; it usually speaks every {usual}"] + [
-            reason.text for reason in why if reason.feature not in ("gap_s", "usual_gap_s")
-        ]
-    return "; ".join(texts) or "unusual combination"
+def _why(
+    context: Context, features: FeatureMatrix, row: int, values: dict[str, Any]
+) -> tuple[Reason, ...]:
+    """The reasons of an alert; that of an absence is first of all what it is."""
+    found = tuple(
+        Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
+    )
+    if "usual_gap_s" not in values:
+        return found
+    gap, usual, allowed = (
+        number_text(values[name], "s") for name in ("gap_s", "usual_gap_s", "allowed_s")
+    )
+    text = f"silent for {gap}; it usually speaks every {usual}, at this hour within {allowed}"
+    silent = Reason("gap_s", text, values["gap_s"], values["usual_gap_s"], "s")
+    others = (r for r in found if r.feature not in ("gap_s", "usual_gaps", "hour_gaps", "missed"))
+    return (silent, *others)[:REASONS_MAX]
 
 
 def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:

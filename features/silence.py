@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.slots import SlotTable
 from features.speed import AHEAD, inlined, kernel, prefetch
 
 __all__ = [
@@ -473,8 +474,7 @@ class Wheel:
     def speak(
         self,
         clock_us: int,
-        used: int,
-        keys: Int64,
+        table: SlotTable,
         state: tuple[Any, Any],
         most: int,
         keep: Callable[[Int64], None],
@@ -484,7 +484,8 @@ class Wheel:
         Parameters
         ----------
         clock_us : event-time clock, 0 where it is not known: nothing is due
-        used, keys : slots in use, their keys
+        table : whose the slots are; an entity that is forgotten is not overdue any more, what was
+            due before is told of it
         state : integers and floats of the slots
         most : absences the wheel may give
         keep : called with slots whose state is about to change
@@ -494,7 +495,7 @@ class Wheel:
         What is to be told, and the slots whose state has changed by it
         """
         ints, floats = state
-        due = self._due(ints, clock_us, used)
+        due = self._alive(self._due(ints, clock_us, table.used), ints, table)
         if self.told and not (len(due) or self._left or self.notices[0, 0]):
             self.waiting = 0
             return _NOTHING, _NONE
@@ -507,23 +508,35 @@ class Wheel:
         self.notices[0, 0] = 0
         begun = n
         while len(due) and n - begun < most:
-            order = np.lexsort((keys[due], ints[due, DUE]))
+            order = np.lexsort((table.whose(due), ints[due, DUE]))
             now, due = due[order[: most - (n - begun)]], due[order[most - (n - begun) :]]
             keep(now)
             n, many = _give(now, ints, floats, found, known, changes, n, many)
             again = (ints[now, DUE] > 0) & (ints[now, DUE] < clock_us)
             self.file(now[~again], ints)
-            due = np.concatenate((due, now[again]))
+            due = np.concatenate((due, self._alive(now[again], ints, table)))
         self.file(due, ints)
         self.waiting = len(due)
         changed = np.unique(found[begun:n, 0])
-        order = np.lexsort((keys[found[:n, 0]], found[:n, 1]))
+        order = np.lexsort((table.whose(found[:n, 0]), found[:n, 1]))
         told = np.concatenate((*self._left, changes[:many]))
         self._left.clear()
         if not self.told:
             self.told = True
-            told = np.concatenate((peers_before(told, ints, floats, used), told))
+            told = np.concatenate((peers_before(told, ints, floats, table.used), told))
         return Overdue(found[order], known[order], told), changed
+
+    @staticmethod
+    def _alive(slots: Int64, ints: Int64, table: SlotTable) -> Int64:
+        """Those of some slots whose entity was not forgotten before it was due."""
+        alive: Int64 = slots[~table.over(slots, ints[slots, DUE])]
+        return alive
+
+    @staticmethod
+    def waits(slots: Int64, ints: Int64, table: SlotTable) -> npt.NDArray[np.bool_]:
+        """Which slots have an absence that is still to be told."""
+        due_us = ints[slots, DUE]
+        return np.asarray((due_us > 0) & ~table.over(slots, due_us), np.bool_)
 
     def _due(self, ints: Int64, clock_us: int, used: int) -> Int64:
         """Slots due before the clock, out of the wheel."""
@@ -559,4 +572,6 @@ def warm_up() -> None:
     wheel = Wheel()
     wheel.grow(2)
     wheel.file(slots, ints)
-    wheel.speak(3 * TICK_US, 2, slots, (ints, floats), 1, lambda _: None)
+    table = SlotTable()
+    table.intern(np.array([[1, 1], [2, 1]]))
+    wheel.speak(3 * TICK_US, table, (ints, floats), 1, lambda _: None)

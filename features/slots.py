@@ -7,7 +7,8 @@ entity it stops, the arrays grow by a fourth, and it goes on: most rows are of e
 known, so room is not made for a slot a row.
 
 An entity that was idle beyond its time to live is another one from its next event on: it gets a new
-slot, and its old one is left to be cleared and given away (`features.expiry`).
+slot, and its old one is left to be cleared and given away (`features.expiry`). A slot that is left
+has no key any more, but says whose it was until it is cleared: silence may have to be told yet.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -91,7 +92,7 @@ def _intern(
             done = i
             break
         if slot >= 0 and time_us - newest_us[slot] > ttl_us:
-            keys[slot] = 0
+            first_us[slot], keys[slot], dirty[slot] = keys[slot], 0, 1
             left[leaving] = slot
             leaving += 1
             slot = -1
@@ -177,7 +178,8 @@ class SlotTable:
     numbers : int64, slots ever in use, rows that came late, slots that are free again
     capacity : slots that state arrays must have room for
     expired : entities that were forgotten, ever
-    first_us, newest_us : by slot, times of an entity's first row and of its newest
+    first_us, newest_us : by slot, times of an entity's first row and of its newest; where the
+        entity has left the slot, `first_us` is its key until the slot is cleared
     met : int64 (n,), slots of the rows of the last call of `intern`
     """
 
@@ -314,7 +316,23 @@ class SlotTable:
             self._table_slot,
             left,
         )
-        self._left.append(left[:leaving])
+        gone = left[:leaving].copy()
+        self.first_us[gone], self.keys[gone], self.dirty[gone] = self.keys[gone], 0, 1
+        self._left.append(gone)
+
+    def put_back(self, slots: Int64) -> None:
+        """Hand slots of `take_left` out again at its next call."""
+        self._left.append(slots)
+
+    def whose(self, slots: Int64) -> Int64:
+        """Keys of slots, also of those that entities have left and that are not cleared."""
+        keys = self.keys[slots]
+        return np.where(keys == 0, self.first_us[slots], keys)
+
+    def over(self, slots: Int64, time_us: Int64) -> npt.NDArray[np.bool_]:
+        """Whether slots' entities were forgotten before some times, by all they have done."""
+        ends_us = self.newest_us[slots] + (self.ttl_us or -NEVER)
+        return np.asarray(time_us > ends_us, np.bool_)
 
     def release(self, slots: Int64) -> None:
         """Let other entities have slots that entities have left and that are cleared."""
@@ -335,8 +353,11 @@ class SlotTable:
         slots = np.empty(len(keys), np.int64)
         wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
         _slots_of(wanted, self._table_key, self._table_slot, slots)
-        slots[self.newest_us[slots] < self._known_us] = -1
-        return slots
+        return self.known(slots)
+
+    def known(self, slots: Int64) -> Int64:
+        """The slots, -1 for those whose entities have been idle too long."""
+        return np.where(self.newest_us[slots] < self._known_us, -1, slots)
 
     def take_dirty(self) -> Int64:
         """Slots touched since the last call, and none after it."""
@@ -348,13 +369,17 @@ class SlotTable:
         """Put saved slots back; they continue those there are, or take their place."""
         used = max(self.used, int(slots.max()) + 1 if len(slots) else 0)
         self._grow(used)
-        changed = bool((self.keys[slots] != keys).any()) or used > self.used
+        left = (keys == 0) & (self.first_us[slots] != first_us)
+        changed = bool((self.keys[slots] != keys).any() or left.any()) or used > self.used
         self.keys[slots] = keys
         self.newest_us[slots] = newest_us
         self.first_us[slots] = first_us
         self.numbers[USED] = used
         if changed:
-            free = np.flatnonzero(self.keys[:used] == 0)[::-1]
+            empty = self.keys[:used] == 0
+            left = self.first_us[:used] != 0
+            self._left = [np.flatnonzero(empty & left)]
+            free = np.flatnonzero(empty & ~left)[::-1]
             self.numbers[SPARE] = len(free)
             self._free[: len(free)] = free
             self._refill(len(self._table_key))

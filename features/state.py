@@ -141,7 +141,11 @@ class RingState:
         self.panes_book[[TOP, USED, APPROXIMATED, EXCESS]] = 0
         self.panes_book[EXACT_MAX] = exact_max if self.paned else 0
         self.panes_book[[EXACT_FROM_US, LONGEST_US]] = exact_us, longest_us
-        self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
+        words = pane_words(*ring.shape[1:])
+        # Of another type where there are none: the kernels are compiled without them then.
+        self._panes: npt.NDArray[Any] = np.zeros((0, 2 * words), np.int32)
+        if self.paned:
+            self._panes = np.zeros((0, words), np.int64)
         self._shape = tuple(ring.shape[1:])
         self._config = ring.config
         self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)
@@ -635,7 +639,11 @@ class EntityState:
 
     def _listen(self, head: Int64) -> None:
         """Let the wheels hear of rows that have passed (a snapshot under way has their slots)."""
-        slots = self.table.find(head[:, 0].view(np.uint64))
+        slots = self.table.met
+        if len(slots) == len(head):
+            slots = self.table.known(slots)
+        else:
+            slots = self.table.find(head[:, 0].view(np.uint64))
         if (slots < 0).any():
             # Whose newest event is older than its time to live is of no one again.
             head, slots = head[slots >= 0], slots[slots >= 0]
@@ -715,10 +723,10 @@ class EntityState:
             raise StateError(f"{self.plan.entity!r} has no rhythm; this is a bug")
         table, fixed = self.table, self._fixed
         state = (fixed["silence_ints"], fixed["silence_floats"])
-        told, changed = self.wheel.speak(clock_us, table.used, table.keys, state, most, self.keep)
+        told, changed = self.wheel.speak(clock_us, table, state, most, self.keep)
         table.dirty[changed] = 1
         slots = told.found[:, 0]
-        return told, table.keys[slots], fixed["silence_names"][slots]
+        return told, table.whose(slots), fixed["silence_names"][slots]
 
     def run_empty(self, clock_us: int, most: int) -> list[Emptied]:
         """Views of entities whose windows have run empty, as of then; see `features.emptied`.
@@ -866,6 +874,10 @@ class EntityState:
         if self.table.ttl_us and clock_us:
             self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
         slots = self.table.take_left()
+        if self.wheel is not None:
+            waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
+            self.table.put_back(slots[waits])
+            slots = slots[~waits]
         if len(slots):
             self.keep(slots)
             if self.wheel is not None:

@@ -33,6 +33,10 @@ _MEDIAN = int(np.argmin(np.abs(PROBABILITIES - 0.5)))
 ODD_SHARE_MAX = 0.1
 """A value that more than a tenth of genuine rows share is no reason. Chosen."""
 
+SIGMA_MIN = 2.0
+"""A deviation below it is no reason, however rare it was in training: nobody is convinced by 0.08
+sigma. Chosen: beyond it lies one value in twenty of a normal law."""
+
 BEYOND_DECADES = 1.0
 """What a value beyond all genuine ones gains for each e-fold of distance. Chosen: it orders them
 and lets a moderately rare value of one feature never pass a far one of another."""
@@ -86,6 +90,7 @@ def reasons(catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int)
     oddness = _oddness(value, models.usual, plan.side)
     # The event itself is one; that alone is not many.
     oddness[plan.counts & (value[plan.told] <= 1.0)] = 0.0
+    oddness[plan.sigma & (np.abs(value) < SIGMA_MIN)] = 0.0
     told: list[Told] = []
     families: set[str] = set()
     for i in np.argsort(-oddness, kind="stable").tolist():
@@ -93,8 +98,10 @@ def reasons(catalog: Catalog, bundle: Bundle, features: FeatureMatrix, row: int)
             break
         if plan.family[i] in families:
             continue
-        families.add(plan.family[i])
-        told.append(_tell(plan, plan.told[i], value, models.usual))
+        reason, says = _tell(plan, plan.told[i], value, models.usual)
+        if says:
+            families.add(plan.family[i])
+            told.append(reason)
     return told
 
 
@@ -126,7 +133,7 @@ def _told_or_unknown(plan: _Plan, i: int, value: Float64, usual: Float64) -> Tol
     """One feature in words; a value that is not known has none."""
     if math.isnan(value[i]):
         return plan.features[i].name, "not known", math.nan, None, plan.features[i].unit
-    return _tell(plan, i, value, usual)
+    return _tell(plan, i, value, usual)[0]
 
 
 class _Plan:
@@ -139,11 +146,14 @@ class _Plan:
             [0 if f.high_is_odd is None else 1 if f.high_is_odd else -1 for f in self.features]
         )
         self.baseline = [names.index(f.baseline) if f.baseline else -1 for f in self.features]
-        # What is itself somebody's baseline, the clock, and logarithms explain nothing to a person.
+        # What is itself somebody's baseline, the clock, logarithms, and habits of the silent
+        # explain nothing to a person.
         context = {b for b in self.baseline if b >= 0} | {
             i
             for i, f in enumerate(self.features)
-            if f.unit == "h" or (f.op == "value" and (f.column or "").startswith("log_"))
+            if f.unit == "h"
+            or (f.op == "value" and (f.column or "").startswith("log_"))
+            or (f.group == "silence" and f.high_is_odd is None)
         }
         self.side[sorted(context)] = NEVER
         # How surprising a count is, is told as the count beside the usual one.
@@ -152,6 +162,7 @@ class _Plan:
             for i, f in enumerate(self.features)
         ]
         self.family = [_family(self.features[i]) for i in self.told]
+        self.sigma = np.array([f.unit == "sigma" for f in self.features])
         self.counts = np.array([self.features[i].op in ("count", "distinct") for i in self.told])
 
 
@@ -221,8 +232,9 @@ def _beyond(distance: Float64, spread: Float64) -> Float64:
     return gained
 
 
-def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> Told:
-    """One reason in words."""
+def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> tuple[Told, bool]:
+    """One reason in words, and whether it says anything: that a value reads as the usual one does
+    not."""
     feature = plan.features[i]
     number, unit = float(value[i]), feature.unit
     why = feature.why
@@ -242,7 +254,8 @@ def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> Told:
         baseline = float(usual[i, _MEDIAN])
         text += f"; usual {number_text(baseline, unit)}"
     known = None if baseline is None or math.isnan(baseline) else baseline
-    return feature.name, text, float(value[i]), known, feature.unit
+    says = known is None or unit == "sigma" or number_text(known, unit) != words["value"]
+    return (feature.name, text, float(value[i]), known, feature.unit), says
 
 
 def _with_direction(why: str, below: bool) -> str:
@@ -278,7 +291,8 @@ def number_text(value: float, unit: str) -> str:
         return f"{int(value) % 24:02d}:{int(value * 60) % 60:02d}"
     if unit == "currency":
         return f"{value:,.2f}"
-    return _plain(value) + (f" {unit}" if unit not in ("1", "") else "")
+    # A sentence on days says the word itself.
+    return _plain(value) + (f" {unit}" if unit not in ("1", "", "d") else "")
 
 
 def _plain(value: float) -> str:

@@ -101,6 +101,30 @@ def test_reasons_carry_value_baseline_and_unit(bundle: Bundle) -> None:
     assert baseline == pytest.approx(np.log(2), abs=0.1)
 
 
+def test_a_small_deviation_is_no_reason_however_rare(bundle: Bundle) -> None:
+    """Of training rows none is below 0: a hundredth below is rare, and convinces nobody."""
+    assert told(bundle, card_amount_z=-0.1) == []
+    assert told(bundle, card_amount_z=-1.9) == []
+    assert [name for name, _ in told(bundle, card_amount_z=-9.0)] == ["card_amount_z"]
+
+
+def test_what_reads_as_the_usual_value_is_no_reason() -> None:
+    names = catalog().names("metric")
+    values = training_set(np.random.default_rng(2), "metric", rows=2_000, odd=0)
+    values.features.values[:, names.index("series_since_s")] = 180.0
+    made = train({"metric": values}, catalog(), ("zscore",), 1)
+    late = [told(made, "metric", series_since_s=s) for s in (180.4, 900.0)]
+    assert "series_since_s" not in dict(late[0]) and "series_since_s" in dict(late[1])
+
+
+def test_habits_of_the_silent_are_no_reason_for_their_silence() -> None:
+    """How long it is known, how often it speaks and what it is allowed: it was so before."""
+    rows = training_set(np.random.default_rng(2), "absence", rows=2_000, odd=40)
+    made = train({"absence": rows}, catalog(), ("zscore",), 1)
+    assert told(made, "absence", known_days=90.0, usual_gap_s=90.0, allowed_s=90.0) == []
+    assert [name for name, _ in told(made, "absence", usual_gaps=90.0)] == ["usual_gaps"]
+
+
 def test_an_event_type_without_models_has_no_reasons(bundle: Bundle) -> None:
     assert told(bundle, "login", user_home_km=1e9) == []
 
@@ -117,6 +141,7 @@ def test_an_event_type_without_models_has_no_reasons(bundle: Bundle) -> None:
         (977_000.0, "s", "11.3 days"),
         (1_107.314, "currency", "1,107.31"),
         (13.5, "h", "13:30"),
+        (2.0, "d", "2"),
         (0.25, "%", "25 %"),
         (1.0, "flag", "yes"),
         (-3.04, "sigma", "-3 sigma"),

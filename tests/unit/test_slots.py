@@ -99,3 +99,29 @@ def test_room_is_made_for_new_entities_and_not_for_rows() -> None:
     assert table.used == 60_000
     found = table.find(np.arange(1, 60_001, dtype=np.uint64))
     assert np.array_equal(np.sort(found), np.arange(60_000))
+
+
+def test_a_slot_that_is_left_says_whose_it_was_until_it_is_cleared() -> None:
+    """Also in a table that is loaded in between, where the key has its new slot already."""
+    table, loaded = SlotTable(50), SlotTable(50)
+    table.intern(rows([7, 8], [0, 0]))
+    slots, _, _ = table.intern(rows([7, 9], [100, 100]))
+    assert slots.tolist() == [2, 3]
+    some = table.take_dirty()
+    loaded.load(some, table.keys[some], table.newest_us[some], table.first_us[some])
+    for one in (table, loaded):
+        assert one.find(np.array([7, 8, 9], np.uint64)).tolist() == [2, 1, 3]
+        left = one.take_left()
+        assert left.tolist() == [0] and one.whose(left).tolist() == [7]
+        assert one.over(left, np.array([50])).tolist() == [False]
+        assert one.over(left, np.array([51])).tolist() == [True]
+        one.put_back(left)
+        one.sweep(60, 10)
+        left = one.take_left()
+        assert left.tolist() == [0, 1] and one.whose(left).tolist() == [7, 8]
+        one.release(left)
+        assert one.live == 2 and one.whose(left).tolist() == [0, 0]
+    table.intern(rows([5], [120]))
+    some = table.take_dirty()
+    loaded.load(some, table.keys[some], table.newest_us[some], table.first_us[some])
+    assert loaded.take_left().tolist() == [] and loaded.live == table.live == 3
