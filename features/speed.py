@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from features.jit import njit
 
-__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp"]
+__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp", "word_bytes"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,3 +117,20 @@ def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, row): ask for all cache lines of `array[row]`, array C-contiguous and of two
 dimensions; inside kernels only."""
+
+
+def _word_bytes(typing_context: Any, array: Any) -> Any:
+    """Type and code of `word_bytes`."""
+    if not isinstance(array, types.Array):
+        return None
+    size = array.dtype.bitwidth // 8
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(types.int64, size)
+
+    return types.int64(array), generate
+
+
+word_bytes: Any = intrinsic(_word_bytes)
+"""word_bytes(array): bytes of an element, a constant: what hangs on it is left out of the machine
+code where it cannot be (`array.itemsize` is looked up); inside kernels only."""
