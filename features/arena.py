@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.speed import inlined, kernel
+from features.speed import inlined, kernel, word_bytes
 
 __all__ = ["CLASSES", "FREE", "SMALLEST", "TOP", "USED", "allocate", "bits_max", "release"]
 
@@ -51,7 +51,7 @@ def bits_max(narrow: bool) -> int:
 @inlined
 def _mark(arena):
     """The bit of a free block's first and last record."""
-    return np.int64(1) << (31 if arena.itemsize == 4 else 62)
+    return np.int64(1) << (31 if word_bytes(arena) == 4 else 62)
 
 
 @kernel

@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from features.jit import njit
 
-__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp", "words_at"]
+__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp", "word_bytes", "words_at"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,3 +143,20 @@ def words_at(address: Any, rows: Any, words: Any) -> Any:
     Whoever moves an array has to say so.
     """
     return numba.carray(_pointer_of(address), (rows, words))  # type: ignore[attr-defined]
+
+
+def _word_bytes(typing_context: Any, array: Any) -> Any:
+    """Type and code of `word_bytes`."""
+    if not isinstance(array, types.Array):
+        return None
+    size = array.dtype.bitwidth // 8
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(types.int64, size)
+
+    return types.int64(array), generate
+
+
+word_bytes: Any = intrinsic(_word_bytes)
+"""word_bytes(array): bytes of an element, a constant: what hangs on it is left out of the machine
+code where it cannot be (`array.itemsize` is looked up); inside kernels only."""

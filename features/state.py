@@ -142,7 +142,11 @@ class RingState:
         self.panes_book[[TOP, USED, APPROXIMATED, EXCESS]] = 0
         self.panes_book[EXACT_MAX] = exact_max if self.paned else 0
         self.panes_book[[EXACT_FROM_US, LONGEST_US]] = exact_us, longest_us
-        self._panes = np.zeros((0, pane_words(*ring.shape[1:])), np.int64)
+        words = pane_words(*ring.shape[1:])
+        # Of another type where there are none: the kernels are compiled without them then.
+        self._panes: npt.NDArray[Any] = np.zeros((0, 2 * words), np.int32)
+        if self.paned:
+            self._panes = np.zeros((0, words), np.int64)
         self._shape = tuple(ring.shape[1:])
         self._config = ring.config
         self._int_columns, self._float_columns = slot_layout(*ring.shape, self.paned)

@@ -57,7 +57,7 @@ from features.panes import (
     tell_excess,
     uncount,
 )
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, inlined, kernel, prefetch, word_bytes
 
 __all__ = [
     "BOOK",
@@ -159,7 +159,7 @@ def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> 
 @inlined
 def age_of(newest_us, place, arena):
     """How long before a ring's newest record the one at `place` was, in us."""
-    if arena.itemsize == 4:
+    if word_bytes(arena) == 4:
         return np.int64(np.uint32(np.uint32(newest_us) - arena[place, 0]))
     return np.int64(newest_us - arena[place, 0])
 
@@ -593,6 +593,12 @@ def _record(
     return place, bits
 
 
+@inlined
+def _exact_max(panes, panes_book):
+    """Records above which some are merged; 0, for the compiler to see, where there are no panes."""
+    return panes_book[EXACT_MAX] if word_bytes(panes) == 8 else 0
+
+
 @kernel
 def _thin(
     row, sums, time_us, windows, longest, placed, max_columns, signs, shape, arena_ints,
@@ -641,7 +647,7 @@ def run_ring(
     plan : int64 (features, 4): operation, window, column, where to in `out`
     plan_at : int64 (event types + 1,), whose rows read which features
     pairs_table, pairs_book : of `features.pairs.PairTable`
-    panes, panes_reals, panes_book : of the arena of panes, see `features.panes`
+    panes, panes_reals, panes_book : of the arena of panes, see `features.panes`; int32 for none
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
         `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
@@ -650,7 +656,7 @@ def run_ring(
         config, windows, flags, reals, maxima, pairs
     )
     longest = newest + (windows - 1) * stride
-    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
+    shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
     met = np.empty((pairs, 5), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
@@ -710,7 +716,7 @@ def read_ring(
     panes, panes_reals, panes_book, out : see `run_ring`
     """
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
-    shape, exact_max = (flags, reals, maxima, pairs), panes_book[EXACT_MAX]
+    shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
     longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
     windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
     met = np.full((pairs, 5), -1, np.int64)

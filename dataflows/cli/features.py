@@ -117,7 +117,10 @@ def about(feature: Feature, catalog: Catalog) -> dict[str, Any]:
         f"{e}.{f.name}"
         for e in catalog.event_types
         for f in catalog.features(e)
-        if e == feature.event and feature.name in (_input(f.column), f.other, f.count)
+        # One of the event alone may have the name of its column.
+        if f is not feature
+        and e == feature.event
+        and feature.name in (_input(f.column), f.other, f.count)
     ]
     found = {
         "name": feature.name,

@@ -250,7 +250,7 @@ def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> tuple[Told, bo
         known_as = plan.features[plan.baseline[i]].unit
         words["baseline"] = "unknown" if math.isnan(baseline) else number_text(baseline, known_as)
     text = why.format(**words)
-    if baseline is None and unit not in ("flag", "sigma"):
+    if baseline is None and unit not in ("flag", "sigma") and not math.isnan(usual[i, _MEDIAN]):
         baseline = float(usual[i, _MEDIAN])
         text += f"; usual {number_text(baseline, unit)}"
     known = None if baseline is None or math.isnan(baseline) else baseline
@@ -291,7 +291,8 @@ def number_text(value: float, unit: str) -> str:
         return f"{int(value) % 24:02d}:{int(value * 60) % 60:02d}"
     if unit == "currency":
         return f"{value:,.2f}"
-    return _plain(value) + (f" {unit}" if unit not in ("1", "") else "")
+    # A sentence on days says the word itself.
+    return _plain(value) + (f" {unit}" if unit not in ("1", "", "d") else "")
 
 
 def _plain(value: float) -> str:
