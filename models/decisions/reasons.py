@@ -250,7 +250,7 @@ def _tell(plan: _Plan, i: int, value: Float64, usual: Float64) -> tuple[Told, bo
         known_as = plan.features[plan.baseline[i]].unit
         words["baseline"] = "unknown" if math.isnan(baseline) else number_text(baseline, known_as)
     text = why.format(**words)
-    if baseline is None and unit not in ("flag", "sigma"):
+    if baseline is None and unit not in ("flag", "sigma") and not math.isnan(usual[i, _MEDIAN]):
         baseline = float(usual[i, _MEDIAN])
         text += f"; usual {number_text(baseline, unit)}"
     known = None if baseline is None or math.isnan(baseline) else baseline

@@ -130,8 +130,10 @@ def test_a_window_of_an_entity_that_has_gone_quiet_runs_empty_in_the_store(
     # All that does not change by itself is as at the last event.
     view = ("payment", "card")
     frame, matrix = recorded.frames["payment"], recorded.features["payment"]
-    last = frame.with_row_index("row").group_by("card").agg(pl.col("row").sort_by("time_us").last())
-    rows = stored(tmp_path / "state", view, last["card"].to_list())
+    last = (
+        frame.with_row_index("row").group_by("card_id").agg(pl.col("row").sort_by("time_us").last())
+    )
+    rows = stored(tmp_path / "state", view, last["card_id"].to_list())
     kept = [n for n in rows.features if n not in timed_names(catalog(), *view)]
     columns = [matrix.names.index(n) for n in kept]
     at = [rows.features.index(n) for n in kept]

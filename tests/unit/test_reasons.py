@@ -8,7 +8,7 @@ import pytest
 from features.batch import FeatureMatrix
 from features.catalog import catalog
 from models.bundle import Bundle
-from models.decisions.reasons import REASONS_MAX, number_text, reasons
+from models.decisions.reasons import REASONS_MAX, every_feature, number_text, reasons
 from models.train import train
 from tests.rows import training_set
 
@@ -99,6 +99,23 @@ def test_reasons_carry_value_baseline_and_unit(bundle: Bundle) -> None:
     ((name, _, value, baseline, unit),) = reasons(catalog(), bundle, features, 0)
     assert (name, value, unit) == ("card_home_km", 500.0, "km")
     assert baseline == pytest.approx(np.log(2), abs=0.1)
+
+
+def test_every_feature_is_told_also_one_that_no_genuine_row_knows(bundle: Bundle) -> None:
+    names = catalog().names("payment")
+    usual = bundle.models["payment"].usual
+    unknown = names.index("card_amount_sum_1h")
+    before = usual[unknown].copy()
+    usual[unknown] = np.nan
+    row = np.full((1, len(names)), 0.7)
+    row[0, names.index("card_home_km")] = np.nan
+    features = FeatureMatrix("payment", names, row, None, catalog().version)
+    found = {t[0]: (t, odd) for t, odd in every_feature(catalog(), bundle, features, 0)}
+    usual[unknown] = before
+    assert set(found) == set(names)
+    (_, text, value, baseline, _), odd = found["card_amount_sum_1h"]
+    assert (value, baseline, odd) == (0.7, None, 0.0) and "usual" not in text
+    assert found["card_home_km"][0][1] == "not known" and found["card_home_km"][1] == 0.0
 
 
 def test_a_small_deviation_is_no_reason_however_rare(bundle: Bundle) -> None:
