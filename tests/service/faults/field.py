@@ -140,6 +140,7 @@ class Sender:
                 "enable.idempotence": True,
                 "linger.ms": 5,
                 "message.timeout.ms": 300_000,
+                "topic.metadata.refresh.interval.ms": 1_000,
                 "log_level": 0,
                 "queue.buffering.max.messages": 1_000_000,
             }

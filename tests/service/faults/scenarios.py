@@ -142,6 +142,7 @@ def partitions_added(make: Make, short: bool) -> Row:
     field.flow.start()
     field.live()
     field.servers.kafka.add_partitions(field.topic, PARTITIONS + 2)
+    time.sleep(3.0)  # the producer, too, has to hear of them
     names = field.sender.send(120, partitions=PARTITIONS + 2)
     field.sender.end()
     seconds = wait(lambda: field.has(names), "the new partitions are read")
