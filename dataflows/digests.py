@@ -56,7 +56,7 @@ def column_names(catalog: Catalog, scorer: Scorer, event: str) -> tuple[str, ...
     return (
         *catalog.names(event),
         SEQUENCE,
-        *(f"score:{name}" for name in scorer.detectors),
+        *(f"score:{name}" for name in scorer.columns(event)),
         *(f"ensemble:{rule.name}" for rule in rules),
         *(f"flagged:{rule.name}" for rule in rules),
     )
