@@ -341,7 +341,7 @@ class Field:
         servers.kafka.create_topic(self.topic, PARTITIONS)
         self.sender = Sender(servers.kafka.brokers, self.topic, seed, None)
         self.flow = Flow(self)
-        self._read, self._known = 0, set[str]()
+        self._read, self._last, self._known = 0, b"", set[str]()
 
     def sets(self) -> list[str]:
         """`--set` options."""
@@ -366,17 +366,27 @@ class Field:
         process = self.flow.process
         assert process is None or process.poll() is None, self.flow.said()[-3000:]
         path = self.state / "alerts.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        if size < self._read:  # cut back to the manifest by a restart
-            self._read, self._known = 0, set()
-        if size > self._read:
-            with path.open("rb") as file:
-                file.seek(self._read)
-                data = file.read()
-            data = data[: data.rfind(b"\n") + 1]
-            self._read += len(data)
-            self._known |= {json.loads(line)["event_id"] for line in data.splitlines()}
+        if path.exists():
+            self._hear(path)
         return set(names) <= self._known
+
+    def _hear(self, path: Path) -> None:
+        """Read what is new of the alert log; all of it where a restart has cut it back.
+
+        It may have grown again meanwhile, with other bytes: the last line that was read says so.
+        """
+        with path.open("rb") as file:
+            file.seek(max(self._read - len(self._last), 0))
+            if file.read(len(self._last)) != self._last:
+                self._read, self._last, self._known = 0, b"", set()
+                file.seek(0)
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        if data:
+            lines = data.splitlines(keepends=True)
+            self._read += len(data)
+            self._last = lines[-1]
+            self._known |= {json.loads(line)["event_id"] for line in lines}
 
     def live(self, limit_s: float = WAIT_S) -> float:
         """Send some events and wait until they are alerts; seconds."""
