@@ -26,7 +26,7 @@ import numpy as np
 
 from features.batch import Int64
 
-__all__ = ["FAR_US", "MEDIAN_OF", "WAIT_S", "CatchUp", "Pace", "Place"]
+__all__ = ["FAR_US", "MEDIAN_OF", "SLACK_MIN_US", "WAIT_S", "CatchUp", "Pace", "Place", "slack_of"]
 
 Place = tuple[str, int]
 """Topic and partition."""
@@ -38,6 +38,10 @@ fetch within tens of milliseconds, a busy one within seconds, and by then has a 
 MEDIAN_OF = 5
 """Event times whose median bounds a row's place. Chosen: two wrong ones of five are outvoted."""
 
+SLACK_MIN_US = 10_000_000
+"""Least event time that lanes may lie apart. Chosen: lanes that wait for each other catch up a
+hundred times as fast as time passes, at ten rounds a second."""
+
 FAR_US = 1 << 62
 """Later than any event."""
 
@@ -48,6 +52,17 @@ class Held(Protocol):
     def offset(self) -> int | None:
         """Its place in the partition."""
         ...
+
+
+def slack_of(late_s: float) -> int:
+    """us of event time that a lane may be further than another; FAR_US where late events have no
+    bound to be within, so that no lane waits.
+
+    Parameters
+    ----------
+    late_s : the bound of late events, 0 for none
+    """
+    return max(round(late_s * 1e6) // 2, SLACK_MIN_US) if late_s > 0 else FAR_US
 
 
 class Pace:
@@ -230,8 +245,9 @@ class CatchUp:
 
     def _limit_us(self, waiting: set[Place], now_s: float) -> int:
         """Up to what event time nothing can come any more that is older."""
-        limit_us = self._pace.others_us(self._lane, now_s)
-        limit_us += self._slack_us if limit_us < FAR_US else 0
+        limit_us = FAR_US
+        if self._slack_us < FAR_US:
+            limit_us = min(self._pace.others_us(self._lane, now_s) + self._slack_us, FAR_US)
         for place in self._targets:
             if self._holds(place, waiting, now_s):
                 limit_us = min(limit_us, self._read[place].sure_us)

@@ -38,7 +38,7 @@ from dataflows.sources.brokers import (
     make_client,
     partitions_of,
 )
-from dataflows.sources.catch_up import CatchUp, Pace, Place
+from dataflows.sources.catch_up import CatchUp, Pace, Place, slack_of
 from dataflows.sources.registry import SchemaBodies, SealedBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
@@ -212,8 +212,7 @@ class KafkaReader:
         self._resumed: set[Place] = set()
         self._marks: dict[Place, int] = {}
         self._fresh: dict[str, str] = {}
-        slack_us = round(settings.late_s * 1e6) // 2
-        self._catch_up = CatchUp(lane, pace or Pace(), slack_us)
+        self._catch_up = CatchUp(lane, pace or Pace(), slack_of(settings.late_s))
         self._standing = self._aimed = False
         self._commit_at = self._look_at = 0.0
         group = f"{settings.kafka_group}-replay" if replay else settings.kafka_group

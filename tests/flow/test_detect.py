@@ -211,14 +211,15 @@ def test_control_records_are_in_force_from_their_round_on_and_replayed(
         stage = ("control", *bench.sets(state_dir=state), "stage")
         done = call(*stage, "zscore", "off", cwd=bench.folder)
         assert done.returncode == 0, done.stderr
+        rest = ("iqr", "isolation_forest", "gradient_boosting", "transformer", "overdue")
         with (state / "control.jsonl").open("a", encoding="utf-8") as file:
-            for name in ("iqr", "isolation_forest", "gradient_boosting", "transformer"):
+            for name in rest:
                 record = {"kind": "stage", "detector": name, "stage": "off"}
                 file.write(json.dumps(record) + "\n")
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     manifest = read_manifest(state)
-    assert manifest is not None and len(manifest.control) == 5
+    assert manifest is not None and len(manifest.control) == 1 + len(rest)
     rounds = [c.round for c in read_cuts(state / "journal" / "lane-00") if c.control]
     last = max(a["round"] for a in alerts_of(state))
     assert rounds and last <= max(rounds), "no detector, no alert"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from dataflows.sources.catch_up import WAIT_S, CatchUp, Pace, Place
+from dataflows.sources.catch_up import WAIT_S, CatchUp, Pace, Place, slack_of
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -30,14 +30,15 @@ class Record:
 class Reader:
     """Partitions on a broker, a lane that reads them, and what it has taken."""
 
-    def __init__(self, logs: dict[Place, list[int]], lane: int = 0, pace: Pace | None = None):
+    def __init__(self, logs: dict[Place, list[int]], lane: int = 0, pace: Pace | None = None,
+                 slack_us: int = MINUTE_US // 2):  # fmt: skip
         self.logs, self.now_s = logs, 0.0
         self.at = dict.fromkeys(logs, 0)
         self.fetched = dict.fromkeys(logs, 0)
         self.held: dict[Place, deque[Record]] = {place: deque() for place in logs}
         self.taken: list[list[tuple[Place, int]]] = []
         self.waiting: set[Place] = set()
-        self.catch_up = CatchUp(lane, pace or Pace(), slack_us=MINUTE_US // 2)
+        self.catch_up = CatchUp(lane, pace or Pace(), slack_us)
         self.catch_up.aim({place: len(log) for place, log in logs.items()}, self.now_s)
 
     def fetch(self, place: Place, many: int) -> None:
@@ -185,3 +186,21 @@ def test_a_lane_waits_for_one_that_has_just_begun_and_not_for_one_that_is_gone()
     assert lane.take() == []
     lane.now_s = WAIT_S + 0.1
     assert len(lane.take()) == 100
+
+
+@pytest.mark.parametrize(("late_s", "rounds_max"), [(0.0, 2), (2.0, 400)])
+def test_lanes_do_not_wait_for_each_other_event_by_event(late_s: float, rounds_max: int) -> None:
+    pace, slack_us = Pace(), slack_of(late_s)
+    lanes = [
+        Reader({place: steady(at, HOUR_US, 2_000)}, lane, pace, slack_us)
+        for lane, (place, at) in enumerate(((A, 0), (B, 1_000)))
+    ]
+    for lane in lanes:
+        for place in lane.logs:
+            lane.fetch(place, 2_000)
+    rounds = 0
+    while any(lane.catch_up.behind for lane in lanes):
+        assert (rounds := rounds + 1) <= rounds_max
+        for lane in lanes:
+            lane.take(10_000)
+    assert sum(len(found) for lane in lanes for found in lane.taken) == 4_000
