@@ -59,7 +59,7 @@ contracts: $(STAMP) ## import-linter: dataflows > models > features
 
 unit: $(STAMP) ## pytest; PYTEST_ARGS='-k engine' narrows it
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python $(if $(strip $(PYTEST_ARGS)),-m pytest $(PYTEST_ARGS),.ci/tests)
 
 format: $(STAMP) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
