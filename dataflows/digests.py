@@ -146,7 +146,8 @@ class RoundDigest:
             seed = self._seed(name, entities.index(entity) + 1)
             total += total_of(words_of(values), width, True, places, seed)
         for name, (places, vectors) in part.sequences.items():
-            words = np.ascontiguousarray(vectors).reshape(len(vectors), -1).view(np.uint64)
+            width = int(np.prod(vectors.shape[1:]))  # there may be no row
+            words = np.ascontiguousarray(vectors).reshape(len(vectors), width).view(np.uint64)
             seed, rows = self._seed(name, 255), self.rows.get(name)
             one = total_of(words, words.shape[1], False, places, seed, rows)
             total += one

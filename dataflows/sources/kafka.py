@@ -231,7 +231,9 @@ class KafkaReader:
                     settings.kafka_registry_url, settings.state_dir / "schemas"
                 )
             self._troubles.aloud = True
-            if not replay:
+            # Where no late row is put in its place, the order of partitions is of no account.
+            self._by_time = settings.late_s > 0 and not replay
+            if self._by_time:
                 self._catch_up.begin(time.monotonic())
         except BaseException:
             self._consumer.close()
@@ -299,7 +301,7 @@ class KafkaReader:
         """
         if not self._standing:
             self.seek({})
-        if not self._aimed:
+        if self._by_time and not self._aimed:
             self._aim_at_ends()
         held = sum(len(self._back[place]) for place in self._held)
         rows_max = min(rows_max, max(HELD_MAX - held, BITE))
@@ -315,7 +317,7 @@ class KafkaReader:
         for place in [p for p in self._marks if not self._back.get(p)]:
             self._end(place, self._marks.pop(place))
         self._release()
-        if full:
+        if full and self._by_time:
             self._aim(self._places())
         taken.positions = self._positions()
         taken.gaps, self._gaps = tuple(self._gaps), []
@@ -573,7 +575,7 @@ class KafkaReader:
             if back is None:
                 back = self._back[name, p] = deque()
             back.append(message)
-            if (name, p) in self._resumed:
+            if self._by_time and (name, p) in self._resumed:
                 # What came in while it was paused is known now.
                 self._resumed.discard((name, p))
                 self._aim([(name, p)])

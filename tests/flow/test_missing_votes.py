@@ -31,7 +31,8 @@ def missing(alerts: list[dict[str, Any]]) -> dict[str, str]:
     votes = {a["id"]: {v["detector"]: v for v in a["votes"]} for a in alerts}
     others = [v for by in votes.values() for name, v in by.items() if name != "zscore"]
     assert not any("missing" in v for v in others)
-    return {i: by["zscore"]["missing"] for i, by in votes.items() if "missing" in by["zscore"]}
+    asked = {i: by["zscore"] for i, by in votes.items() if "zscore" in by}  # not of an absence
+    return {i: vote["missing"] for i, vote in asked.items() if "missing" in vote}
 
 
 def replayed(bench: Bench, state: Path, again: Path) -> list[dict[str, Any]]:
