@@ -104,6 +104,8 @@ def _settings(bench: Bench, kafka: Kafka, registry: Registry, prefix: str) -> di
         # The replay from files is one place: what partitions read at their own pace is late there.
         "late_s": "0",
         "early_s": "0",
+        # A run to the end has rounds more, in which more windows that ran empty are told.
+        "store_emptied_max": "0",
     }
 
 
@@ -240,7 +242,7 @@ def test_the_replay_of_the_journal_gives_the_same_alerts_and_store(
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert alerts_of(again) == alerts_of(minute.state), "line by line, as if nothing had happened"
+    _goes_on(alerts_of(again), alerts_of(minute.state))
     _same_store(url, minute.settings["redis_url"])
 
 
@@ -273,9 +275,16 @@ def test_a_file_run_in_the_order_of_the_journal_gives_the_same_alerts_and_store(
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours = without_clock(alerts_of(tmp_path / "state"))
-    assert ours == without_clock(alerts_of(minute.state))
+    _goes_on(*map(without_clock, (alerts_of(tmp_path / "state"), alerts_of(minute.state))))
     _same_store(url, minute.settings["redis_url"])
+
+
+def _goes_on(found: list[dict[str, Any]], live: list[dict[str, Any]]) -> None:
+    """AssertionError where a run to the end has other alerts than the live one, line by line, but
+    for those of who is silent at its end."""
+    ids = {alert["id"] for alert in live}
+    assert [alert for alert in found if alert["id"] in ids] == live, "as if nothing had happened"
+    assert {alert["anomaly_type"] for alert in found if alert["id"] not in ids} <= {"silence"}
 
 
 def _as_files(minute: Minute, folder: Path) -> dict[str, Path]:
