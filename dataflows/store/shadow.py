@@ -180,8 +180,10 @@ class Shadow:
         known = np.flatnonzero(slots >= 0)
         for at in range(0, len(known), CHUNK_ROWS):
             some = known[at : at + CHUNK_ROWS]
-            some = some[self._rows[slots[some], _TIME] <= time_us[some]]
             row = np.array(self._rows[slots[some]])
+            # A torn row stays torn: with a check of its own it would pass for whole.
+            fit = (row[:, _CHECK] == _check(row)) & (row[:, _TIME] <= time_us[some])
+            some, row = some[fit], row[fit]
             row[:, _TIME] = time_us[some]
             row[:, _HEAD + columns] = np.ascontiguousarray(values[some]).view(np.int64)
             row[:, _CHECK] = _check(row)

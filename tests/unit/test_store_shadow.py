@@ -60,6 +60,9 @@ def test_a_torn_row_and_half_a_name_are_left_out(tmp_path: Path) -> None:
     names.write_bytes(names.read_bytes()[:-1])
     two = Shadow(tmp_path, "v", FEATURES)
     assert set(rows(two)) == {"x"}
+    ids = hash_strings(pl.Series(["y"])).view(np.int64)
+    two.amend(ids, np.full((1, 1), 9.0), np.array([6]), np.array([1]))
+    assert set(rows(two)) == {"x"}, "a change makes nothing whole of it"
     put(two, ["w", "y"], 2.0, 6)
     assert set(rows(two)) == {"x", "w", "y"}
     two.close()
