@@ -101,8 +101,11 @@ def entities_in(keys: Iterable[bytes]) -> dict[str, list[str]]:
         begin = 20 + int.from_bytes(key[8:12], "little")
         size = int.from_bytes(key[begin - 4 : begin], "little")
         if key[begin + size :] == tail and size:
-            name, entity = key[begin : begin + size], key[12 : begin - 8]
-            found.setdefault(entity.decode(errors="replace"), []).append(name.decode())
+            try:
+                entity, name = key[12 : begin - 8].decode(), key[begin : begin + size].decode()
+            except UnicodeDecodeError:
+                continue  # somebody else's key in our shape
+            found.setdefault(entity, []).append(name)
     return found
 
 

@@ -96,20 +96,36 @@ class Shadow:
         return self._slots.used
 
     def _load(self, data: bytes, at: int) -> None:
-        """Find the names again, and their slots; half a name at the end is cut off."""
+        """Find the names again, and their slots.
+
+        Cut off is half a name at the end, and all from the first that the loss of power has spoilt
+        (zeros, or what is no text): where the next one begins nobody knows then.
+        """
         names: list[str] = []
-        while at + _LENGTH.size <= len(data):
-            (length,) = _LENGTH.unpack_from(data, at)
-            if at + _LENGTH.size + length > len(data):
+        known = data.rstrip(b"\0")
+        while at + _LENGTH.size <= len(known):
+            (length,) = _LENGTH.unpack_from(known, at)
+            name = known[at + _LENGTH.size : at + _LENGTH.size + length]
+            if not name or len(name) < length:
                 break
-            at += _LENGTH.size
-            names.append(data[at : at + length].decode())
-            at += length
-        self._names.truncate(at)
+            try:
+                names.append(name.decode())
+            except UnicodeDecodeError:
+                break
+            at += _LENGTH.size + length
+        if at < len(data):
+            self._cut_rows(len(names))
+            self._names.truncate(at)
         self._keys = pl.Series(names, dtype=pl.String)
         if names:
             self._intern(hash_strings(self._keys).view(np.int64))
             self._map(len(names))
+
+    def _cut_rows(self, count: int) -> None:
+        """Let go of the rows behind the first `count`: their slots get other names."""
+        if self._rows_path.exists():
+            size = count * (self._width + _HEAD) * 8
+            os.truncate(self._rows_path, min(size, self._rows_path.stat().st_size))
 
     def _intern(self, ids: Int64) -> Int64:
         """Slots of entities; new ones get the next."""

@@ -15,7 +15,14 @@ from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dataflows.store.feast_redis import WaxwingOnlineStoreConfig, feast_address
-from dataflows.store.layout import PROJECT, ViewLayout, entity_key, layouts, time_from_bytes
+from dataflows.store.layout import (
+    PROJECT,
+    ViewLayout,
+    entities_in,
+    entity_key,
+    layouts,
+    time_from_bytes,
+)
 from features.catalog import Catalog, catalog
 from features.errors import ConfigError, ShapeError
 
@@ -77,6 +84,11 @@ def test_a_slice_of_a_column_is_encoded_like_a_column_of_its_own() -> None:
 def test_one_key_is_that_of_feast(key: str) -> None:
     entity = EntityKey(join_keys=["card"], entity_values=[Value(string_val=key)])
     assert entity_key("card", key) == _redis_key(PROJECT, entity)
+
+
+def test_a_key_of_our_shape_that_is_no_text_is_passed_over() -> None:
+    own = entity_key("card", "c1")
+    assert entities_in([own.replace(b"c1", b"\xff1"), own]) == {"card": ["c1"]}
 
 
 @pytest.mark.parametrize("time_us", TIMES_US)

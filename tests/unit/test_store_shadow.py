@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,34 @@ def test_a_torn_row_and_half_a_name_are_left_out(tmp_path: Path) -> None:
     put(two, ["w", "y"], 2.0, 6)
     assert set(rows(two)) == {"x", "w", "y"}
     two.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kept"),
+    [
+        (lambda data: data.replace(b"yy", b"\xffy"), {"xx"}),  # no text
+        (lambda data: data[:-8] + bytes(4) + data[-4:], {"xx"}),  # zeros amid
+        (lambda data: data[:-1] + bytes(9), {"xx", "yy"}),  # zeros from within the last one on
+    ],
+)
+def test_names_are_known_up_to_the_first_spoilt_one(
+    tmp_path: Path, spoil: Callable[[bytes], bytes], kept: set[str]
+) -> None:
+    one = Shadow(tmp_path, "v", FEATURES)
+    put(one, ["xx", "yy", "zz"], 1.0, 5)
+    one.close()
+    path = tmp_path / "v.names"
+    path.write_bytes(spoil(path.read_bytes()))
+    two = Shadow(tmp_path, "v", FEATURES)
+    assert set(rows(two)) == kept
+    two.close()
+    with path.open("ab") as file:  # a name whose row did not come to be written
+        file.write(b"\2\0vv")
+    three = Shadow(tmp_path, "v", FEATURES)
+    assert set(rows(three)) == kept, "it has not got the row of another"
+    put(three, ["yy", "ww"], 2.0, 6)
+    assert set(rows(three)) == kept | {"yy", "ww"}
+    three.close()
 
 
 def test_some_features_change_where_nothing_newer_is_known(tmp_path: Path) -> None:
