@@ -301,6 +301,12 @@ class StoreWriter:
         self._layouts: dict[View, ViewLayout] = {}
         self._layouts |= {tuple(view): one for view, one in layouts(catalog).items()}
         self._layouts |= {(*view, WINDOWS): one for view, one in windows_layouts(catalog).items()}
+        # Where the features of each view of empty windows stand among those of the whole view.
+        self._columns: dict[View, Int64] = {
+            view: np.array([self._layouts[view[:2]].features.index(n) for n in one.features])
+            for view, one in self._layouts.items()
+            if view[2:]
+        }
         self._flush_s = settings.store_flush_ms / 1000.0
         self._rows_max = settings.store_rows_max
         self._rows_s_max = settings.store_rows_s_max
@@ -594,7 +600,7 @@ class StoreWriter:
         whole, ticket = self._take()
         batch, later = _slice(whole, min(FLUSH_ROWS_MAX, self._rows_s_max))
         try:
-            counts = self._send(batch)
+            counts = self._send(batch, keep=True)
         except BaseException:
             self._put_back(whole)
             raise
@@ -611,8 +617,11 @@ class StoreWriter:
             self._came_back()
         return counts["written"] + self._restore(FLUSH_ROWS_MAX - counts["written"])
 
-    def _send(self, batch: dict[View, _Rows]) -> dict[str, int]:
-        """Write rows, those of flagged events first; what became of them, as `StoreStats` says."""
+    def _send(self, batch: dict[View, _Rows], keep: bool) -> dict[str, int]:
+        """Write rows, those of flagged events first; what became of them, as `StoreStats` says.
+
+        With `keep` they are kept beside Redis too.
+        """
         wire = self._wire
         if wire is None:
             raise StateError("store: no connection to send on; this is a bug")
@@ -640,13 +649,12 @@ class StoreWriter:
                 on_the_way = len(part)
                 written += len(part)
             refused += _refused(wire.numbers(on_the_way))
-            for view, rows in fresh.items() if self._shadows else ():
+            for view, rows in fresh.items() if keep and self._shadows else ():
                 if not view[2:]:
                     self._shadows[view].put(rows.keys, rows.ids, rows.values, rows.time_us)
-        for view, rows in batch.items() if self._shadows else ():
+        for view, rows in batch.items() if keep and self._shadows else ():
             if view[2:]:  # also where Redis has lost the entity and does not have it again yet
-                every, names = self._layouts[view[:2]].features, self._layouts[view].features
-                columns = np.array([every.index(name) for name in names], np.intp)
+                columns = self._columns[view]
                 self._shadows[view[:2]].amend(rows.ids, rows.values, rows.time_us, columns)
         return {
             "written": written - refused,
@@ -700,7 +708,7 @@ class StoreWriter:
             zero = np.zeros(len(ids), np.int64)
             place = np.zeros((len(ids), 2), np.int64)
             rows = _Rows(keys, ids, values, time_us, place, zero, zero, zero.astype(np.bool_))
-            counts = self._send({view: rows})
+            counts = self._send({view: rows}, keep=False)
             if not self._again or self._again[0] != (view, begin):
                 continue  # lost once more meanwhile
             sent += end - begin

@@ -21,7 +21,7 @@ from dataflows.store import store_url, wire, writer
 from dataflows.store.embedded import STOP_S_MAX, EmbeddedRedis
 from dataflows.store.layout import entity_key, layouts
 from dataflows.store.reader import StoreReader
-from dataflows.store.shadow import MARKS_KEY
+from dataflows.store.shadow import MARKS_KEY, Shadow
 from dataflows.store.writer import StoreWriter
 from features.catalog import catalog
 from features.errors import ConfigError, ShapeError, SourceError
@@ -353,15 +353,18 @@ def test_an_emptied_redis_gets_the_rows_it_had_again(
 
 
 def test_what_redis_lost_while_nobody_ran_is_written_again_at_the_start(
-    open_writer: Open, server: EmbeddedRedis
+    open_writer: Open, server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_writer()
     put(first, ["a", "b"], [1.0, 2.0], 5)
     assert first.flush(WAIT_S)
     first.close()
     emptied(server)
+    kept: list[object] = []
+    monkeypatch.setattr(Shadow, "put", lambda *given: kept.append(given))
     second = open_writer()
     restored(second, 2)
+    assert not kept, "what comes from there is not put there again"
     assert stored(server.url, ["a", "b"]) == {"a": (1.0, 5), "b": (2.0, 5)}
 
 
