@@ -179,23 +179,25 @@ class Guess:
         """The mapping as TOML, with how sure each line is."""
         fields = [line for line in self.lines if line.field not in ("wide", "truth")]
         text = ["# Proposed by `waxwing mapping guess`; look through it before you trust it."]
-        text += [f"# {note}" for note in self.notes]
+        text += [f"# {_said(note)}" for note in self.notes]
         if self.events >= 0:
             text.append(
                 f"# Tried on the first rows: {self.events:,} events, {self.refused:,} refused."
             )
-        text += ["#", *(f"# {name}: {what}" for name, what in self.columns.items()), ""]
-        text.append(f"event = {_quoted(self.event_type)}  # {self.sure}: {self.why}")
+        told = (_said(f"{name}: {what}") for name, what in self.columns.items())
+        text += ["#", *(f"# {one}" for one in told), ""]
+        text.append(f"event = {_quoted(self.event_type)}  # {self.sure}: {_said(self.why)}")
         if self.pattern is not None:
             text += ["", "[lines]", f"pattern = '''{self.pattern}'''"]
         text += ["", "[fields]"]
-        text += [f"{one.field} = {one.source}  # {one.sure}: {one.why}" for one in fields]
+        text += [f"{one.field} = {one.source}  # {one.sure}: {_said(one.why)}" for one in fields]
         for name, key in (("wide", "columns"), ("truth", "column")):
             for line in self.lines:
                 if line.field == name:
-                    text += ["", f"[{name}]  # {line.sure}: {line.why}", f"{key} = {line.source}"]
+                    text += ["", f"[{name}]  # {line.sure}: {_said(line.why)}"]
+                    text.append(f"{key} = {line.source}")
         if self.unused:
-            text += ["", f"# Not used: {', '.join(self.unused)}"]
+            text += ["", f"# Not used: {_said(', '.join(self.unused))}"]
         return "\n".join(text) + "\n"
 
 
@@ -614,6 +616,11 @@ def _quoted(text: str) -> str:
     """A TOML basic string."""
     made = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda m: f"\\u{ord(m[0]):04x}", made) + '"'
+
+
+def _said(text: str) -> str:
+    """What may stand behind a `#` of TOML, on one line."""
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text)
 
 
 def _try(found: Guess, path: Path) -> None:

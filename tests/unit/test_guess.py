@@ -133,6 +133,22 @@ def test_json_lines_and_names_that_toml_must_quote_are_no_trouble(tmp_path: Path
     assert events(found, path, tmp_path) == (rows, 0)
 
 
+def test_a_name_with_a_line_break_stays_within_its_comment(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    names = ["time", "temp\nerature", "host", "of\r\nwords = 1"]
+    pl.DataFrame(
+        {
+            names[0]: [f"2026-03-02T00:00:{i:02d}Z" for i in range(40)],
+            names[1]: np.linspace(1.0, 2.0, 40),
+            names[2]: ["a"] * 40,
+            names[3]: [f"w{i}" for i in range(40)],
+        }
+    ).write_csv(path)
+    found = guess_mapping(path)
+    assert events(found, path, tmp_path) == (40, 0)
+    assert "# temp erature: " in found.toml() and "# Not used: of words = 1" in found.toml()
+
+
 def test_times_with_and_without_a_zone_are_pointed_out(tmp_path: Path) -> None:
     lines = [f"2026-03-02T00:00:{i:02d}{'Z' if i % 2 else ''},{i / 7}" for i in range(40)]
     path = tmp_path / "x.csv"
