@@ -473,9 +473,9 @@ class _Finder:
         return "metric", SURE if len(numbers) > 2 else LIKELY, "columns of numbers over time"
 
     def _first(self, names: Sequence[str], number: bool | None = None) -> _Seen | None:
-        """The likeliest column of these names, of numbers or of none where that is asked."""
+        """The likeliest filled column of these names, of numbers or of none if that is asked."""
         for seen, _ in self._named(names):
-            if number is None or seen.is_number == number:
+            if seen.filled and (number is None or seen.is_number == number):
                 return seen
         return None
 

@@ -149,6 +149,15 @@ def test_a_name_with_a_line_break_stays_within_its_comment(tmp_path: Path) -> No
     assert "# temp erature: " in found.toml() and "# Not used: of words = 1" in found.toml()
 
 
+def test_a_column_without_values_pays_nothing(tmp_path: Path) -> None:
+    lines = [f"2026-03-02T00:00:{i:02d}Z,{i / 7}," for i in range(40)]
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["time,amount,customer", *lines]), encoding="utf-8")
+    found = guess_mapping(path)
+    assert found.event_type == "metric" and '"amount"' in source(found, "wide")
+    assert events(found, path, tmp_path) == (40, 0)
+
+
 def test_times_with_and_without_a_zone_are_pointed_out(tmp_path: Path) -> None:
     lines = [f"2026-03-02T00:00:{i:02d}{'Z' if i % 2 else ''},{i / 7}" for i in range(40)]
     path = tmp_path / "x.csv"
