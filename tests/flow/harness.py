@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "alerts_of",
     "call",
+    "command",
     "counts_of",
     "environment",
     "running",
@@ -50,7 +51,7 @@ def environment(extra: dict[str, str]) -> dict[str, str]:
     return kept | {"PYTHONUNBUFFERED": "1"} | extra
 
 
-def _command(arguments: Sequence[str]) -> list[str]:
+def command(arguments: Sequence[str]) -> list[str]:
     """`waxwing ...`; with a part of it broken where the first argument is PART=WHAT."""
     if "=" in arguments[0]:
         return [sys.executable, str(Path(__file__).with_name("broken.py")), *arguments]
@@ -60,7 +61,7 @@ def _command(arguments: Sequence[str]) -> list[str]:
 def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `waxwing ...` to its end."""
     return subprocess.run(
-        _command(arguments),
+        command(arguments),
         cwd=cwd,
         env=environment(extra),
         capture_output=True,
@@ -73,7 +74,7 @@ def call(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProces
 def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     """Start `waxwing ...` and come back at once."""
     return subprocess.Popen(
-        _command(arguments),
+        command(arguments),
         cwd=cwd,
         env=environment(extra),
         stdout=subprocess.PIPE,

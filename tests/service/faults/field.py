@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from confluent_kafka import Message, Producer
 from features.encode import json_bodies
 from features.events import event_type
 from features.simulate import Simulator
-from tests.flow.harness import Bench, alerts_of
+from tests.flow.harness import Bench, alerts_of, command, environment
 from tests.service.servers import Kafka, Redis, Registry
 
 __all__ = ["Field", "Flow", "Row", "Sender", "Servers", "wait"]
@@ -240,17 +239,13 @@ class Flow:
 
     def start(self) -> Self:
         """Start it and come back at once."""
-        program = [sys.executable, "-m", "dataflows.cli.main"]
-        if self._broken:
-            broken = Path(__file__).parents[2] / "flow" / "broken.py"
-            program = [sys.executable, str(broken), self._broken]
+        run = ["run", *self._field.sets(), "--json", str(self.report_path)]
         self.report_path.unlink(missing_ok=True)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("WAXWING_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*program, "run", *self._field.sets(), "--json", str(self.report_path)],
+                command([self._broken, *run] if self._broken else run),
                 cwd=self._field.folder,
-                env=kept | {"PYTHONUNBUFFERED": "1"},
+                env=environment({}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from features.encode import avro_bodies, confluent_header, json_bodies
 from features.events import event_types
 from features.events.avro import avro_schema
 from features.simulate import Simulator
+from tests.flow.harness import command, environment
 from tests.service.faults.field import EVENT, PARTITIONS, WAIT_S, Field, Flow, Row, Servers, wait
 
 __all__ = ["FAULTS", "Make"]
@@ -514,8 +514,8 @@ def _replayed(field: Field, number: int) -> dict[bytes, dict[bytes, bytes]]:
     given = {"state_dir": field.state, "store": "redis", "redis_url": url}
     sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
     done = subprocess.run(
-        [sys.executable, "-m", "dataflows.cli.main", "replay", "--into", "again", "--store", *sets],
-        cwd=field.folder, capture_output=True, text=True, timeout=WAIT_S, check=False,
+        command(["replay", "--into", "again", "--store", *sets]), cwd=field.folder,
+        env=environment({}), capture_output=True, text=True, timeout=WAIT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return _contents(url)
