@@ -30,7 +30,7 @@ from features.simulate import Simulator
 from tests.flow.harness import Bench, alerts_of, command, environment
 from tests.service.servers import Kafka, Redis, Registry
 
-__all__ = ["Field", "Flow", "Row", "Sender", "Servers", "wait"]
+__all__ = ["Field", "Flow", "Row", "Sender", "Servers", "rss_mb", "wait"]
 
 EVENT = "payment"
 
@@ -105,6 +105,13 @@ def wait(holds: Callable[[], bool], what: str, limit_s: float = WAIT_S) -> float
         assert time.monotonic() - begun < limit_s, f"{limit_s:.0f} s passed before {what}"
         time.sleep(0.1)
     return time.monotonic() - begun
+
+
+def rss_mb(process: int) -> float:
+    """Memory of a process now."""
+    status = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
 
 
 class Sender:
@@ -284,9 +291,7 @@ class Flow:
     def rss_mb(self) -> float:
         """Memory of the process now."""
         assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
+        return rss_mb(self.process.pid)
 
 
 class Field:
