@@ -63,7 +63,7 @@ def test_a_page_is_written_whatever_is_in_its_texts(
     path = tmp_path / "out.html"
     pages: list[tuple[Any, str, Any, int]] = [
         (page, "page_of", page.write_page, 1),
-        (score_report, "report_html", score_report.write_report, 3),
+        (score_report, "report_html", score_report.write_report, 4),
         (evaluation_report, "evaluation_html", evaluation_report.write_report, 2),
     ]
     for module, made, write, parts in pages:
