@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from dataflows.state.certificate import (
     SEGMENT_ROUNDS,
     Certificate,
     Record,
+    _frames,
     read_records,
     read_rows,
     segments_of,
@@ -79,6 +82,27 @@ def test_a_resumed_flow_writes_what_is_newer_than_its_manifest_again(tmp_path: P
     assert len(segments_of(tmp_path)) == 2
     fill(tmp_path, range(1, 3), after=0)
     assert kept(tmp_path) == [1, 2]
+
+
+def test_a_resumed_flow_reads_no_file_that_can_hold_nothing_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, range(1, 5))
+    fill(tmp_path, range(5, 9), after=4)
+    fill(tmp_path, range(9, 11), after=8)
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> Iterator[tuple[bytes, int]]:
+        for found in _frames(path):
+            read[f"{int(path.stem)}{path.suffix}"] += 1
+            yield found
+
+    monkeypatch.setattr("dataflows.state.certificate._frames", counted)
+    opened(tmp_path, after=6).close()
+    monkeypatch.undo()
+    # Of the oldest only the header, for its time; of the second up to the first that is newer.
+    assert read == {"1.rounds": 1, "5.rounds": 4 + 1, "5.rows": 4, "9.rounds": 2, "9.rows": 2}
+    assert kept(tmp_path) == [1, 2, 3, 4, 5, 6] and read_rows(tmp_path, 4) is not None
 
 
 def test_a_tail_torn_at_any_byte_costs_the_last_round_and_no_other(tmp_path: Path) -> None:
