@@ -329,6 +329,7 @@ class Certificate:
 
     def _begin(self, record: Record) -> None:
         """Begin a segment and let go of what is kept no longer."""
+        self.sync()
         self.close()
         self._first_us, self._first_round = record.cut_time_us, record.round
         heads: dict[str, dict[str, Any]] = {

@@ -133,6 +133,22 @@ def test_segments_past_their_time_are_dropped_rows_sooner(tmp_path: Path) -> Non
     assert newest_us - 7 * HOUR_US <= held * step_us <= newest_us - 3 * HOUR_US
 
 
+def test_a_segment_is_on_the_disk_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        "dataflows.state.certificate.os.fdatasync",
+        lambda file: synced.append(Path(f"/proc/self/fd/{file}").resolve().name),
+    )
+    certificate = opened(tmp_path)
+    certificate.write(record(1), rows(1))
+    assert synced == []
+    certificate.write(record(1 + SEGMENT_ROUNDS, 2 * HOUR_US), rows(1 + SEGMENT_ROUNDS))
+    certificate.close()
+    assert sorted(synced) == [f"{1:020d}.rounds", f"{1:020d}.rows"]
+
+
 def test_no_rows_are_kept_where_none_are_wanted(tmp_path: Path) -> None:
     certificate = opened(tmp_path, rows_h=0)
     certificate.write(record(1), rows(1))
