@@ -7,7 +7,7 @@ it is known which group, feature and entity it was.
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.alerts.jsonl import alerts_with
 from dataflows.context import Context, Replaying
 from dataflows.digests import SEQUENCE, record_of, versions
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
@@ -387,16 +387,9 @@ def _value(seen: Seen, feature: str, row: int) -> float | None:
 
 def _then(state_dir: Path, event_id: str, feature: str) -> float | None:
     """The value while live, where an alert about the event told it."""
-    path = state_dir / FILE_NAME
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if event_id not in line:
-                continue
-            alert = json.loads(line)
-            if alert["event_id"] == event_id:
-                for reason in alert["reasons"]:
-                    if reason["feature"] == feature:
-                        return None if reason["value"] is None else float(reason["value"])
+    for alert in alerts_with(state_dir, event_id):
+        if alert.event_id == event_id:
+            for reason in alert.reasons:
+                if reason.feature == feature:
+                    return None if math.isnan(reason.value) else reason.value
     return None
