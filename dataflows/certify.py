@@ -148,7 +148,7 @@ def certify(
     wanted = Replaying(first, last)
     context = replay_context(settings, base, wanted, stretch.segment.header)
     replay(context, looker.look, workers)
-    if looker.difference is None and looker.rounds < last - first + 1:
+    if looker.differing is None and looker.rounds < last - first + 1:
         raise StateError(
             f"the replay ended after {looker.rounds} of {last - first + 1} rounds; this is a bug"
         )
@@ -207,7 +207,7 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                 )
         found.last = record
     if found is None:
-        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir)
+        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir, segments[-1])
         raise StateError(
             f"state_dir {state_dir}: no rounds were cut between the times given; there are rounds"
             f" from {moment(begins)} to {moment(ends)} (cut_time)"
@@ -222,10 +222,10 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
     return found
 
 
-def _last_us(state_dir: Path) -> int:
-    """Cut time of the newest round."""
-    newest = 0
-    for _, record in read_records(digests_folder(state_dir)):
+def _last_us(state_dir: Path, segment: Segment) -> int:
+    """Cut time of the newest round, which is of the newest segment."""
+    newest = int(segment.header["cut_time_us"])
+    for _, record in read_records(digests_folder(state_dir), newest + 1):
         newest = record.cut_time_us
     return newest
 
@@ -257,11 +257,6 @@ class _Comparison:
         self.rounds += 1
         self.events += record.received
         return True
-
-    @property
-    def difference(self) -> Record | None:
-        """The record of the first round that differs."""
-        return None if self.differing is None else self.differing[0]
 
 
 def _same(live: Record, again: Record) -> bool:

@@ -64,7 +64,6 @@ class _Witness:
     """What a replay tells of one alert."""
 
     alert: Alert
-    columns: tuple[str, ...]
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     seen: Seen | None = None
     row: int = -1
@@ -132,8 +131,7 @@ def explain(
     context = replay_context(settings, base, wanted, header)
     groups = _groups_of(context, alert)
     context.replaying = replace(wanted, groups=groups)
-    declared = event_type(alert.event_type)
-    witness = _Witness(alert, declared.entities.get(alert.entity_type, ()))
+    witness = _Witness(alert)
     replay(context, witness.look)
     if witness.seen is None or witness.control is None:
         raise StateError(
