@@ -19,10 +19,10 @@ from dataflows.charts import (
     table,
     time_text,
 )
+from dataflows.report import write_text
 from dataflows.score_summary import PAUSE_S, incidents
 from dataflows.scored_table import REFUSED, SHOWN, ScoredTable
 from features.batch import Float64, Int64
-from features.errors import ConfigError
 from models.decisions.reasons import number_text
 
 __all__ = ["report_html", "write_report"]
@@ -57,10 +57,7 @@ def write_report(path: Path, scored: ScoredTable, summary: Mapping[str, Any], da
     ------
     ConfigError : the disk refuses it
     """
-    try:
-        path.write_text(report_html(scored, summary, data), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--html {path}: cannot be written ({error.strerror})") from None
+    write_text(path, report_html(scored, summary, data), "--html", errors="backslashreplace")
 
 
 def report_html(scored: ScoredTable, summary: Mapping[str, Any], data: str) -> str:

@@ -93,9 +93,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     faults: list[str] = []
     for option, path in (("--out", args.out), ("--html", args.html)):
         try:
-            check_json(path)
+            check_json(path, option)
         except ConfigError as error:
-            faults += [fault.replace("--json", option, 1) for fault in error.faults]
+            faults += error.faults
     if Path(args.out).suffix.lower() not in (".parquet", ".csv", ".jsonl"):
         faults.append(f"--out {args.out}: expected a name that ends in .parquet, .csv, .jsonl")
     if args.keep is not None and args.fit_until is None:
