@@ -7,7 +7,7 @@ it is known which group, feature and entity it was.
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.alerts.jsonl import alerts_with
 from dataflows.context import Context, Replaying
 from dataflows.digests import SEQUENCE, record_of, versions
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
@@ -148,7 +148,7 @@ def certify(
     wanted = Replaying(first, last)
     context = replay_context(settings, base, wanted, stretch.segment.header)
     replay(context, looker.look, workers)
-    if looker.difference is None and looker.rounds < last - first + 1:
+    if looker.differing is None and looker.rounds < last - first + 1:
         raise StateError(
             f"the replay ended after {looker.rounds} of {last - first + 1} rounds; this is a bug"
         )
@@ -207,7 +207,7 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                 )
         found.last = record
     if found is None:
-        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir)
+        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir, segments[-1])
         raise StateError(
             f"state_dir {state_dir}: no rounds were cut between the times given; there are rounds"
             f" from {moment(begins)} to {moment(ends)} (cut_time)"
@@ -222,10 +222,10 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
     return found
 
 
-def _last_us(state_dir: Path) -> int:
-    """Cut time of the newest round."""
-    newest = 0
-    for _, record in read_records(digests_folder(state_dir)):
+def _last_us(state_dir: Path, segment: Segment) -> int:
+    """Cut time of the newest round, which is of the newest segment."""
+    newest = int(segment.header["cut_time_us"])
+    for _, record in read_records(digests_folder(state_dir), newest + 1):
         newest = record.cut_time_us
     return newest
 
@@ -257,11 +257,6 @@ class _Comparison:
         self.rounds += 1
         self.events += record.received
         return True
-
-    @property
-    def difference(self) -> Record | None:
-        """The record of the first round that differs."""
-        return None if self.differing is None else self.differing[0]
 
 
 def _same(live: Record, again: Record) -> bool:
@@ -387,16 +382,9 @@ def _value(seen: Seen, feature: str, row: int) -> float | None:
 
 def _then(state_dir: Path, event_id: str, feature: str) -> float | None:
     """The value while live, where an alert about the event told it."""
-    path = state_dir / FILE_NAME
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if event_id not in line:
-                continue
-            alert = json.loads(line)
-            if alert["event_id"] == event_id:
-                for reason in alert["reasons"]:
-                    if reason["feature"] == feature:
-                        return None if reason["value"] is None else float(reason["value"])
+    for alert in alerts_with(state_dir, event_id):
+        if alert.event_id == event_id:
+            for reason in alert.reasons:
+                if reason.feature == feature:
+                    return None if math.isnan(reason.value) else reason.value
     return None

@@ -493,7 +493,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         from dataflows.store.writer import StoreWriter
 
         store = StoreWriter(settings, cat, telemetry.say)
-    warm_up(cat)
+    warm_up(cat, settings.exact_events_max)
     warm_up_repeats()
     if settings.retention_h:
         warm_up_digest()

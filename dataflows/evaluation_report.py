@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
-from features.errors import ConfigError
+from dataflows.report import write_text
 from models.analysis import FPR_SHOWN, Analysis
 from models.decisions.reasons import number_text
 from models.evaluate import Curve
@@ -82,10 +82,7 @@ def write_report(path: Path, report: Mapping[str, Any], analysis: Analysis) -> N
     ------
     ConfigError : the disk refuses it
     """
-    try:
-        path.write_text(evaluation_html(report, analysis), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--html {path}: cannot be written ({error.strerror})") from None
+    write_text(path, evaluation_html(report, analysis), "--html", errors="backslashreplace")
 
 
 def evaluation_html(report: Mapping[str, Any], analysis: Analysis) -> str:

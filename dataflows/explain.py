@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from dataflows.alerts.base import Alert
-from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.alerts.jsonl import FILE_NAME, alerts_with
 from dataflows.context import Context, Replaying
 from dataflows.control.records import Control
 from dataflows.digests import versions
@@ -31,7 +31,7 @@ from dataflows.replay import (
 )
 from dataflows.score import RoundOut, Seen
 from features.batch import EventBatch
-from features.errors import ConfigError, ContractError, StateError
+from features.errors import ConfigError, StateError
 from features.events import event_type, made_types
 from features.keys import group_of, hash_columns
 from models.decisions.reasons import every_feature
@@ -50,20 +50,12 @@ def find_alert(state_dir: Path, alert_id: str) -> Alert:
     ------
     ConfigError : the log does not have it
     """
-    path = state_dir / FILE_NAME
-    if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if alert_id in line:
-                    try:
-                        alert = Alert.from_json(line)
-                    except ContractError:  # the last line of a live flow may be half there
-                        continue
-                    if alert.id == alert_id:
-                        return alert
+    for alert in alerts_with(state_dir, alert_id):
+        if alert.id == alert_id:
+            return alert
     raise ConfigError(
-        f"alert {alert_id}: is not in {path}; the id is the `id` of a line there, and the flow must"
-        " have had the sink jsonl (`alerts`)"
+        f"alert {alert_id}: is not in {state_dir / FILE_NAME}; the id is the `id` of a line there,"
+        " and the flow must have had the sink jsonl (`alerts`)"
     )
 
 
@@ -72,7 +64,6 @@ class _Witness:
     """What a replay tells of one alert."""
 
     alert: Alert
-    columns: tuple[str, ...]
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     seen: Seen | None = None
     row: int = -1
@@ -140,8 +131,7 @@ def explain(
     context = replay_context(settings, base, wanted, header)
     groups = _groups_of(context, alert)
     context.replaying = replace(wanted, groups=groups)
-    declared = event_type(alert.event_type)
-    witness = _Witness(alert, declared.entities.get(alert.entity_type, ()))
+    witness = _Witness(alert)
     replay(context, witness.look)
     if witness.seen is None or witness.control is None:
         raise StateError(

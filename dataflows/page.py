@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from features.errors import ConfigError
+from dataflows.report import write_text
 
-__all__ = ["check_page", "page_of", "write_page"]
+__all__ = ["page_of", "write_page"]
 
 ODDNESS_MAX = 6.0
 """Oddness at which a bar is full: one genuine row in a million. Chosen."""
@@ -43,27 +42,7 @@ def write_page(path: str, found: dict[str, Any]) -> None:
     ------
     ConfigError : the file cannot be written
     """
-    try:
-        Path(path).write_text(page_of(found), encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ConfigError(
-            f"--html {path}: cannot be written ({error.strerror}); name a file in a folder that"
-            " exists"
-        ) from None
-
-
-def check_page(path: str | None) -> None:
-    """Whether `write_page` has a folder to write to, asked before the replay and not after.
-
-    Raises
-    ------
-    ConfigError : it has not
-    """
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise ConfigError(
-            f"--html {path}: cannot be written (no such folder); name a file in a folder that"
-            " exists"
-        )
+    write_text(path, page_of(found), "--html", errors="backslashreplace")
 
 
 def page_of(found: dict[str, Any]) -> str:

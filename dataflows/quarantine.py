@@ -37,8 +37,8 @@ class _Silent(Telemetry):
         """Nothing is said twice."""
 
 
-def quarantine(context: Context, fault: StepFault) -> int:
-    """Find and note the events that a step has raised about; how many.
+def quarantine(context: Context, fault: StepFault) -> None:
+    """Find and note the events that a step has raised about.
 
     Parameters
     ----------
@@ -71,7 +71,6 @@ def quarantine(context: Context, fault: StepFault) -> int:
         f" {noted[0]['round']}: now among the dead letters ({noted[0]['event_type']} at partition"
         f" {noted[0]['partition']} offset {noted[0]['offset']}); going on without"
     )
-    return len(noted)
 
 
 class _Trial:

@@ -1,4 +1,4 @@
-"""Reports of commands as JSON: one plain style, one way out, whatever the command.
+"""Files that commands write: JSON in one plain style, and one way out, whatever the command.
 
 It imports nothing of the flow, so that a light command can report without starting a heavy one.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-__all__ = ["check_json", "plain", "write_json"]
+__all__ = ["check_json", "plain", "write_json", "write_text"]
 
 
 def write_json(path: str | None, report: dict[str, Any]) -> None:
@@ -32,14 +32,29 @@ def write_json(path: str | None, report: dict[str, Any]) -> None:
     if path == "-":
         sys.stdout.write(text + "\n")
         return
+    write_text(path, text + "\n", "--json")
+
+
+def write_text(path: str | Path, text: str, option: str, errors: str = "strict") -> None:
+    """Write a text to the file that an option names.
+
+    Parameters
+    ----------
+    option : that names it, for the fault
+    errors : what becomes of a lone surrogate, as of `open`
+
+    Raises
+    ------
+    ConfigError : the file cannot be written
+    """
     try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors=errors)
     except OSError as error:
-        raise _cannot(path, error) from None
+        raise _cannot(path, option, error) from None
 
 
-def check_json(path: str | None) -> None:
-    """Whether `write_json` will be able to write there, asked before hours of work and not after.
+def check_json(path: str | None, option: str = "--json") -> None:
+    """Whether the file of an option can be written, asked before hours of work and not after.
 
     Raises
     ------
@@ -54,13 +69,14 @@ def check_json(path: str | None) -> None:
         if made:
             Path(path).unlink()
     except OSError as error:
-        raise _cannot(path, error) from None
+        raise _cannot(path, option, error) from None
 
 
-def _cannot(path: str, error: OSError) -> ConfigError:
-    """The fault of a report that cannot be written."""
+def _cannot(path: str | Path, option: str, error: OSError) -> ConfigError:
+    """The fault of a file that cannot be written."""
     return ConfigError(
-        f"--json {path}: cannot be written ({error.strerror}); name a file in a folder that exists"
+        f"{option} {path}: cannot be written ({error.strerror}); name a file in a folder that"
+        " exists"
     )
 
 

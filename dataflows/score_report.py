@@ -19,10 +19,10 @@ from dataflows.charts import (
     table,
     time_text,
 )
-from dataflows.score_summary import PAUSE_S, incidents
+from dataflows.report import write_text
+from dataflows.score_summary import PAUSE_S
 from dataflows.scored_table import REFUSED, SHOWN, ScoredTable
 from features.batch import Float64, Int64
-from features.errors import ConfigError
 from models.decisions.reasons import number_text
 
 __all__ = ["report_html", "write_report"]
@@ -50,29 +50,31 @@ ODD_BANDS_MAX = 200
 """Labelled stretches that are shaded. Chosen."""
 
 
-def write_report(path: Path, scored: ScoredTable, summary: Mapping[str, Any], data: str) -> None:
+def write_report(
+    path: Path, scored: ScoredTable, summary: Mapping[str, Any], found: pl.DataFrame, data: str
+) -> None:
     """Write the report as one HTML file.
 
     Raises
     ------
     ConfigError : the disk refuses it
     """
-    try:
-        path.write_text(report_html(scored, summary, data), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--html {path}: cannot be written ({error.strerror})") from None
+    text = report_html(scored, summary, found, data)
+    write_text(path, text, "--html", errors="backslashreplace")
 
 
-def report_html(scored: ScoredTable, summary: Mapping[str, Any], data: str) -> str:
+def report_html(
+    scored: ScoredTable, summary: Mapping[str, Any], found: pl.DataFrame, data: str
+) -> str:
     """The report.
 
     Parameters
     ----------
     scored : with its series kept
     summary : of `summary_of` and `judge`
+    found : of `incidents`
     data : name of the file
     """
-    found = incidents(scored.rows)
     name = Path(data).name
     span = scored.series["time_us"]
     when = f"{time_text(_edge(span, 0))} to {time_text(_edge(span, -1))} UTC" if len(span) else ""

@@ -36,8 +36,13 @@ _PLAIN_COLUMNS = 100
 """Width where the output is no terminal. Chosen: as lines of the project."""
 
 
-def summary_of(table: ScoredTable) -> dict[str, Any]:
-    """Counts of a scored table, in the keys of docs/json.md."""
+def summary_of(table: ScoredTable, found: pl.DataFrame) -> dict[str, Any]:
+    """Counts of a scored table, in the keys of docs/json.md.
+
+    Parameters
+    ----------
+    found : of `incidents`
+    """
     rows = table.rows
     status = dict(rows.group_by("status").len().iter_rows())
     reasons = Counter(
@@ -58,7 +63,7 @@ def summary_of(table: ScoredTable) -> dict[str, Any]:
         "fitted": int(rows["fitted"].sum()),
         "alerts": alerts.height,
         "alerts_warming": rows.filter(pl.col("alert") & pl.col("warming")).height,
-        "incidents": incidents(table.rows).height,
+        "incidents": found.height,
         "alert_share": _share(int(after["alert"].sum()), after.height),
         "absences": table.absences,
         "absence_alerts": table.silent.height,
@@ -155,8 +160,13 @@ def _by_label(rows: pl.DataFrame, settings: Settings) -> dict[str, Any]:
     return {"by_attack": by}
 
 
-def print_summary(summary: Mapping[str, Any], table: ScoredTable, out: IO[str]) -> None:
-    """The summary for people."""
+def print_summary(summary: Mapping[str, Any], found: pl.DataFrame, out: IO[str]) -> None:
+    """The summary for people.
+
+    Parameters
+    ----------
+    found : of `incidents`
+    """
     console = Console(file=out, highlight=False)
     if not console.is_terminal:
         console = Console(file=out, highlight=False, width=_PLAIN_COLUMNS)
@@ -183,7 +193,6 @@ def print_summary(summary: Mapping[str, Any], table: ScoredTable, out: IO[str]) 
             f"{summary['absences']:,} absences of entities that were overdue,"
             f" {summary['absence_alerts']:,} of them alerts"
         )
-    found = incidents(table.rows)
     if found.height:
         console.print(f"\n{found.height:,} incidents, the strangest first:\n")
         console.print(_incidents_table(found.head(TOP_MAX)))

@@ -532,14 +532,9 @@ def recorded(settings: Settings) -> dict[str, Any]:
             found[name] = {k: str(Path(v).resolve()) for k, v in raw.items()}
         elif isinstance(raw, list) and any(isinstance(v, Path) for v in raw):
             found[name] = [str(Path(v).resolve()) for v in raw]
-        elif shown(name, raw) == ("none" if raw is None else _plain_text(raw)):
+        elif _MASK not in shown(name, raw):
             found[name] = value
     return found
-
-
-def _plain_text(value: Any) -> str:
-    """A value as `shown` shows it where nothing is masked."""
-    return shown("x", value) if not isinstance(value, str) else value
 
 
 def parse_text(name: str, text: str) -> Any:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -423,13 +423,18 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = (name for report in reports for name in report.get("starts_empty", ()))
         found["starts_empty"] = list(dict.fromkeys(names))
     if "currencies" in found:
-        found["currencies"] = {what: _added(reports, what) for what in found["currencies"]}
+        found["currencies"] = {
+            what: _added(report["currencies"][what] for report in reports)
+            for what in found["currencies"]
+        }
+    if "missed_votes" in found:
+        found["missed_votes"] = _added(report.get("missed_votes", {}) for report in reports)
     return found
 
 
-def _added(reports: Sequence[dict[str, Any]], what: str) -> dict[str, int]:
-    """Events by currency, of all processes."""
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts by name, of all processes."""
     total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report["currencies"][what])
+    for count in counts:
+        total.update(count)
     return dict(total)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from dataflows.alerts.base import Alert
 from dataflows.settings import Settings
-from features.errors import SinkError
+from features.errors import ContractError, SinkError
 
-__all__ = ["FILE_NAME", "Sink"]
+__all__ = ["FILE_NAME", "Sink", "alerts_with"]
 
 FILE_NAME = "alerts.jsonl"
 """Name of the log below state_dir; other readers look for it under this name."""
@@ -25,6 +26,21 @@ _TAIL_BYTES = 65_536
 """Step in which the last line end is looked for. Chosen: some twenty alerts."""
 
 _log = logging.getLogger(__name__)
+
+
+def alerts_with(state_dir: Path, text: str) -> Iterator[Alert]:
+    """Alerts whose lines have a text in them, oldest first; none where there is no log.
+
+    The flow may be live: its last line may be half there, and is left out.
+    """
+    path = state_dir / FILE_NAME
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if text in line:
+                with contextlib.suppress(ContractError):
+                    yield Alert.from_json(line)
 
 
 class Sink:

@@ -116,6 +116,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def prepare(settings: Settings, args: argparse.Namespace) -> None:
     """Train in a process of its own where there are no models of this rate yet."""
+    from dataflows.cli.run import passed_on
     from dataflows.training import is_trained
     from features.errors import ConfigError
 
@@ -124,12 +125,7 @@ def prepare(settings: Settings, args: argparse.Namespace) -> None:
     names = ("sim_events_per_s", "sim_cards", "bundle", "warm_state")
     command = [sys.executable, "-m", "dataflows.cli.main", "train"]
     command += ["--days", repr(args.history / args.rate / 86_400.0)]
-    if args.config:
-        command += ["--config", args.config]
-    for name in names:
-        command += ["--set", f"{name}={getattr(settings, name)}"]
-    for item in args.set:
-        command += ["--set", item]
+    command += passed_on(args, [*(f"{n}={getattr(settings, n)}" for n in names), *args.set])
     if subprocess.run(command, check=False, stdout=sys.stderr).returncode != 0:
         raise ConfigError("bench: training failed; see above")
 

@@ -82,14 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace, given: list[str], state_dir: Path, fresh: bool) -> list[str]:
     """The command of the flow that is to be killed, and behind it its file."""
+    from dataflows.cli.run import passed_on
+
     command = [sys.executable, "-m", "dataflows.cli.main", "bench", "recovery"]
     command += ["--rate", repr(args.rate), "--seconds", repr(args.seconds)]
     if args.cards:
         command += ["--cards", str(args.cards)]
-    if args.config:
-        command += ["--config", args.config]
-    for item in given:
-        command += ["--set", item]
+    command += passed_on(args, given)
     if fresh:
         command.append("--fresh")
     return [*command, "--watched", str(state_dir.with_name("recovery.jsonl"))]

@@ -100,9 +100,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.labels and not args.data:
         faults.append("--labels goes with --data; simulated traffic knows its attacks")
     try:
-        check_json(args.html)
+        check_json(args.html, "--html")
     except ConfigError as error:
-        faults += [fault.replace("--json", "--html", 1) for fault in error.faults]
+        faults += error.faults
     bundle = {} if args.bundle is None else {"bundle": args.bundle}
     try:
         settings = load(args.config, **(with_data(args) | overrides_of(args) | bundle))

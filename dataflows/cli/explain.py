@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
     from dataflows.cli.run import overrides_of
     from dataflows.explain import explain
-    from dataflows.page import check_page, write_page
-    from dataflows.report import write_json
+    from dataflows.page import write_page
+    from dataflows.report import check_json, write_json
     from dataflows.settings import load
 
-    check_page(args.html)
+    check_json(args.html, "--html")
     given = overrides_of(args)
     state_dir = load(args.config, **given).state_dir
     found = explain(state_dir, args.config, given, args.id)

@@ -30,19 +30,15 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataclasses import asdict
 
-    from dataflows.report import write_json
+    from dataflows.report import write_json, write_text
     from dataflows.sources.guess import guess_mapping
-    from features.errors import ConfigError
 
     found = guess_mapping(Path(args.file))
     out = sys.stderr if args.json == "-" else sys.stdout
     if args.out is None:
         print(found.toml(), file=out, end="")
     else:
-        try:
-            Path(args.out).write_text(found.toml(), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--out {args.out}: cannot be written ({error.strerror})") from None
+        write_text(args.out, found.toml(), "--out")
         print(
             f"waxwing: {found.event_type} ({found.sure}), {len(found.lines)} fields in {args.out};"
             f" of the first rows {found.events:,} events, {found.refused:,} refused",

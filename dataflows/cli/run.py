@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_parser",
     "overrides_of",
+    "passed_on",
     "run",
     "settings_arguments",
     "settings_of",
@@ -37,6 +39,19 @@ def settings_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting; may be repeated",
     )
+
+
+def passed_on(args: argparse.Namespace, sets: Iterable[str] | None = None) -> list[str]:
+    """The options of `settings_arguments` for a process that takes the same settings.
+
+    Parameters
+    ----------
+    sets : NAME=VALUE in place of those that were given
+    """
+    options = [] if args.config is None else ["--config", args.config]
+    for item in args.set if sets is None else sets:
+        options += ["--set", item]
+    return options
 
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -237,9 +252,9 @@ def _run_workers(args: argparse.Namespace, settings: Settings) -> dict[str, Any]
     """Run the flow in processes of its own; their report, empty where they never met."""
     from dataflows.supervisor import Supervisor
 
-    options = [] if args.config is None else ["--config", args.config]
-    for name, values in (("--set", args.set), ("--data", args.data)):
-        options += [part for value in values for part in (name, value)]
+    options = passed_on(args)
+    for item in args.data:
+        options += ["--data", item]
     if args.mapping is not None:
         options += ["--mapping", args.mapping]
     found = Supervisor(options, args.workers, settings.state_dir, _say).run()
@@ -309,11 +324,7 @@ def _start_notify(args: argparse.Namespace, settings: Settings) -> subprocess.Po
     from dataflows.supervisor import python_options
 
     command = [sys.executable, *python_options(), "-m", "dataflows.cli.main", "notify"]
-    if args.config:
-        command += ["--config", args.config]
-    for item in args.set:
-        command += ["--set", item]
-    command += ["--parent", str(os.getpid())]
+    command += [*passed_on(args), "--parent", str(os.getpid())]
     # In a session of its own, so that Ctrl-C reaches it only by us, after the last alerts; and with
     # SIGTERM blocked, which it inherits, so that a short run does not end it before it has begun.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.report import write_json
-    from dataflows.score_summary import judge, print_summary, summary_of
+    from dataflows.score_summary import incidents, judge, print_summary, summary_of
     from dataflows.scored_table import write_table
 
     settings = _settings(args)
@@ -68,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
             )
         table = _scored(args, settings, say)
     write_table(table.rows, Path(args.out))
-    summary = summary_of(table) | judge(table, settings)
+    found = incidents(table.rows)
+    summary = summary_of(table, found) | judge(table, settings)
     summary["seconds"] = round(time.perf_counter() - begun, 3)
     if args.html is not None:
         from dataflows.score_report import write_report
 
-        write_report(Path(args.html), table, summary, str(args.data))
-    print_summary(summary, table, out)
+        write_report(Path(args.html), table, summary, found, str(args.data))
+    print_summary(summary, found, out)
     said = f"scores in {args.out}" + (f", report in {args.html}" if args.html else "")
     if args.fit_until is not None and args.keep is not None:
         said += f", models in {args.keep}: run with `--set bundle={args.keep}`"
@@ -93,9 +94,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     faults: list[str] = []
     for option, path in (("--out", args.out), ("--html", args.html)):
         try:
-            check_json(path)
+            check_json(path, option)
         except ConfigError as error:
-            faults += [fault.replace("--json", option, 1) for fault in error.faults]
+            faults += error.faults
     if Path(args.out).suffix.lower() not in (".parquet", ".csv", ".jsonl"):
         faults.append(f"--out {args.out}: expected a name that ends in .parquet, .csv, .jsonl")
     if args.keep is not None and args.fit_until is None:
@@ -127,57 +128,68 @@ def _scored(args: argparse.Namespace, settings: Settings, say: Callable[[str], N
 
     keep = args.html is not None
     if args.fit_until is None:
-        with _bar(settings, "scoring") as progress:
+        with _bar(_events(settings), "scoring") as progress:
             return score_table(settings, say, progress, keep_series=keep)
     from dataflows.training import moment_us, train_files
 
     fit_us = moment_us(args.fit_until)
     before = settings.model_copy(update={"file_until": args.fit_until})
-    _check_fit(before, args.fit_until)
-    with _bar(before, "fitting") as progress:
+    with _bar(_check_fit(before, args.fit_until), "fitting") as progress:
         trained = train_files(before, say, blind=args.unlabelled, progress=progress)
     known = any(about["labelled"] for about in trained.bundle.training["sets"].values())
-    with _bar(settings, "scoring") as progress:
+    with _bar(_events(settings), "scoring") as progress:
         return score_table(settings, say, progress, fit_us=fit_us, labelled=known, keep_series=keep)
 
 
-def _check_fit(before: Settings, until: str) -> None:
-    """Whether there is anything before the time up to which models are to be fitted.
+def _check_fit(before: Settings, until: str) -> int:
+    """Most events there are before the time up to which models are to be fitted.
 
     Raises
     ------
-    ConfigError : there is not
+    ConfigError : there are none
     """
     from dataflows.sources.files import FileReader
     from features.errors import ConfigError
 
     reader = FileReader(before)
     try:
-        if not any(reader.events_max.values()):
+        events = sum(reader.events_max.values())
+        if not events:
             ((name, path),) = before.file_paths.items()
             raise ConfigError(
                 f"--fit-until {until}: {path} has no row of {name} before it; its times are"
                 f" {reader.span}"
             )
+        return events
+    finally:
+        reader.close()
+
+
+def _events(settings: Settings) -> int:
+    """Most events of the file, for a progress bar; 0, and it stays unread, where none is shown."""
+    from rich.console import Console
+
+    from dataflows.sources.files import FileReader
+
+    if not Console(stderr=True).is_terminal:
+        return 0
+    reader = FileReader(settings)
+    try:
+        return sum(reader.events_max.values())
     finally:
         reader.close()
 
 
 @contextmanager
-def _bar(settings: Settings, what: str) -> Iterator[Callable[[int, int], None] | None]:
+def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on stderr while the block lasts; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from dataflows.sources.files import FileReader
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    reader = FileReader(settings)
-    total = sum(reader.events_max.values())
-    reader.close()
     columns = (
         TextColumn("{task.description}"), BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} events"), TimeRemainingColumn(),

@@ -278,10 +278,17 @@ class Certificate:
             ) from error
 
     def _begin_at(self) -> None:
-        """Cut off what is newer than the manifest, and a torn tail before it."""
+        """Cut off what is newer than the manifest, and a torn tail before it.
+
+        Where the next file begins no later than the manifest, a file has nothing newer: it is not
+        read, a day of them is some gigabytes.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix in (_ROUNDS, _ROW_HASHES):
-            for path in _files(self.folder, suffix):
+            files = _files(self.folder, suffix)
+            for path, following in zip_longest(files, files[1:]):
+                if following is not None and int(following.stem) <= self.after_round:
+                    continue
                 frames = _frames(path)
                 end = next(frames, (b"", 0))[1]
                 header_end = end
@@ -322,6 +329,7 @@ class Certificate:
 
     def _begin(self, record: Record) -> None:
         """Begin a segment and let go of what is kept no longer."""
+        self.sync()
         self.close()
         self._first_us, self._first_round = record.cut_time_us, record.round
         heads: dict[str, dict[str, Any]] = {

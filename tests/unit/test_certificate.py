@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from dataflows.state.certificate import (
     SEGMENT_ROUNDS,
     Certificate,
     Record,
+    _frames,
     read_records,
     read_rows,
     segments_of,
@@ -81,6 +84,27 @@ def test_a_resumed_flow_writes_what_is_newer_than_its_manifest_again(tmp_path: P
     assert kept(tmp_path) == [1, 2]
 
 
+def test_a_resumed_flow_reads_no_file_that_can_hold_nothing_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, range(1, 5))
+    fill(tmp_path, range(5, 9), after=4)
+    fill(tmp_path, range(9, 11), after=8)
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> Iterator[tuple[bytes, int]]:
+        for found in _frames(path):
+            read[f"{int(path.stem)}{path.suffix}"] += 1
+            yield found
+
+    monkeypatch.setattr("dataflows.state.certificate._frames", counted)
+    opened(tmp_path, after=6).close()
+    monkeypatch.undo()
+    # Of the oldest only the header, for its time; of the second up to the first that is newer.
+    assert read == {"1.rounds": 1, "5.rounds": 4 + 1, "5.rows": 4, "9.rounds": 2, "9.rows": 2}
+    assert kept(tmp_path) == [1, 2, 3, 4, 5, 6] and read_rows(tmp_path, 4) is not None
+
+
 def test_a_tail_torn_at_any_byte_costs_the_last_round_and_no_other(tmp_path: Path) -> None:
     fill(tmp_path, range(1, 4))
     (path,) = tmp_path.glob("*.rounds")
@@ -107,6 +131,22 @@ def test_segments_past_their_time_are_dropped_rows_sooner(tmp_path: Path) -> Non
     assert newest_us - 14 * HOUR_US <= times[0] <= newest_us - 10 * HOUR_US
     held = min(int(path.stem) for path in tmp_path.glob("*.rows"))
     assert newest_us - 7 * HOUR_US <= held * step_us <= newest_us - 3 * HOUR_US
+
+
+def test_a_segment_is_on_the_disk_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        "dataflows.state.certificate.os.fdatasync",
+        lambda file: synced.append(Path(f"/proc/self/fd/{file}").resolve().name),
+    )
+    certificate = opened(tmp_path)
+    certificate.write(record(1), rows(1))
+    assert synced == []
+    certificate.write(record(1 + SEGMENT_ROUNDS, 2 * HOUR_US), rows(1 + SEGMENT_ROUNDS))
+    certificate.close()
+    assert sorted(synced) == [f"{1:020d}.rounds", f"{1:020d}.rows"]
 
 
 def test_no_rows_are_kept_where_none_are_wanted(tmp_path: Path) -> None:

@@ -171,3 +171,13 @@ def test_a_report_that_cannot_be_written_stops_a_command_before_its_work(
     (fault,) = capsys.readouterr().err.splitlines()
     assert "--json none/out.json: cannot be written" in fault
     assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_a_page_that_cannot_be_written_stops_a_command_before_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page").mkdir()
+    assert main(["explain", "0" * 32, "--html", "page"]) == 2
+    (fault,) = capsys.readouterr().err.splitlines()
+    assert "--html page: cannot be written" in fault

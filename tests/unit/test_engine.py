@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,14 @@ from hypothesis import strategies as st
 from features import pairs, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
-from features.engine import GroupEngine, OfflineEngine, assemble, merge, split, warm_up
+from features.engine import GroupEngine, OfflineEngine, assemble, merge, split
 from features.errors import StateError
 from features.sequence import STEPS, WIDTH
 from features.spec import Feature
 from tests.naive import NaiveEngine, in_global_order
 from tests.streams import START_US, cut, make_batch, stream
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Matrices = dict[str, FeatureMatrix]
 
@@ -428,32 +433,47 @@ def test_entities_and_memory_are_counted(cat: Catalog) -> None:
     assert engine.memory_bytes > empty + 5_000 * 500
 
 
-def test_nothing_is_compiled_after_the_warm_up(cat: Catalog, seed: int) -> None:
-    warm_up(cat)
-    kernels = [
-        state.run_ring,
-        state.run_rates,
-        state.run_baselines,
-        state.run_seasons,
-        state.run_anchors,
-        state.run_weeks,
-        state.run_trends,
-        state.run_geo,
-        state.run_members,
-        state.run_sequence,
-        state.take_pending,
-        pairs.keep_pairs,
-        state.count_records,
-        state.copy_rings,
-        state.place_rings,
-        state.mark_records,
-        state.restore_queues,
-        pairs.insert_pairs,
-        pairs.move_pairs,
-    ]
-    before = [len(k.signatures) for k in kernels]  # type: ignore[attr-defined]
-    engine = OfflineEngine(cat, 3)
-    engine.process(stream(seed, 50))
-    group = engine.engines[0]
-    GroupEngine.restore(cat, 0, group.full(), [group.delta()])
-    assert before == [len(k.signatures) for k in kernels]  # type: ignore[attr-defined]
+UNMET = """
+import sys
+from dataclasses import replace
+from numba.core.dispatcher import Dispatcher
+from features.catalog import catalog
+from features.engine import GroupEngine, merge, split, warm_up
+from features.labels import Label
+from features.rows import GroupRows
+from tests.streams import stream
+
+def compiled():
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("features."):
+            kernels = {k: v for k, v in vars(module).items() if isinstance(v, Dispatcher)}
+            found |= {f"{name}.{k}": len(v.signatures) for k, v in kernels.items()}
+    return found
+
+exact_max, cat = int(sys.argv[1]), catalog()
+warm_up(cat, exact_max)
+before = compiled()
+group = GroupEngine(cat, 0, emptied_max=10, exact_max=exact_max)
+batches = stream(5, 60)
+end_us = max(int(b.time_us.max()) for b in batches.values())
+rows = merge(split(cat, batches, 1, 0, 0, end_us))
+keys = tuple((name, int(head[0, 0])) for name, head in rows.heads.items())
+group.process(rows)
+label = Label(0, 1, end_us, True, keys)
+late = split(cat, {name: b.take([0]) for name, b in batches.items()}, 1, 0, 1, end_us)[0]
+group.process(replace(late, labels=(label,)))
+GroupEngine.restore(cat, 0, group.full(), [group.delta()], exact_max=exact_max)
+for clock_us in (end_us + 7_200_000_000, end_us + 10**14):
+    group.process(GroupRows(0, round=2, clock_us=clock_us))
+after = compiled()
+print({k: n for k, n in after.items() if n != before.get(k, 0)})
+"""
+
+
+@pytest.mark.parametrize("exact_max", [0, 50])
+def test_nothing_is_compiled_after_the_warm_up(exact_max: int) -> None:
+    command = [sys.executable, "-c", UNMET, str(exact_max)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{}", "kernels that the first rounds of a flow would wait for"

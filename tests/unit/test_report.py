@@ -1,15 +1,17 @@
-"""Reports as JSON: where they go, and what JSON cannot say."""
+"""What commands write: where it goes, and what JSON and UTF-8 cannot say."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dataflows.report import check_json, write_json
+from dataflows import evaluation_report, page, score_report
+from dataflows.report import check_json, write_json, write_text
 from features.errors import ConfigError
 
 REPORT = {"in": 5, "latency_ms": {"p50": math.nan, "p99": 2.5}, "sizes": [1, np.float64(2.0)]}
@@ -45,3 +47,27 @@ def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path: Path) 
     for bad in (tmp_path, tmp_path / "none" / "out.json", tmp_path / "old.json" / "out.json"):
         with pytest.raises(ConfigError, match="folder that exists"):
             check_json(str(bad))
+
+
+def test_the_fault_names_the_option_whose_file_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--html .*folder that exists"):
+        check_json(str(tmp_path), "--html")
+    with pytest.raises(ConfigError, match=r"^--out .*folder that exists"):
+        write_text(tmp_path / "none" / "out.toml", "", "--out")
+
+
+def test_a_page_is_written_whatever_is_in_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a file that is no UTF-8 comes as a lone surrogate."""
+    path = tmp_path / "out.html"
+    pages: list[tuple[Any, str, Any, int]] = [
+        (page, "page_of", page.write_page, 1),
+        (score_report, "report_html", score_report.write_report, 4),
+        (evaluation_report, "evaluation_html", evaluation_report.write_report, 2),
+    ]
+    for module, made, write, parts in pages:
+        monkeypatch.setattr(module, made, lambda *_: "caf\udce9.csv")
+        write(str(path), *[{}] * parts)
+        assert path.read_text(encoding="utf-8") == "caf\\udce9.csv"
+        path.unlink()

@@ -9,7 +9,7 @@ import pytest
 
 from dataflows.cli.check import markdown, missing_files, sections
 from dataflows.cli.main import main
-from dataflows.settings import PREFIX, Settings, load, shown, sources_of
+from dataflows.settings import PREFIX, Settings, load, recorded, shown, sources_of
 from features.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +140,17 @@ def test_secrets_are_masked_in_repr_check_and_faults(capsys: pytest.CaptureFixtu
     assert main(["check", "--json", "-", *arguments]) == 0
     out = capsys.readouterr().out
     assert "hunter2" not in out and "cache:6379" in out
+
+
+def test_what_may_hold_a_secret_is_not_recorded_not_even_masked() -> None:
+    settings = load(None, {}, **SECRETS)
+    found = recorded(settings)
+    assert found.keys().isdisjoint(SECRETS) and "***" not in json.dumps(found)
+    addresses = ["redis://me:hunter2@cache", "plain"]
+    assert "alerts" not in recorded(settings.model_copy(update={"alerts": addresses}))
+    plain = recorded(load(None, {}))
+    assert Settings.model_fields.keys() - plain.keys() == {"kafka_options"}
+    assert plain["alerts"] == load(None, {}).alerts and plain["pagerduty_routing_key"] is None
 
 
 def test_every_setting_says_what_it_means() -> None:

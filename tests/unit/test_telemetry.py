@@ -7,6 +7,7 @@ import numpy as np
 from dataflows.control.records import Control
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut
+from dataflows.supervisor import merged
 from tests.alerts import an_alert
 
 
@@ -23,3 +24,15 @@ def test_latency_is_that_of_events_that_were_sent_not_of_absences() -> None:
     assert len(telemetry.alert_latency) == 1
     assert 40.0 < telemetry.alert_latency.summary()["p999"] < 70.0
     assert len(telemetry.alerts) == 2
+
+
+def test_what_each_process_counts_of_its_own_lanes_is_added() -> None:
+    reports = []
+    for rounds, missed, unpriced in ((0, {"zscore": 2, "iqr": 1}, {"XAU": 3}), (9, {"iqr": 4}, {})):
+        telemetry = Telemetry()
+        telemetry.missed_votes, telemetry.unpriced = missed, unpriced
+        reports.append(telemetry.report() | {"rounds": rounds})
+    found = merged(reports)
+    assert found["rounds"] == 9
+    assert found["missed_votes"] == {"zscore": 2, "iqr": 5}
+    assert found["currencies"] == {"unpriced": {"XAU": 3}, "old_rate": {}}
