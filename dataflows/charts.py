@@ -50,7 +50,6 @@ min-width:128px}
 .card.bad b{color:var(--bad)}
 .card span{color:var(--soft);font-size:13px}
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(500px,1fr))}
-.grid.one{grid-template-columns:1fr}
 @media(max-width:620px){.grid{grid-template-columns:1fr}}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;
 padding:10px 12px 4px}
@@ -110,9 +109,9 @@ def cards(items: Sequence[tuple[str, str]], bad: Sequence[str] = ()) -> str:
     return f'<div class="cards">{made}</div>'
 
 
-def grid(figures: Sequence[str], one: bool = False) -> str:
-    """Drawings side by side, or one below the other."""
-    return f'<div class="grid{" one" if one else ""}">{"".join(figures)}</div>'
+def grid(figures: Sequence[str]) -> str:
+    """Drawings side by side."""
+    return f'<div class="grid">{"".join(figures)}</div>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
@@ -289,7 +288,7 @@ class Bar:
     strong: bool = False
 
 
-def bars(title: str, note: str, items: Sequence[Bar], most: float, places: int = 3) -> str:
+def bars(title: str, note: str, items: Sequence[Bar], most: float) -> str:
     """Bars from 0 to `most` with their values and intervals, one below the other."""
     width, left, right, step = 640.0, 170.0, 70.0, 24.0
     scale = (width - left - right) / (most or 1.0)
@@ -312,7 +311,7 @@ def bars(title: str, note: str, items: Sequence[Bar], most: float, places: int =
                 ' stroke="var(--ink)" stroke-width="1.4"/>'
             )
             end = max(end, x2)
-        text = f"{item.value:.{places}f}" if known else "-"
+        text = f"{item.value:.3f}" if known else "-"
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 12}">{text}</text>')
     said = f"<small>{escape(note)}</small>" if note else ""
     height = 10.0 + step * len(items)

@@ -57,11 +57,10 @@ class Deep:
     Parameters
     ----------
     costs : of a missed anomaly, of a false alarm
-    groups : whether features are kept, to see what each group of them is worth
     """
 
-    def __init__(self, costs: tuple[float, float] = (100.0, 1.0), groups: bool = True) -> None:
-        self._costs, self._groups = costs, groups
+    def __init__(self, costs: tuple[float, float] = (100.0, 1.0)) -> None:
+        self._costs = costs
         self._parts: list[Judged] = []
         self._ids: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
         self._genuine, self._share = 0, 1.0
@@ -104,8 +103,7 @@ class Deep:
             self._parts, self._ids, self._genuine = [], [], 0
             for part, known in zip(parts, ids_of, strict=True):
                 self._keep(part, known)
-        if self._groups:
-            self._sample(batch, features, entity)
+        self._sample(batch, features, entity)
 
     def _keep(self, rows: Judged, ids: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
         """Keep the anomalies and the share of the rest that is kept now, by the ids' hashes."""

@@ -9,10 +9,10 @@ from typing import IO, Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
+from dataflows.observe.live import console_for
 from dataflows.report import write_text
 from models.analysis import FPR_SHOWN, Analysis
 from models.decisions.reasons import number_text
@@ -35,9 +35,7 @@ def print_analysis(report: Mapping[str, Any], out: IO[str]) -> None:
     """Rankings with their intervals, what each detector adds, and what it costs."""
     if not report.get("ranking"):
         return
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=out, highlight=False, width=_PLAIN_COLUMNS)
+    console = console_for(out, _PLAIN_COLUMNS)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     shown.add_column("ranking by")
     for title in ("average precision", "area under ROC", "recall at 0.3 % false positives"):

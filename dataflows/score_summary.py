@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dataflows.observe.live import console_for
 from dataflows.scored_table import DUPLICATE, REFUSED, SCORED, ScoredTable
 from dataflows.settings import Settings
 from models.decisions.reasons import number_text
@@ -167,9 +168,7 @@ def print_summary(summary: Mapping[str, Any], found: pl.DataFrame, out: IO[str])
     ----------
     found : of `incidents`
     """
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=out, highlight=False, width=_PLAIN_COLUMNS)
+    console = console_for(out, _PLAIN_COLUMNS)
     console.print(
         f"\n{summary['rows']:,} rows: {summary['scored']:,} scored, {summary['refused']:,}"
         f" refused, {summary['duplicates']:,} repeated; {summary['alerts']:,} rows are alerts"

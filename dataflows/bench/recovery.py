@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return _watched(args, settings)
     prepare(settings, args)
     rng = random.Random(args.seed)
-    found = [_first(args, given, settings.state_dir)]
+    found = [_Flow(_command(args, given, settings.state_dir, fresh=True))]
     for left in reversed(range(args.kills)):
         found[-1].live_for(args.seconds + rng.uniform(0.0, 10.0))
         found[-1].end(signal.SIGKILL)
@@ -92,11 +92,6 @@ def _command(args: argparse.Namespace, given: list[str], state_dir: Path, fresh:
     if fresh:
         command.append("--fresh")
     return [*command, "--watched", str(state_dir.with_name("recovery.jsonl"))]
-
-
-def _first(args: argparse.Namespace, given: list[str], state_dir: Path) -> _Flow:
-    """The flow that begins with nothing but warm state."""
-    return _Flow(_command(args, given, state_dir, fresh=True))
 
 
 class _Flow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 __all__ = ["add_parser", "run"]
@@ -35,14 +36,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.certify import certify
-    from dataflows.cli.run import overrides_of
     from dataflows.report import write_json
-    from dataflows.settings import load
 
-    check_workers(args.workers)
-    given = overrides_of(args)
-    state_dir = load(args.config, **given).state_dir
-    since, until = time_of("--from", args.since), time_of("--to", args.until)
+    given, state_dir, since, until = asked(args)
     found = certify(state_dir, args.config, given, since, until, args.workers)
     print(told(found), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, found.report())
@@ -53,17 +49,22 @@ WORKERS_MAX = 16
 """Most workers of a replay; chosen: they share one interpreter, more gain nothing."""
 
 
-def check_workers(workers: int) -> None:
-    """Whether a replay can have so many workers.
+def asked(args: argparse.Namespace) -> tuple[dict[str, Any], Path, int | None, int | None]:
+    """What a replay is of: settings that were given, state folder, begin and end in us UTC.
 
     Raises
     ------
-    ConfigError : none, or too many
+    ConfigError : no workers, or too many; a setting or a time that is none
     """
+    from dataflows.cli.run import overrides_of
+    from dataflows.settings import load
     from features.errors import ConfigError
 
-    if not 1 <= workers <= WORKERS_MAX:
-        raise ConfigError(f"--workers: expected 1 to {WORKERS_MAX}, got {workers}")
+    if not 1 <= args.workers <= WORKERS_MAX:
+        raise ConfigError(f"--workers: expected 1 to {WORKERS_MAX}, got {args.workers}")
+    given = overrides_of(args)
+    state_dir = load(args.config, **given).state_dir
+    return given, state_dir, time_of("--from", args.since), time_of("--to", args.until)
 
 
 def time_of(name: str, text: str | None) -> int | None:

@@ -39,16 +39,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
-    from dataflows.cli.certify import check_workers, time_of
-    from dataflows.cli.run import overrides_of
+    from dataflows.cli.certify import asked
     from dataflows.refill import refill
     from dataflows.report import write_json
-    from dataflows.settings import load
 
-    check_workers(args.workers)
-    given = overrides_of(args)
-    state_dir = load(args.config, **given).state_dir
-    since, until = time_of("--from", args.since), time_of("--to", args.until)
+    given, state_dir, since, until = asked(args)
     found = refill(state_dir, args.config, given, args.into, since, until, args.store, args.workers)
     what = "" if found["scored"] else ", features alone: they are others than the flow's"
     print(

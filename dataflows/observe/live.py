@@ -30,6 +30,7 @@ __all__ = [
     "LiveView",
     "Stats",
     "approximated_text",
+    "console_for",
     "final_table",
     "judgement_table",
     "stats_of",
@@ -402,6 +403,15 @@ NEXT_STEPS: tuple[tuple[str, str], ...] = (
 """What the demo proposes at its end where it is not given better."""
 
 
+def console_for(stream: IO[str], width: int = PLAIN_COLUMNS) -> Console:
+    """What prints tables to a stream: as wide as the terminal, `width` where it is none."""
+    console = Console(file=stream, highlight=False)
+    if not console.is_terminal:
+        # A file or a pipe has no width: tables are as wide as they need to be.
+        console = Console(file=stream, highlight=False, width=width)
+    return console
+
+
 def final_table(
     report: Mapping[str, Any],
     out: IO[str] | None = None,
@@ -414,11 +424,7 @@ def final_table(
     report : the structure of `waxwing demo --json`
     next_steps : (command, what it shows)
     """
-    stream = sys.stdout if out is None else out
-    console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width: tables are as wide as they need to be.
-        console = Console(file=stream, highlight=False, width=PLAIN_COLUMNS)
+    console = console_for(sys.stdout if out is None else out)
     console.print()
     console.print(_counts_text(report))
     console.print(_latency_text(report))
@@ -445,11 +451,7 @@ def judgement_table(report: Mapping[str, Any], out: IO[str] | None = None) -> No
     ----------
     report : `detectors` and `by_attack` of `waxwing evaluate --json`
     """
-    stream = sys.stdout if out is None else out
-    console = Console(file=stream, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=stream, highlight=False, width=PLAIN_COLUMNS)
-    _print_judgement(console, report)
+    _print_judgement(console_for(sys.stdout if out is None else out), report)
 
 
 def _print_judgement(console: Console, report: Mapping[str, Any]) -> None:

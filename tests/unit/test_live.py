@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dataflows.alerts.base import Alert, Vote
-from dataflows.observe.live import LiveView, Stats, final_table, stats_of
+from dataflows.observe.live import LiveView, Stats, console_for, final_table, stats_of
 
 ATTACKS = (
     "card_testing", "account_takeover", "slow_bleed", "merchant_compromise", "credential_stuffing",
@@ -259,6 +259,15 @@ def test_final_table_without_a_terminal_is_plain_text_with_the_ensemble_last() -
     lines = [line.split()[0] for line in text.splitlines() if line.split()]
     order = [line for line in lines if line in ("zscore", "iqr", "transformer", "ensemble")]
     assert order == ["zscore", "iqr", "transformer", "ensemble"]
+
+
+def test_tables_have_the_width_of_the_terminal_or_the_one_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert console_for(io.StringIO(), 93).width == 93
+    assert console_for(Terminal(), 93).width == 80
 
 
 def test_final_table_of_a_run_without_truth_has_counts_alone() -> None:
