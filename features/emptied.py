@@ -348,6 +348,10 @@ class EmptiedWheel:
             _refile(used, self._tick, self._step, keys, fed_us, self._spans, self.done,
                     self._heads, self._links)  # fmt: skip
 
+    def waits(self, clock_us: int) -> bool:
+        """Whether `speak` may find anybody, or has a bucket to turn, by an event-time clock."""
+        return bool(self._again or len(self._ready) or 0 <= self._tick < clock_us // TICK_US)
+
     def speak(
         self, clock_us: int, most: int, keys: Int64, newest_us: Int64, fed_us: Int64
     ) -> tuple[Int64, Int64, Bool]:

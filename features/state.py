@@ -755,7 +755,7 @@ class EntityState:
         most : entities at the most
         """
         table, fixed = self.table, self._fixed
-        if not self.emptied.active or clock_us <= 0:
+        if not self.emptied.active or clock_us <= 0 or not self.emptied.waits(clock_us):
             return []
         slots, times, views = self.emptied.speak(
             clock_us, most, table.keys, table.newest_us, fixed["fed_us"]
