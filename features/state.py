@@ -892,7 +892,7 @@ class EntityState:
         if self.table.ttl_us and clock_us:
             self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
         slots = self.table.take_left()
-        if self.wheel is not None:
+        if self.wheel is not None and len(slots):
             waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
             self.table.put_back(slots[waits])
             slots = slots[~waits]
