@@ -214,3 +214,16 @@ def test_off_means_that_nothing_is_kept() -> None:
     told_by(engine, payments([START_US], ["a"], [1.0]), START_US, 0)
     assert told_by(engine, None, START_US + 7_200 * SECOND_US, 1) == {}
     assert not engine.full()["card.fed_us"].any()
+
+
+def test_room_is_made_for_all_who_are_told_and_where_none_is_for_nobody() -> None:
+    many = payments([START_US] * 900, [f"card{i}" for i in range(900)], [1.0] * 900)
+    sizes = {}
+    for most in (0, EVERYONE):
+        engine = GroupEngine(CARDS, 0, emptied_max=most)
+        before = engine._states["card"].emptied.memory_bytes
+        told_by(engine, many, START_US, 0)
+        told = told_by(engine, None, START_US + 90 * SECOND_US, 1)
+        assert len(told) == (900 if most else 0)
+        sizes[most] = engine._states["card"].emptied.memory_bytes - before
+    assert sizes[0] == 0 and sizes[EVERYONE] >= 4 * (900 - 256)
