@@ -18,7 +18,7 @@ from features.batch import Float64
 from features.keys import UInt64
 from features.speed import inlined, kernel
 
-__all__ = ["CELLS_MAX", "UInt32", "add_columns", "row_hashes", "total_of", "warm_up", "words_of"]
+__all__ = ["UInt32", "add_columns", "row_hashes", "total_of", "warm_up", "words_of"]
 
 UInt32 = npt.NDArray[np.uint32]
 
