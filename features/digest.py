@@ -18,7 +18,7 @@ from features.batch import Float64
 from features.keys import UInt64
 from features.speed import inlined, kernel
 
-__all__ = ["CELLS_MAX", "UInt32", "add_columns", "row_hashes", "total_of", "warm_up", "words_of"]
+__all__ = ["UInt32", "add_columns", "row_hashes", "total_of", "warm_up", "words_of"]
 
 UInt32 = npt.NDArray[np.uint32]
 
@@ -38,19 +38,16 @@ def _mix(h):
     return h ^ (h >> np.uint64(31))
 
 
-@kernel
-def _odd_numbers(seed, out):
-    """Fill `out`, uint64 (n,), with odd numbers that `seed` decides."""
-    for i in range(len(out)):
-        word = np.uint64(seed) + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
-        out[i] = _mix(word) | np.uint64(1)
-
-
 def _weights() -> UInt64:
-    """uint64 (CELLS_MAX,), an odd number a column."""
-    out = np.empty(CELLS_MAX, np.uint64)
-    _odd_numbers(np.uint64(1), out)
-    return out
+    """uint64 (CELLS_MAX,), an odd number a column: `_mix` of a counter.
+
+    Without a kernel, which would be loaded or compiled by whoever imports this.
+    """
+    count = np.arange(1, CELLS_MAX + 1, dtype=np.uint64)
+    h = count * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((h ^ (h >> np.uint64(31))) | np.uint64(1), np.uint64)
 
 
 _WEIGHTS = _weights()

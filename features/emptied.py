@@ -316,10 +316,17 @@ class EmptiedWheel:
         """Bytes of all arrays."""
         return self._heads.nbytes + self._links.nbytes
 
+    def start(self, capacity: int) -> None:
+        """Hear and tell from now on, with room for so many slots."""
+        self.on = True
+        self.grow(capacity)
+
     def grow(self, capacity: int) -> None:
-        """Make room for so many slots."""
-        more = np.full((capacity - len(self._links), 1), _NOT_FILED, np.int32)
-        self._links = np.concatenate((self._links, more))
+        """Make room for so many slots, where there is anything to hear."""
+        if self.active:
+            before = len(self._links)
+            self._links.resize((capacity, 1), refcheck=False)
+            self._links[before:] = _NOT_FILED
 
     def hear(self, slots: Int64, head: Int64, fed_us: Int64) -> None:
         """Hear of rows that have passed; changes `fed_us` of their slots."""
@@ -347,6 +354,10 @@ class EmptiedWheel:
         if self._tick >= 0:
             _refile(used, self._tick, self._step, keys, fed_us, self._spans, self.done,
                     self._heads, self._links)  # fmt: skip
+
+    def waits(self, clock_us: int) -> bool:
+        """Whether `speak` may find anybody, or has a bucket to turn, by an event-time clock."""
+        return bool(self._again or len(self._ready) or 0 <= self._tick < clock_us // TICK_US)
 
     def speak(
         self, clock_us: int, most: int, keys: Int64, newest_us: Int64, fed_us: Int64

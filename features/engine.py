@@ -69,7 +69,7 @@ class GroupEngine:
     ttl_h : entity type -> hours after which idle ones are forgotten, where it is not the default
         (`features.expiry`); 0: never
     emptied_max : entities told of in a round whose windows have run empty (`features.emptied`);
-        0: none is, and nothing is kept for it
+        0: none is, and nothing is kept for it but room for when rings were fed (`fed_us`)
     exact_max : events of an entity in its longest window above which the older ones are merged into
         panes of 10 s (`features.panes`); 0: never
     """
@@ -94,7 +94,8 @@ class GroupEngine:
             for name, plan in self._plan.entities.items()
         }
         for state in self._states.values():
-            state.emptied.on = emptied_max > 0
+            if emptied_max > 0:
+                state.emptied.start(state.table.capacity)
         self.empty: tuple[str, ...] = ()
         self.partial: tuple[str, ...] = ()
         """Features that a restored state of another catalogue did not know: those that start empty,

@@ -22,7 +22,7 @@ from features.operations import HISTORY_FROM, OPERATIONS
 from features.risk import COUNTED_FROM
 from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
-from features.windows import FLAGS_MAX, NARROW_US, PAIRS_MAX, slot_layout
+from features.windows import FLAGS_MAX, NARROW_US, PAIRS_MAX
 
 __all__ = [
     "ABSENCE",
@@ -130,11 +130,6 @@ class Ring:
         """8-byte words of a record: time, conditions and marks, queues of maxima, reals."""
         _, _, reals, maxima, _ = self.shape
         return reals + (-(-(2 + maxima) // 2) if self.narrow else 2 + maxima)
-
-    @property
-    def per_slot(self) -> tuple[int, int]:
-        """Columns of integers and floats per slot."""
-        return slot_layout(*self.shape)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,6 @@ from features.windows import (
 )
 
 __all__ = [
-    "CHECKPOINT_ROW",
     "CODE",
     "FLAGS",
     "LANE",
@@ -32,7 +31,6 @@ __all__ = [
     "OLDER",
     "OWNER",
     "PARTITION",
-    "PREVIOUS",
     "ROUND",
     "ROW",
     "SLOT",

@@ -49,11 +49,6 @@ class Shelf:
         return len(next(iter(self.arrays.values())))
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return sum(a.shape[1] * a.itemsize for a in self.arrays.values())
-
-    @property
     def memory_bytes(self) -> int:
         """Bytes of all arrays."""
         return sum(a.nbytes for a in self.arrays.values())
@@ -94,12 +89,6 @@ class Shelf:
         """
         self.top += many
         return self.top - many
-
-    def put_at(self, first: int, name: str, values: npt.NDArray[Any]) -> None:
-        """Write an array of rows that are there, from row number `first` on."""
-        for number, at, step in self._spans(first, len(values)):
-            done = number - first
-            self.arrays[name][at : at + step] = values[done : done + step]
 
     def at(self, numbers: Int64) -> Int64:
         """Where rows stand in the arrays."""

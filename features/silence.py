@@ -553,6 +553,8 @@ class Wheel:
     @staticmethod
     def _alive(slots: Int64, ints: Int64, table: SlotTable) -> Int64:
         """Those of some slots whose entity was not forgotten before it was due."""
+        if not len(slots):
+            return slots
         alive: Int64 = slots[~table.over(slots, ints[slots, DUE])]
         return alive
 

@@ -316,6 +316,8 @@ class SlotTable:
             self._table_slot,
             left,
         )
+        if not leaving:
+            return
         gone = left[:leaving].copy()
         self.first_us[gone], self.keys[gone], self.dirty[gone] = self.keys[gone], 0, 1
         self._left.append(gone)

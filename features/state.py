@@ -120,8 +120,12 @@ SLICE_MIN = 1 << 6
 
 PURGE_SLACK_US = 3_600_000_000
 """A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
-chosen: an hour is far beyond any lateness that is accepted, so that forgetting never shows in a
-feature."""
+chosen: an hour is far beyond the usual lateness, so that forgetting never shows in a feature. Where
+more lateness is accepted it is `PURGE_LATE` times that."""
+
+PURGE_LATE = 3
+"""See `PURGE_SLACK_US`; chosen: a late row comes a bound behind the clock, rows that made the table
+grow may have been a bound ahead of it, and one more is to spare."""
 
 
 class RingState:
@@ -131,10 +135,12 @@ class RingState:
     ----------
     ring : what it keeps
     exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
+    late_us : lateness that is accepted: a pair is kept for rows that come so late
     """
 
-    def __init__(self, ring: Ring, exact_max: int = 0) -> None:
+    def __init__(self, ring: Ring, exact_max: int = 0, late_us: int = 0) -> None:
         self.ring = ring
+        self._slack_us = max(PURGE_SLACK_US, PURGE_LATE * late_us)
         exact_us = pane_exact_us(ring.windows_us)
         longest_us = int(ring.windows_us.max())
         self.paned = exact_max > 0 and exact_us < longest_us
@@ -203,7 +209,7 @@ class RingState:
         if not born.any():
             born = born[:0]
         heads = self.ints[: len(born), HEAD].copy()
-        self.pairs.grow(len(self.ring.others), since_us - PURGE_SLACK_US, born, heads)
+        self.pairs.grow(len(self.ring.others), since_us - self._slack_us, born, heads)
 
     def run(
         self,
@@ -495,7 +501,7 @@ class EntityState:
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring, exact_max) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max, late_us) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -749,7 +755,7 @@ class EntityState:
         most : entities at the most
         """
         table, fixed = self.table, self._fixed
-        if not self.emptied.active or clock_us <= 0:
+        if not self.emptied.active or clock_us <= 0 or not self.emptied.waits(clock_us):
             return []
         slots, times, views = self.emptied.speak(
             clock_us, most, table.keys, table.newest_us, fixed["fed_us"]
@@ -886,7 +892,7 @@ class EntityState:
         if self.table.ttl_us and clock_us:
             self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
         slots = self.table.take_left()
-        if self.wheel is not None:
+        if self.wheel is not None and len(slots):
             waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
             self.table.put_back(slots[waits])
             slots = slots[~waits]

@@ -78,7 +78,6 @@ __all__ = [
     "SHARED",
     "age_of",
     "longest_at",
-    "make_room",
     "places_at",
     "read_ring",
     "record_number",

@@ -20,7 +20,7 @@ from models.base import TrainingSet
 from models.calibration import Calibration
 from models.evaluate import Curve, curve_of
 from models.scoring import Scorer
-from models.voting import ENSEMBLE, Ensemble, weighted_sum
+from models.voting import ATTACKS_MIN, ENSEMBLE, Ensemble, weighted_sum
 
 __all__ = ["FPR_SHOWN", "Analysis", "Judged", "analyse", "group_losses"]
 
@@ -36,9 +36,6 @@ COVERED = (0.025, 0.975)
 PAUSE_US = 3_600_000_000
 """Anomalous events of one entity and kind with no longer pause are one campaign. Chosen: longer
 than the pauses inside the simulator's attacks, shorter than those between."""
-
-ANOMALIES_MIN = 30
-"""Fewest anomalies to weigh detectors anew by, as in training; with fewer all weigh the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,18 +247,17 @@ def _crossed(rows: Judged, used: Sequence[int]) -> Float64:
     Weights for one half of the entities are fitted on the other, by event type, so that a vote
     with a detector less is as well fitted as the whole one, and none on the rows it is judged by.
     """
-    found = np.zeros(len(rows))
+    found, summed = np.zeros(len(rows)), np.zeros(len(rows))
+    surprise = rows.surprise[:, used]
     names = tuple(str(i) for i in used)
     half = ((rows.entity * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)).astype(np.int8)
     label = (rows.truth > 0).astype(np.int8)
     for kind in np.unique(rows.event_type):
         here = rows.event_type == kind
-        summed = np.zeros(len(rows))
         for side in (0, 1):
             learn, apply = here & (half != side), here & (half == side)
-            surprise = rows.surprise[:, used]
             weights = np.ones(len(used))
-            if np.count_nonzero(label[learn]) >= ANOMALIES_MIN and not label[learn].all():
+            if np.count_nonzero(label[learn]) >= ATTACKS_MIN and not label[learn].all():
                 weights = Ensemble.fit(names, surprise[learn], label[learn]).weights
             summed[apply] = weighted_sum(surprise[apply], weights)
         genuine = here & (label == 0)

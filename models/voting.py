@@ -26,6 +26,7 @@ from features.events import event_types, made_types
 from models.calibration import Calibration, surprise_of
 
 __all__ = [
+    "ATTACKS_MIN",
     "ENSEMBLE",
     "RULES",
     "SEVERITIES",

@@ -18,7 +18,7 @@ from models.base import Arrays, TrainingSet
 from models.calibration import Calibration
 from models.detectors._options import read_options
 
-__all__ = ["READS", "TIMES", "Model", "usual_law"]
+__all__ = ["TIMES", "Model", "usual_law"]
 
 TIMES = 4.0
 """Times the allowed gap from which it votes. Measured on the simulator (20,000 cards, 2 events/s,

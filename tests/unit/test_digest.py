@@ -47,6 +47,15 @@ def test_columns_are_what_the_formula_says(values: np.ndarray) -> None:
     assert columns.tolist() == [naive_column(values[:, f], 77) for f in range(7)]
 
 
+@pytest.mark.parametrize("column", [0, 1, 4_095])
+def test_a_row_weighs_its_columns_as_the_formula_says(column: int) -> None:
+    rows = np.zeros(1, np.uint64)
+    add_columns(np.ones((1, 1)), column, 77, np.zeros(1, np.uint64), rows)
+    word = int(np.float64(1.0).view(np.uint64))
+    weight = naive_mix((1 + (column + 1) * 0x9E3779B97F4A7C15) & MASK) | 1
+    assert int(rows[0]) == (word ^ (word >> 32)) * weight & MASK
+
+
 def test_every_changed_bit_shows_in_its_column_and_its_row_alone(values: np.ndarray) -> None:
     columns, rows = hashes(values)
     for bit in range(64):

@@ -7,7 +7,7 @@ import pytest
 
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
-from features.emptied import timed_names
+from features.emptied import EmptiedWheel, timed_names
 from features.engine import GroupEngine, split
 from features.rows import emptied_rows
 from tests.naive_emptied import Quiet
@@ -193,8 +193,37 @@ def test_an_entity_that_was_forgotten_is_not_told() -> None:
     assert told_by(engine, None, days_us, 2) == {}
 
 
+def test_a_wheel_with_nothing_to_turn_waits_for_nobody() -> None:
+    engine = GroupEngine(CARDS, 0, emptied_max=1)
+    wheel, clock_us = engine._states["card"].emptied, START_US + 90 * SECOND_US
+    assert not wheel.waits(clock_us), "nobody has come"
+    told_by(engine, payments([START_US] * 2, ["a", "b"], [1.0] * 2), START_US, 0)
+    assert not wheel.waits(START_US) and wheel.waits(clock_us)
+    assert len(told_by(engine, None, clock_us, 1)) == 1
+    assert wheel.waits(clock_us), "one is left"
+    assert len(told_by(engine, None, clock_us, 2)) == 1
+    told_by(engine, None, clock_us, 3)
+    assert not wheel.waits(clock_us)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(EmptiedWheel, "speak")
+        assert told_by(engine, None, clock_us, 4) == {}, "it is not asked"
+
+
 def test_off_means_that_nothing_is_kept() -> None:
     engine = GroupEngine(CARDS, 0)
     told_by(engine, payments([START_US], ["a"], [1.0]), START_US, 0)
     assert told_by(engine, None, START_US + 7_200 * SECOND_US, 1) == {}
     assert not engine.full()["card.fed_us"].any()
+
+
+def test_room_is_made_for_all_who_are_told_and_where_none_is_for_nobody() -> None:
+    many = payments([START_US] * 900, [f"card{i}" for i in range(900)], [1.0] * 900)
+    sizes = {}
+    for most in (0, EVERYONE):
+        engine = GroupEngine(CARDS, 0, emptied_max=most)
+        before = engine._states["card"].emptied.memory_bytes
+        told_by(engine, many, START_US, 0)
+        told = told_by(engine, None, START_US + 90 * SECOND_US, 1)
+        assert len(told) == (900 if most else 0)
+        sizes[most] = engine._states["card"].emptied.memory_bytes - before
+    assert sizes[0] == 0 and sizes[EVERYONE] >= 4 * (900 - 256)

@@ -310,3 +310,29 @@ def test_a_copy_goes_on_by_itself(cat: Catalog, seed: int) -> None:
     assert whole.corrected == copied.corrected == before.corrected > 0
     assert_same_rows(copied, whole)
     assert_same_rows(before, whole)
+
+
+def test_a_pair_is_kept_for_rows_as_late_as_are_accepted(cat: Catalog) -> None:
+    """The table of pairs grows hours before the late row comes that meets an old pair again."""
+    late_s, hour_us = 21_600.0, 3_600_000_000
+    distinct = Catalog(
+        tuple(f for f in cat.features("payment") if f.entity == "card" and f.op == "distinct")
+    )
+    rows = [
+        {"event_id": f"e{i}", "time_us": START_US + at_us, "card_id": card, "merchant_id": merchant}
+        for i, (at_us, card, merchant) in enumerate(
+            [
+                (0, "c", "m0"),
+                (60_000_000, "c", "m1"),
+                (600_000_000, "c", "m0"),
+                *((5 * hour_us + 1_000_000 * i, f"c{i}", f"m{i}") for i in range(1_500)),
+            ]
+        )
+    ]
+    batch = make_batch("payment", rows, partitions=1)
+    found, expected = Stream(distinct, 1, late_s), Stream(distinct, 1, late_s)
+    expected.feed({"payment": batch})
+    for part in (np.arange(2), np.arange(3, len(rows)), np.array([2])):
+        found.feed({"payment": batch.take(part)})
+    last, whole = found.given[-1]["payment"].values, expected.given[0]["payment"].values
+    np.testing.assert_array_equal(last, whole[2:3])
