@@ -167,9 +167,15 @@ def test_windows_run_empty_in_the_store_whatever_falls_between(
 def test_what_waits_for_its_round_is_told_in_a_later_one(
     bench: Bench, recorded: Recorded, tmp_path: Path
 ) -> None:
-    whole = run_over(bench, recorded, tmp_path / "whole", store_emptied_max=3)
-    few = whole.to_end()["emptied"]
-    assert 0 < few <= 3 * 16 * 14 * whole.to_end()["rounds"]
+    few = run_over(bench, recorded, tmp_path / "few", store_emptied_max=3).to_end()
+    assert 0 < few["emptied"] <= 3 * 16 * 14 * few["rounds"]
+    large = {"round_rows_max": 2_000}
+    every = run_over(bench, recorded, tmp_path / "every", **large).to_end()
+    held = run_over(bench, recorded, tmp_path / "held", store_emptied_max=1, **large).to_end()
+    assert 0 < held["emptied"] < every["emptied"], "the bound holds some back"
+    names = sorted(last := {k: v[-1] for k, v in times_of(recorded, ("payment", "card")).items()})
+    told = stored(tmp_path / "held", ("payment", "card"), names)
+    assert (told.time_us > [last[name] for name in names]).any(), "and others have been told"
     report = run_over(bench, recorded, tmp_path / "off", store_emptied_max=0).to_end()
     assert report["emptied"] == 0
     times = times_of(recorded, ("payment", "card"))
