@@ -33,7 +33,7 @@ from tests.service.tls import Certificates, registry_door, tcp_door
 SECRETS = {"admin": "adm1n-of-all", "sender": "s3nds-only", "waxwing": "l1stens-only"}
 TYPES = ("payment", "login")
 BEGIN_US = 1_772_409_600_000_000
-REDIS_MAY = ("~*", "+@read", "+@write", "+@connection", "+client")
+REDIS_MAY = ("~*", "+@read", "+@write", "-@dangerous", "+@connection", "+client")
 
 
 @dataclass(frozen=True, slots=True)
