@@ -1,0 +1,139 @@
+"""Models change while events flow: at one round on all workers, nothing lost, the same again.
+
+A second bundle is the first with other words about its training and a looser vote: its own id, and
+alerts of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflows.sources.simulator import time_us_of
+from dataflows.state.journal import read_cuts
+from features.catalog import catalog
+from models.bundle import Bundle
+from models.voting import Voting
+from tests.flow.harness import (
+    Bench,
+    Run,
+    alerts_of,
+    call,
+    counts_of,
+    running,
+    simulated_counts,
+    wait_for,
+)
+
+PACED: dict[str, Any] = {
+    "sim_paced": "true",
+    "sim_speed": 3600.0,
+    "snapshot_rounds": 20,
+    "retention_h": 2_000,
+}
+"""An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
+
+
+def second_bundle(bench: Bench, folder: Path) -> Bundle:
+    """Another bundle of the same world, with a vote that is easier to reach."""
+    first = Bundle.load(Path(bench.settings["bundle"]), catalog())
+    rules = {
+        name: replace(rule, ensemble=0.99, thresholds=dict.fromkeys(rule.thresholds, 0.99))
+        for name, rule in first.voting.anomaly_types.items()
+    }
+    training = {**first.training, "note": "looser"}
+    return replace(first, voting=Voting(rules), training=training).write(folder)
+
+
+def model(
+    bench: Bench, state: Path, *arguments: str, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """`waxwing model ...` on a state folder."""
+    return call("model", *bench.sets(state_dir=state, **more), *arguments, cwd=bench.folder)
+
+
+def change(bench: Bench, state: Path, *arguments: str) -> int:
+    """Change a stage by command; the round that it says the change is in force from."""
+    done = model(bench, state, *arguments, "--wait", "60")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("from round ")[1].split()[0])
+
+
+def sent_until_now(bench: Bench, state: Path) -> dict[str, int]:
+    """`counts_of` a run that was stopped: what the simulator sends up to where it stood then."""
+    *_, last = read_cuts(state / "journal" / "lane-00")
+    begun_us = time_us_of(bench.settings["sim_start"])
+    given = {name: value for name, value in bench.settings.items() if name.startswith("sim_")}
+    seconds = (last.positions["t_us"] - begun_us) / 1e6
+    return simulated_counts(given | {"sim_speed": 1.0, "sim_seconds": seconds})
+
+
+@pytest.fixture(scope="module")
+def second(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and id of the second bundle."""
+    folder = tmp_path_factory.mktemp("second") / "bundle"
+    return folder, second_bundle(bench, folder).id
+
+
+def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_is_lost(
+    bench: Bench, tmp_path: Path, second: tuple[Path, str]
+) -> None:
+    state, (folder, new) = tmp_path / "state", second
+    old = Bundle.load(Path(bench.settings["bundle"]), catalog()).id
+    run = Run(bench, state, PACED, ("--workers", "2", "--json", str(tmp_path / "r.json")))
+
+    def at_least(count: int) -> None:
+        wait_for(lambda: len(alerts_of(state)) >= count, f"{count} alerts", process, 120)
+
+    with running("run", *run.options(), cwd=bench.folder) as process:
+        at_least(5)
+        canary = change(bench, state, "stage", str(folder), "canary", "--percent", "50")
+        at_least(len(alerts_of(state)) + 20)
+        live = change(bench, state, "promote", "--why", "better")
+        at_least(len(alerts_of(state)) + 20)
+        half = change(bench, state, "rollback")
+        end = change(bench, state, "rollback", "--why", "page flood")
+        at_least(len(alerts_of(state)) + 5)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert counts_of(report) == sent_until_now(bench, state)
+
+    seen: dict[str, Counter[str]] = {part: Counter() for part in ("a", "b", "c", "b2", "d")}
+    for alert in alerts_of(state):
+        at = alert["round"]
+        passed = sum(at >= round_ for round_ in (canary, live, half, end))
+        seen[list(seen)[passed]][alert["bundle_id"]] += 1
+    assert set(seen["a"]) == {old} == set(seen["d"]), seen
+    assert set(seen["b"]) == {old, new}, seen
+    assert set(seen["c"]) == {new}, "from its round on, and on both workers"
+
+    certified = call("certify", *bench.sets(state_dir=state), "--json", "-", cwd=bench.folder)
+    assert certified.returncode == 0, certified.stderr + certified.stdout
+    assert json.loads(certified.stdout)["rounds"] > end
+    mine = next(a for a in alerts_of(state) if canary <= a["round"] and a["bundle_id"] == new)
+    told = call("explain", mine["id"], *bench.sets(state_dir=state), "--json", "-",
+                cwd=bench.folder)  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    explained = json.loads(told.stdout)
+    assert explained["same"] and explained["bundle"]["id"] == new
+
+    listed = json.loads(model(bench, state, "list", "--json", "-").stdout)
+    assert listed["live"] == old
+    changes = json.loads(model(bench, state, "history", "--json", "-").stdout)["changes"]
+    kinds = [(c["record"]["kind"], c["record"].get("stage"), c["refused"]) for c in changes]
+    assert kinds == [
+        ("bundle", "canary", None),
+        ("bundle", "live", None),
+        ("rollback", None, None),
+        ("rollback", None, None),
+    ]
+    assert changes[-1]["record"]["why"] == "page flood" and changes[-1]["record"]["by"]
