@@ -18,6 +18,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.alerts import open_sinks
 from dataflows.alerts.base import AlertSink
+from dataflows.auto_rollback import AutoRollback
 from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.currencies import base_of
@@ -139,6 +140,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
         self._bundles = Control.of(manifest.control).bundles
+        self._rollback = AutoRollback(settings, context.telemetry.say)
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
@@ -189,6 +191,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["lost"] += sum(map(len, out.gaps))
         self._round = round_
         self._count_bundles(outs)
+        self._rollback.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
         telemetry = self._context.telemetry
@@ -216,7 +219,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             if self._certificate is not None:
                 self._certificate.change(header_of(self._context, control))
         for out in outs:
-            for one in out.beside:
+            for one in out.beside if len(out.beside) > 1 else ():
                 for name, count in one.counts().items():
                     key = f"{one.bundle}:{name}"
                     self._totals[key] = self._totals.get(key, 0) + count

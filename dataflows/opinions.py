@@ -66,6 +66,7 @@ class Beside:
     gone : events that the live bundle flags and this one does not
     alerts : about events on which its word counted
     missed : votes that were missing
+    score_ms : its scores took, all event types together
     """
 
     bundle: str
@@ -76,15 +77,17 @@ class Beside:
     gone: int = 0
     alerts: int = 0
     missed: int = 0
+    score_ms: float = 0.0
 
     def counts(self) -> dict[str, int]:
         """The counts by name."""
-        return {k: v for k, v in asdict(self).items() if k not in ("bundle", "stage")}
+        told = ("bundle", "stage", "score_ms")
+        return {k: v for k, v in asdict(self).items() if k not in told}
 
     def __add__(self, other: Beside) -> Beside:
         theirs = other.counts()
         summed: dict[str, Any] = {name: n + theirs[name] for name, n in self.counts().items()}
-        return replace(self, **summed)
+        return replace(self, **summed, score_ms=self.score_ms + other.score_ms)
 
 
 def opinions(
@@ -141,9 +144,7 @@ def owned(found: tuple[Opinion, ...]) -> npt.NDArray[np.bool_]:
 
 
 def besides(found: tuple[Opinion, ...]) -> tuple[Beside, ...]:
-    """The counts of each bundle of a line-up in which there are several; else none."""
-    if len(found) < 2:
-        return ()
+    """The counts of each bundle of a line-up, the live one first."""
     live = np.asarray(found[0].decisions.flagged.any(axis=1))
     told = []
     for opinion in found:

@@ -29,6 +29,7 @@ from dataflows.opinions import (
     owned,
 )
 from dataflows.poison import culprits, letters, told
+from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
@@ -168,11 +169,14 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     A function of the round alone: no clock is read but for measuring how long it took.
     """
     begun = time.perf_counter()
-    item, judged = _judged(context, item)
+    item, judged, taken_s = _judged(context, item)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
-    beside: dict[str, Beside] = {}
+    beside = {
+        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
+        for seat, seconds in taken_s.items()
+    }
     for name, found in judged.items():
         batch, live = item.batches[name], found.opinions[0]
         flagged[name] = owned(found.opinions)
@@ -186,7 +190,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
         for one in besides(found.opinions):
-            beside[one.bundle] = beside[one.bundle] + one if one.bundle in beside else one
+            beside[one.bundle] = one + beside[one.bundle]
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
@@ -247,19 +251,25 @@ class _Judged:
     suppressed: int
 
 
-def _judged(context: Context, item: Featured) -> tuple[Featured, dict[str, _Judged]]:
+def _judged(
+    context: Context, item: Featured
+) -> tuple[Featured, dict[str, _Judged], dict[Seat, float]]:
     """Scores, votes and alerts of a round by event type; without events that make them raise.
 
     Returns
     -------
-    the round, in which such events are dead letters, and what is thought of the others
+    the round, in which such events are dead letters, what is thought of the others, and how many
+    seconds each bundle took
     """
     scored: dict[str, tuple[ScoredBy, ...]] = dict.fromkeys(item.features, ())
+    taken_s: dict[Seat, float] = {}
     for seat in context.shelf.lineup(item.control):
+        begun = time.perf_counter()
         made = context.ballots.scored(
             seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
         )
         scored = {name: (*scored[name], (seat, *found)) for name, found in made.items()}
+        taken_s[seat] = time.perf_counter() - begun
     batches, features = dict(item.batches), dict(item.features)
     judged, out = {}, []
     for name, by_bundle in scored.items():
@@ -275,7 +285,7 @@ def _judged(context: Context, item: Featured) -> tuple[Featured, dict[str, _Judg
     if out:
         rejects = (*item.rejects, *out)
         item = replace(item, batches=batches, features=features, rejects=rejects)
-    return item, judged
+    return item, judged, taken_s
 
 
 def _judge(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dataflows.control.records import Names
     from dataflows.settings import Settings
 
-__all__ = ["add_parser", "names_of", "run", "write_record"]
+__all__ = ["add_parser", "names_of", "run"]
 
 LIFTED_US = 0
 """A mute until then has ended, whatever time it is in the events."""
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.cli.run import overrides_of
     from dataflows.control.records import parse_record
+    from dataflows.control.writing import write_record
     from dataflows.settings import load
 
     settings = load(args.config, **overrides_of(args))
@@ -74,24 +75,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"written to {where}: {line}")
     _note_no_flow(settings)
     return 0
-
-
-def write_record(settings: Settings, record: dict[str, Any]) -> str:
-    """Write a record to the topic or file of the settings; where it stands.
-
-    Raises
-    ------
-    WaxwingError : it could not be written
-    """
-    from dataflows.control.records import append_record
-
-    if settings.control_topic is not None:
-        from dataflows.control.topic import send_record
-
-        return send_record(settings, record)
-    path = settings.control_file or settings.state_dir / "control.jsonl"
-    append_record(path, json.dumps(record))
-    return str(path)
 
 
 def _note_no_flow(settings: Settings) -> None:

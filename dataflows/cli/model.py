@@ -102,8 +102,9 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
     import getpass
 
     from dataflows import stages
-    from dataflows.cli.control import names_of, write_record
+    from dataflows.cli.control import names_of
     from dataflows.control.records import parse_record
+    from dataflows.control.writing import write_record
     from features.errors import ConfigError
 
     record = _record(args, settings)

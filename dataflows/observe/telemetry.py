@@ -198,7 +198,7 @@ class Telemetry:
                 self.flips.extend(out.flips)
                 self.gaps.extend(out.gaps)
                 self._waiting[out.lane] = out.waiting
-                for one in out.beside:
+                for one in out.beside if len(out.beside) > 1 else ():
                     was = self.beside.get(one.bundle)
                     self.beside[one.bundle] = one if was is None else one + was
                 for s in out.known:
@@ -264,7 +264,10 @@ class Telemetry:
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
                 "missed_votes": dict(self.missed_votes),
-                "bundles": [asdict(one) for one in self.beside.values()],
+                "bundles": [
+                    {"bundle": one.bundle, "stage": one.stage, **one.counts()}
+                    for one in self.beside.values()
+                ],
                 "late_beyond": self.late_beyond,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,

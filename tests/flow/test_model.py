@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 
 from dataflows.sources.simulator import time_us_of
 from dataflows.state.journal import read_cuts
@@ -41,14 +40,14 @@ PACED: dict[str, Any] = {
 """An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
 
 
-def second_bundle(bench: Bench, folder: Path) -> Bundle:
-    """Another bundle of the same world, with a vote that is easier to reach."""
+def another_bundle(bench: Bench, folder: Path, score: float) -> Bundle:
+    """Another bundle of the same world, which alerts from this score on."""
     first = Bundle.load(Path(bench.settings["bundle"]), catalog())
     rules = {
-        name: replace(rule, ensemble=0.99, thresholds=dict.fromkeys(rule.thresholds, 0.99))
+        name: replace(rule, ensemble=score, thresholds=dict.fromkeys(rule.thresholds, score))
         for name, rule in first.voting.anomaly_types.items()
     }
-    training = {**first.training, "note": "looser"}
+    training = {**first.training, "note": f"from {score} on"}
     return replace(first, voting=Voting(rules), training=training).write(folder)
 
 
@@ -66,6 +65,14 @@ def change(bench: Bench, state: Path, *arguments: str) -> int:
     return int(done.stdout.split("from round ")[1].split()[0])
 
 
+def by_itself(state: Path) -> int:
+    """The round in which the flow heard a rollback of its own; 0 before it has."""
+    for cut in read_cuts(state / "journal" / "lane-00"):
+        if any(record.get("by") == "waxwing" for record in cut.control):
+            return cut.round
+    return 0
+
+
 def sent_until_now(bench: Bench, state: Path) -> dict[str, int]:
     """`counts_of` a run that was stopped: what the simulator sends up to where it stood then."""
     *_, last = read_cuts(state / "journal" / "lane-00")
@@ -75,17 +82,12 @@ def sent_until_now(bench: Bench, state: Path) -> dict[str, int]:
     return simulated_counts(given | {"sim_speed": 1.0, "sim_seconds": seconds})
 
 
-@pytest.fixture(scope="module")
-def second(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and id of the second bundle."""
-    folder = tmp_path_factory.mktemp("second") / "bundle"
-    return folder, second_bundle(bench, folder).id
-
-
 def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_is_lost(
-    bench: Bench, tmp_path: Path, second: tuple[Path, str]
+    bench: Bench, tmp_path: Path
 ) -> None:
-    state, (folder, new) = tmp_path / "state", second
+    """The last one, which would flood, by the flow itself."""
+    state, folder, flood = tmp_path / "state", tmp_path / "second", tmp_path / "flood"
+    new, flooding = (another_bundle(bench, *of).id for of in ((folder, 0.99), (flood, 0.2)))
     old = Bundle.load(Path(bench.settings["bundle"]), catalog()).id
     run = Run(bench, state, PACED, ("--workers", "2", "--json", str(tmp_path / "r.json")))
 
@@ -101,18 +103,22 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
         half = change(bench, state, "rollback")
         end = change(bench, state, "rollback", "--why", "page flood")
         at_least(len(alerts_of(state)) + 5)
+        worst = change(bench, state, "promote", str(flood))
+        wait_for(lambda: by_itself(state), "the flow to roll it back", process, 120)
+        at_least(len(alerts_of(state)) + 1)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert counts_of(report) == sent_until_now(bench, state)
 
-    seen: dict[str, Counter[str]] = {part: Counter() for part in ("a", "b", "c", "b2", "d")}
+    seen: dict[str, Counter[str]] = {part: Counter() for part in "abcBdfA"}
     for alert in alerts_of(state):
         at = alert["round"]
-        passed = sum(at >= round_ for round_ in (canary, live, half, end))
+        passed = sum(at >= round_ for round_ in (canary, live, half, end, worst, by_itself(state)))
         seen[list(seen)[passed]][alert["bundle_id"]] += 1
     assert set(seen["a"]) == {old} == set(seen["d"]), seen
+    assert set(seen["f"]) == {flooding} and set(seen["A"]) <= {old}, seen
     assert set(seen["b"]) == {old, new}, seen
     assert set(seen["c"]) == {new}, "from its round on, and on both workers"
 
@@ -135,5 +141,9 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
         ("bundle", "live", None),
         ("rollback", None, None),
         ("rollback", None, None),
+        ("bundle", "live", None),
+        ("rollback", None, None),
     ]
-    assert changes[-1]["record"]["why"] == "page flood" and changes[-1]["record"]["by"]
+    assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
+    assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
+    assert "are usual (rollback_alerts_times = 10)" in changes[-1]["record"]["why"]
