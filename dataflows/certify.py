@@ -35,7 +35,7 @@ from features.errors import ConfigError, StateError
 from features.events import event_type
 from features.keys import UInt64, group_of, hash_columns
 
-__all__ = ["Certified", "Difference", "Stretch", "certify", "moment", "stretch_between"]
+__all__ = ["Certified", "Difference", "Stretch", "certify", "last_us", "moment", "stretch_between"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                 )
         found.last = record
     if found is None:
-        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir, segments[-1])
+        begins, ends = segments[0].header["cut_time_us"], last_us(state_dir, segments[-1])
         raise StateError(
             f"state_dir {state_dir}: no rounds were cut between the times given; there are rounds"
             f" from {moment(begins)} to {moment(ends)} (cut_time)"
@@ -222,8 +222,8 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
     return found
 
 
-def _last_us(state_dir: Path, segment: Segment) -> int:
-    """Cut time of the newest round, which is of the newest segment."""
+def last_us(state_dir: Path, segment: Segment) -> int:
+    """Cut time of the newest round of a state folder, which is of its newest segment."""
     newest = int(segment.header["cut_time_us"])
     for _, record in read_records(digests_folder(state_dir), newest + 1):
         newest = record.cut_time_us

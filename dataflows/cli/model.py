@@ -23,6 +23,12 @@ __all__ = ["add_parser", "run"]
 WAIT_S = 10.0
 """How long a change is waited for. Chosen: a bundle is copied and loaded in a second or two."""
 
+DAYS_MAX = 366.0
+"""Longest comparison. Chosen: longer than any retention in use."""
+
+EXAMPLES_MAX = 1_000
+"""Most examples of a kind. Chosen: a page that a browser still shows."""
+
 EXIT_NOT_HEARD = 1
 """The record is written, and no flow has heard it in time."""
 
@@ -56,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     )
     rollback = acts.add_parser("rollback", help="as it was before the last change of a stage")
     rollback.add_argument("model", nargs="?", help="a bundle: only where it has a say")
+    _compare_arguments(acts.add_parser("compare", help="a bundle beside the live one, before"))
     for act in (stage, promote, rollback):
         act.add_argument("--why", default="", help="kept in the journal")
         act.add_argument("--by", help="who says so (default: the user)")
@@ -63,13 +70,90 @@ def add_parser(subparsers: Any) -> None:
             "--wait", type=float, default=WAIT_S, metavar="S",
             help=f"how long to wait until the flow has heard it ({WAIT_S:g}); 0 does not",
         )  # fmt: skip
-    for act in (*told, stage, promote, rollback):
+    for act in acts.choices.values():
         # Also behind the act, where they do not take the place of those before it.
         act.add_argument("--config", dest="config_behind", metavar="F", help="settings file (TOML)")
         act.add_argument(
             "--set", dest="set_behind", metavar="NAME=VALUE", action="append", default=[],
             help="one setting; may be repeated",
         )  # fmt: skip
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `waxwing model compare` takes."""
+    parser.description = (
+        "What a bundle would have said beside the live one: the journal of a flow is replayed with"
+        " both, or files are run through the engine. Nothing is sent; a live flow is not disturbed."
+    )
+    add = parser.add_argument
+    add("candidate", metavar="CANDIDATE", help="folder of the bundle")
+    add("--days", type=float, metavar="N", help="the last N days (cut time) that are kept")
+    add("--from", dest="since", metavar="T", help="cut time of the first round, ISO 8601")
+    add("--to", dest="until", metavar="T", help="cut time before which the last round was cut")
+    add("--data", metavar="F", action="append", default=[],
+        help="files in place of a journal: [EVENT_TYPE=]file, or a folder of them")  # fmt: skip
+    add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
+    add("--labels", metavar="F", help="with --data: file with the event_id of known frauds")
+    add("--examples", type=int, default=5, metavar="N",
+        help="examples of each anomaly type and direction (default 5)")  # fmt: skip
+    add("--workers", type=int, default=1, metavar="N", help="Bytewax workers (default 1)")
+    add("--json", metavar="P", help="write it as JSON; - is stdout")
+    add("--html", metavar="P", help="write it as one page that needs no other file")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Run `waxwing model compare`."""
+    from dataflows.cli.certify import asked
+    from dataflows.compare import compare_files, compare_journal
+    from dataflows.compare_report import comparison_lines, write_comparison
+    from dataflows.report import check_json, write_json
+
+    check_json(args.html, "--html")
+    _check_compare(args)
+    out = sys.stderr if args.json == "-" else sys.stdout
+    candidate = Path(args.candidate)
+    if args.data:
+        from dataflows.cli.run import settings_of
+        from dataflows.training import read_attacks
+
+        frauds = read_attacks(Path(args.labels))["event_id"].to_list() if args.labels else []
+        verdicts = dict.fromkeys(map(str, frauds), True)
+
+        def say(text: str) -> None:
+            print(f"waxwing: {text}", file=out, flush=True)
+
+        found = compare_files(settings_of(args), candidate, verdicts, say, args.examples)
+    else:
+        given, state_dir, since, until = asked(args)
+        found = compare_journal(
+            state_dir, args.config, given, candidate, args.days, since, until, args.workers,
+            args.examples,
+        )  # fmt: skip
+    for line in comparison_lines(found):
+        print(line, file=out)
+    if args.html is not None:
+        write_comparison(args.html, found)
+    write_json(args.json, found)
+    return 0
+
+
+def _check_compare(args: argparse.Namespace) -> None:
+    """ConfigError with everything wrong with the options of a comparison."""
+    from features.errors import ConfigError
+
+    faults = []
+    if args.days is not None and not 0.0 < args.days <= DAYS_MAX:
+        faults.append(f"--days {args.days:g}: expected more than 0 and at most {DAYS_MAX:g}")
+    if args.days is not None and (args.since or args.until):
+        faults.append("--days: of the last days, and --from or --to name others; leave one out")
+    if args.data and (args.days is not None or args.since or args.until):
+        faults.append("--data: files are compared whole; --days, --from and --to are of a journal")
+    if not args.data and (args.labels or args.mapping):
+        faults.append("--labels and --mapping go with --data; a journal has its labels in it")
+    if not 0 <= args.examples <= EXAMPLES_MAX:
+        faults.append(f"--examples {args.examples}: expected 0 to {EXAMPLES_MAX}")
+    if faults:
+        raise ConfigError(faults)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
     from dataflows.settings import load
 
     args.set, args.config = [*args.set, *args.set_behind], args.config_behind or args.config
+    if args.act == "compare":
+        return _compare(args)
     settings = load(args.config, **overrides_of(args))
     if args.act not in ("list", "history"):
         return _change(args, settings)

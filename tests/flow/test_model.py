@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from dataflows.sources.simulator import time_us_of
 from dataflows.state.journal import read_cuts
 from features.catalog import catalog
@@ -30,6 +29,7 @@ from tests.flow.harness import (
     simulated_counts,
     wait_for,
 )
+from tests.flow.test_json import undocumented
 
 PACED: dict[str, Any] = {
     "sim_paced": "true",
@@ -147,3 +147,35 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
     assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
     assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
     assert "are usual (rollback_alerts_times = 10)" in changes[-1]["record"]["why"]
+
+
+def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
+    bench: Bench, tmp_path: Path
+) -> None:
+    state, folder = tmp_path / "state", tmp_path / "looser"
+    another_bundle(bench, folder, 0.99)
+    Run(bench, state, {"sim_seconds": 2, "sim_speed": 3600.0}).to_end()
+    page, out = tmp_path / "page.html", tmp_path / "out.json"
+    options = ("--html", str(page), "--json", str(out), "--days", "1")
+    done = model(bench, state, "compare", str(folder), *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert undocumented(found) == []
+    total = found["total"]
+    live, new = (total[name] for name in ("live", "new"))
+    assert live == len(alerts_of(state)) > 0, "what was live is what was alerted"
+    assert total["gone"] == 0 == total["lost"], "whatever the stricter vote flags, the looser does"
+    assert new > 0 and total["candidate"] == live + new
+    assert total["frauds"] >= total["won"] + total["missed"] > 0, "the simulator knows its attacks"
+    assert new == total["won"] + total["new_genuine"]
+    said = f"+{new:,} alerts, -0, 0 known frauds lost, {total['won']:,} won"
+    assert said in done.stdout
+    assert f"+{new:,}" in page.read_text(encoding="utf-8")
+    best = max((e for e in found["examples"]), key=lambda e: e["score"])
+    assert best["change"] == "new" and best["reasons"] and best["entity"] in done.stdout
+
+    swapped = call(
+        "model", *bench.sets(bundle=folder, state_dir=state), "compare", bench.settings["bundle"],
+        cwd=bench.folder,
+    )  # fmt: skip
+    assert swapped.returncode == 2 and "the rounds were scored with" in swapped.stderr
