@@ -141,24 +141,24 @@ class AutoRollback:
 
     def _too_many(self, watched: _Watched) -> str:
         """What is said of its alerts; empty where there are no more than may be."""
-        times, usual = self._settings.rollback_alerts_times, self._usual_alerts(watched)
+        times, usual = self._settings.rollback_alerts_ratio_max, self._usual_alerts(watched)
         if not times or usual is None or watched.flagged < max(ALERTS_MIN, times * usual):
             return ""
         return (
             f"{watched.flagged:,} alerts on {watched.rows:,} events, where {usual:,.1f} are usual"
-            f" (rollback_alerts_times = {times:g})"
+            f" (rollback_alerts_ratio_max = {times:g})"
         )
 
     def _too_silent(self, watched: _Watched) -> str:
         """What is said of its missing votes; a shadow's are nobody's loss."""
-        limit = self._settings.rollback_missed_percent
+        limit = self._settings.rollback_missed_share
         if not limit or watched.stage == "shadow" or watched.rows < ROWS_MIN:
             return ""
-        if 100.0 * watched.missed <= limit * watched.rows:
+        if watched.missed <= limit * watched.rows:
             return ""
         return (
             f"{watched.missed:,} votes missing on {watched.rows:,} events"
-            f" (rollback_missed_percent = {limit:g})"
+            f" (rollback_missed_share = {limit:g})"
         )
 
     def _too_slow(self, watched: _Watched) -> str:

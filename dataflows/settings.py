@@ -260,14 +260,14 @@ class Settings(BaseSettings):
         description="time (cut_time) after its promotion in which a bundle of `waxwing model` is"
         " rolled back by itself where it passes one of the following limits; a canary always is",
     )
-    rollback_alerts_times: float = Field(
+    rollback_alerts_ratio_max: float = Field(
         10.0,
         ge=0,
         description="limit: so many times the alerts of the bundle that was live before, from"
         " twenty on; 0: none",
     )
-    rollback_missed_percent: float = Field(
-        5.0, ge=0, description="limit: missing votes of its detectors on 100 events; 0: none"
+    rollback_missed_share: float = Field(
+        0.05, ge=0, description="limit: missing votes of its detectors on an event; 0: none"
     )
     rollback_score_ms: float = Field(
         500.0,

@@ -146,7 +146,7 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
     ]
     assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
     assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
-    assert "are usual (rollback_alerts_times = 10)" in changes[-1]["record"]["why"]
+    assert "are usual (rollback_alerts_ratio_max = 10)" in changes[-1]["record"]["why"]
 
 
 def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
