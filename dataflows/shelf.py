@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.control.records import Control, Stages
+from dataflows.fetching import brought
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError, WaxwingError
 from features.keys import UInt64
@@ -37,6 +38,7 @@ LOOK_S = 0.25
 below the second that a change may take."""
 
 _ID_CHARS = 16
+"""Length of an id; what else lies on the shelf is on its way there."""
 
 
 def shelf_folder(state_dir: Path) -> Path:
@@ -212,8 +214,13 @@ class Shelf:
 
     def _copies(self) -> list[Path]:
         """Folders of the bundles on the shelf, that which came first first."""
-        found = [p for p in self.folder.glob("*") if len(p.name) == _ID_CHARS and p.is_dir()]
-        return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+        found = []
+        for path in self.folder.glob("*"):
+            # Another process may remove one at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                if len(path.name) == _ID_CHARS and path.is_dir():
+                    found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found)]
 
     # -- what comes -------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class Shelf:
         Parameters
         ----------
         bundle : id that it must have
-        path : where it is; None: on the shelf
+        path : where it is: folder, archive or URL; None: on the shelf
 
         Raises
         ------
@@ -245,34 +252,35 @@ class Shelf:
                     f"bundle {bundle} is not known here (known are {', '.join(self.names())});"
                     " name its folder"
                 )
-            self._copy(bundle, Path(path), place)
+            self._copy(bundle, path, place)
         scorer = self._load(place)
         with self._lock:
             self._scorers[bundle] = scorer
 
-    def _copy(self, bundle: str, path: Path, place: Path) -> None:
+    def _copy(self, bundle: str, place: str, target: Path) -> None:
         """Copy a bundle to the shelf where it is whole and the one that is meant."""
-        found = read_head(path)["id"]
-        if found != bundle:
-            raise BundleError(
-                f"bundle {path} is {found}, {bundle} was asked for: it was trained again since;"
-                " ask once more"
-            )
         temporary = self.folder / f".{bundle}.{os.getpid()}.new"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
-            copy_bundle(path, temporary)
-            try:
-                # Loaded from the copy, so that nothing that changes in between can pass.
-                self._load(temporary)
-            except BundleError as error:
-                raise BundleError(str(error).replace(str(temporary), str(path))) from None
-            os.utime(temporary)
-            temporary.rename(place)
+            (temporary / "from").mkdir(parents=True)
+            path = brought(place, temporary / "from")
+            found = read_head(path)["id"]
+            if found != bundle:
+                raise BundleError(
+                    f"bundle {path} is {found}, {bundle} was asked for: it was trained again since;"
+                    " ask once more"
+                )
+            copy_bundle(path, temporary / bundle)
+            # Loaded from the copy, so that nothing that changes in between can pass.
+            self._load(temporary / bundle)
+            (temporary / bundle).rename(target)
+        except BundleError as error:
+            said = str(error).replace(str(temporary / bundle), place)
+            raise BundleError(said.replace(str(temporary / "from"), place)) from None
         except OSError as error:
             raise BundleError(
-                f"bundle {path} could not be copied to {self.folder}: {error.strerror}; free space"
+                f"bundle {place} could not be copied to {self.folder}: {error.strerror}; free space"
                 " or mend the disk, and ask again"
             ) from error
         finally:

@@ -1,6 +1,6 @@
 """`waxwing model`: which models have a say in a flow, and changing it while it runs.
 
-A model is a bundle (its folder, or the 16 hex digits of its id) or a detector of the live one. What
+A model is a bundle (its folder, archive or URL, or the 16 hex digits of its id) or a detector. What
 is changed is a control record: it is in force on all workers from the same round on, no event is
 lost, and `waxwing model rollback` takes it back. docs/models.md tells what each stage does.
 """
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     for act in told:
         act.add_argument("--json", metavar="P", help="write it as JSON; - is stdout")
     stage = acts.add_parser("stage", help="off, shadow, canary or live")
-    stage.add_argument("model", help="folder or id of a bundle, or name of a detector")
+    stage.add_argument("model", help="folder, archive, URL, id of a bundle; a detector")
     stage.add_argument("stage", choices=("off", "shadow", "canary", "live"))
     stage.add_argument("--percent", type=float, help="of the entities, for a canary (default 100)")
     promote = acts.add_parser("promote", help="live: it decides from now on")
@@ -250,6 +250,10 @@ def _record(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 def _target(name: str) -> dict[str, Any]:
     """`detector`, or `bundle` and the `path` where it is."""
+    import tempfile
+
+    from dataflows.fetching import brought
+    from features.errors import BundleError
     from models.bundle import read_head
     from models.detectors import detector_names
 
@@ -257,8 +261,12 @@ def _target(name: str) -> dict[str, Any]:
         return {"detector": name}
     if re.fullmatch("[0-9a-f]{16}", name) and not Path(name).exists():
         return {"bundle": name}
-    path = Path(name).resolve()
-    return {"bundle": str(read_head(path)["id"]), "path": str(path)}
+    place = name if "://" in name else str(Path(name).resolve())
+    with tempfile.TemporaryDirectory(prefix="waxwing-") as folder:
+        try:
+            return {"bundle": str(read_head(brought(place, Path(folder)))["id"]), "path": place}
+        except BundleError as error:
+            raise BundleError(str(error).replace(folder, place)) from None
 
 
 def _only_one(settings: Settings) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
+from dataflows.fetching import brought
 from dataflows.shelf import Shelf, owners
 from features.catalog import catalog
 from features.errors import BundleError
@@ -157,6 +160,54 @@ def test_a_bundle_that_cannot_be_used_is_refused_aloud_and_leaves_nothing(
     field.ask(new, bundles[1])
     records, faults = field.until(lambda records, faults: bool(records or faults))
     assert records and not faults, "the whole one is taken"
+
+
+@pytest.mark.parametrize("kind", ["gztar", "zip", "file", "archive by URL"])
+def test_a_bundle_comes_from_an_archive_or_a_url(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    place = f"file://{bundles[1]}"
+    if kind != "file":
+        how = "gztar" if kind == "archive by URL" else kind
+        place = shutil.make_archive(str(tmp_path / "packed"), how, bundles[1].parent, "second")
+        place = f"file://{place}" if kind == "archive by URL" else place
+    new = id_of(bundles[1])
+    append_record(
+        field.path,
+        json.dumps({"kind": "bundle", "bundle": new, "path": place, "stage": "shadow"}),
+    )
+    records, faults = field.until(lambda records, faults: bool(records or faults))
+    assert records and not faults, faults
+    assert [p.name for p in field.shelf.folder.iterdir()] == [new]
+    assert field.shelf.scorer(new).bundle.id == new
+
+
+def test_an_archive_that_is_none_or_reaches_outside_is_refused(
+    bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "gztar", bundles[1]))
+    half = tmp_path / "half.tar.gz"
+    half.write_bytes(packed.read_bytes()[:2_000])
+    outside = tmp_path / "outside.tar"
+    with tarfile.open(outside, "w") as archive:
+        archive.add(bundles[1] / "bundle.json", "../../stolen/bundle.json")
+    empty = tmp_path / "empty.zip"
+    zipfile.ZipFile(empty, "w").close()
+    nowhere = f"file://{tmp_path / 'nowhere'}"
+    for place, why in (
+        (half, "the archive cannot be read"),
+        (outside, "the archive cannot be read (OutsideDestinationError"),
+        (empty, "holds no bundle.json"),
+        (nowhere, "cannot be fetched (FileNotFoundError"),
+        ("nosuch://bucket/bundle", "cannot be fetched (ValueError: Protocol not known"),
+    ):
+        into = tmp_path / "into" / "deep"
+        into.mkdir(parents=True)
+        with pytest.raises(BundleError) as caught:
+            brought(str(place), into)
+        assert why in str(caught.value) and str(place) in str(caught.value)
+        shutil.rmtree(tmp_path / "into")
+    assert not list(tmp_path.rglob("stolen"))
 
 
 def test_a_bundle_nobody_has_is_refused_with_those_there_are(field: Field) -> None:
