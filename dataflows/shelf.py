@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ Chosen: months of promotions, and a replay of them."""
 LOOK_S = 0.25
 """How often the processes of a cluster look for bundles that another has fetched. Chosen: well
 below the second that a change may take."""
+
+STALE_S = 3_600.0
+"""Age of a half copied bundle that nobody copies any more. Chosen: the slowest takes minutes."""
+
+_COMING = ".new"
 
 _ID_CHARS = 16
 """Length of an id; what else lies on the shelf is on its way there."""
@@ -259,10 +265,11 @@ class Shelf:
 
     def _copy(self, bundle: str, place: str, target: Path) -> None:
         """Copy a bundle to the shelf where it is whole and the one that is meant."""
-        temporary = self.folder / f".{bundle}.{os.getpid()}.new"
+        # A flow that begins again in its process may still be copying for the one before.
+        temporary = self.folder / f".{bundle}.{os.getpid()}.{id(self):x}{_COMING}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._sweep()
             (temporary / "from").mkdir(parents=True)
             path = brought(place, temporary / "from")
             found = read_head(path)["id"]
@@ -274,7 +281,11 @@ class Shelf:
             copy_bundle(path, temporary / bundle)
             # Loaded from the copy, so that nothing that changes in between can pass.
             self._load(temporary / bundle)
-            (temporary / bundle).rename(target)
+            try:
+                (temporary / bundle).rename(target)
+            except OSError:
+                if not target.is_dir():  # else another was first, with the same bundle
+                    raise
         except BundleError as error:
             said = str(error).replace(str(temporary / bundle), place)
             raise BundleError(said.replace(str(temporary / "from"), place)) from None
@@ -285,6 +296,13 @@ class Shelf:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed has left half copied."""
+        for path in self.folder.glob(f".*{_COMING}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def forget(self, in_force: Iterable[str]) -> None:
         """Remove the bundles that came first where there are too many, but none in force."""
