@@ -557,9 +557,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             digest,
         )
 
-    def _passing(
-        self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]
-    ) -> Featured:
+    def _passing(self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]) -> Featured:
         """A round that only brings a replay's state to where it is wanted: events without features.
 
         Nothing is kept of it either, for late events to be held against: whoever replays is told of
