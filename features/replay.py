@@ -156,13 +156,7 @@ def admit(
     -------
     (the row whose checkpoint found no room, or n; checkpoints taken; late rows)
     """
-    (
-        head, reals, slots, wide, meta, others, reals_log, links, chain, keys, saved, sources,
-        rings,
-    ) = borrowed(
-        head, reals, slots, wide, meta, others, reals_log, links, chain, keys, saved, sources,
-        rings,
-    )  # fmt: skip
+    links, chain, keys, saved, sources = borrowed(links, chain, keys, saved, sources)
     oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
     capacity, room = len(wide), len(chain) - (checkpoint - live)
