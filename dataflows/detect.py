@@ -19,14 +19,16 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import KeyedStream
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
-from dataflows.context import Context, lanes_of, make_context, open_lane, stop_on_signals
+from dataflows.context import Context, lanes_of, open_lane, stop_on_signals
 from dataflows.entry import end_with, epoch_a_round, started_by_bytewax, told_as_sentences
-from dataflows.guard import Guard
+from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
+from dataflows.quarantine import settled_context, suspect
 from dataflows.score import RoundOut, StoreRows, pass_round, score_round
 from dataflows.settings import load
 from dataflows.sources.rounds import Part, RoundSource, lane_name
 from dataflows.steps import Admit, Durable, Featured, Group, Home, ToGroup, ToHome
+from features.errors import WaxwingError
 
 __all__ = ["build", "build_flow", "scored_rounds"]
 
@@ -40,14 +42,21 @@ def build(config: str | Path | None = None) -> Dataflow:
         Bytewax's command is the program, a sentence each and status 2
     """
     with told_as_sentences():
-        context = make_context(load(config), Telemetry())
+        context = settled_context(load(config), Telemetry())
         epoch_a_round()
         stop_on_signals(context.stop)
         if context.lease is not None:
             context.lease.keep(end_with)
             atexit.register(context.lease.give_back)
         by_bytewax = started_by_bytewax(sys.modules.get("__main__"))
-        return build_flow(context, Guard(on=by_bytewax, tell=end_with))
+        return build_flow(context, Guard(on=by_bytewax, tell=lambda fault: _end(context, fault)))
+
+
+def _end(context: Context, fault: WaxwingError) -> None:
+    """End the process with a step's fault; the next start looks for the event that was met."""
+    if isinstance(fault, StepFault):
+        suspect(context.settings, fault)
+    end_with(fault)
 
 
 def build_flow(context: Context, guard: Guard) -> Dataflow:

@@ -1,33 +1,47 @@
 """Finds the event that made a step with a state raise, and notes it beside its lane's journal.
 
-The flow has ended by then, as by a crash. The rounds since the manifest pass once more, in this
+The flow has ended by then, as by a crash. The rounds since the manifest pass once more, in one
 process and without a sink, up to the one that raised; from there the step is tried on copies of its
 state with ever fewer events (`dataflows.poison.culprits`). What is found is durable before the flow
 begins anew without it, so that every later restart and a replay leave it out too.
+
+A flow of one process does so at once (`quarantine`). Of several, the one whose step raised leaves
+word in the state folder (`suspect`) and ends, and with it all; the first process of the next start
+finds the event before it meets the others (`settled_context`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataflows.admission import origin_of
-from dataflows.context import Context, lanes_of, open_lane
+from dataflows.context import Context, lanes_of, make_context, open_lane
 from dataflows.guard import StepFault
 from dataflows.observe.telemetry import Telemetry
 from dataflows.poison import POISON_FILE, POISON_ROUND_MAX, culprits, told
+from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Lanes, Part
+from dataflows.state.journal import replace_text
 from dataflows.state.manifest import read_manifest
 from dataflows.state.notes import RoundNotes
 from dataflows.steps import Admit, Group, Home, ToGroup, ToHome
 from features.batch import Int64
+from features.errors import StateError, WaxwingError
 
-__all__ = ["quarantine"]
+__all__ = ["quarantine", "settled_context", "suspect"]
+
+SUSPECT_FILE = "suspect.json"
+"""Word, in the state folder, of a step that raised in one process of several."""
 
 
 class _Silent(Telemetry):
@@ -50,6 +64,66 @@ def quarantine(context: Context, fault: StepFault) -> None:
     Exception : the bug itself, where no event is to blame
     StateError, SourceError : the rounds cannot be read once more
     """
+    if not _noted(context, fault):
+        raise fault.bug
+
+
+def suspect(settings: Settings, fault: StepFault) -> None:
+    """Leave word of what a step has raised, for the first process of the next start.
+
+    Where the disk does not take it, the next start meets the event again.
+    """
+    text = json.dumps({"step": fault.step, "round": fault.round, "detail": str(fault)})
+    path = settings.state_dir / SUSPECT_FILE
+    with contextlib.suppress(OSError):
+        replace_text(path, text + "\n", path.with_suffix(f".{os.getpid()}.tmp"))
+
+
+def settled_context(settings: Settings, telemetry: Telemetry) -> Context:
+    """The context of a flow; the event that ended the last run of its processes is found before.
+
+    Raises
+    ------
+    Exception : see `dataflows.context.make_context` and `quarantine`
+    """
+    path = settings.state_dir / SUSPECT_FILE
+    context = make_context(settings, telemetry)
+    if context.lease is None or not path.exists():
+        return context
+    word = _word(path)
+    fault = StepFault(word["step"], word["round"], RuntimeError(word["detail"]))
+    try:
+        if not _noted(context, fault):
+            telemetry.say(f"{word['detail']}; it does not when tried again, going on")
+    except WaxwingError:
+        raise  # the disk, the broker: the word is still there for the start after
+    except Exception:
+        path.unlink()
+        raise
+    finally:
+        context.lease.give_back()
+        if context.store is not None:
+            context.store.close()
+    path.unlink()
+    return make_context(settings, telemetry)
+
+
+def _word(path: Path) -> dict[str, Any]:
+    """What `suspect` has left.
+
+    Raises
+    ------
+    StateError : the file is damaged
+    """
+    try:
+        word: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise StateError(f"{path}: damaged; remove it and start again") from None
+    return word
+
+
+def _noted(context: Context, fault: StepFault) -> bool:
+    """Whether events are to blame, which are noted then; see `quarantine`."""
     manifest = read_manifest(context.settings.state_dir) or context.manifest
     trial = _Trial(replace(context, begins=manifest, telemetry=_Silent(), store=None,
                            restored={}, lanes=Lanes()), fault)  # fmt: skip
@@ -58,19 +132,20 @@ def quarantine(context: Context, fault: StepFault) -> None:
     finally:
         trial.close()
     if not found:
-        raise fault.bug
+        return False
     for lane, notes in found.items():
         log = RoundNotes(trial.lanes[lane].journal.folder / POISON_FILE)
         log.append(notes)
         log.close()
     noted = [note for notes in found.values() for note in notes]
     kinds = Counter(note["event_type"] for note in noted)
+    raised = noted[0]["detail"].partition(":")[0]
     context.telemetry.say(
-        f"step {fault.step!r} raised {type(fault.bug).__name__} on"
-        f" {', '.join(f'{n} {name}' for name, n in sorted(kinds.items()))} of round"
+        f"{raised} on {', '.join(f'{n} {name}' for name, n in sorted(kinds.items()))} of round"
         f" {noted[0]['round']}: now among the dead letters ({noted[0]['event_type']} at partition"
         f" {noted[0]['partition']} offset {noted[0]['offset']}); going on without"
     )
+    return True
 
 
 class _Trial:

@@ -12,12 +12,12 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
-from dataflows.context import Context, StopSwitch, lanes_of, make_context, stop_on_signals
+from dataflows.context import Context, StopSwitch, lanes_of, stop_on_signals
 from dataflows.detect import build_flow
 from dataflows.entry import end_with
 from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
-from dataflows.quarantine import quarantine
+from dataflows.quarantine import quarantine, settled_context, suspect
 from dataflows.report import write_json
 from dataflows.settings import Settings
 from dataflows.steps import restore_all
@@ -68,7 +68,7 @@ def run_flow(
     """
     stop: StopSwitch | None = None
     while True:
-        context = make_context(settings, telemetry)
+        context = settled_context(settings, telemetry)
         context.stop = stop or context.stop
         if peers is None or len(peers.addresses) == 1:
             restore_all(context, lanes_of(settings))
@@ -93,7 +93,7 @@ def _run_once(
     peers: Peers | None,
 ) -> WaxwingError | None:
     """Run a flow to its end; the fault that ended it."""
-    guard = Guard() if peers is None else Guard(tell=peers.fault)
+    guard = Guard() if peers is None else Guard(tell=lambda fault: _end(context, peers, fault))
     ended = threading.Event()
     watcher: threading.Thread | None = None
     if watch is not None:
@@ -119,6 +119,13 @@ def _run_once(
             context.store.close()
         context.close()
     return guard.fault
+
+
+def _end(context: Context, peers: Peers, fault: WaxwingError) -> None:
+    """End one process of several with the fault of a step, and with it all."""
+    if isinstance(fault, StepFault):
+        suspect(context.settings, fault)
+    peers.fault(fault)
 
 
 def _run(flow: Dataflow, peers: Peers | None) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataflows.poison import POISON_FILE
 from dataflows.state.manifest import read_manifest
 from features.errors import ConfigError, StateError, WaxwingError
 
@@ -79,6 +80,8 @@ class _Worker:
     number: int
     process: subprocess.Popen[str]
     ready: bool = False
+    again: bool = False
+    """It ended so that the next start finds the event that made a step raise."""
     report: dict[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     words: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=WORDS_MAX))
@@ -132,7 +135,7 @@ class Supervisor:
         with self._signals():
             deaths = 0
             while True:
-                before = self._round()
+                before = self._gained()
                 workers = self._start()
                 try:
                     died = self._watch(workers)
@@ -140,7 +143,7 @@ class Supervisor:
                     self._end(workers)
                 if died is None:
                     return merged([worker.report for worker in workers])
-                deaths = 1 if self._round() > before else deaths + 1
+                deaths = 1 if self._gained() > before else deaths + 1
                 pause_s = self._why(workers, died, deaths)
                 if self._rest(pause_s):
                     return {}
@@ -165,6 +168,11 @@ class Supervisor:
             manifest = read_manifest(self._state_dir)
             return 0 if manifest is None else manifest.round
         return 0
+
+    def _gained(self) -> tuple[int, int]:
+        """How far the flow has come: the durable round, bytes of notes on events left out."""
+        notes = self._state_dir.glob(f"journal/*/{POISON_FILE}")
+        return self._round(), sum(path.stat().st_size for path in notes)
 
     def _start(self) -> list[_Worker]:
         """Start all processes."""
@@ -209,6 +217,7 @@ class Supervisor:
                 worker.faults = tuple(told.get("faults", worker.faults))
                 worker.report = told.get("report", worker.report)
                 worker.ready = told.get("ready", worker.ready)
+                worker.again = told.get("again", worker.again)
                 for text in told.get("said", ()):
                     worker.last = text.strip() or worker.last
                     if not text.startswith(_OURS) or self._new(text, worker):
@@ -327,13 +336,20 @@ class Supervisor:
 
 
 def _cause(workers: list[_Worker]) -> _Worker:
-    """The process that died first; one that was killed or named its faults before those that only
-    lost it and died at nearly the same time."""
+    """The process that died first; one that was killed, named its faults or left word of an event
+    before those that only lost it and died at nearly the same time."""
     failed = [worker for worker in workers if worker.failed]
     first = min(worker.ended or 0.0 for worker in failed)
     near = [worker for worker in failed if (worker.ended or 0.0) - first < HOLD_S]
     return min(
-        near, key=lambda w: (not w.faults, (w.process.returncode or 0) > 0, w.ended, w.number)
+        near,
+        key=lambda w: (
+            not w.faults,
+            not w.again,
+            (w.process.returncode or 0) > 0,
+            w.ended,
+            w.number,
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataflows.entry import EXIT_FAULT, faults_of, tell_warnings
+from dataflows.guard import StepFault
 from dataflows.report import plain
 from features.errors import WaxwingError
 
@@ -43,8 +44,15 @@ class _Status:
             self._file.flush()
 
     def end_with(self, error: WaxwingError) -> None:
-        """Tell a fault that a step met, and end: the others would wait for us for ever."""
-        self.tell(faults=faults_of(error))
+        """Tell a fault that a step met, and end: the others would wait for us for ever.
+
+        What some event has brought to light is no fault that would only come again: the next start
+        finds the event (`dataflows.quarantine`).
+        """
+        if isinstance(error, StepFault):
+            self.tell(said=[f"waxwing: {text}" for text in faults_of(error)], again=True)
+        else:
+            self.tell(faults=faults_of(error))
         os._exit(EXIT_FAULT)
 
 

@@ -69,7 +69,8 @@ they share would be too late for their place. So what waits on Kafka is read by 
 lane is behind (from its start, and from a full round, until it is where the partitions ended then)
 it takes the oldest of what it has read first, and the lanes of a process go together. A partition
 at its end holds nobody up, nor does one that has given nothing for ten seconds, nor a wrong clock.
-Live events of the others wait meanwhile. What can still be too late: events that come to a
+Live events of the others wait meanwhile. With `late_s = 0` partitions are read as they come,
+but for what a break has left over. What can still be too late: events that come to a
 partition after others have gone on without it, as from a producer or a broker that was away alone,
 and partitions of lanes in different processes. They go to the oldest place their entity still
 knows: windows count them there and not in their own minute. They are counted as `late_beyond`.

@@ -118,6 +118,15 @@ PARTS: dict[str, Function] = {
 if __name__ == "__main__":
     part, _, what = sys.argv.pop(1).partition("=")
     PARTS[part](what)
+    if sys.argv[1:3] == ["-m", "dataflows.worker"]:
+        del sys.argv[1:3]
+        from dataflows.worker import main as worker
+
+        sys.exit(worker())
+    from dataflows import supervisor
     from dataflows.cli.main import main
+
+    # What it starts is broken too.
+    supervisor.python_options = lambda: [__file__, f"{part}={what}"]
 
     sys.exit(main())

@@ -102,6 +102,30 @@ def test_an_event_that_spoils_a_groups_state_is_left_out_for_good_also_over_a_ki
     assert counts_of(again.to_end()) == counts_of(report)
     assert again.alerts() == run.alerts(), "a replay leaves it out too, where nothing is broken"
     assert letters(again.state_dir) == [letter]
-    done = call("certify", "--set", f"state_dir={run.state_dir}", cwd=tmp_path)
+    certified(run)
+
+
+def certified(run: Run) -> None:
+    """That a replay computes the same."""
+    done = call("certify", "--set", f"state_dir={run.state_dir}", cwd=run.state_dir.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-identical" in done.stdout
+
+
+def test_several_processes_find_the_event_at_their_next_start(
+    bench: Bench, whole: tuple[Run, dict[str, int]], tmp_path: Path
+) -> None:
+    sound, counts = whole
+    event = victim(sound)
+    broken = f"group_raises={event['entity']}@{event['time_us']}"
+    run = Run(bench, tmp_path / "state", DAY, ("--workers", "2"), broken)
+    done = call(*run.command(), "--json", str(tmp_path / "report.json"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ended = "ended with status 2; its last words: step 'groups' raised KeyError: "
+    found = f"waxwing: step 'groups' raised KeyError on 1 payment of round {event['round']}: now"
+    assert done.stderr.count(ended) == 1 and done.stderr.count(found) == 1, done.stderr
+    assert "panicked" not in done.stderr and not (run.state_dir / "suspect.json").exists()
+    left_out(run, json.loads((tmp_path / "report.json").read_text()), sound, counts)
+    (letter,) = letters(run.state_dir)
+    is_dead(letter, event, "groups")
+    certified(run)
