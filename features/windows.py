@@ -238,7 +238,10 @@ def make_room(row, windows, flags, reals, maxima, pairs, book, arena, arena_real
 def _leave(
     row, sums, w_int, w_float, levels, place, flags, reals, pairs, maxima, arena_ints, arena_reals
 ):
-    """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
+    """Take the window's oldest record, at `place` of the arena, off its counts and sums.
+
+    `levels` is the place of the row's, 0 where it has none.
+    """
     bits, number = np.int64(arena_ints[place, 1]), row[w_int]
     row[w_int] += 1
     row[w_int + 1] -= 1
@@ -260,7 +263,7 @@ def _leave(
     at += reals + maxima
     for p in range(pairs):
         if not (bits >> (2 * p)) & 1 and (bits >> (2 * p + 1)) & 1:
-            row[at + p] -= weight_of(row[levels + p], number)
+            row[at + p] -= weight_of(row[levels + p], number) if levels > 0 else 1
 
 
 @inlined
@@ -277,10 +280,12 @@ def _empty(row, sums, w_int, w_float, flags, reals, maxima, pairs):
 
 
 @inlined
-def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):
+def _advance(
+    row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints, arena_reals
+):
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
-    newest, levels = row[NEWEST], SHARED + pairs + maxima + len(windows_us) * stride
+    newest = row[NEWEST]
     for w in range(len(windows_us)):
         w_int = SHARED + pairs + maxima + w * stride
         # How long before the newest record one must be to have left.
@@ -316,13 +321,15 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met, arena_reals):
+def _enter(
+    row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met, arena_reals
+):
     """Add the newest record, at `place` of the arena, to every window's counts and sums.
 
-    `since` is the number of the oldest record that the longest window counts.
+    `since` is the number of the oldest record that the longest window counts; for `levels` see
+    `_leave`.
     """
     stride = 2 + flags + reals + maxima + pairs
-    levels = SHARED + pairs + maxima + windows * stride
     for w in range(windows):
         w_int = SHARED + pairs + maxima + w * stride
         row[w_int + 1] += 1
@@ -343,8 +350,8 @@ def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, 
                 continue
             # A value last met within the window is counted already, by the level it had then.
             if met[p, 4] < (since if w == windows - 1 else row[w_int]):
-                row[at + p] += np.int64(1) << now_of(row[levels + p])
-            elif row[levels + p] != 0:
+                row[at + p] += np.int64(1) << now_of(row[levels + p]) if levels > 0 else 1
+            elif levels > 0:
                 row[at + p] += np.int64(1) << now_of(row[levels + p])
                 row[at + p] -= weight_of(row[levels + p], met[p, 4])
 
@@ -383,11 +390,14 @@ def _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met)
     """
     for p in range(len(others)):
         value = head[i, others[p]]
-        met[p, 2] = -1
-        if value == 0 or not sampled(value, now_of(row[levels + p])):
+        met[p, 2], met[p, 5] = -1, 1
+        if value == 0:
             continue
-        high = ceiling(row[levels + len(others) + p])
-        met[p, 5] = np.int64(1) << high if sampled(value, high) else 0
+        if levels > 0:
+            if not sampled(value, now_of(row[levels + p])):
+                continue
+            high = ceiling(row[levels + len(others) + p])
+            met[p, 5] = np.int64(1) << high if sampled(value, high) else 0
         key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
@@ -438,7 +448,8 @@ def _meet(
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
                 book[LOGGED] += 1
         elif exact_max > 0 and met[p, 4] >= 0:
-            recount(row, met[p, 4], p, -weight_of(row[levels + p], met[p, 4]), shape, panes)
+            weight = weight_of(row[levels + p], met[p, 4]) if levels > 0 else np.int64(1)
+            recount(row, met[p, 4], p, -weight, shape, panes)
         pairs_table[at, WHOSE] = whose(slot, p, seq)
         pairs_table[at, WHEN] = stamped(time_us, pairs_book[STAMP])
         if met[p, 2] == 0:
@@ -638,6 +649,27 @@ def _record(
 
 
 @inlined
+def _take_in(
+    row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape, flag_bits,
+    columns, max_columns, signs, met, pairs_table, pairs_book, marked, book, arena_ints,
+    arena_reals, exact_max, panes
+):  # fmt: skip
+    """Let row i enter: its pairs are met, and it is the newest record of every window."""
+    flags, reals, maxima, pairs = shape
+    seq = row[HEAD]
+    bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, pairs_book, marked,
+                 book, arena_ints, levels, exact_max, shape, panes)  # fmt: skip
+    place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head, reals_in,
+                          arena_ints, arena_reals)  # fmt: skip
+    since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
+    _enter(row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met,
+           arena_reals)  # fmt: skip
+    for m in range(maxima):
+        _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs, maxima,
+               arena_ints, arena_reals)  # fmt: skip
+
+
+@inlined
 def _exact_max(panes, panes_book):
     """Records above which some are merged; 0, for the compiler to see, where there are no panes."""
     return panes_book[EXACT_MAX] if word_bytes(panes) == 8 else 0
@@ -689,8 +721,7 @@ def run_ring(
     reals_in : float64 (n, columns of the entity)
     config : int64, see `features.plan.Ring.config`
     arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
-    plan : int64 (features, 4): operation, window, column, where to in `out`
-    plan_at : int64 (event types + 1,), whose rows read which features
+    plan, plan_at : int64 (features, 4): operation, window, column, place in `out`; by event type
     pairs_table, pairs_book : of `features.pairs.PairTable`
     panes, panes_reals, panes_book : of the arena of panes, see `features.panes`; int32 for none
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
@@ -700,7 +731,7 @@ def run_ring(
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
         config, windows, flags, reals, maxima, pairs
     )
-    longest, levels = newest + (windows - 1) * stride, newest + windows * stride
+    longest, behind = newest + (windows - 1) * stride, newest + windows * stride
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
     met = np.empty((pairs, 6), np.int64)
     noted = book[PLACED] % max(len(before), 1)
@@ -711,13 +742,14 @@ def run_ring(
              windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
-        if feeds[code] and crowded(row, levels - pairs, levels, pairs, pairs_book) >= 0:
+        if feeds[code] and crowded(row, behind - pairs, behind, pairs, pairs_book) >= 0:
             return i
+        levels = behind if _leveled(row, behind, pairs) else 0
         if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
                                        max_columns, signs, shape, arena_ints, arena_reals, panes,
                                        panes_reals, panes_book):  # fmt: skip
             return i
-        _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
+        _advance(row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
@@ -727,7 +759,7 @@ def run_ring(
         if exact_max > 0:
             tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
         seq = row[HEAD]
-        if _leveled(row, levels, pairs):
+        if levels > 0:
             since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
             settle_levels(row, levels - pairs, levels, pairs, since, seq, time_us, ttl_us,
                           feeds[code], pairs_book)  # fmt: skip
@@ -736,17 +768,9 @@ def run_ring(
             if book[PLACED]:
                 _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
                       before)  # fmt: skip
-            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table,
-                         pairs_book, marked, book, arena_ints, levels, exact_max, shape,
-                         panes)  # fmt: skip
-            place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
-                                  reals_in, arena_ints, arena_reals)  # fmt: skip
-            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
-            _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met,
-                   arena_reals)  # fmt: skip
-            for m in range(maxima):
-                _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs,
-                       maxima, arena_ints, arena_reals)  # fmt: skip
+            _take_in(row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape,
+                     flag_bits, columns, max_columns, signs, met, pairs_table, pairs_book, marked,
+                     book, arena_ints, arena_reals, exact_max, panes)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
               exact_max, shape, out)  # fmt: skip
@@ -777,7 +801,9 @@ def read_ring(
         if exact_max > 0:
             since_us = at_us[i] - panes_book[LONGEST_US]
             drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
-        _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
+        levels = newest + windows * stride
+        levels = levels if _leveled(row, levels, pairs) else 0
+        _advance(row, sums, at_us[i], windows_us, levels, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,

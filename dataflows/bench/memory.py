@@ -84,13 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    share: float,
-    minutes: float,
-    groups: int,
-    say: Callable[[str], None],
-    exact_max: int = 0,
+    share: float, minutes: float, groups: int, say: Callable[[str], None], exact_max: int = 0,
     distinct_max: int = DISTINCT_MAX,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """The figures, in the keys of docs/json.md.
 
     Parameters
