@@ -199,6 +199,7 @@ class Context:
             self.settings.state_dir,
             self.catalog,
             self.scorer,
+            self.settings.bundle,
             None if replaying is None else replaying.beside,
             replaying is not None and replaying.base_alone,
         )

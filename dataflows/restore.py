@@ -92,8 +92,8 @@ def restore_group(
 ) -> GroupEngine:
     """A group's engine."""
     base, deltas = _group_arrays(settings, manifest, group)
-    exact_max = settings.exact_events_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max, exact_max)
+    bounds = settings.exact_events_max, settings.distinct_exact_max
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max, *bounds)
     if base is None:
         return GroupEngine(catalog, group, *how)
     return GroupEngine.restore(catalog, group, base, deltas, *how)

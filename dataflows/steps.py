@@ -433,9 +433,11 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
         expired, beyond = engine.expired, engine.late_beyond
-        # A sum over all rings, which is 0 where every window is exact.
+        # Sums over all rings, which are 0 where every window is exact.
         paned = self._context.settings.exact_events_max > 0
         approximated = engine.approximated if paned else 0
+        sampled = self._context.settings.distinct_exact_max > 0
+        estimated = engine.estimated if sampled else 0
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
@@ -444,6 +446,8 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         merged = engine.approximated - approximated if paned else 0
         if merged:
             self._context.telemetry.merged(merged, engine.excess_max)
+        if sampled and engine.estimated > estimated:
+            self._context.telemetry.sampled(engine.estimated - estimated, engine.one_in_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
