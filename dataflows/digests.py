@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.control.records import Control
 from dataflows.settings import recorded
 from dataflows.state.certificate import Certificate, Record, digests_folder
 from features.batch import FeatureMatrix
@@ -31,9 +32,18 @@ from models.base import Decisions, ScoreMatrix
 if TYPE_CHECKING:
     from dataflows.context import Context
     from dataflows.score import RoundOut
-    from models.scoring import Scorer
+    from dataflows.shelf import Seat
 
-__all__ = ["SEQUENCE", "Digest", "RoundDigest", "column_names", "open_certificate", "record_of"]
+__all__ = [
+    "SEQUENCE",
+    "Digest",
+    "RoundDigest",
+    "alert_sum",
+    "column_names",
+    "header_of",
+    "open_certificate",
+    "record_of",
+]
 
 SEQUENCE = "sequence"
 """Name of the column that stands for all numbers of a row's sequence."""
@@ -44,22 +54,22 @@ COMPUTING = ("waxwing", "numpy", "numba", "llvmlite", "lightgbm", "torch", "scik
 _WORD = 2**64
 
 
-def column_names(catalog: Catalog, scorer: Scorer, event: str) -> tuple[str, ...]:
+def column_names(catalog: Catalog, lineup: Sequence[Seat], event: str) -> tuple[str, ...]:
     """Names of what is hashed of the rows of an event type, in the order of `Digest.columns`.
 
     Returns
     -------
     features as they are called, `sequence`, `score:DETECTOR`, `ensemble:ANOMALY_TYPE` and
-    `flagged:ANOMALY_TYPE`
+    `flagged:ANOMALY_TYPE`; those of a bundle beside the live one with `@` and its id
     """
-    rules = scorer.voting.of(event) if event in scorer.bundle.models else ()
-    return (
-        *catalog.names(event),
-        SEQUENCE,
-        *(f"score:{name}" for name in scorer.columns(event)),
-        *(f"ensemble:{rule.name}" for rule in rules),
-        *(f"flagged:{rule.name}" for rule in rules),
-    )
+    found = [*catalog.names(event), SEQUENCE]
+    for place, seat in enumerate(lineup):
+        scorer, whose = seat.scorer, f"@{seat.bundle}" if place else ""
+        rules = scorer.voting.of(event) if event in scorer.bundle.models else ()
+        found += [f"score:{name}{whose}" for name in scorer.columns(event)]
+        found += [f"ensemble:{rule.name}{whose}" for rule in rules]
+        found += [f"flagged:{rule.name}{whose}" for rule in rules]
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +172,20 @@ class RoundDigest:
 
     def whole(self, alert_ids: Iterable[str]) -> Digest:
         """The digest, once all event types are scored."""
-        total = 0
-        for name in alert_ids:
-            total += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
         return Digest(
             self.groups,
             {name: np.concatenate(columns) for name, columns in self.columns.items()},
             {name: row_hashes(rows) for name, rows in self.rows.items()},
-            total % _WORD,
+            alert_sum(alert_ids),
         )
+
+
+def alert_sum(ids: Iterable[str]) -> int:
+    """Sum over the hashes of alerts' ids, below 2**64; their order does not matter."""
+    total = 0
+    for name in ids:
+        total += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return total % _WORD
 
 
 def record_of(
@@ -181,7 +196,7 @@ def record_of(
     columns: dict[str, UInt64] = {}
     counts: dict[str, int] = {}
     rows: dict[tuple[str, int], UInt32] = {}
-    alert_sum = alerts = received = cut_time_us = 0
+    ids_sum = alerts = received = cut_time_us = 0
     for out in outs:
         cut_time_us = max(cut_time_us, out.cut_time_us)
         received += out.received
@@ -194,14 +209,15 @@ def record_of(
             columns[name] = columns[name] + sums if name in columns else sums
             counts[name] = counts.get(name, 0) + len(digest.rows[name])
             rows[name, out.lane] = digest.rows[name]
-        alert_sum = (alert_sum + digest.alerts) % _WORD
-    record = Record(round_, cut_time_us, received, alerts, alert_sum, groups, columns, counts)
+        ids_sum = (ids_sum + digest.alerts) % _WORD
+    record = Record(round_, cut_time_us, received, alerts, ids_sum, groups, columns, counts)
     return record, rows
 
 
-def header_of(context: Context) -> dict[str, Any]:
-    """What a segment says of all its records."""
+def header_of(context: Context, control: Control) -> dict[str, Any]:
+    """What a segment says of all its records, while `control` is in force."""
     catalog, settings = context.catalog, context.settings
+    lineup = context.shelf.lineup(control)
     return {
         "catalog": catalog.version,
         "bundle": context.scorer.bundle.id,
@@ -211,9 +227,8 @@ def header_of(context: Context) -> dict[str, Any]:
         ],
         "groups": settings.groups,
         "lanes": context.manifest.lanes,
-        "columns": {
-            name: column_names(catalog, context.scorer, name) for name in catalog.event_types
-        },
+        "columns": {name: column_names(catalog, lineup, name) for name in catalog.event_types},
+        "bundles": [[seat.bundle, seat.stage] for seat in lineup],
         "settings": recorded(settings),
         "versions": versions(),
     }
@@ -243,7 +258,7 @@ def open_certificate(context: Context) -> Certificate:
     settings = context.settings
     return Certificate(
         digests_folder(settings.state_dir),
-        header_of(context),
+        header_of(context, Control.of(context.manifest.control)),
         context.manifest.round,
         round(settings.retention_h * 3.6e9),
         round(min(settings.row_hashes_h, settings.retention_h) * 3.6e9),

@@ -263,6 +263,29 @@ class Settings(BaseSettings):
         None, description="Kafka topic (of kafka_brokers) with control records, in place of a file"
     )
 
+    rollback_watch_s: float = Field(
+        600.0,
+        ge=0,
+        le=86_400,
+        description="time (cut_time) after its promotion in which a bundle of `waxwing model` is"
+        " rolled back by itself where it passes one of the following limits; a canary always is",
+    )
+    rollback_alerts_ratio_max: float = Field(
+        10.0,
+        ge=0,
+        description="limit: so many times the alerts of the bundle that was live before, from"
+        " twenty on; 0: none",
+    )
+    rollback_missed_share: float = Field(
+        0.05, ge=0, description="limit: missing votes of its detectors on an event; 0: none"
+    )
+    rollback_score_ms: float = Field(
+        500.0,
+        ge=0,
+        description="limit: time its scores of a round take, on average over twenty; for a shadow"
+        " too, which alerts wait for; 0: none",
+    )
+
     # -- simulator --------------------------------------------------------------------------------
     sim_seed: int = Field(
         7, ge=0, description="seed of the simulated traffic; the population has its own"

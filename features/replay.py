@@ -10,7 +10,7 @@ import numpy as np
 from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
 from features.slots import NEVER
 from features.snapshots import restore_queue
-from features.speed import AHEAD, inlined, kernel, prefetch, words_at
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, words_at
 from features.windows import (
     BASE,
     CAPACITY,
@@ -156,6 +156,7 @@ def admit(
     -------
     (the row whose checkpoint found no room, or n; checkpoints taken; late rows)
     """
+    links, chain, keys, saved, sources = borrowed(links, chain, keys, saved, sources)
     oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
     capacity, room = len(wide), len(chain) - (checkpoint - live)

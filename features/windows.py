@@ -57,7 +57,7 @@ from features.panes import (
     tell_excess,
     uncount,
 )
-from features.speed import AHEAD, inlined, kernel, prefetch, word_bytes
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, word_bytes
 
 __all__ = [
     "BOOK",
@@ -650,13 +650,18 @@ def run_ring(
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
         `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
     """
+    head, reals_in, config, plan, ints, floats, arena_ints, arena_reals = borrowed(
+        head, reals_in, config, plan, ints, floats, arena_ints, arena_reals
+    )
+    pairs_table, pairs_book, marked, book, before, panes, panes_reals, out = borrowed(
+        pairs_table, pairs_book, marked, book, before, panes, panes_reals, out
+    )
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
         config, windows, flags, reals, maxima, pairs
     )
-    longest = newest + (windows - 1) * stride
+    longest, met = newest + (windows - 1) * stride, np.empty((pairs, 5), np.int64)
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
-    met = np.empty((pairs, 5), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked) or pairs_book[FILLED] + pairs > pairs_book[ROOM]:
@@ -714,6 +719,7 @@ def read_ring(
     config, plan, plan_at, ints, floats, arena_ints, arena_reals : see `run_ring`
     panes, panes_reals, panes_book, out : see `run_ring`
     """
+    ints, floats, config = borrowed(ints, floats, config)
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
     longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals

@@ -25,6 +25,7 @@ from models.evaluate import Tally
 
 if TYPE_CHECKING:
     from dataflows.alerts.base import Alert
+    from dataflows.opinions import Beside
     from dataflows.score import Flip, RoundOut
     from dataflows.sources.base import Gap
 
@@ -128,6 +129,8 @@ class Telemetry:
         self.reasons: Counter[str] = Counter()
         self.gaps: deque[Gap] = deque(maxlen=GAPS_KEPT_MAX)
         self._waiting: dict[int, int] = {}
+        self.beside: dict[str, Beside] = {}
+        """Bundle -> its counts while several scored, with the stage it has now."""
         self.missed_votes: dict[str, int] = {}
         """Detector -> votes that were missing since it raised or took too long."""
         self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
@@ -195,6 +198,9 @@ class Telemetry:
                 self.flips.extend(out.flips)
                 self.gaps.extend(out.gaps)
                 self._waiting[out.lane] = out.waiting
+                for one in out.beside if len(out.beside) > 1 else ():
+                    was = self.beside.get(one.bundle)
+                    self.beside[one.bundle] = one if was is None else one + was
                 for s in out.known:
                     if s.absences is None:
                         self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
@@ -258,6 +264,10 @@ class Telemetry:
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
                 "missed_votes": dict(self.missed_votes),
+                "bundles": [
+                    {"bundle": one.bundle, "stage": one.stage, **one.counts()}
+                    for one in self.beside.values()
+                ],
                 "late_beyond": self.late_beyond,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,
