@@ -111,12 +111,12 @@ def test_the_topic_of_another_flow_is_refused(settings: Settings) -> None:
 def test_a_flow_whose_disk_is_lost_goes_on_with_the_same_rounds(
     bench: Bench, kafka: Kafka, topic_prefix: str, tmp_path: Path
 ) -> None:
-    bound = {"sim_seconds": 5, "sim_speed": 720, "round_ms": 25, "snapshot_rounds": 20}
+    bound = {"sim_seconds": 20, "sim_speed": 180, "round_ms": 100, "snapshot_rounds": 20}
     kept = {"kafka_brokers": kafka.brokers, "journal_topic": f"{topic_prefix}journal"}
     whole = Run(bench, tmp_path / "whole", bound).to_end()
     run = Run(bench, tmp_path / "lost", {**bound, **kept})
     paced = Run(bench, run.state_dir, {**run.more, "sim_paced": "true"})
-    paced.until(lambda: len(run_rounds(run)) > 50, signal.SIGKILL)
+    paced.until(lambda: len(run_rounds(run)) > 25, signal.SIGKILL)
     before = run_rounds(run)
     assert not before[-1].final, "it was in the middle"
     shutil.rmtree(run.state_dir / "journal")
