@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from dataflows.score import RoundOut
     from models.scoring import Scorer
 
-__all__ = ["SEQUENCE", "Digest", "RoundDigest", "column_names", "open_certificate", "record_of"]
+__all__ = [
+    "SEQUENCE",
+    "Digest",
+    "RoundDigest",
+    "alert_sum",
+    "column_names",
+    "open_certificate",
+    "record_of",
+]
 
 SEQUENCE = "sequence"
 """Name of the column that stands for all numbers of a row's sequence."""
@@ -162,15 +170,20 @@ class RoundDigest:
 
     def whole(self, alert_ids: Iterable[str]) -> Digest:
         """The digest, once all event types are scored."""
-        total = 0
-        for name in alert_ids:
-            total += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
         return Digest(
             self.groups,
             {name: np.concatenate(columns) for name, columns in self.columns.items()},
             {name: row_hashes(rows) for name, rows in self.rows.items()},
-            total % _WORD,
+            alert_sum(alert_ids),
         )
+
+
+def alert_sum(ids: Iterable[str]) -> int:
+    """Sum over the hashes of alerts' ids, below 2**64; their order does not matter."""
+    total = 0
+    for name in ids:
+        total += int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return total % _WORD
 
 
 def record_of(
@@ -181,7 +194,7 @@ def record_of(
     columns: dict[str, UInt64] = {}
     counts: dict[str, int] = {}
     rows: dict[tuple[str, int], UInt32] = {}
-    alert_sum = alerts = received = cut_time_us = 0
+    ids_sum = alerts = received = cut_time_us = 0
     for out in outs:
         cut_time_us = max(cut_time_us, out.cut_time_us)
         received += out.received
@@ -194,8 +207,8 @@ def record_of(
             columns[name] = columns[name] + sums if name in columns else sums
             counts[name] = counts.get(name, 0) + len(digest.rows[name])
             rows[name, out.lane] = digest.rows[name]
-        alert_sum = (alert_sum + digest.alerts) % _WORD
-    record = Record(round_, cut_time_us, received, alerts, alert_sum, groups, columns, counts)
+        ids_sum = (ids_sum + digest.alerts) % _WORD
+    record = Record(round_, cut_time_us, received, alerts, ids_sum, groups, columns, counts)
     return record, rows
 
 

@@ -46,13 +46,18 @@ __all__ = [
 
 PREFIX = "WAXWING_"
 
+FILE = "_file"
+"""What a variable's name ends with where it names a file that holds the value: secrets of pods."""
+
 NOT_SETTINGS = frozenset({"WAXWING_REQUIRE_SERVICES", "WAXWING_SHARED_DATA"})
 """Variables with the prefix that speak to the tests, not to a flow."""
 
 _MASK = "********"
 
-_SECRET = re.compile("password|passwd|secret|key$|key[.]pem|token|jaas|credential", re.IGNORECASE)
-"""Names whose values are never shown: ours, and librdkafka's in kafka_options."""
+_SECRET = re.compile(
+    "password|passwd|secret|key$|key[.]pem|token|jaas|credential|user[.]info", re.IGNORECASE
+)
+"""Names whose values are never shown: ours, librdkafka's and those of the registry's client."""
 
 
 def _modules(package: str, without: Sequence[str] = ("base",)) -> list[str]:
@@ -321,6 +326,11 @@ class Settings(BaseSettings):
     kafka_registry_url: str = Field(
         "http://localhost:8081", description="Schema Registry, Confluent's API"
     )
+    kafka_registry_options: dict[str, str] = Field(
+        {},
+        description="further properties of the registry's client (basic.auth.user.info,"
+        " ssl.ca.location, ssl.certificate.location, ssl.key.location)",
+    )
     kafka_group: str = Field("waxwing", description="consumer group to commit to, for lag tools")
     kafka_from: str = Field(
         "earliest",
@@ -490,12 +500,42 @@ class Settings(BaseSettings):
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Setting name -> raw text, of the variables that start with the prefix."""
-    return {
-        k[len(PREFIX) :].lower(): v
-        for k, v in environ.items()
-        if k.startswith(PREFIX) and k not in NOT_SETTINGS
-    }
+    """Setting name -> variable that gives it, of those that start with the prefix.
+
+    `WAXWING_X_FILE` names a file that holds the value of setting x.
+    """
+    found: dict[str, str] = {}
+    for variable in environ:
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        held = name.removesuffix(FILE)
+        in_file = name not in Settings.model_fields and held in Settings.model_fields
+        if not in_file or PREFIX + held.upper() not in environ:
+            found[held if in_file else name] = variable
+    return found
+
+
+def _held(name: str, variable: str, environ: Mapping[str, str]) -> Any:
+    """The raw value of a setting from its variable, or from the file that the variable names.
+
+    Raises
+    ------
+    ConfigError : the file cannot be read, or is no text
+    """
+    if variable == PREFIX + name.upper():
+        return parse_text(name, environ[variable])
+    path = environ[variable]
+    try:
+        text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{variable}: {path!r} cannot be read: {error.strerror or error}; name a file that"
+            f" holds the value of {name}"
+        ) from None
+    except ValueError as error:  # bytes that are no UTF-8, a name with NUL
+        raise ConfigError(f"{variable}: {path!r} is no file of text: {error}") from None
+    return parse_text(name, text)
 
 
 def shown(name: str, value: Any) -> str:
@@ -520,9 +560,11 @@ def shown(name: str, value: Any) -> str:
 def recorded(settings: Settings) -> dict[str, Any]:
     """What a flow leaves of its settings beside its state: plain values, folders absolute.
 
-    Secrets are left out, and whatever may hold one: addresses with a password, broker options.
+    Secrets are left out, and whatever may hold one: addresses with a password, options of clients.
     """
-    values: dict[str, Any] = settings.model_dump(mode="json", exclude={"kafka_options"})
+    values: dict[str, Any] = settings.model_dump(
+        mode="json", exclude={"kafka_options", "kafka_registry_options"}
+    )
     found: dict[str, Any] = {}
     for name, value in values.items():
         raw = getattr(settings, name)
@@ -662,11 +704,14 @@ def _merged(
                 values[name], where[name] = value, str(path)
             else:
                 faults.append(_unknown(name, str(path)))
-    for name, text in _environment(environ).items():
-        if name in Settings.model_fields:
-            values[name], where[name] = parse_text(name, text), f"{PREFIX}{name.upper()}"
-        else:
-            faults.append(_unknown(name, f"{PREFIX}{name.upper()}"))
+    for name, variable in _environment(environ).items():
+        if name not in Settings.model_fields:
+            faults.append(_unknown(name, variable))
+            continue
+        try:
+            values[name], where[name] = _held(name, variable, environ), variable
+        except ConfigError as error:
+            faults += error.faults
     for name, value in overrides.items():
         if name not in Settings.model_fields:
             faults.append(_unknown(name, "command line"))
@@ -695,6 +740,6 @@ def sources_of(
     found = dict.fromkeys(Settings.model_fields, "default")
     if path is not None:
         found |= dict.fromkeys(_table(path), str(path))
-    found |= {name: f"{PREFIX}{name.upper()}" for name in _environment(environ)}
+    found |= _environment(environ)
     found |= {name: "command line" for name, value in overrides.items() if value is not None}
     return found

@@ -456,8 +456,9 @@ class OfflineEngine:
         return found
 
 
-_LATER_US = (7_200_000_000, 100_000_000_000_000)
-"""Clocks at which windows have run empty, and entities are forgotten."""
+_LATER_US = (7_200_000_000, 12_000_000_000_000)
+"""Clocks at which windows have run empty, and (after 139 days) entities are forgotten. A wheel
+turns tick by tick: three years in place of these took 0.7 s of each start."""
 
 
 def warm_up(catalog: Catalog, exact_max: int = 0) -> None:

@@ -165,6 +165,8 @@ def markdown() -> str:
         f"`{PREFIX}` (`round_ms` is `{PREFIX}ROUND_MS`), or `--set NAME=VALUE`. The command line",
         "wins over the variable, the variable over the file, the file over the default. Lists and",
         "tables are written as in TOML, words with commas will do: `WAXWING_ALERTS=jsonl,kafka`.",
+        "A variable with `_FILE` at its end names a file that holds the value, as for secrets:",
+        f"`{PREFIX}REDIS_URL_FILE=/run/secrets/redis`; the variable without it wins over the file.",
         "`waxwing check --config FILE` prints all of them with where each value comes from.",
     ]
     for heading, names in sections().items():

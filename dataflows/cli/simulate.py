@@ -417,6 +417,7 @@ class _KafkaWriter(_Writer):
             settings.kafka_brokers,
             encoding=settings.kafka_format,
             registry_url=settings.kafka_registry_url,
+            registry_options=settings.kafka_registry_options,
             topic_prefix=settings.kafka_topic_prefix,
             options=settings.kafka_options,
             timestamps=args.timestamps,

@@ -228,7 +228,9 @@ class KafkaReader:
                 self._bodies = SealedBodies()
             elif settings.kafka_format == "avro":
                 self._bodies = SchemaBodies(
-                    settings.kafka_registry_url, settings.state_dir / "schemas"
+                    settings.kafka_registry_url,
+                    settings.state_dir / "schemas",
+                    options=settings.kafka_registry_options,
                 )
             self._troubles.aloud = True
             # Where no late row is put in its place, the order of partitions is of no account.

@@ -18,6 +18,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
+from dataflows.settings import shown
+from dataflows.sources.registry import registry_client
 from features.batch import EventBatch
 from features.encode import avro_bodies, confluent_header, json_bodies
 from features.errors import SourceError
@@ -79,6 +81,7 @@ class EventProducer:
     brokers : bootstrap servers, comma separated
     encoding : `avro` (needs a registry) or `json`
     registry_url : Schema Registry with Confluent's API
+    registry_options : further properties of its client: basic.auth.user.info, ssl.*
     topic_prefix : put before the topic names of the event types
     options : further librdkafka properties; they win over ours
     timestamps : `wall` leaves the message's timestamp to the client; `event` sets the event's time,
@@ -87,6 +90,7 @@ class EventProducer:
     Raises
     ------
     SourceError : broker or registry out of reach, messages that could not be delivered
+    ConfigError : an address or options that the registry's client does not take
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class EventProducer:
         *,
         encoding: Literal["avro", "json"] = "avro",
         registry_url: str = "",
+        registry_options: Mapping[str, str] | None = None,
         topic_prefix: str = "",
         options: Mapping[str, str] | None = None,
         timestamps: Literal["wall", "event"] = "wall",
@@ -111,7 +116,7 @@ class EventProducer:
         self._sent = Sent()
         self._last_error = ""
         self._producer = Producer({**_OPTIONS, **self._common, "on_delivery": self._on_delivery})
-        self._registry_url = registry_url
+        self._registry_url, self._registry_options = registry_url, dict(registry_options or {})
         self._registry: SchemaRegistryClient | None = None
         self._topics: dict[str, _Topic] = {}
 
@@ -133,7 +138,7 @@ class EventProducer:
         """
         topic = self._topics[name]
         if self._registry is None:
-            self._registry = SchemaRegistryClient({"url": self._registry_url})
+            self._registry = registry_client(self._registry_url, self._registry_options)
         try:
             schema_id = int(
                 self._registry.register_schema(
@@ -144,8 +149,9 @@ class EventProducer:
             Exception
         ) as error:  # the client raises its own, the transport's and requests' errors
             raise SourceError(
-                f"schema registry {self._registry_url}: cannot register the schema of"
-                f" {topic.name!r}: {error}; check kafka_registry_url, or use kafka_format = 'json'"
+                f"schema registry {shown('registry_url', self._registry_url)}: cannot register the"
+                f" schema of {topic.name!r}: {error}; check kafka_registry_url, or use"
+                " kafka_format = 'json'"
             ) from error
         topic.schema, topic.header = schema, confluent_header(schema_id)
         return schema_id

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
@@ -22,7 +23,7 @@ from dataflows.settings import shown
 from dataflows.state.journal import replace_text
 from features.errors import ConfigError, SourceError, StateError
 
-__all__ = ["PATIENCE_S", "SchemaBodies", "SealedBodies"]
+__all__ = ["PATIENCE_S", "SchemaBodies", "SealedBodies", "registry_client"]
 
 PATIENCE_S = 30.0
 """How long a record with a new schema waits for a registry that is away; chosen: a restart."""
@@ -54,6 +55,22 @@ a wrong address."""
 _log = logging.getLogger(__name__)
 
 
+def registry_client(url: str, options: Mapping[str, Any]) -> SchemaRegistryClient:
+    """A client of the registry, without contact yet.
+
+    Raises
+    ------
+    ConfigError : an address that is none, a property or a file that the client does not take
+    """
+    try:
+        return SchemaRegistryClient({"url": url, **options})
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(
+            f"kafka_registry_url, kafka_registry_options: {error}; expected http://host:port or"
+            " https://host:port, and the properties of confluent-kafka's SchemaRegistryClient"
+        ) from None
+
+
 class SchemaBodies:
     """Bodies known, absent or asked for.
 
@@ -61,25 +78,27 @@ class SchemaBodies:
     ----------
     url : Schema Registry with Confluent's API
     folder : where bodies are kept over a restart; an id never gets another body
+    options : further properties of the client: basic.auth.user.info, ssl.*
 
     Raises
     ------
-    ConfigError : an address that is none
+    ConfigError : an address that is none, a property that the client does not know or take
     """
 
-    def __init__(self, url: str, folder: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        patience_s: float = PATIENCE_S,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._shown = shown("kafka_registry_url", url)
         self._patience_s = patience_s
         self._closing = ExitStack()
-        try:
-            self._client = self._closing.enter_context(
-                SchemaRegistryClient({"url": url, "timeout": REQUEST_S, "max.retries": 0})
-            )
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"kafka_registry_url: {error}; expected http://host:port or https://host:port"
-            ) from None
+        self._client = self._closing.enter_context(
+            registry_client(url, {**(options or {}), "timeout": REQUEST_S, "max.retries": 0})
+        )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="waxwing-registry")
         self._known: dict[int, str] = {}
         self._absent: dict[int, float] = {}

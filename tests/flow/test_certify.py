@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,63 @@ def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_
     difference = found["difference"]
     assert status == 1 and difference["entity"] is None and difference["rows"] is None
     assert (difference["group"], difference["feature"]) == (5, "card_amount_max_1h")
+
+
+def test_an_upgrade_tells_which_alerts_would_have_changed(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, _ = whole
+    voting = tomllib.loads((Path(bench.settings["bundle"]) / "voting.toml").read_text())
+    voting["payment_fraud"]["ensemble"] = 0.9999
+    voting["account_attack"]["severity"] = "info"
+    log = voting["log_anomaly"]
+    log["ensemble"], log["thresholds"] = 0.98, dict.fromkeys(log["thresholds"], 0.98)
+    rules = tmp_path / "voting.toml"
+    rules.write_text("\n".join(toml_of(voting)), encoding="utf-8")
+    other = Run(bench, tmp_path / "state", HALF_DAY | {"voting": rules})
+    other.to_end()
+    was, is_now = told_by(run), told_by(other)
+    expected = {
+        key: ("gone" if key not in is_now else "new" if key not in was else "changed")
+        for key in was.keys() | is_now.keys()
+        if was.get(key) != is_now.get(key)
+    }
+    assert set(expected.values()) == {"gone", "new", "changed"}
+    status, found, said = certify(bench, run.state_dir, "--upgrade", "--set", f"voting={rules}")
+    assert status == 1 and undocumented(found) == [], said
+    assert {(c["event_id"], c["anomaly_type"]): c["what"] for c in found["changes"]} == expected
+    counts = {what: list(expected.values()).count(what) for what in ("gone", "new", "changed")}
+    kept = {"same": len(was) - counts["gone"] - counts["changed"]}
+    assert found["alerts"] == {"then": len(was), "now": len(is_now)} | counts | kept
+    gone = next(c for c in found["changes"] if c["what"] == "gone")
+    assert gone["id_then"] in said and gone["score_now"] is None
+    stretch = ("--from", "2026-03-02T06:00:00Z", "--to", "2026-03-02T07:00:00Z")
+    status, found, said = certify(bench, run.state_dir, "--upgrade", *stretch)
+    assert status == 0 and found["changes"] == [] and found["alerts"]["same"] > 0, said
+    log_file = other.state_dir / "alerts.jsonl"
+    log_file.write_text("".join(log_file.read_text().splitlines(keepends=True)[1:]))
+    status, _, said = certify(bench, other.state_dir, "--upgrade")
+    assert status == 2 and "the log is not whole" in said and said.count("\n") == 1
+
+
+def toml_of(voting: dict[str, Any]) -> list[str]:
+    """Lines of voting.toml."""
+    lines = []
+    for name, rule in voting.items():
+        lines += [f"[{name}]", *(f"{k} = {json.dumps(rule[k])}" for k in rule if k != "thresholds")]
+        lines += [f"[{name}.thresholds]", *(f"{k} = {v}" for k, v in rule["thresholds"].items())]
+    return lines
+
+
+def told_by(run: Run) -> dict[tuple[str, str], list[Any]]:
+    """(event id, anomaly type) -> score, severity and votes of each alert."""
+    votes = ("detector", "score", "vote")
+    return {
+        (a["event_id"], a["anomaly_type"]): [
+            a["score"], a["severity"], [[vote[k] for k in votes] for vote in a["votes"]]
+        ]
+        for a in run.alerts()
+    }  # fmt: skip
 
 
 def test_a_file_is_certified_and_one_that_has_changed_is_found(

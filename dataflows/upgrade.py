@@ -1,0 +1,223 @@
+"""Which alerts of a stretch would have been others with the models, rules and features of now.
+
+A certificate asks whether the same comes out; after an upgrade it should not, and the question is
+what changes for those who read the alerts. The stretch is replayed with what the settings name now,
+and its alerts are held against those in the log of then. That the log is whole is known from the
+certificate: the ids of each round add up to the sum that was written while live.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflows.alerts.base import Alert
+from dataflows.alerts.jsonl import FILE_NAME, alerts_with
+from dataflows.certify import Stretch, stretch_between
+from dataflows.context import Replaying
+from dataflows.digests import alert_sum, versions
+from dataflows.replay import as_run, base_before, replay, replay_context
+from dataflows.score import RoundOut
+from dataflows.state.certificate import digests_folder, read_records
+from features.errors import StateError
+
+__all__ = ["Change", "Upgraded", "upgrade"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One alert that is not what it was.
+
+    Parameters
+    ----------
+    what : `gone`, `new` or `changed` (its score, its severity or a vote)
+    event_type, event_id, anomaly_type, entity_type, entity : whose alert; it has one a pair of
+        event and anomaly type
+    round, cut_time_us : the round it was or would have been told in
+    id_then, score_then, severity_then : None of a new one
+    id_now, score_now, severity_now : None of one that is gone
+    """
+
+    what: str
+    event_type: str
+    event_id: str
+    anomaly_type: str
+    entity_type: str
+    entity: str
+    round: int
+    cut_time_us: int
+    id_then: str | None = None
+    id_now: str | None = None
+    score_then: float | None = None
+    score_now: float | None = None
+    severity_then: str | None = None
+    severity_now: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What an upgrade would have changed.
+
+    Parameters
+    ----------
+    rounds, events : replayed
+    first_round, last_round, from_us, until_us : which, and their cut times
+    base_round : the base state the replay began at
+    workers : Bytewax workers of the replay
+    seconds : the replay took, wall time
+    bundle, catalog : id of the models and version of the features, (then, now)
+    alerts : `then`, `now`, `same`, `gone`, `new`, `changed`: how many
+    changes : in the order of the rounds
+    other_versions : package -> (then, now), where they differ
+    """
+
+    rounds: int
+    events: int
+    first_round: int
+    last_round: int
+    from_us: int
+    until_us: int
+    base_round: int
+    workers: int
+    seconds: float
+    bundle: tuple[str, str]
+    catalog: tuple[str, str]
+    alerts: dict[str, int]
+    changes: tuple[Change, ...]
+    other_versions: dict[str, tuple[str, str]]
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def upgrade(
+    state_dir: Path,
+    config: str | None,
+    given: dict[str, Any],
+    from_us: int | None = None,
+    until_us: int | None = None,
+    workers: int = 1,
+) -> Upgraded:
+    """Replay a stretch with the models, rules and features of now.
+
+    Parameters
+    ----------
+    state_dir, config, given, from_us, until_us, workers : see `dataflows.certify.certify`; `given`
+        names what is new (bundle, voting, detectors, feature_paths, ...)
+
+    Raises
+    ------
+    WaxwingError : the stretch cannot be replayed, or the log of its alerts is not whole
+    """
+    stretch = stretch_between(state_dir, from_us, until_us)
+    header = stretch.segment.header
+    then = _then(state_dir, stretch)
+    settings = as_run(stretch.segment, state_dir, config, given)
+    first, last = stretch.first.round, stretch.last.round
+    base = base_before(state_dir, first, int(header["lanes"]))
+    begun = time.monotonic()
+    now: dict[tuple[str, str], Alert] = {}
+    done: Counter[str] = Counter()
+
+    def look(_round: int, outs: list[RoundOut]) -> bool:
+        done["rounds"] += 1
+        for out in outs:
+            done["events"] += out.received
+            now.update({(a.event_id, a.anomaly_type): a for a in out.alerts})
+        return True
+
+    context = replay_context(settings, base, Replaying(first, last), header, other_models=True)
+    replay(context, look, workers)
+    changes = _changes(then, now)
+    counts = Counter(change.what for change in changes)
+    is_now, was = versions(), header["versions"]
+    return Upgraded(
+        done["rounds"],
+        done["events"],
+        first,
+        last,
+        stretch.first.cut_time_us,
+        stretch.last.cut_time_us,
+        base.round,
+        workers,
+        round(time.monotonic() - begun, 3),
+        (header["bundle"], context.scorer.bundle.id),
+        (header["catalog"], context.catalog.version),
+        {
+            "then": len(then),
+            "now": len(now),
+            "same": len(then) - counts["gone"] - counts["changed"],
+            **{what: counts[what] for what in ("gone", "new", "changed")},
+        },
+        tuple(changes),
+        {
+            name: (was.get(name, ""), is_now[name])
+            for name in is_now
+            if was.get(name) != is_now[name]
+        },
+    )
+
+
+def _then(state_dir: Path, stretch: Stretch) -> dict[tuple[str, str], Alert]:
+    """(event id, anomaly type) -> alert as it was told.
+
+    Raises
+    ------
+    StateError : the log lacks an alert that the certificate counted, or has others
+    """
+    first, last = stretch.first.round, stretch.last.round
+    # After a crash an alert may stand there twice, the same.
+    found = {
+        alert.id: alert for alert in alerts_with(state_dir, "") if first <= alert.round <= last
+    }
+    rounds: dict[int, list[str]] = {}
+    for alert in found.values():
+        rounds.setdefault(alert.round, []).append(alert.id)
+    for _, record in read_records(digests_folder(state_dir), stretch.first.cut_time_us, None):
+        ids = rounds.get(record.round, [])
+        if first <= record.round <= last and (
+            (len(ids), alert_sum(ids)) != (record.alerts, record.alert_sum)
+        ):
+            raise StateError(
+                f"{state_dir / FILE_NAME}: has {len(ids)} alerts of round {record.round}, the"
+                f" certificate counted {record.alerts}: the sink `jsonl` was off then, or the log"
+                " is not whole; choose other times, or put the log back"
+            )
+    return {(alert.event_id, alert.anomaly_type): alert for alert in found.values()}
+
+
+def _changes(then: dict[tuple[str, str], Alert], now: dict[tuple[str, str], Alert]) -> list[Change]:
+    """What differs, in the order of the rounds."""
+    found = []
+    for key in dict.fromkeys((*then, *now)):
+        was, is_now = then.get(key), now.get(key)
+        one = was or is_now
+        if one is None or (was is not None and is_now is not None and _same(was, is_now)):
+            continue
+        what = "gone" if is_now is None else "new" if was is None else "changed"
+        found.append(
+            Change(
+                what, one.event_type, one.event_id, one.anomaly_type, one.entity_type, one.entity,
+                one.round, one.cut_time_us,
+                None if was is None else was.id, None if is_now is None else is_now.id,
+                None if was is None else was.score, None if is_now is None else is_now.score,
+                None if was is None else was.severity,
+                None if is_now is None else is_now.severity,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda change: (change.round, change.event_type, change.event_id))
+
+
+def _same(was: Alert, is_now: Alert) -> bool:
+    """Whether an alert says the same, but for thresholds and the id of its bundle."""
+    return _says(was) == _says(is_now)
+
+
+def _says(alert: Alert) -> list[Any]:
+    """What of an alert can change."""
+    votes = [(vote.detector, vote.score, vote.vote, vote.missing) for vote in alert.votes]
+    return [alert.score, alert.severity, votes]
