@@ -48,6 +48,14 @@ REASON_CHARS_MAX = 200
 
 Rows = npt.NDArray[np.intp]
 
+_Round = tuple[int, str, str]
+"""Round, event type, bundle."""
+
+
+def _named(detector: str, bundle: str) -> str:
+    """A detector as it is called here: of another bundle than that of the settings, with its id."""
+    return f"{detector}@{bundle}" if bundle else detector
+
 
 @dataclass(frozen=True, slots=True)
 class Missed:
@@ -79,7 +87,9 @@ class _Task:
     event_type: str
     known: dict[str, Missed]
     hung: Callable[[str], str]
+    bundle: str = ""
     missed: dict[str, Missed] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
     at: tuple[str, float] | None = None
     abandoned: bool = False
 
@@ -87,6 +97,7 @@ class _Task:
         """Raw numbers of a detector, NaN where its vote is missing; see `models.scoring.Ask`."""
         if self.abandoned:
             raise _Abandoned
+        self.asked.add(name)
         out = np.full(len(features), np.nan)
         known = self.known.get(name)
         why = "" if known is not None else self.hung(name)
@@ -142,7 +153,7 @@ class Ballots:
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
         self._notes: dict[int, RoundNotes] = {}
-        self._known: dict[int, dict[tuple[int, str], dict[str, Missed]]] = {}
+        self._known: dict[int, dict[_Round, dict[str, Missed]]] = {}
         self._stuck: dict[tuple[str, str], tuple[_Task, int]] = {}
         self._failing: set[tuple[str, str]] = set()
         self._said = 0
@@ -156,10 +167,15 @@ class Ballots:
         round_: int,
         features: Mapping[str, FeatureMatrix],
         stages: Stages,
+        bundle: str = "",
     ) -> dict[str, tuple[ScoreMatrix, dict[str, Missed]]]:
         """Scores of a lane's round by event type, and whose votes are missing.
 
         The kernels hold no lock: event types are scored side by side, and taken in their order.
+
+        Parameters
+        ----------
+        bundle : whose models the scorer has; empty for those of the settings
 
         Raises
         ------
@@ -168,7 +184,8 @@ class Ballots:
         known = self._open(lane)
         begun: dict[str, tuple[_Task, Future[ScoreMatrix]]] = {}
         for name, matrix in features.items():
-            begun[name] = self._begin(scorer, name, matrix, stages, known.pop((round_, name), {}))
+            noted = known.pop((round_, name, bundle), {})
+            begun[name] = self._begin(scorer, name, matrix, stages, noted, bundle)
         found = {}
         for name, (task, future) in begun.items():
             scores = None
@@ -176,14 +193,19 @@ class Ballots:
                 scores = self._waited(task, future)
                 if scores is None:
                     given_up = self._give_up(task, round_)
-                    task, future = self._begin(scorer, name, features[name], stages, given_up)
+                    task, future = self._begin(
+                        scorer, name, features[name], stages, given_up, bundle
+                    )
             self._note(lane, round_, task, len(features[name]))
             found[name] = scores, task.known | task.missed
         return found
 
-    def plainly(self, scorer: Scorer, features: FeatureMatrix, stages: Stages) -> ScoreMatrix:
+    def plainly(
+        self, scorer: Scorer, features: FeatureMatrix, stages: Stages, bundle: str = ""
+    ) -> ScoreMatrix:
         """Scores of rows that are only compared; what a detector raises on has none of it."""
-        task = _Task(features.event_type, {}, lambda name: self._hung(features.event_type, name))
+        event = features.event_type
+        task = _Task(event, {}, lambda name: self._hung(event, _named(name, bundle)))
         return scorer.score(features, stages, ask=task.ask)
 
     def close(self) -> None:
@@ -203,9 +225,11 @@ class Ballots:
         features: FeatureMatrix,
         stages: Stages,
         known: dict[str, Missed],
+        bundle: str,
     ) -> tuple[_Task, Future[ScoreMatrix]]:
         """Have an event type scored by a thread."""
-        task = _Task(name, known, lambda detector: self._hung(name, detector))
+        hung = lambda detector: self._hung(name, _named(detector, bundle))  # noqa: E731
+        task = _Task(name, known, hung, bundle)
         future: Future[ScoreMatrix] = Future()
 
         def work() -> None:
@@ -248,7 +272,7 @@ class Ballots:
         self._threads -= 1  # another takes its place; should it come back, there is one more
         if at is None:  # it came back at this very moment
             return task.known
-        self._stuck[task.event_type, at[0]] = task, round_
+        self._stuck[task.event_type, _named(at[0], task.bundle)] = task, round_
         why = f"no answer within {self._patience_s:g} s"
         return task.known | task.missed | {at[0]: Missed(None, why)}
 
@@ -265,15 +289,16 @@ class Ballots:
 
     # -- notes ------------------------------------------------------------------------------------
 
-    def _open(self, lane: int) -> dict[tuple[int, str], dict[str, Missed]]:
+    def _open(self, lane: int) -> dict[_Round, dict[str, Missed]]:
         """What is noted of a lane's rounds since the manifest, read once."""
         if lane not in self._known:
             path = journal_folder(self._state_dir, lane) / MISSED_FILE
             self._notes[lane] = RoundNotes(path)
-            known: dict[tuple[int, str], dict[str, Missed]] = {}
+            known: dict[_Round, dict[str, Missed]] = {}
             for note in read_notes(path, self._after_round()):
                 rows = None if note["rows"] is None else np.array(note["rows"], np.intp)
-                votes = known.setdefault((note["round"], note["event_type"]), {})
+                whose = note["round"], note["event_type"], note.get("bundle", "")
+                votes = known.setdefault(whose, {})
                 votes[note["detector"]] = Missed(rows, note["why"], noted=True)
             self._known[lane] = known
         return self._known[lane]
@@ -283,13 +308,15 @@ class Ballots:
         known = task.known | task.missed
         fresh = {name: missed for name, missed in known.items() if not missed.noted}
         if fresh and not self._replaying:
+            whose = {"bundle": task.bundle} if task.bundle else {}
             self._notes[lane].append([
                 {"round": round_, "event_type": task.event_type, "detector": name,
                  "why": missed.why,
-                 "rows": None if missed.rows is None else missed.rows.tolist()}
+                 "rows": None if missed.rows is None else missed.rows.tolist(), **whose}
                 for name, missed in sorted(fresh.items())
             ])  # fmt: skip
-        for name, missed in known.items():
+        named = {_named(name, task.bundle): missed for name, missed in known.items()}
+        for name, missed in named.items():
             count = rows if missed.rows is None else len(missed.rows)
             self.missed[name] = self.missed.get(name, 0) + count
             new = (task.event_type, name) not in self._failing and not self._replaying
@@ -299,8 +326,9 @@ class Ballots:
                     f"detector {name!r} has no vote on {count:,} of {rows:,} {task.event_type}"
                     f" events of round {round_}: {missed.why}; the others vote on"
                 )
-        self._failing -= {key for key in self._failing if key[0] == task.event_type}
-        self._failing |= {(task.event_type, name) for name in known}
+        ours = {_named(name, task.bundle) for name in task.asked}
+        self._failing -= {(task.event_type, name) for name in ours}
+        self._failing |= {(task.event_type, name) for name in named}
 
 
 def _tried(raw: Raw, features: FeatureMatrix, at: Rows, out: Float64) -> tuple[Rows, str]:

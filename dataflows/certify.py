@@ -33,9 +33,9 @@ from dataflows.state.certificate import (
 from features.digest import UInt32
 from features.errors import ConfigError, StateError
 from features.events import event_type
-from features.keys import group_of, hash_columns
+from features.keys import UInt64, group_of, hash_columns
 
-__all__ = ["Certified", "Difference", "Stretch", "certify", "moment", "stretch_between"]
+__all__ = ["Certified", "Difference", "Stretch", "certify", "last_us", "moment", "stretch_between"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def certify(
         )
     difference = None
     if looker.differing is not None:
-        difference = _named(state_dir, stretch.segment, context, *looker.differing)
+        difference = _named(state_dir, looker.segment, context, *looker.differing)
     now, then = versions(), stretch.segment.header["versions"]
     return Certified(
         difference is None,
@@ -207,7 +207,7 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                 )
         found.last = record
     if found is None:
-        begins, ends = segments[0].header["cut_time_us"], _last_us(state_dir, segments[-1])
+        begins, ends = segments[0].header["cut_time_us"], last_us(state_dir, segments[-1])
         raise StateError(
             f"state_dir {state_dir}: no rounds were cut between the times given; there are rounds"
             f" from {moment(begins)} to {moment(ends)} (cut_time)"
@@ -222,8 +222,8 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
     return found
 
 
-def _last_us(state_dir: Path, segment: Segment) -> int:
-    """Cut time of the newest round, which is of the newest segment."""
+def last_us(state_dir: Path, segment: Segment) -> int:
+    """Cut time of the newest round of a state folder, which is of its newest segment."""
     newest = int(segment.header["cut_time_us"])
     for _, record in read_records(digests_folder(state_dir), newest + 1):
         newest = record.cut_time_us
@@ -238,13 +238,16 @@ class _Comparison:
             digests_folder(state_dir), stretch.first.cut_time_us, None
         )
         self._first = stretch.first.round
+        self.segment = stretch.segment
         self.rounds = self.events = 0
         self.differing: tuple[Record, Record, dict[tuple[str, int], UInt32], list[RoundOut]] | None
         self.differing = None
 
     def look(self, round_: int, outs: list[RoundOut]) -> bool:
         """Compare one; False where it differs."""
-        record = next((r for _, r in self._live if r.round >= round_), None)
+        segment, record = next(
+            ((s, r) for s, r in self._live if r.round >= round_), (self.segment, None)
+        )
         if record is None or record.round != round_:
             raise StateError(
                 f"the certificate has no round {round_}, which the journal has; its file was"
@@ -252,7 +255,7 @@ class _Comparison:
             )
         again, rows = record_of(round_, outs)
         if not _same(record, again):
-            self.differing = record, again, rows, outs
+            self.differing, self.segment = (record, again, rows, outs), segment
             return False
         self.rounds += 1
         self.events += record.received
@@ -291,7 +294,7 @@ def _named(
     columns = [
         (name, segment.header["columns"][name][i])
         for name, sums in live.columns.items()
-        for i in np.flatnonzero(sums != again.columns[name]).tolist()
+        for i in _differing(sums, again.columns[name])
     ]
     group = groups[0] if groups else None
     if not columns:
@@ -327,6 +330,13 @@ def _named(
     return Difference(
         **at, what=what, text=text, group=group, event_type=name, feature=column, rows=len(places)
     )
+
+
+def _differing(sums: UInt64, again: UInt64) -> list[int]:
+    """Places of the columns that differ; the first score where there are not as many now."""
+    if len(sums) != len(again):
+        return [min(len(sums), len(again)) - 1]
+    return [int(place) for place in np.flatnonzero(sums != again)]
 
 
 def _differing_rows(
@@ -373,10 +383,13 @@ def _value(seen: Seen, feature: str, row: int) -> float | None:
     kind, colon, name = feature.partition(":")
     if not colon:
         return None if feature == SEQUENCE else float(seen.features.column(feature)[row])
+    name, _, bundle = name.partition("@")
+    mine = next(o for o in seen.opinions if bundle in ("", o.seat.bundle))
+    scores, decisions = mine.scores, mine.decisions
     if kind == "score":
-        return float(seen.scores.scores[row, seen.scores.detectors.index(name)])
-    place = seen.decisions.anomaly_types.index(name)
-    table = seen.decisions.score if kind == "ensemble" else seen.decisions.flagged
+        return float(scores.scores[row, scores.detectors.index(name)])
+    place = decisions.anomaly_types.index(name)
+    table = decisions.score if kind == "ensemble" else decisions.flagged
     return float(table[row, place])
 
 

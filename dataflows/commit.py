@@ -18,9 +18,11 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from dataflows.alerts import open_sinks
 from dataflows.alerts.base import AlertSink
+from dataflows.auto_rollback import AutoRollback
 from dataflows.context import Context
+from dataflows.control.records import Control
 from dataflows.currencies import base_of
-from dataflows.digests import open_certificate, record_of
+from dataflows.digests import header_of, open_certificate, record_of
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.bases import keep_base
@@ -125,6 +127,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._round = manifest.round
         self._barrier: Barrier[RoundOut] = Barrier(lanes, manifest.round)
         self._totals = {name: manifest.totals.get(name, 0) for name in _COUNTED}
+        self._totals |= {k: v for k, v in manifest.totals.items() if ":" in k}
         settings = context.settings
         self._token = manifest.token
         context.telemetry.begun_us = context.begun_us
@@ -136,6 +139,8 @@ class Commit(StatefulSinkPartition[Any, int]):
             if truncate is not None:
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
+        self._bundles = Control.of(manifest.control).bundles
+        self._rollback = AutoRollback(settings, context.telemetry.say)
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
@@ -185,6 +190,8 @@ class Commit(StatefulSinkPartition[Any, int]):
             self._totals["old_rate"] += out.old_rate
             self._totals["lost"] += sum(map(len, out.gaps))
         self._round = round_
+        self._count_bundles(outs)
+        self._rollback.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
         telemetry = self._context.telemetry
@@ -199,8 +206,23 @@ class Commit(StatefulSinkPartition[Any, int]):
                 if position is not None:
                     logs[sink.name] = position()
             self._snapshots[round_] = _Snapshot(
-                dict(self._totals), outs[0].control.records(), logs, last, outs[0].cut_time_us
+                dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us
             )
+
+    def _count_bundles(self, outs: list[RoundOut]) -> None:
+        """Count what bundles beside each other said; where others score now, begin anew."""
+        control = outs[0].control
+        if control.bundles != self._bundles:
+            self._bundles = control.bundles
+            self._totals = {k: v for k, v in self._totals.items() if ":" not in k}
+            self._context.shelf.forget(control)
+            if self._certificate is not None:
+                self._certificate.change(header_of(self._context, control))
+        for out in outs:
+            for one in out.beside if len(out.beside) > 1 else ():
+                for name, count in one.counts().items():
+                    key = f"{one.bundle}:{name}"
+                    self._totals[key] = self._totals.get(key, 0) + count
 
     def _commit(self) -> None:
         """Write the manifest of the newest snapshot round that is durable everywhere."""

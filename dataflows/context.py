@@ -22,10 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.ballots import Ballots
-from dataflows.control.records import ControlFile, ControlReader, Names
+from dataflows.control.bundles import WithBundles
+from dataflows.control.records import Control, ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.poison import POISON_FILE
 from dataflows.settings import Settings
+from dataflows.shelf import Shelf
 from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
@@ -140,6 +142,8 @@ class Replaying:
     groups : shard groups that compute; None means all. Rows of the others have no features
     told_from : whoever looks is told of rounds from here on; None: from `first` on
     scored : False computes features alone: no models are needed
+    beside : scores as a shadow in every round
+    base_alone : nothing but the bundle of the settings scores
     """
 
     first: int
@@ -147,6 +151,8 @@ class Replaying:
     groups: frozenset[int] | None = None
     told_from: int | None = None
     scored: bool = True
+    beside: Scorer | None = None
+    base_alone: bool = False
 
 
 @dataclass(slots=True)
@@ -179,12 +185,23 @@ class Context:
     """Asks the detectors, and goes on without those that fail."""
     replaying: Replaying | None = None
     """Set in a replay: nothing is saved, sent or told, only computed."""
+    shelf: Shelf = field(init=False)
+    """The bundles that control records name, and which of them scores when."""
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
     """Event type -> entity -> columns of the feature matrix that its view holds."""
 
     def __post_init__(self) -> None:
+        replaying = self.replaying
+        self.shelf = Shelf(
+            self.settings.state_dir,
+            self.catalog,
+            self.scorer,
+            self.settings.bundle,
+            None if replaying is None else replaying.beside,
+            replaying is not None and replaying.base_alone,
+        )
         self.ballots = Ballots(
             self.settings.state_dir,
             lambda: self.manifest.round,
@@ -203,6 +220,7 @@ class Context:
         """Wait for what is being written, let go of threads, sources and journals."""
         self.writing.shutdown()
         self.ballots.close()
+        self.shelf.close()
         for lane in self.opened:
             lane.close()
 
@@ -503,6 +521,11 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     book = None if manifest is None else RateBook(settings, telemetry.say)
     stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(settings, cat, scorer, manifest, telemetry, store, book, lease, stop)
+    if manifest is not None:
+        # What is in force loads before the first round; bundles that come later, beside the flow.
+        context.shelf.lineup(Control.of(manifest.control))
+    if in_cluster():
+        context.shelf.look_out()
     if settings.source == "simulator":
         telemetry.silences = lambda since_us, until_us: context.world().silences(since_us, until_us)
     return context
@@ -613,8 +636,12 @@ def _open_control(context: Context) -> ControlReader:
     """Where the control records come from."""
     settings = context.settings
     names = Names.of(context.scorer.voting, (*context.scorer.detectors, *context.scorer.fallbacks))
+    reader: ControlReader
     if settings.control_topic is not None:
         from dataflows.control.topic import ControlTopic
 
-        return ControlTopic(settings, names)
-    return ControlFile(settings.control_file or settings.state_dir / "control.jsonl", names)
+        reader = ControlTopic(settings, names)
+    else:
+        path = settings.control_file or settings.state_dir / "control.jsonl"
+        reader = ControlFile(path, names)
+    return WithBundles(reader, context.shelf, context.telemetry.say, in_cluster())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.control.records import Control
 from dataflows.settings import recorded
 from dataflows.state.certificate import Certificate, Record, digests_folder
 from features.batch import FeatureMatrix
@@ -31,7 +32,7 @@ from models.base import Decisions, ScoreMatrix
 if TYPE_CHECKING:
     from dataflows.context import Context
     from dataflows.score import RoundOut
-    from models.scoring import Scorer
+    from dataflows.shelf import Seat
 
 __all__ = [
     "SEQUENCE",
@@ -39,6 +40,7 @@ __all__ = [
     "RoundDigest",
     "alert_sum",
     "column_names",
+    "header_of",
     "open_certificate",
     "record_of",
 ]
@@ -52,22 +54,22 @@ COMPUTING = ("waxwing", "numpy", "numba", "llvmlite", "lightgbm", "torch", "scik
 _WORD = 2**64
 
 
-def column_names(catalog: Catalog, scorer: Scorer, event: str) -> tuple[str, ...]:
+def column_names(catalog: Catalog, lineup: Sequence[Seat], event: str) -> tuple[str, ...]:
     """Names of what is hashed of the rows of an event type, in the order of `Digest.columns`.
 
     Returns
     -------
     features as they are called, `sequence`, `score:DETECTOR`, `ensemble:ANOMALY_TYPE` and
-    `flagged:ANOMALY_TYPE`
+    `flagged:ANOMALY_TYPE`; those of a bundle beside the live one with `@` and its id
     """
-    rules = scorer.voting.of(event) if event in scorer.bundle.models else ()
-    return (
-        *catalog.names(event),
-        SEQUENCE,
-        *(f"score:{name}" for name in scorer.columns(event)),
-        *(f"ensemble:{rule.name}" for rule in rules),
-        *(f"flagged:{rule.name}" for rule in rules),
-    )
+    found = [*catalog.names(event), SEQUENCE]
+    for place, seat in enumerate(lineup):
+        scorer, whose = seat.scorer, f"@{seat.bundle}" if place else ""
+        rules = scorer.voting.of(event) if event in scorer.bundle.models else ()
+        found += [f"score:{name}{whose}" for name in scorer.columns(event)]
+        found += [f"ensemble:{rule.name}{whose}" for rule in rules]
+        found += [f"flagged:{rule.name}{whose}" for rule in rules]
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,10 @@ def record_of(
     return record, rows
 
 
-def header_of(context: Context) -> dict[str, Any]:
-    """What a segment says of all its records."""
+def header_of(context: Context, control: Control) -> dict[str, Any]:
+    """What a segment says of all its records, while `control` is in force."""
     catalog, settings = context.catalog, context.settings
+    lineup = context.shelf.lineup(control)
     return {
         "catalog": catalog.version,
         "bundle": context.scorer.bundle.id,
@@ -224,9 +227,8 @@ def header_of(context: Context) -> dict[str, Any]:
         ],
         "groups": settings.groups,
         "lanes": context.manifest.lanes,
-        "columns": {
-            name: column_names(catalog, context.scorer, name) for name in catalog.event_types
-        },
+        "columns": {name: column_names(catalog, lineup, name) for name in catalog.event_types},
+        "bundles": [[seat.bundle, seat.stage] for seat in lineup],
         "settings": recorded(settings),
         "versions": versions(),
     }
@@ -256,7 +258,7 @@ def open_certificate(context: Context) -> Certificate:
     settings = context.settings
     return Certificate(
         digests_folder(settings.state_dir),
-        header_of(context),
+        header_of(context, Control.of(context.manifest.control)),
         context.manifest.round,
         round(settings.retention_h * 3.6e9),
         round(min(settings.row_hashes_h, settings.retention_h) * 3.6e9),

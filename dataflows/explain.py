@@ -21,6 +21,7 @@ from dataflows.alerts.jsonl import FILE_NAME, alerts_with
 from dataflows.context import Context, Replaying
 from dataflows.control.records import Control
 from dataflows.digests import versions
+from dataflows.opinions import Opinion
 from dataflows.replay import (
     as_run,
     base_before,
@@ -30,10 +31,12 @@ from dataflows.replay import (
     segments_in,
 )
 from dataflows.score import RoundOut, Seen
+from dataflows.shelf import Seat
 from features.batch import EventBatch
 from features.errors import ConfigError, StateError
 from features.events import event_type, made_types
 from features.keys import group_of, hash_columns
+from models.bundle import Bundle
 from models.decisions.reasons import every_feature
 from models.voting import ENSEMBLE
 
@@ -142,12 +145,14 @@ def explain(
         "alert": alert.payload(),
         "same": witness.again is not None and witness.again.payload() == alert.payload(),
         "event": _event(witness.seen.batch, witness.row),
-        "features": _features(context, witness.seen, witness.row),
-        "detectors": _detectors(context, witness),
-        "vote": _vote(context, witness),
+        "features": _features(
+            context, _opinion(witness).seat.scorer.bundle, witness.seen, witness.row
+        ),
+        "detectors": _detectors(witness),
+        "vote": _vote(witness),
         "control": witness.control.records(),
         "last_events": list(witness.events),
-        "bundle": {"id": context.scorer.bundle.id, "folder": str(settings.bundle)},
+        "bundle": _bundle(context, _opinion(witness).seat),
         "catalog": context.catalog.version,
         "versions": header["versions"],
         "other_versions": {
@@ -180,6 +185,21 @@ def _groups_of(context: Context, alert: Alert) -> frozenset[int] | None:
     return frozenset(int(group_of(k, context.settings.groups)[0]) for k in keys if k[0])
 
 
+def _opinion(witness: _Witness) -> Opinion:
+    """What the bundle of the alert makes of its round now; that of the live one where it has no
+    say any more."""
+    found = () if witness.seen is None else witness.seen.opinions
+    mine = [o for o in found if o.seat.bundle == witness.alert.bundle_id]
+    return (mine or list(found))[0]
+
+
+def _bundle(context: Context, seat: Seat) -> dict[str, str]:
+    """Which bundle decided, and where it lies."""
+    settings = context.settings
+    folder = settings.bundle if seat.base else context.shelf.folder / seat.bundle
+    return {"id": seat.bundle, "folder": str(folder)}
+
+
 def _event(batch: EventBatch, row: int) -> dict[str, Any]:
     """The event as it was."""
     return {
@@ -190,11 +210,11 @@ def _event(batch: EventBatch, row: int) -> dict[str, Any]:
     }
 
 
-def _features(context: Context, seen: Seen, row: int) -> list[dict[str, Any]]:
+def _features(context: Context, bundle: Bundle, seen: Seen, row: int) -> list[dict[str, Any]]:
     """Each feature, the oddest first."""
     catalog = context.catalog
     declared = {f.name: f for f in catalog.features(seen.batch.event_type)}
-    scored = every_feature(catalog, context.scorer.bundle, seen.features, row)
+    scored = every_feature(catalog, bundle, seen.features, row)
     return [
         {
             "name": name,
@@ -209,36 +229,38 @@ def _features(context: Context, seen: Seen, row: int) -> list[dict[str, Any]]:
     ]
 
 
-def _detectors(context: Context, witness: _Witness) -> list[dict[str, Any]]:
+def _detectors(witness: _Witness) -> list[dict[str, Any]]:
     """Each detector's score, threshold, vote and share of the ensemble."""
     seen, row, control = witness.seen, witness.row, witness.control
     if seen is None or control is None:
         return []
     declared = event_type(witness.alert.event_type)
     entity = hash_columns(seen.batch.frame, declared.entities[declared.primary])
-    kind = seen.decisions.anomaly_types.index(witness.alert.anomaly_type)
-    shares = context.scorer.shares(seen.scores, witness.alert.anomaly_type, control.stages, entity)
+    mine = _opinion(witness)
+    scores, decisions = mine.scores, mine.decisions
+    kind = decisions.anomaly_types.index(witness.alert.anomaly_type)
+    shares = mine.seat.scorer.shares(scores, witness.alert.anomaly_type, control.stages, entity)
     return [
         {
             "name": name,
-            "score": _known(seen.scores.scores[row, i]),
-            "threshold": float(seen.decisions.thresholds[kind, i]),
-            "vote": bool(seen.decisions.votes[row, kind, i]),
+            "score": _known(scores.scores[row, i]),
+            "threshold": float(decisions.thresholds[kind, i]),
+            "vote": bool(decisions.votes[row, kind, i]),
             "share": _known(shares[row, i]),
             "stage": control.stages.get(name, ("live", 100.0))[0],
         }
-        for i, name in enumerate(seen.scores.detectors)
+        for i, name in enumerate(scores.detectors)
     ]
 
 
-def _vote(context: Context, witness: _Witness) -> dict[str, Any]:
+def _vote(witness: _Witness) -> dict[str, Any]:
     """The rule, and what came of it."""
-    seen, control, name = witness.seen, witness.control, witness.alert.anomaly_type
-    rule = context.scorer.voting.anomaly_types[name]
+    control, name = witness.control, witness.alert.anomaly_type
+    mine = _opinion(witness)
+    rule = mine.seat.scorer.voting.anomaly_types[name]
     changed: Mapping[tuple[str, str], float] = {} if control is None else control.thresholds
-    score = None
-    if seen is not None:
-        score = float(seen.decisions.score[witness.row, seen.decisions.anomaly_types.index(name)])
+    place = mine.decisions.anomaly_types.index(name)
+    score = float(mine.decisions.score[witness.row, place])
     return {
         "anomaly_type": name,
         "score": score,

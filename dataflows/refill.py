@@ -174,7 +174,7 @@ def refill(
     if store and not scored:
         raise ConfigError("--store: the online store is filled with the features of the flow alone")
     begun = time.monotonic()
-    wanted = Replaying(first, last, scored=scored)
+    wanted = Replaying(first, last, scored=scored, base_alone="bundle" in given)
     context = replay_context(settings, base, wanted, header, other_models="bundle" in given)
     parts = _Parts(folder)
     if store:

@@ -19,15 +19,25 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
 from dataflows.digests import Digest
+from dataflows.opinions import (
+    Beside,
+    Opinion,
+    ScoredBy,
+    besides,
+    opinions,
+    opinions_again,
+    owned,
+)
 from dataflows.poison import culprits, letters, told
+from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64
 from features.events import EventType, event_type, made_types
-from features.keys import UInt64, hash_columns
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
+from models.bundle import Bundle
 from models.decisions.reasons import REASONS_MAX, number_text, reasons
 from models.scoring import take_rows
 
@@ -94,12 +104,16 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that was known of the rows of one event type in a round; kept in a replay alone."""
+    """All that was known of the rows of one event type in a round; kept in a replay alone.
+
+    `scores` and `decisions` are of the live bundle, `opinions` of all that scored, it first.
+    """
 
     batch: EventBatch
     features: FeatureMatrix
     scores: ScoreMatrix
     decisions: Decisions
+    opinions: tuple[Opinion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +149,7 @@ class RoundOut:
     seen: tuple[Seen, ...] = ()
     batches: dict[str, EventBatch] | None = None
     features: dict[str, FeatureMatrix] | None = None
+    beside: tuple[Beside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,20 +169,28 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
     A function of the round alone: no clock is read but for measuring how long it took.
     """
     begun = time.perf_counter()
-    item, judged = _judged(context, item)
+    item, judged, taken_s = _judged(context, item)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
+    beside = {
+        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
+        for seat, seconds in taken_s.items()
+    }
     for name, found in judged.items():
-        batch = item.batches[name]
-        flagged[name] = np.asarray(found.decisions.flagged.any(axis=1))
+        batch, live = item.batches[name], found.opinions[0]
+        flagged[name] = owned(found.opinions)
         if item.digest is not None:
-            item.digest.score(found.scores, found.decisions)
+            for opinion in found.opinions:
+                item.digest.score(opinion.scores, opinion.decisions)
         if context.replaying is not None:
-            seen.append(Seen(batch, item.features[name], found.scores, found.decisions))
+            views = (live.scores, live.decisions, found.opinions)
+            seen.append(Seen(batch, item.features[name], *views))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
-            known.append(Scored(name, batch.truth, found.scores, found.decisions, absences))
+            known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
+        for one in besides(found.opinions):
+            beside[one.bundle] = one + beside[one.bundle]
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
@@ -201,6 +224,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
         tuple(seen),
         None if context.replaying is None else item.batches,
+        beside=tuple(beside.values()),
     )
     if context.store is not None:
         begun = time.perf_counter()
@@ -219,29 +243,37 @@ def pass_round(item: Featured) -> RoundOut:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What is thought of the events of one type, and what is said of it."""
+    """What is thought of the events of one type, by the live bundle first, and what is said."""
 
-    scores: ScoreMatrix
-    decisions: Decisions
+    opinions: tuple[Opinion, ...]
     alerts: list[Alert]
     muted: int
     suppressed: int
 
 
-def _judged(context: Context, item: Featured) -> tuple[Featured, dict[str, _Judged]]:
+def _judged(
+    context: Context, item: Featured
+) -> tuple[Featured, dict[str, _Judged], dict[Seat, float]]:
     """Scores, votes and alerts of a round by event type; without events that make them raise.
 
     Returns
     -------
-    the round, in which such events are dead letters, and what is thought of the others
+    the round, in which such events are dead letters, what is thought of the others, and how many
+    seconds each bundle took
     """
-    scored = context.ballots.scored(
-        context.scorer, item.lane, item.round, item.features, item.control.stages
-    )
+    scored: dict[str, tuple[ScoredBy, ...]] = dict.fromkeys(item.features, ())
+    taken_s: dict[Seat, float] = {}
+    for seat in context.shelf.lineup(item.control):
+        begun = time.perf_counter()
+        made = context.ballots.scored(
+            seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
+        )
+        scored = {name: (*scored[name], (seat, *found)) for name, found in made.items()}
+        taken_s[seat] = time.perf_counter() - begun
     batches, features = dict(item.batches), dict(item.features)
     judged, out = {}, []
-    for name, (scores, missed) in scored.items():
-        judge = partial(_judge, context, item, name, scores, missed)
+    for name, by_bundle in scored.items():
+        judge = partial(_judge, context, item, name, by_bundle)
         judged[name], found = culprits(len(batches[name]), judge)
         if found:
             faults = [(row, told("score", error)) for row, error in found]
@@ -253,30 +285,30 @@ def _judged(context: Context, item: Featured) -> tuple[Featured, dict[str, _Judg
     if out:
         rejects = (*item.rejects, *out)
         item = replace(item, batches=batches, features=features, rejects=rejects)
-    return item, judged
+    return item, judged, taken_s
 
 
 def _judge(
     context: Context,
     item: Featured,
     name: str,
-    scores: ScoreMatrix,
-    missed: Mapping[str, Missed],
+    scored: tuple[ScoredBy, ...],
     rows: Int64,
 ) -> _Judged:
     """Votes and alerts of some rows of one event type."""
     batch, features = item.batches[name], item.features[name]
     if len(rows) < len(batch):
         batch, features = batch.take(rows), take_rows(features, rows)
-        scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
-    stages, entity = item.control.stages, None
-    if any(stage == "canary" for stage, _ in stages.values()):
-        entity = _primary_keys(name, batch.frame)
-    decisions = context.scorer.decide(scores, item.control.thresholds, stages, entity)
-    made, muted, suppressed = _alerts(
-        context, item, batch, features, scores, decisions, missed, rows
-    )
-    return _Judged(scores, decisions, made, muted, suppressed)
+    judged = _Judged(opinions(item.control, batch, scored, rows), [], 0, 0)
+    for opinion in judged.opinions:
+        made, muted, suppressed = _alerts(context, item, batch, features, opinion, rows)
+        judged = _Judged(
+            judged.opinions,
+            judged.alerts + made,
+            judged.muted + muted,
+            judged.suppressed + suppressed,
+        )
+    return judged
 
 
 def _alerts(
@@ -284,19 +316,20 @@ def _alerts(
     item: Featured,
     batch: EventBatch,
     features: FeatureMatrix,
-    scores: ScoreMatrix,
-    decisions: Decisions,
-    missed: Mapping[str, Missed],
+    opinion: Opinion,
     rows: Int64,
 ) -> tuple[list[Alert], int, int]:
-    """Alerts of one batch, how many were muted, how many were beyond the round's maximum.
+    """Alerts of one bundle on a batch, how many were muted, how many were beyond the maximum.
 
-    `missed` speaks of rows of the whole round, `rows` (int64 (n,)) says which those here are.
+    The opinion's missing votes speak of rows of the whole round, `rows` (int64 (n,)) says which
+    those here are.
     """
+    scores, decisions, bundle = opinion.scores, opinion.decisions, opinion.seat.scorer.bundle
+    rules = opinion.seat.scorer.voting.anomaly_types
     declared = event_type(batch.event_type)
     made: list[Alert] = []
     muted = suppressed = 0
-    hits = [(int(r), int(a)) for r, a in np.argwhere(decisions.flagged)]
+    hits = [(int(r), int(a)) for r, a in np.argwhere(opinion.flagged)]
     if not hits:
         return made, 0, 0
     for row, kind in hits:
@@ -311,13 +344,13 @@ def _alerts(
             suppressed += 1
             continue
         anomaly = decisions.anomaly_types[kind]
-        rule = context.scorer.voting.anomaly_types[anomaly]
-        why = _why(context, features, row, values)
+        rule = rules[anomaly]
+        why = _why(context, bundle, features, row, values)
         told = "; ".join(reason.text for reason in why) or "unusual combination"
-        votes = _votes(scores, decisions, row, kind, missed, int(rows[row]))
+        votes = _votes(scores, decisions, row, kind, opinion.missed, int(rows[row]))
         made.append(
             Alert(
-                id=alert_id(values["event_id"], anomaly, context.scorer.bundle.id),
+                id=alert_id(values["event_id"], anomaly, bundle.id),
                 anomaly_type=anomaly,
                 severity=rule.severity,
                 event_type=batch.event_type,
@@ -330,7 +363,7 @@ def _alerts(
                 score=float(decisions.score[row, kind]),
                 votes=votes,
                 reasons=why,
-                bundle_id=context.scorer.bundle.id,
+                bundle_id=bundle.id,
                 summary=f"{anomaly.replace('_', ' ')}: {subject} {entity}: {told}"
                 + _without(votes),
                 latency_due_ns=int(batch.due_ns[row]),
@@ -355,12 +388,14 @@ def _subject(declared: EventType, values: dict[str, Any]) -> tuple[str, str]:
 
 
 def _why(
-    context: Context, features: FeatureMatrix, row: int, values: dict[str, Any]
+    context: Context,
+    bundle: Bundle,
+    features: FeatureMatrix,
+    row: int,
+    values: dict[str, Any],
 ) -> tuple[Reason, ...]:
     """The reasons of an alert; that of an absence is first of all what it is."""
-    found = tuple(
-        Reason(*r) for r in reasons(context.catalog, context.scorer.bundle, features, row)
-    )
+    found = tuple(Reason(*r) for r in reasons(context.catalog, bundle, features, row))
     if "usual_gap_s" not in values:
         return found
     gap, usual, allowed = (
@@ -377,35 +412,20 @@ def _flips(context: Context, corrected: Corrected) -> Iterator[Flip]:
 
     Both are scored here: an alert is neither sent nor taken back.
     """
-    name, control = corrected.event_type, corrected.control
-    entity = _primary_keys(name, corrected.frame)
-    was, now = (
-        context.scorer.decide(
-            context.ballots.plainly(context.scorer, features, control.stages),
-            control.thresholds,
-            control.stages,
-            entity,
-        )
-        for features in (corrected.before, corrected.after)
-    )
-    ids = corrected.frame["event_id"]
-    for row, kind in np.argwhere(was.flagged != now.flagged).tolist():
-        yield Flip(
-            name,
-            ids[row],
-            was.anomaly_types[kind],
-            int(corrected.rounds[row]),
-            bool(was.flagged[row, kind]),
-            bool(now.flagged[row, kind]),
-            float(was.score[row, kind]),
-            float(now.score[row, kind]),
-        )
-
-
-def _primary_keys(name: str, frame: pl.DataFrame) -> UInt64:
-    """uint64 (n,), keys of the primary entities of events."""
-    declared = event_type(name)
-    return hash_columns(frame, declared.entities[declared.primary])
+    name, ids = corrected.event_type, corrected.frame["event_id"]
+    both = (opinions_again(context, corrected, f) for f in (corrected.before, corrected.after))
+    for was, now in zip(*both, strict=True):
+        for row, kind in np.argwhere(was.flagged != now.flagged).tolist():
+            yield Flip(
+                name,
+                ids[row],
+                was.decisions.anomaly_types[kind],
+                int(corrected.rounds[row]),
+                bool(was.decisions.flagged[row, kind]),
+                bool(now.decisions.flagged[row, kind]),
+                float(was.decisions.score[row, kind]),
+                float(now.decisions.score[row, kind]),
+            )
 
 
 def _is_muted(

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from features.codes import CODES
 from features.errors import ConfigError
 from features.events import event_types
+from features.operations import DISTINCT_MAX
 from features.registry import Own, declare_own
 
 __all__ = [
@@ -235,6 +236,14 @@ class Settings(BaseSettings):
         " by less than a pane, counted as `approximated`; below 2,000 little memory is gained;"
         " 0: every window exact",
     )
+    distinct_exact_max: int = Field(
+        DISTINCT_MAX,
+        ge=0,
+        description="different others of an entity in a longest window (a merchant's cards in 1 h)"
+        " above which only one in 2, 4, 8, ... of its pairs is kept: counts of different others are"
+        " estimates then, counted as `estimated`, and whether a pair is new is known of those kept"
+        " alone; 0: every count exact, 24 to 37 bytes a pair",
+    )
     dedup_horizon_s: int = Field(
         3_600,
         ge=0,
@@ -256,6 +265,29 @@ class Settings(BaseSettings):
     )
     control_topic: str | None = Field(
         None, description="Kafka topic (of kafka_brokers) with control records, in place of a file"
+    )
+
+    rollback_watch_s: float = Field(
+        600.0,
+        ge=0,
+        le=86_400,
+        description="time (cut_time) after its promotion in which a bundle of `waxwing model` is"
+        " rolled back by itself where it passes one of the following limits; a canary always is",
+    )
+    rollback_alerts_ratio_max: float = Field(
+        10.0,
+        ge=0,
+        description="limit: so many times the alerts of the bundle that was live before, from"
+        " twenty on; 0: none",
+    )
+    rollback_missed_share: float = Field(
+        0.05, ge=0, description="limit: missing votes of its detectors on an event; 0: none"
+    )
+    rollback_score_ms: float = Field(
+        500.0,
+        ge=0,
+        description="limit: time its scores of a round take, on average over twenty; for a shadow"
+        " too, which alerts wait for; 0: none",
     )
 
     # -- simulator --------------------------------------------------------------------------------

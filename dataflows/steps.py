@@ -317,8 +317,8 @@ def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
     base, deltas, _ = shard.store.load(context.manifest.round)
     settings = context.settings
     emptied_max = 0 if context.store is None else settings.store_emptied_max
-    exact_max = settings.exact_events_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max, exact_max)
+    bounds = settings.exact_events_max, settings.distinct_exact_max
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max, *bounds)
     if base is None:
         return GroupEngine(context.catalog, group, *how), shard
     engine = GroupEngine.restore(context.catalog, group, base, deltas, *how)
@@ -452,6 +452,7 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
         expired, beyond, approximated = engine.expired, engine.late_beyond, engine.approximated
+        estimated = engine.estimated
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
@@ -460,6 +461,8 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         merged = engine.approximated - approximated
         if merged:
             self._context.telemetry.merged(merged, engine.excess_max)
+        if engine.estimated > estimated:
+            self._context.telemetry.sampled(engine.estimated - estimated, engine.one_in_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()

@@ -130,7 +130,8 @@ def upgrade(
             now.update({(a.event_id, a.anomaly_type): a for a in out.alerts})
         return True
 
-    context = replay_context(settings, base, Replaying(first, last), header, other_models=True)
+    wanted = Replaying(first, last, base_alone=True)
+    context = replay_context(settings, base, wanted, header, other_models=True)
     replay(context, look, workers)
     changes = _changes(then, now)
     counts = Counter(change.what for change in changes)

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from features.baselines import FLOOR, FLOOR_SHARE, as_sigma, value_of
 from features.freeze import learns
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
 __all__ = ["ANCHOR_FLOATS", "WEEK_FLOATS", "accept", "run_anchors", "run_weeks"]
 
@@ -191,6 +191,7 @@ def run_anchors(
     plan_at : int64 (event types * instances + 1,), by event type, then instance
     state : float64 (slots, instances * 8)
     """
+    reals_in, head, state, out = borrowed(reals_in, head, state, out)
     instances = len(logs)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
@@ -239,6 +240,7 @@ def run_weeks(
     state : float32 (slots, instances * 144)
     last_us : int64 (slots, instances), time of the last value
     """
+    reals_in, head, state, last_us, out = borrowed(reals_in, head, state, last_us, out)
     instances = len(logs)
     for i in range(len(slots)):
         code, hours = head[i, 2], taken_us[i] // 3_600_000_000

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.freeze import learns
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
 __all__ = [
     "BASE_FLOATS",
@@ -262,6 +262,9 @@ def run_baselines(
     history : float64 (slots, histories * 32), the last values, the oldest overwritten
     order : uint8 (slots, histories * 32), their places in ascending order of the values
     """
+    reals_in, head, state, history, order, out = borrowed(
+        reals_in, head, state, history, order, out
+    )
     instances = len(logs)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
@@ -301,6 +304,7 @@ def run_seasons(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, out
 ):  # fmt: skip
     """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 72)."""
+    reals_in, head, state, out = borrowed(reals_in, head, state, out)
     instances = len(logs)
     for i in range(len(slots)):
         code = head[i, 2]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.speed import AHEAD, kernel, prefetch
+from features.speed import AHEAD, borrowed, kernel, prefetch
 
 __all__ = ["CATEGORIES", "ENTROPY_INTS", "run_categories"]
 
@@ -58,6 +58,7 @@ def run_categories(
         values share theirs with a chance of 1e-7
     sums : int64 (slots, instances * 2)
     """
+    kept, sums = borrowed(kept, sums)
     instances = len(others)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.freeze import learns
-from features.speed import AHEAD, kernel, prefetch
+from features.speed import AHEAD, borrowed, kernel, prefetch
 
 __all__ = ["GEO_FLOATS", "run_geo"]
 
@@ -51,6 +51,7 @@ def run_geo(slots, taken_us, head, reals_in, places, feeds, plan, plan_at, state
     plan_at : int64 (event types + 1,)
     state : float64 (slots, instances * 8)
     """
+    state = borrowed(state)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
             prefetch(state, slots[i + AHEAD])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.freeze import learns
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
 __all__ = ["RATE_FLOATS", "RATE_TAU_S", "read_rates", "run_rates"]
 
@@ -56,6 +56,7 @@ def run_rates(slots, taken_us, head, reals_in, feeds, flag_bit, plan, plan_at, s
     plan_at : int64 (event types + 1,)
     state : float64 (slots, instances * 4)
     """
+    head, state = borrowed(head, state)
     tau_us = RATE_TAU_S * 1e6
     for i in range(len(slots)):
         if i + AHEAD < len(slots):

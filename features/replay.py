@@ -10,7 +10,7 @@ import numpy as np
 from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
 from features.slots import NEVER
 from features.snapshots import restore_queue
-from features.speed import AHEAD, inlined, kernel, prefetch, words_at
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, words_at
 from features.windows import (
     BASE,
     CAPACITY,
@@ -19,6 +19,7 @@ from features.windows import (
     NEWEST,
     SAVED,
     SHARED,
+    UNSEEN,
 )
 
 __all__ = [
@@ -156,6 +157,7 @@ def admit(
     -------
     (the row whose checkpoint found no room, or n; checkpoints taken; late rows)
     """
+    links, chain, keys, saved, sources = borrowed(links, chain, keys, saved, sources)
     oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
     capacity, room = len(wide), len(chain) - (checkpoint - live)
@@ -352,6 +354,8 @@ def undo_pairs(
             if pairs_table[at, KEY] == 0:
                 continue
             seq = before[i, 2 * p]
+            if seq == UNSEEN:
+                continue
             pairs_table[at, WHOSE] = whose(slot, p, seq)
             pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:

@@ -11,7 +11,7 @@ week ago, and what is known earlier counts too.
 
 from __future__ import annotations
 
-from features.speed import AHEAD, inlined, kernel, prefetch
+from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
 __all__ = [
     "COUNTED_FROM",
@@ -159,6 +159,7 @@ def run_risk(
     frauds : uint16 (slots, instances * 40), frauds known by day, day d at d % 40
     events : uint32 (slots, counting instances * 40), events by day
     """
+    state, frauds, events = borrowed(state, frauds, events)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
             prefetch(state, slots[i + AHEAD])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.speed import AHEAD, kernel, prefetch
+from features.speed import AHEAD, borrowed, kernel, prefetch
 
 __all__ = ["STEPS", "TOKENS", "WIDTH", "Token", "run_sequence", "widen"]
 
@@ -126,6 +126,7 @@ def run_sequence(
     places : int64 (slots, 2), events so far and time of the last
     emitted : int16 (rows of the own type, 16, 12), oldest first, zeros where there were fewer
     """
+    state, places, emitted = borrowed(state, places, emitted)
     done = 0
     flat = emitted.reshape(len(emitted), STEPS * WIDTH)
     for i in range(len(slots)):

@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from features.jit import njit
 
-__all__ = ["AHEAD", "inlined", "kernel", "prefetch", "stamp", "word_bytes", "words_at"]
+__all__ = ["AHEAD", "borrowed", "inlined", "kernel", "prefetch", "stamp", "word_bytes", "words_at"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,6 +118,35 @@ def _prefetch(typing_context: Any, array: Any, row: Any) -> Any:
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, row): ask for all cache lines of `array[row]`, array C-contiguous and of two
 dimensions; inside kernels only."""
+
+
+def _borrowed(typing_context: Any, *arrays: Any) -> Any:
+    """Type and code of `borrowed`."""
+    given: tuple[Any, ...] = arrays
+    if isinstance(arrays[0], types.BaseTuple):
+        given = tuple(arrays[0])  # type: ignore[arg-type]
+    if not all(isinstance(array, types.Array) for array in given):
+        return None
+    many: Any = types.Tuple
+    made = many(given) if len(given) > 1 else given[0]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        found = []
+        for i, kind in enumerate(given):
+            one = builder.extract_value(arguments[0], i)
+            lent = context.make_array(kind)(context, builder, one)
+            lent.meminfo = ir.Constant(lent.meminfo.type, None)
+            found.append(lent._getvalue())
+        return context.make_tuple(builder, made, found) if len(found) > 1 else found[0]
+
+    star: Any = types.StarArgTuple
+    return made(star(given)), generate
+
+
+borrowed: Any = intrinsic(_borrowed)
+"""borrowed(array, ...): the same arrays, of which nobody counts how many views there are; inside
+kernels only, whose caller holds them. A row taken of an array counts itself in and out otherwise,
+by two locked instructions: a tenth of all samples of the engine at 100,000 cards."""
 
 
 def _pointer(typing_context: Any, address: Any) -> Any:

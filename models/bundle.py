@@ -34,7 +34,7 @@ from models.detectors import detector, detector_names
 from models.view import View
 from models.voting import Ensemble, Voting
 
-__all__ = ["Bundle", "EventModels", "read_head"]
+__all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
 
 FORMAT = 1
 """Layout of a bundle; one with another number is refused."""
@@ -253,6 +253,33 @@ def read_head(path: Path) -> dict[str, Any]:
             f"bundle {path}: bundle.json lacks {', '.join(wrong)}; train again with `waxwing train`"
         )
     return dict(head)
+
+
+def copy_bundle(path: Path, target: Path) -> None:
+    """Copy the files that bundle.json names, and no others, into a new folder, and to the disk.
+
+    Raises
+    ------
+    BundleError : bundle.json is damaged, or names files outside the bundle
+    OSError : a file is missing or cannot be copied
+    """
+    names = [*read_head(path)["files"], "bundle.json"]
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise BundleError(
+            f"bundle {path}: bundle.json names files outside of it ({', '.join(outside)}); train"
+            " again with `waxwing train`"
+        )
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing:
+        raise BundleError(
+            f"bundle {path} is damaged: {', '.join(missing)} missing; copy it again or train again"
+            " with `waxwing train`"
+        )
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / name, target / name)
+        _sync(target / name)
 
 
 def _check_files(path: Path, head: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
-__all__ = ["Ask", "Raw", "Scorer", "Stages", "take_rows"]
+__all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
 
 Stages = Mapping[str, tuple[str, float]]
 """Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
@@ -313,15 +313,24 @@ def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.N
         elif stage == "canary":
             if entity is None:
                 raise ShapeError(f"step 'decide': canary {name!r} needs the keys of the entities")
-            speaks[:, i] &= _in_canary(entity, percent)
+            speaks[:, i] &= in_canary(entity, percent)
     return speaks
 
 
-def _in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
+def in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
     """Entities of the canary: the same ones whatever else happens, and a larger percent keeps them.
 
     Taken from the low bits of the key (shard groups take higher ones), to a thousandth of a
     percent.
+
+    Parameters
+    ----------
+    entity : uint64 (n,), keys
+    percent : in [0, 100]
+
+    Returns
+    -------
+    bool (n,)
     """
     chosen: npt.NDArray[np.bool_] = (entity % np.uint64(100_000)) < np.uint64(round(1000 * percent))
     return chosen

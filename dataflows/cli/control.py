@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dataflows.control.records import Names
     from dataflows.settings import Settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "names_of", "run"]
 
 LIFTED_US = 0
 """A mute until then has ended, whatever time it is in the events."""
@@ -63,21 +63,15 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.cli.run import overrides_of
-    from dataflows.control.records import append_record, parse_record
+    from dataflows.control.records import parse_record
+    from dataflows.control.writing import write_record
     from dataflows.settings import load
 
     settings = load(args.config, **overrides_of(args))
     record = _record(args)
     line = json.dumps(record)
-    parse_record(line, _names(settings))
-    if settings.control_topic is not None:
-        from dataflows.control.topic import send_record
-
-        where = send_record(settings, record)
-    else:
-        path = settings.control_file or settings.state_dir / "control.jsonl"
-        append_record(path, line)
-        where = str(path)
+    parse_record(line, names_of(settings))
+    where = write_record(settings, record)
     print(f"written to {where}: {line}")
     _note_no_flow(settings)
     return 0
@@ -167,7 +161,7 @@ def _entities(items: list[str]) -> dict[str, str]:
     return {item.partition("=")[0]: item.partition("=")[2] for item in items}
 
 
-def _names(settings: Settings) -> Names:
+def names_of(settings: Settings) -> Names:
     """What the flow of these settings knows; where its rules are not at hand, all that anyone may.
 
     The flow itself has the last word: what it does not know becomes a dead letter.

@@ -12,8 +12,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -48,6 +49,8 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
     "threshold": {"anomaly_type": (str,), "detector": (str,), "value": (int, float)},
     "mute": {"entity_type": (str,), "entity": (str,), "until_us": (int,)},
     "stage": {"detector": (str,), "stage": (str,)},
+    "bundle": {"bundle": (str,), "stage": (str,)},
+    "rollback": {},
     "label": {
         "event_type": (str,),
         "event_id": (str,),
@@ -61,8 +64,23 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
 _ENSEMBLE = "ensemble"
 """The name under which a vote as a whole has its threshold, as in `models.voting`."""
 
-_MAY: dict[str, tuple[str, ...]] = {"stage": ("percent",), "label": ("source",)}
+_MAY: dict[str, tuple[str, ...]] = {
+    "stage": ("percent",),
+    "bundle": ("percent", "path"),
+    "rollback": ("bundle",),
+    "label": ("source",),
+}
 """Kind -> fields it may have beside `_NOTES`."""
+
+BESIDE_MAX = 3
+"""Most bundles that score beside the live one; with one more the oldest goes off. Chosen: each
+costs what the live one does."""
+
+UNDO_MAX = 16
+"""Most changes of stages that can be rolled back one after another. Chosen: more than a person
+remembers."""
+
+_BUNDLE_ID = re.compile("[0-9a-f]{16}")
 
 VERDICTS = ("fraud", "genuine")
 """What a label may say of an event."""
@@ -162,7 +180,7 @@ class Names:
             return _unknown(kind, "entity type", record["entity_type"], self.entities)
         if kind == "stage":
             return _unknown(kind, "detector", record["detector"], self.detectors)
-        if kind == "label":
+        if kind in ("label", "bundle", "rollback"):
             return []
         anomaly, detector = record["anomaly_type"], record["detector"]
         if self.votes is not None and anomaly in self.votes:
@@ -244,19 +262,30 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
         ]
     if kind == "label":
         return _wrong_label(record)
-    if kind != "stage":
+    if kind not in ("stage", "bundle", "rollback"):
         return []
     faults = []
+    if not _BUNDLE_ID.fullmatch(str(record.get("bundle", "0" * 16))):
+        faults.append(
+            f"control record {kind}: expected `bundle` as the 16 hex digits of its id, got"
+            f" {_shown(record['bundle'])}"
+        )
+    if kind == "rollback":
+        return faults
+    if not isinstance(record.get("path", ""), str):
+        faults.append(
+            f"control record {kind}: expected `path` as text, got {_shown(record['path'])}"
+        )
     if record["stage"] not in STAGES:
         faults.append(
-            f"control record stage: unknown stage {_shown(record['stage'])};"
+            f"control record {kind}: unknown stage {_shown(record['stage'])};"
             f" stages are {', '.join(STAGES)}"
         )
     percent = record.get("percent", 100)
     number = isinstance(percent, int | float) and not isinstance(percent, bool)
     if not (number and 0 <= percent <= 100):
         faults.append(
-            f"control record stage: expected `percent` in [0, 100], got {_shown(percent)}"
+            f"control record {kind}: expected `percent` in [0, 100], got {_shown(percent)}"
         )
     return faults
 
@@ -313,6 +342,10 @@ def read_line(
         return Fault(at, raw[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
 
 
+Stages = dict[str, tuple[str, float]]
+"""Name of a detector, or id of a bundle -> (stage, percent of entities for a canary)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """What is in force in a round: a fold of all control records up to it.
@@ -322,56 +355,119 @@ class Control:
     thresholds : (anomaly type, detector or `ensemble`) -> threshold
     stages : detector -> (stage, percent of entities for a canary)
     mutes : (entity type, entity) -> event time at which the mute ends
+    bundles : id -> (stage, percent), of those that are not off; where none is live, the bundle of
+        the settings is
+    undo : (stages, bundles) before each change of them, the oldest first
     """
 
     thresholds: dict[tuple[str, str], float] = field(default_factory=dict)
-    stages: dict[str, tuple[str, float]] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
     mutes: dict[tuple[str, str], int] = field(default_factory=dict)
+    bundles: Stages = field(default_factory=dict)
+    undo: tuple[tuple[Stages, Stages], ...] = ()
 
     def apply(self, record: dict[str, Any]) -> Control:
         """What is in force once `record` is."""
-        if record["kind"] == "threshold":
+        kind = record["kind"]
+        if kind == "threshold":
             key = (record["anomaly_type"], record["detector"])
-            return Control(self.thresholds | {key: float(record["value"])}, self.stages, self.mutes)
-        if record["kind"] == "label":
+            return replace(self, thresholds=self.thresholds | {key: float(record["value"])})
+        if kind == "label":
             return self  # it changes what is known of entities, not what is in force
-        if record["kind"] == "stage":
+        if kind == "stage":
             stage = (record["stage"], float(record.get("percent", 100)))
-            return Control(self.thresholds, self.stages | {record["detector"]: stage}, self.mutes)
+            return self._changed(self.stages | {record["detector"]: stage}, self.bundles)
+        if kind == "bundle":
+            return self._changed(self.stages, _staged(self.bundles, record))
+        if kind == "rollback":
+            return self._undone(record.get("bundle"))
+        if kind == "undo":
+            return replace(self, undo=tuple(map(_step, record["steps"])))
         mute = {(record["entity_type"], record["entity"]): int(record["until_us"])}
-        return Control(self.thresholds, self.stages, self.mutes | mute)
+        return replace(self, mutes=self.mutes | mute)
+
+    def _changed(self, stages: Stages, bundles: Stages) -> Control:
+        """With other stages, and a memory of those there were; none where nothing changes."""
+        if (stages, list(bundles.items())) == (self.stages, list(self.bundles.items())):
+            return self
+        undo = (*self.undo, (self.stages, self.bundles))[-UNDO_MAX:]
+        return replace(self, stages=stages, bundles=bundles, undo=undo)
+
+    def _undone(self, bundle: str | None) -> Control:
+        """As before the last change of stages; of a bundle that is named, only where it scores."""
+        if not self.undo or (bundle is not None and bundle not in self.bundles):
+            return self
+        stages, bundles = self.undo[-1]
+        if bundle is not None and bundles.get(bundle) == self.bundles[bundle]:
+            # What was changed last was another: only this one goes off.
+            return self._changed(
+                self.stages, {k: v for k, v in self.bundles.items() if k != bundle}
+            )
+        return replace(self, stages=stages, bundles=bundles, undo=self.undo[:-1])
 
     def expire(self, cut_time_us: int) -> Control:
         """The same without mutes that have ended by `cut_time_us`."""
         if all(until > cut_time_us for until in self.mutes.values()):
             return self
         mutes = {k: until for k, until in self.mutes.items() if until > cut_time_us}
-        return Control(self.thresholds, self.stages, mutes)
+        return replace(self, mutes=mutes)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """What the manifest keeps: the records, and what can be rolled back."""
+        if not self.undo:
+            return self.records()
+        steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
+        return [*self.records(), {"kind": "undo", "steps": steps}]
 
     def records(self) -> list[dict[str, Any]]:
-        """Records that lead to this state again: what the manifest keeps."""
-        return (
-            [
-                {"kind": "threshold", "anomaly_type": a, "detector": d, "value": v}
-                for (a, d), v in self.thresholds.items()
-            ]
-            + [
-                {"kind": "stage", "detector": d, "stage": s, "percent": p}
-                for d, (s, p) in self.stages.items()
-            ]
-            + [
-                {"kind": "mute", "entity_type": t, "entity": e, "until_us": u}
-                for (t, e), u in self.mutes.items()
-            ]
-        )
+        """Records that put the same in force again."""
+        found: list[dict[str, Any]] = [
+            {"kind": "threshold", "anomaly_type": a, "detector": d, "value": v}
+            for (a, d), v in self.thresholds.items()
+        ]
+        found += [
+            {"kind": "stage", "detector": d, "stage": s, "percent": p}
+            for d, (s, p) in self.stages.items()
+        ]
+        found += [
+            {"kind": "mute", "entity_type": t, "entity": e, "until_us": u}
+            for (t, e), u in self.mutes.items()
+        ]
+        found += [
+            {"kind": "bundle", "bundle": b, "stage": s, "percent": p}
+            for b, (s, p) in self.bundles.items()
+        ]
+        return found
 
     @classmethod
     def of(cls, records: list[dict[str, Any]]) -> Control:
-        """The fold of `records`."""
+        """The fold of `records`, also of those that `kept` gave."""
         state = cls()
         for record in records:
             state = state.apply(record)
         return state
+
+
+def _staged(bundles: Stages, record: Mapping[str, Any]) -> Stages:
+    """Bundles with another stage of one: a live one takes the place of the live one there was."""
+    name, stage = record["bundle"], record["stage"]
+    kept = {k: v for k, v in bundles.items() if k != name and not (stage == v[0] == "live")}
+    if stage == "off":
+        return kept
+    kept[name] = (stage, float(record.get("percent", 100)))
+    beside = [k for k, v in kept.items() if v[0] != "live"]
+    for oldest in beside[: max(0, len(beside) - BESIDE_MAX)]:
+        del kept[oldest]
+    return kept
+
+
+def _step(told: Mapping[str, Any]) -> tuple[Stages, Stages]:
+    """Stages and bundles of a step back, from JSON."""
+    stages, bundles = (
+        {name: (stage, float(percent)) for name, (stage, percent) in told[which].items()}
+        for which in ("stages", "bundles")
+    )
+    return stages, bundles
 
 
 class ControlFile:

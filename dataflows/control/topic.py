@@ -304,7 +304,9 @@ def _not_acked(settings: Settings, said: str) -> str:
 
 
 def _key(record: Mapping[str, Any]) -> str:
-    """What a record speaks of."""
+    """What a record speaks of; bundles and rollbacks share one, since their order counts."""
+    if record["kind"] in ("bundle", "rollback"):
+        return "bundle"
     names = ("kind", "anomaly_type", "detector", "entity_type", "entity", "event_type", "event_id")
     return " ".join(str(record[name]) for name in names if name in record)
 

@@ -25,6 +25,7 @@ from models.evaluate import Tally
 
 if TYPE_CHECKING:
     from dataflows.alerts.base import Alert
+    from dataflows.opinions import Beside
     from dataflows.score import Flip, RoundOut
     from dataflows.sources.base import Gap
 
@@ -110,6 +111,8 @@ class Telemetry:
         self.late_beyond = 0
         self.approximated = 0
         self.approximated_excess_max = 0
+        self.estimated = 0
+        self.estimated_one_in_max = 0
         self.starts_empty: tuple[str, ...] = ()
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
@@ -128,6 +131,8 @@ class Telemetry:
         self.reasons: Counter[str] = Counter()
         self.gaps: deque[Gap] = deque(maxlen=GAPS_KEPT_MAX)
         self._waiting: dict[int, int] = {}
+        self.beside: dict[str, Beside] = {}
+        """Bundle -> its counts while several scored, with the stage it has now."""
         self.missed_votes: dict[str, int] = {}
         """Detector -> votes that were missing since it raised or took too long."""
         self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
@@ -160,6 +165,12 @@ class Telemetry:
         with self._lock:
             self.approximated += rows
             self.approximated_excess_max = max(self.approximated_excess_max, excess_max)
+
+    def sampled(self, rows: int, one_in_max: int) -> None:
+        """Rows had counts of different others that are estimates, from one pair in so many."""
+        with self._lock:
+            self.estimated += rows
+            self.estimated_one_in_max = max(self.estimated_one_in_max, one_in_max)
 
     def priced(self, unpriced: Mapping[str, int], old: Mapping[str, int]) -> None:
         """Events that have no rate, or not one of their day; said once a currency."""
@@ -195,6 +206,9 @@ class Telemetry:
                 self.flips.extend(out.flips)
                 self.gaps.extend(out.gaps)
                 self._waiting[out.lane] = out.waiting
+                for one in out.beside if len(out.beside) > 1 else ():
+                    was = self.beside.get(one.bundle)
+                    self.beside[one.bundle] = one if was is None else one + was
                 for s in out.known:
                     if s.absences is None:
                         self.tally.add(s.event_type, s.truth, s.scores, s.decisions)
@@ -258,9 +272,15 @@ class Telemetry:
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
                 "missed_votes": dict(self.missed_votes),
+                "bundles": [
+                    {"bundle": one.bundle, "stage": one.stage, **one.counts()}
+                    for one in self.beside.values()
+                ],
                 "late_beyond": self.late_beyond,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,
+                "estimated": self.estimated,
+                "estimated_one_in_max": self.estimated_one_in_max,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,

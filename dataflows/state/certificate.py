@@ -117,8 +117,9 @@ class Record:
 class Segment:
     """A segment of records: its first round, its file and its header.
 
-    The header has `columns` (event type -> names), `bundle`, `voting` (the rules), `catalog`,
-    `groups`, `lanes`, `settings`, `versions`, and `cut_time_us` of the first round.
+    The header has `columns` (event type -> names), `bundle` and `voting` (of the settings),
+    `bundles` (those that score, the live one first, and their stages), `catalog`, `groups`,
+    `lanes`, `settings`, `versions`, and `cut_time_us` of the first round.
     """
 
     round: int
@@ -263,6 +264,7 @@ class Certificate:
     _first_us: int = 0
     _first_round: int = 0
     _times: dict[Path, int] = field(default_factory=dict)
+    _changed: bool = False
 
     def __post_init__(self) -> None:
         self._guarded(self._begin_at)
@@ -304,6 +306,10 @@ class Certificate:
         for segment in segments_of(self.folder):
             self._times[segment.path] = int(segment.header["cut_time_us"])
 
+    def change(self, header: dict[str, Any]) -> None:
+        """Another header from the next record on: a segment begins there."""
+        self.header, self._changed = header, True
+
     def write(self, record: Record, rows: Mapping[tuple[str, int], UInt32]) -> None:
         """Append a round; it outlives the process, `sync` the machine.
 
@@ -317,7 +323,7 @@ class Certificate:
         """See `write`."""
         rounds = record.round - self._first_round
         past = record.cut_time_us - self._first_us >= SEGMENT_S * 1e6
-        if not self._open or (past and rounds >= SEGMENT_ROUNDS):
+        if not self._open or self._changed or (past and rounds >= SEGMENT_ROUNDS):
             self._begin(record)
         types = list(self.header["columns"])
         _write_whole(self._open[_ROUNDS], _frame(record.to_bytes(types)))
@@ -331,6 +337,7 @@ class Certificate:
         """Begin a segment and let go of what is kept no longer."""
         self.sync()
         self.close()
+        self._changed = False
         self._first_us, self._first_round = record.cut_time_us, record.round
         heads: dict[str, dict[str, Any]] = {
             _ROUNDS: {**self.header, "format": FORMAT, "cut_time_us": record.cut_time_us}

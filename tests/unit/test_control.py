@@ -60,6 +60,10 @@ def lines(*records: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(r).encode() + b"\n" for r in records)
 
 
+def _bundle(name: str, stage: str) -> dict[str, Any]:
+    return {"kind": "bundle", "bundle": name * 16, "stage": stage}
+
+
 @pytest.mark.parametrize(
     "record",
     [MUTE, STAGE, THRESHOLD, {**STAGE, "percent": 5, "why": "x"}, LABEL, {**LABEL, "source": "x"}],
@@ -93,6 +97,14 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         (json.dumps({**LABEL, "event_type": "paymnt"}), "did you mean 'payment'?"),
         (json.dumps({**LABEL, "event_time_us": 0}), "in microseconds since 1970, got 0"),
         (json.dumps({**LABEL, "event_id": ""}), "`event_id` and `source` as 1 to 256 characters"),
+        (
+            '{"kind": "bundle", "bundle": "../x", "stage": "live"}',
+            "expected `bundle` as the 16 hex",
+        ),
+        (json.dumps(_bundle("a", "loud")), "control record bundle: unknown stage 'loud'"),
+        (json.dumps({**_bundle("a", "live"), "path": 5}), "expected `path` as text, got 5"),
+        ('{"kind": "rollback", "bundle": "x"}', "control record rollback: expected `bundle` as"),
+        ('{"kind": "undo", "steps": []}', "unknown kind 'undo'"),
         (json.dumps({**LABEL, "event_id": "\ud800"}), "`event_id` and `source` as 1 to"),
         (json.dumps({**LABEL, "source": 5}), "`event_id` and `source` as 1 to 256 characters"),
         (json.dumps({**LABEL, "entities": {}}), "card, user, merchant, device, ip"),
@@ -129,11 +141,16 @@ def test_all_faults_of_a_record_are_told_at_once() -> None:
 @st.composite
 def some_records(draw: st.DrawFn) -> dict[str, Any]:
     name = draw(st.sampled_from("abc"))
-    kind = draw(st.sampled_from(["mute", "stage", "threshold"]))
+    kind = draw(st.sampled_from(["mute", "stage", "threshold", "bundle", "rollback"]))
     if kind == "mute":
         return {**MUTE, "entity": name, "until_us": draw(st.integers(0, 99))}
     if kind == "stage":
         return {**STAGE, "detector": name, "stage": draw(st.sampled_from(module.STAGES))}
+    if kind == "bundle":
+        stage = draw(st.sampled_from(module.STAGES))
+        return {"kind": "bundle", "bundle": name * 16, "stage": stage, "percent": 100.0}
+    if kind == "rollback":
+        return {"kind": "rollback"} | draw(st.sampled_from([{}, {"bundle": name * 16}]))
     return {**THRESHOLD, "detector": name, "value": draw(st.integers(0, 10)) / 10}
 
 
@@ -142,14 +159,37 @@ def test_a_restart_from_the_manifest_has_the_same_in_force(
     records: list[dict[str, Any]], stop: int
 ) -> None:
     whole = Control.of(records)
-    kept = json.loads(json.dumps(Control.of(records[:stop]).records()))
+    kept = json.loads(json.dumps(Control.of(records[:stop]).kept()))
     resumed = Control.of(kept)
     for record in records[stop:]:
         resumed = resumed.apply(record)
     assert resumed == whole
-    assert Control.of(whole.records()) == whole
+    assert Control.of(whole.kept()) == whole
     for record in whole.records():
         assert parse_record(json.dumps(record)) == record
+
+
+def test_a_live_bundle_takes_the_place_of_the_one_before_and_a_rollback_gives_it_back() -> None:
+    first = Control.of([_bundle("a", "live"), _bundle("b", "shadow")])
+    second = first.apply(_bundle("b", "live"))
+    assert second.bundles == {"b" * 16: ("live", 100.0)}
+    assert second.apply({"kind": "rollback"}).bundles == first.bundles
+    again = second.apply({"kind": "rollback"}).apply({"kind": "rollback"})
+    assert again.bundles == {"a" * 16: ("live", 100.0)}, "one step each"
+    assert again.apply({"kind": "rollback"}).bundles == {}
+    assert Control().apply({"kind": "rollback"}) == Control(), "nothing to go back to"
+
+
+def test_a_rollback_of_a_bundle_does_nothing_to_others() -> None:
+    control = Control.of([_bundle("a", "canary"), {**STAGE, "detector": "z", "stage": "off"}])
+    rolled = control.apply({"kind": "rollback", "bundle": "a" * 16})
+    assert rolled.bundles == {} and rolled.stages == control.stages
+    assert control.apply({"kind": "rollback", "bundle": "b" * 16}) is control
+
+
+def test_no_more_bundles_score_beside_the_live_one_than_may() -> None:
+    control = Control.of([_bundle(name, "shadow") for name in "abcdef"])
+    assert list(control.bundles) == [name * 16 for name in "def"]
 
 
 def test_a_mute_ends_at_its_time_and_not_before() -> None:

@@ -1,35 +1,264 @@
-"""Numbered rows that come at one end and go at the other."""
+"""Bundles that come while the flow runs: checked before they score, refused without harm."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 
-from features.shelf import GROWTH, Shelf
+from dataflows.control.bundles import WithBundles
+from dataflows.control.records import Control, ControlFile, Fault, append_record
+from dataflows.fetching import brought
+from dataflows.shelf import Shelf, owners
+from features.catalog import catalog
+from features.errors import BundleError
+from models.bundle import Bundle
+from models.scoring import Scorer
+from models.train import train
+from tests.rows import training_set
 
-
-def test_rows_stay_what_they_are_while_others_come_and_go(rng: np.random.Generator) -> None:
-    shelf = Shelf({"ints": (2, np.int64), "reals": (1, np.float64)})
-    sizes = set()
-    for _ in range(400):
-        many = int(rng.integers(1, 60))
-        shelf.reserve(many)
-        first = shelf.put(many)
-        at = shelf.at(np.arange(first, first + many))
-        shelf.arrays["ints"][at, 0] = shelf.arrays["reals"][at, 0] = np.arange(first, first + many)
-        shelf.drop(int(rng.integers(shelf.first, shelf.top + 1)))
-        sizes.add(shelf.capacity)
-        there = np.arange(shelf.first, shelf.top)
-        found = shelf.take(there)
-        np.testing.assert_array_equal(found["ints"][:, 0], there)
-        np.testing.assert_array_equal(found["reals"][:, 0], there)
-    assert len(sizes) > 3, "it has grown"
+DETECTORS = ("zscore", "iqr")
+LIMIT_S = 60.0
+"""Longest wait for a bundle. Chosen: a hundred times what it takes."""
 
 
-def test_a_full_shelf_grows_by_little() -> None:
-    shelf = Shelf({"ints": (1, np.int64)})
-    most = 0
-    for _ in range(20_000):
-        shelf.reserve(1)
-        shelf.put(1)
-        most = max(most, shelf.capacity - (shelf.top - shelf.first))
-    assert most <= (GROWTH - 1.0) * 20_000
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two bundles of logins."""
+    folder = tmp_path_factory.mktemp("bundles")
+    rows = training_set(np.random.default_rng(3), "login", rows=1_000, odd=80)
+    for seed, name in enumerate(("first", "second")):
+        train({"login": rows}, catalog(), DETECTORS, seed).write(folder / name)
+    return folder / "first", folder / "second"
+
+
+class Field:
+    """A shelf over the first bundle, a control file, and what is said."""
+
+    def __init__(self, first: Path, state: Path) -> None:
+        self.first, self.state, self.path = first, state, state / "control.jsonl"
+        self.base = Scorer(Bundle.load(first, catalog()), DETECTORS)
+        self.said: list[str] = []
+        self.reader = self.open()
+
+    def open(self) -> WithBundles:
+        """A reader as a start has it."""
+        self.shelf = Shelf(self.state, catalog(), self.base, self.first)
+        return WithBundles(ControlFile(self.path), self.shelf, self.said.append, others=False)
+
+    def ask(self, bundle: str, path: Path | None = None, stage: str = "shadow") -> dict[str, Any]:
+        """Write a record."""
+        record = {"kind": "bundle", "bundle": bundle, "stage": stage}
+        record |= {} if path is None else {"path": str(path)}
+        append_record(self.path, json.dumps(record))
+        return record
+
+    def until(self, done: Callable[[list[dict[str, Any]], list[Fault]], bool]) -> Any:
+        """Take, round after round, until enough has come; all records and faults."""
+        records: list[dict[str, Any]] = []
+        faults: list[Fault] = []
+        give_up = time.monotonic() + LIMIT_S
+        while not done(records, faults):
+            assert time.monotonic() < give_up, (records, faults)
+            more, bad = self.reader.take()
+            records, faults = records + more, faults + bad
+        return records, faults
+
+
+@pytest.fixture
+def field(bundles: tuple[Path, Path], tmp_path: Path) -> Field:
+    return Field(bundles[0], tmp_path)
+
+
+def id_of(folder: Path) -> str:
+    return str(json.loads((folder / "bundle.json").read_text())["id"])
+
+
+def test_a_bundle_is_heard_once_it_can_score_and_others_pass_meanwhile(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    new = id_of(bundles[1])
+    field.ask(new, bundles[1])
+    live = field.ask(new, stage="live")
+    mute = {"kind": "mute", "entity_type": "card", "entity": "c1", "until_us": 5}
+    append_record(field.path, json.dumps(mute))
+    assert field.reader.take()[0] == [mute], "nobody waits for a bundle but what speaks of it"
+    assert len(field.reader.position["waiting"]) == 2
+    records, faults = field.until(lambda records, _: len(records) == 2)
+    assert records[-1] == live and not faults
+    assert isinstance(field.reader.position, int), "nothing waits"
+    lineup = field.shelf.lineup(Control.of(records))
+    assert [(seat.bundle, seat.stage) for seat in lineup] == [(new, "live")]
+    assert lineup[0].scorer.bundle.id == new
+    back = Control.of(records).apply({"kind": "rollback"}).apply({"kind": "rollback"})
+    assert [seat.base for seat in field.shelf.lineup(back)] == [True]
+
+
+def test_what_waited_is_asked_again_after_a_restart(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    asked = field.ask(id_of(bundles[1]), bundles[1])
+    field.reader.take()
+    position = json.loads(json.dumps(field.reader.position))
+    field.reader = field.open()
+    field.reader.seek(position)
+    records, _ = field.until(lambda records, _: bool(records))
+    assert records == [asked]
+
+
+def _truncate(path: Path) -> None:
+    file = path / "login" / "scales.npz"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def _lose(path: Path) -> None:
+    (path / "login" / "zscore.npz").unlink()
+
+
+def _head(path: Path, **changed: Any) -> None:
+    file = path / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+def _half(path: Path) -> None:
+    file = path / "bundle.json"
+    file.write_text(file.read_text()[:100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (_truncate, "scales.npz is not as it was written (checksum)"),
+        (_lose, "login/zscore.npz missing"),
+        (_half, "cannot be read"),
+        (shutil.rmtree, "there is no model bundle at"),
+        (lambda path: _head(path, format=9), "format 9, expected 1"),
+        (lambda path: _head(path, catalog_version="x"), "not as it was written (id)"),
+        (lambda path: _head(path, id="0" * 16), "was trained again since"),
+        (lambda path: _head(path, files={"../../x": "y"}), "names files outside of it"),
+    ],
+)
+def test_a_bundle_that_cannot_be_used_is_refused_aloud_and_leaves_nothing(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path, damage: Any, why: str
+) -> None:
+    new, copy = id_of(bundles[1]), tmp_path / "copy"
+    shutil.copytree(bundles[1], copy)
+    damage(copy)
+    field.ask(new, copy)
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert not records and why in faults[0].reason and str(copy) in faults[0].reason
+    assert len(field.said) == 1 and "what scores goes on" in field.said[0]
+    assert not [p for p in field.shelf.folder.glob("*") if field.shelf.folder.is_dir()]
+    field.ask(new, bundles[1])
+    records, faults = field.until(lambda records, faults: bool(records or faults))
+    assert records and not faults, "the whole one is taken"
+
+
+@pytest.mark.parametrize("kind", ["gztar", "zip", "file", "archive by URL"])
+def test_a_bundle_comes_from_an_archive_or_a_url(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    place = f"file://{bundles[1]}"
+    if kind != "file":
+        how = "gztar" if kind == "archive by URL" else kind
+        place = shutil.make_archive(str(tmp_path / "packed"), how, bundles[1].parent, "second")
+        place = f"file://{place}" if kind == "archive by URL" else place
+    new = id_of(bundles[1])
+    append_record(
+        field.path,
+        json.dumps({"kind": "bundle", "bundle": new, "path": place, "stage": "shadow"}),
+    )
+    records, faults = field.until(lambda records, faults: bool(records or faults))
+    assert records and not faults, faults
+    assert [p.name for p in field.shelf.folder.iterdir()] == [new]
+    assert field.shelf.scorer(new).bundle.id == new
+
+
+def test_an_archive_that_is_none_or_reaches_outside_is_refused(
+    bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "gztar", bundles[1]))
+    half = tmp_path / "half.tar.gz"
+    half.write_bytes(packed.read_bytes()[:2_000])
+    outside = tmp_path / "outside.tar"
+    with tarfile.open(outside, "w") as archive:
+        archive.add(bundles[1] / "bundle.json", "../../stolen/bundle.json")
+    empty = tmp_path / "empty.zip"
+    zipfile.ZipFile(empty, "w").close()
+    nowhere = f"file://{tmp_path / 'nowhere'}"
+    for place, why in (
+        (half, "the archive cannot be read"),
+        (outside, "the archive cannot be read (OutsideDestinationError"),
+        (empty, "holds no bundle.json"),
+        (nowhere, "cannot be fetched (FileNotFoundError"),
+        ("nosuch://bucket/bundle", "cannot be fetched (ValueError: Protocol not known"),
+    ):
+        into = tmp_path / "into" / "deep"
+        into.mkdir(parents=True)
+        with pytest.raises(BundleError) as caught:
+            brought(str(place), into)
+        assert why in str(caught.value) and str(place) in str(caught.value)
+        shutil.rmtree(tmp_path / "into")
+    assert not list(tmp_path.rglob("stolen"))
+
+
+def test_a_bundle_nobody_has_is_refused_with_those_there_are(field: Field) -> None:
+    field.ask("ab" * 8)
+    _, faults = field.until(lambda _, faults: bool(faults))
+    assert "is not known here" in faults[0].reason
+    assert field.base.bundle.id in faults[0].reason
+
+
+def test_a_bundle_in_force_that_is_gone_from_the_shelf_is_told(field: Field) -> None:
+    control = Control.of([{"kind": "bundle", "bundle": "ab" * 8, "stage": "live"}])
+    with pytest.raises(BundleError, match="is in force and gone from"):
+        field.shelf.lineup(control)
+
+
+def test_the_bundle_of_the_settings_stays_where_a_record_names_it_and_the_settings_change(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    first = id_of(bundles[0])
+    record = field.ask(first, stage="live")
+    assert field.until(lambda records, _: bool(records))[0] == [record]
+    again = Scorer(Bundle.load(bundles[1], catalog()), DETECTORS)
+    shelf = Shelf(field.state, catalog(), again, bundles[1])
+    assert [seat.bundle for seat in shelf.lineup(Control.of([record]))] == [first]
+
+
+def test_no_bundle_is_removed_that_can_be_rolled_back_to(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = id_of(bundles[1])
+    record = field.ask(new, bundles[1], stage="live")
+    field.until(lambda records, _: bool(records))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 0)
+    control = Control.of([record]).apply({"kind": "bundle", "bundle": new, "stage": "off"})
+    field.shelf.forget(control)
+    assert field.shelf.names() == [field.base.bundle.id, new]
+    field.shelf.forget(Control())
+    assert field.shelf.names() == [field.base.bundle.id]
+
+
+def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(
+    field: Field, bundles: tuple[Path, Path], rng: np.random.Generator
+) -> None:
+    new = id_of(bundles[1])
+    field.ask(new, bundles[1])
+    field.until(lambda records, _: bool(records))
+    keys = rng.integers(0, 2**63, 20_000).astype(np.uint64)
+    before = np.zeros(len(keys), np.bool_)
+    for percent in (0.0, 5.0, 40.0, 100.0):
+        record = {"kind": "bundle", "bundle": new, "stage": "canary", "percent": percent}
+        mine = np.asarray(owners(field.shelf.lineup(Control.of([record])), keys) == 1)
+        assert abs(100.0 * mine.mean() - percent) < 1.5
+        assert not (before & ~mine).any()
+        before = mine

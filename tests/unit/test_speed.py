@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from features import state
 from features.baselines import run_baselines
-from features.speed import prefetch, stamp
+from features.speed import borrowed, prefetch, stamp
 from features.windows import run_ring
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,21 @@ def test_prefetching_any_row_changes_nothing() -> None:
     rows = np.array([3, 49, 0, 7, 7])
     assert sum_of(array, rows) == array[rows].sum()
     assert sum_of(np.zeros((50, 0)), rows) == 0.0
+
+
+def test_borrowed_arrays_are_the_very_arrays_and_outlive_the_kernel() -> None:
+    @numba.njit
+    def fill(array, other):  # type: ignore[no-untyped-def]
+        array, other = borrowed(array, other)
+        alone = borrowed(other)
+        for i in range(len(array)):
+            row = array[i]
+            row[0] = alone[i]
+        return array[1]
+
+    array, held = np.zeros((50, 20)), np.arange(50.0)
+    references = sys.getrefcount(array), sys.getrefcount(held)
+    fill(array, held)
+    assert np.array_equal(array[:, 0], held)
+    assert not array[:, 1:].any()
+    assert (sys.getrefcount(array), sys.getrefcount(held)) == references

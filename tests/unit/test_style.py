@@ -20,7 +20,9 @@ LINE_LENGTH_MAX = 100
 FILE_BYTES_MAX = 2_000_000
 """Nothing larger belongs in a repository of source. Chosen."""
 
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "features/windows.py::run_ring": "names sixteen arrays it borrows; a helper would count them"
+}
 """`path::function` -> why it is longer than FUNCTION_LINES_MAX and better so."""
 
 

@@ -1,0 +1,179 @@
+"""Rolls a bundle back by itself where it alerts too much, loses votes or takes too long.
+
+The commit step shows it every round. What it decides is a control record like a person's: written
+where those are, journaled by the lane that reads them, and in force from that round on. A replay
+finds it there and decides nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dataflows.control.writing import write_record
+from dataflows.opinions import Beside
+from features.errors import WaxwingError
+
+if TYPE_CHECKING:
+    from dataflows.score import RoundOut
+    from dataflows.settings import Settings
+
+__all__ = ["AutoRollback"]
+
+ALERTS_MIN = 20
+"""Fewest alerts by which a bundle is judged. Chosen: ten times the usual of less is chance."""
+
+ROWS_MIN = 1_000
+"""Fewest rows by which missing votes are judged. Chosen: a second of a small flow."""
+
+SLOW_ROUNDS = 20
+"""Rounds over which the time of scoring is averaged. Chosen: two seconds, longer than a pause."""
+
+ROUNDS_KEPT_MAX = 36_000
+"""Most rounds of which the usual is remembered; chosen: an hour."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What a bundle did since it has its stage."""
+
+    stage: str
+    since_us: int
+    flagged: int = 0
+    rows: int = 0
+    missed: int = 0
+    live_flagged: int = 0
+    score_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
+
+
+class AutoRollback:
+    """See the module.
+
+    Parameters
+    ----------
+    settings : the limits, and where control records are written
+    say : takes a sentence
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings, self._say = settings, say
+        self._watched: dict[str, _Watched] = {}
+        self._usual: deque[tuple[int, int, int]] = deque(maxlen=ROUNDS_KEPT_MAX)
+        self._usual_rate: float | None = None
+        self._live: str | None = None
+        self._settled: str | None = None
+        """Live when this process began: nobody knows what was usual before it."""
+        self._asked: set[str] = set()
+
+    def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
+        """Take in a round of all lanes, and ask for a rollback where one is due."""
+        bundles: dict[str, Beside] = {}
+        for out in outs:
+            for one in out.beside:
+                bundles[one.bundle] = bundles[one.bundle] + one if one.bundle in bundles else one
+        if not bundles:
+            return
+        live = next(one for one in bundles.values() if one.stage == "live")
+        if live.bundle != self._live:
+            self._changed(live.bundle, cut_time_us)
+        self._asked &= bundles.keys()
+        self._watched = {k: v for k, v in self._watched.items() if k in bundles}
+        in_force = outs[0].control.bundles
+        for name, one in bundles.items():
+            watched = self._watched.get(name)
+            if watched is None or watched.stage != one.stage:
+                watched = self._watched[name] = _Watched(one.stage, cut_time_us)
+            watched.flagged += one.flagged
+            watched.rows += one.rows
+            watched.missed += one.missed
+            watched.live_flagged += live.flagged
+            watched.score_ms.append(one.score_ms)
+            if name in in_force and not any(out.replayed for out in outs):
+                self._judge(name, watched, cut_time_us)
+        watch_us = round(self._settings.rollback_watch_s * 1e6)
+        self._usual.append((cut_time_us, live.flagged, live.rows))
+        while self._usual[0][0] < cut_time_us - watch_us:
+            self._usual.popleft()
+
+    def _changed(self, live: str, cut_time_us: int) -> None:
+        """Another bundle is live: what the one before did is the usual."""
+        rows = sum(n for _, _, n in self._usual)
+        flagged = sum(n for _, n, _ in self._usual)
+        if self._live is not None and rows:
+            self._usual_rate = (flagged + 1) / rows
+        self._settled = live if self._live is None else None
+        self._live = live
+        self._usual.clear()
+
+    def _judge(self, name: str, watched: _Watched, now_us: int) -> None:
+        """Ask for a rollback of a bundle where a limit is passed, once."""
+        passed_us = now_us - watched.since_us
+        settled = name == self._settled or passed_us > self._settings.rollback_watch_s * 1e6
+        if name in self._asked or (watched.stage == "live" and settled):
+            return
+        why = self._too_many(watched) or self._too_silent(watched) or self._too_slow(watched)
+        if not why:
+            return
+        self._asked.add(name)
+        record = {
+            "kind": "rollback",
+            "bundle": name,
+            "id": uuid.uuid4().hex,
+            "by": "waxwing",
+            "why": why,
+        }
+        self._say(f"bundle {name} ({watched.stage}) is rolled back: {why}")
+        threading.Thread(target=self._ask, args=(record,), name="waxwing-rollback").start()
+
+    def _ask(self, record: dict[str, Any]) -> None:
+        """Write the record; a broker may let one wait."""
+        try:
+            write_record(self._settings, record)
+        except WaxwingError as error:
+            self._say(
+                f"bundle {record['bundle']} is NOT rolled back: {error}; do it with `waxwing model"
+                " rollback`"
+            )
+
+    def _too_many(self, watched: _Watched) -> str:
+        """What is said of its alerts; empty where there are no more than may be."""
+        times, usual = self._settings.rollback_alerts_ratio_max, self._usual_alerts(watched)
+        if not times or usual is None or watched.flagged < max(ALERTS_MIN, times * usual):
+            return ""
+        return (
+            f"{watched.flagged:,} alerts on {watched.rows:,} events, where {usual:,.1f} are usual"
+            f" (rollback_alerts_ratio_max = {times:g})"
+        )
+
+    def _too_silent(self, watched: _Watched) -> str:
+        """What is said of its missing votes; a shadow's are nobody's loss."""
+        limit = self._settings.rollback_missed_share
+        if not limit or watched.stage == "shadow" or watched.rows < ROWS_MIN:
+            return ""
+        if watched.missed <= limit * watched.rows:
+            return ""
+        return (
+            f"{watched.missed:,} votes missing on {watched.rows:,} events"
+            f" (rollback_missed_share = {limit:g})"
+        )
+
+    def _too_slow(self, watched: _Watched) -> str:
+        """What is said of the time it takes."""
+        limit, rounds = self._settings.rollback_score_ms, len(watched.score_ms)
+        taken_ms = sum(watched.score_ms) / rounds
+        if not limit or rounds < SLOW_ROUNDS or taken_ms <= limit:
+            return ""
+        return f"its scores take {taken_ms:,.0f} ms a round (rollback_score_ms = {limit:g})"
+
+    def _usual_alerts(self, watched: _Watched) -> float | None:
+        """Alerts that as many rows usually have; None where that is not known or not asked."""
+        if watched.stage == "canary":
+            # On all rows: those that it does not decide on are scored all the same.
+            return float(watched.live_flagged + 1)
+        if watched.stage == "live" and self._usual_rate is not None:
+            return self._usual_rate * watched.rows
+        return None

@@ -1,0 +1,120 @@
+"""A comparison of two bundles for people: a screen of text, and a page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dataflows.alerts.base import printable
+from dataflows.charts import Bar, bars, cards, grid, page, section, table, time_text
+from dataflows.report import write_text
+
+__all__ = ["comparison_html", "comparison_lines", "write_comparison"]
+
+_COLUMNS = ("live", "candidate", "new", "gone", "frauds", "won", "lost", "missed")
+
+_SAID = {
+    "live": "live", "candidate": "candidate", "new": "new", "gone": "gone", "frauds": "frauds",
+    "won": "won", "lost": "lost", "missed": "missed by both",
+}  # fmt: skip
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    """The whole in one sentence."""
+    total = found["total"]
+    said = f"+{total['new']:,} alerts, -{total['gone']:,}"
+    if total["frauds"]:
+        said += f", {total['lost']:,} known frauds lost, {total['won']:,} won"
+    else:
+        said += "; no event is known to be a fraud"
+    known = total["new_genuine"] + total["gone_genuine"]
+    if known:
+        said += (
+            f"; known to be genuine: {total['new_genuine']:,} of the new,"
+            f" {total['gone_genuine']:,} of the gone"
+        )
+    return said
+
+
+def _about(found: Mapping[str, Any]) -> str:
+    """What was compared."""
+    live = ", then ".join(found["live"]) or "no bundle"
+    about = f"candidate {found['candidate']} beside {live}: {found['events']:,} events"
+    if "rounds" in found:
+        about += (
+            f" of {found['rounds']:,} rounds, cut from {time_text(found['from_us'])} to"
+            f" {time_text(found['until_us'])} UTC"
+        )
+    return f"{about}; took {found['seconds']:.1f} s"
+
+
+def comparison_lines(found: Mapping[str, Any]) -> list[str]:
+    """The comparison for a terminal, nothing in it that one could obey."""
+    lines = [_about(found), _sentence(found), ""]
+    lines.append(f"{'alerts of':<24}" + "".join(f"{_SAID[c]:>15}" for c in _COLUMNS))
+    for name, one in found["anomaly_types"].items():
+        lines.append(f"{name:<24}" + "".join(f"{one[c]:>15,}" for c in _COLUMNS))
+    for way, title in (("new", "new, the most certain first"), ("gone", "gone")):
+        mine = [e for e in found["examples"] if e["change"] == way]
+        if mine:
+            lines += ["", title]
+        for e in mine:
+            lines.append(
+                f"  {e['anomaly_type']} {e['entity_type']} {e['entity']}, event {e['event_id']}"
+                f" at {time_text(e['time_us'])}, score {e['score']:.6f}, {e['verdict']}:"
+                f" {'; '.join(e['reasons']) or 'unusual combination'}"
+            )
+    return [printable(line) for line in lines]
+
+
+def comparison_html(found: Mapping[str, Any]) -> str:
+    """The comparison as a page that needs no other file."""
+    total = found["total"]
+    shown = [(f"+{total['new']:,}", "alerts new"), (f"-{total['gone']:,}", "alerts gone")]
+    if total["frauds"]:
+        shown += [(f"{total['won']:,}", "known frauds won"), (f"{total['lost']:,}", "frauds lost")]
+    counts = [
+        [name, *(f"{one[c]:,}" for c in _COLUMNS)] for name, one in found["anomaly_types"].items()
+    ]
+    most = max((max(o["live"], o["candidate"]) for o in found["anomaly_types"].values()), default=1)
+    drawn = [
+        bars(
+            name.replace("_", " "),
+            "alerts",
+            [Bar("live", one["live"]), Bar("candidate", one["candidate"], strong=True)],
+            float(most),
+        )
+        for name, one in found["anomaly_types"].items()
+    ]
+    examples = [
+        [
+            e["change"], e["anomaly_type"], f"{e['entity_type']} {e['entity']}",
+            str(e["event_id"]), time_text(e["time_us"]), f"{e['score']:.6f}", e["verdict"],
+            "; ".join(e["reasons"]) or "unusual combination",
+        ]
+        for e in found["examples"]
+    ]  # fmt: skip
+    heads = ["", "anomaly type", "whose", "event", "time", "score", "known", "why"]
+    parts = [
+        cards(shown, bad=("frauds lost",) if total["lost"] else ()),
+        section(
+            "By anomaly type",
+            "Events that would be alerts; known frauds are those that labels or the data name.",
+            table(["", *(_SAID[c] for c in _COLUMNS)], counts, range(1, len(_COLUMNS) + 1)),
+        ),
+        grid(drawn),
+    ]
+    if examples:
+        note = "The most certain of each kind: new ones by the candidate's score, gone ones by the"
+        parts.append(section("Examples", f"{note} live one's.", table(heads, examples, [5])))
+    return page("Candidate beside live", _about(found), parts)
+
+
+def write_comparison(path: str, found: Mapping[str, Any]) -> None:
+    """Write the page.
+
+    Raises
+    ------
+    ConfigError : the file cannot be written
+    """
+    write_text(path, comparison_html(found), "--html", errors="backslashreplace")

@@ -1,0 +1,124 @@
+"""Records on bundles wait beside the control lane until their bundle can score.
+
+A bundle is copied, checked and loaded while rounds go on; its record is passed to the lane once it
+can be in force at once, or as refused where it cannot. Records on the same bundle keep their order
+behind it, all others pass. What waits is part of the position, so that a restart asks again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from dataflows.control.records import ControlReader, Fault
+from dataflows.shelf import Shelf
+from features.errors import WaxwingError
+
+__all__ = ["WithBundles"]
+
+WAITING_MAX = 64
+"""Most records that wait for bundles; more are refused. Chosen: each is one that a person asked
+for."""
+
+OTHERS_S = 1.0
+"""How long the other processes of a cluster have for what this one has just loaded, beside as long
+as it took here. Chosen: they look four times a second; one that is later loads when it must score,
+and its round waits."""
+
+
+class WithBundles:
+    """A control reader whose records on bundles come when they can be in force.
+
+    Parameters
+    ----------
+    reader : gives the records
+    shelf : fetches bundles
+    say : takes a sentence about one that is refused
+    others : whether other processes score too
+    """
+
+    def __init__(
+        self, reader: ControlReader, shelf: Shelf, say: Callable[[str], None], others: bool
+    ) -> None:
+        self.origin = reader.origin
+        self._reader, self._shelf, self._say = reader, shelf, say
+        self._others = others
+        self._waiting: list[dict[str, Any]] = []
+        self._coming: dict[str, tuple[Future[None], float]] = {}
+        self._ready: dict[str, float] = {}
+
+    @property
+    def position(self) -> Any:
+        """That of the reader, and what waits."""
+        at = self._reader.position
+        return {"reader": at, "waiting": list(self._waiting)} if self._waiting else at
+
+    def seek(self, position: Any) -> None:
+        """Stand at a journaled position."""
+        self._waiting, self._coming, self._ready = [], {}, {}
+        if isinstance(position, dict) and "waiting" in position:
+            self._waiting = list(position["waiting"])
+            position = position["reader"]
+        self._reader.seek(position)
+
+    def open(self) -> None:
+        """Open the reader."""
+        self._reader.open()
+
+    def close(self) -> None:
+        """Close the reader; the shelf is its owner's to close."""
+        self._reader.close()
+
+    def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
+        """Records that can be in force now, and what is refused."""
+        records, faults = self._reader.take()
+        held = {record["bundle"] for record in self._waiting}
+        passed: list[dict[str, Any]] = []
+        for record in records:
+            bundle = record.get("bundle")
+            waits = bundle in held or (
+                record["kind"] == "bundle" and not self._shelf.knows(record["bundle"])
+            )
+            if not waits:
+                passed.append(record)
+            elif len(self._waiting) < WAITING_MAX:
+                self._waiting.append(record)
+                held.add(bundle)
+            else:
+                faults.append(self._refused(record, f"{WAITING_MAX} records wait for bundles"))
+        if self._waiting:
+            self._settle(passed, faults)
+        return passed, faults
+
+    def _settle(self, passed: list[dict[str, Any]], faults: list[Fault]) -> None:
+        """Pass on or refuse what has been waiting for a bundle that is settled now."""
+        for bundle in dict.fromkeys(record["bundle"] for record in self._waiting):
+            mine = [record for record in self._waiting if record["bundle"] == bundle]
+            if bundle not in self._coming:
+                future = self._shelf.fetch(bundle, mine[0].get("path"))
+                self._coming[bundle] = future, time.monotonic()
+            future, begun = self._coming[bundle]
+            if not future.done():
+                continue
+            error = future.exception()
+            if error is None:
+                now = time.monotonic()
+                wait_s = OTHERS_S + (now - begun) if self._others else 0.0
+                if now < self._ready.setdefault(bundle, now + wait_s):
+                    continue
+                passed += mine
+            elif isinstance(error, WaxwingError):
+                faults += [self._refused(record, str(error)) for record in mine]
+            else:
+                raise error
+            del self._coming[bundle]
+            self._ready.pop(bundle, None)
+            self._waiting = [record for record in self._waiting if record["bundle"] != bundle]
+
+    def _refused(self, record: dict[str, Any], why: str) -> Fault:
+        """A record that cannot be in force, said aloud."""
+        self._say(f"control record {record['kind']} refused: {why}; what scores goes on")
+        return Fault(0, json.dumps(record).encode(), f"control record {record['kind']}: {why}")

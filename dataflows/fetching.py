@@ -1,0 +1,125 @@
+"""Bundles from elsewhere: archives, and places that fsspec reaches (s3://, gs://, https://, ...).
+
+What comes is brought to a folder of this machine first, bounded in size, and checked there like any
+other bundle; an archive cannot write outside of that folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from features.errors import BundleError
+from models.bundle import read_head
+
+__all__ = ["BYTES_MAX", "brought", "is_elsewhere"]
+
+BYTES_MAX = 4_000_000_000
+"""Most bytes of a bundle, packed or not. Chosen: a hundred times the largest we have trained."""
+
+FILES_MAX = 10_000
+"""Most files of an archive. Chosen: a bundle has some dozens."""
+
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_ARCHIVES = (*_TAR, ".zip")
+
+_CURE = "make it again, or name the folder of the bundle"
+
+
+def is_elsewhere(place: str) -> bool:
+    """Whether a place is an archive or a URL, so that its bundle must be brought first."""
+    return "://" in place or place.lower().endswith(_ARCHIVES)
+
+
+def brought(place: str, into: Path) -> Path:
+    """The folder of the bundle of a place, below `into` where it had to be brought there.
+
+    Parameters
+    ----------
+    place : folder, archive (.tar, .tar.gz, .tgz, .zip, ...), or URL of either
+    into : an empty folder, which the caller removes
+
+    Raises
+    ------
+    BundleError : it cannot be reached, is damaged or too large, or holds no bundle
+    """
+    if not is_elsewhere(place):
+        return Path(place)
+    path = Path(place)
+    if "://" in place:
+        path = into / "fetched"
+        if place.lower().endswith(_ARCHIVES):
+            path = into / PurePosixPath(place).name
+        _fetch(place, path)
+    if not place.lower().endswith(_ARCHIVES):
+        return path
+    _unpack(path, into / "unpacked")
+    heads = sorted((into / "unpacked").rglob("bundle.json"), key=lambda p: len(p.parts))
+    if not heads:
+        raise BundleError(f"bundle {place}: the archive holds no bundle.json; {_CURE}")
+    return heads[0].parent
+
+
+def _fetch(place: str, path: Path) -> None:
+    """Copy a file, or the files of a bundle, from a URL."""
+    import fsspec
+
+    try:
+        system, root = fsspec.url_to_fs(place)
+        if path.name != "fetched":
+            _copied(system, root, path)
+            return
+        _copied(system, f"{root.rstrip('/')}/bundle.json", path / "bundle.json")
+        for name in read_head(path)["files"]:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise BundleError(f"bundle {place}: bundle.json names files outside of it")
+            _copied(system, f"{root.rstrip('/')}/{name}", path / name)
+    except BundleError as error:
+        raise BundleError(str(error).replace(str(path), place)) from None
+    except Exception as error:  # each kind of place raises what its library does
+        raise BundleError(
+            f"bundle {place} cannot be fetched ({type(error).__name__}: {error}); see that it is"
+            " there and may be read, and that the library for its kind of place is installed"
+        ) from None
+
+
+def _copied(system: Any, name: str, path: Path) -> None:
+    """Copy one file, not more of it than may be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = system.size(name)
+    if size is not None and size > BYTES_MAX:
+        raise BundleError(f"{name}: larger than {BYTES_MAX:,} bytes; {_CURE}")
+    system.get_file(name, str(path))
+
+
+def _unpack(path: Path, into: Path) -> None:
+    """Unpack an archive; nothing of it can lie outside of `into`."""
+    into.mkdir()
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as packed:
+                members = packed.infolist()
+                _check_size(path, [m.file_size for m in members])
+                packed.extractall(into)
+        else:
+            with tarfile.open(path) as archive:
+                found = archive.getmembers()
+                _check_size(path, [m.size for m in found])
+                archive.extractall(into, filter="data")
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+        shutil.rmtree(into, ignore_errors=True)
+        raise BundleError(
+            f"bundle {path}: the archive cannot be read ({type(error).__name__}: {error}); {_CURE}"
+        ) from None
+
+
+def _check_size(path: Path, sizes: list[int]) -> None:
+    """BundleError where an archive holds more than a bundle can."""
+    if len(sizes) > FILES_MAX or sum(sizes) > BYTES_MAX:
+        raise BundleError(
+            f"bundle {path}: the archive holds {len(sizes):,} files of {sum(sizes):,} bytes, of"
+            f" which at most {FILES_MAX:,} of {BYTES_MAX:,} are read; {_CURE}"
+        )

@@ -1,0 +1,200 @@
+"""Which bundles and detectors have a say in a flow, and who changed it: read from its state folder.
+
+The manifest has what was in force at its round, the journal of lane 0 every record since, and the
+records before as far as it reaches back. A flow that is live on the folder is not disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dataflows.control.records import Control
+from dataflows.settings import Settings
+from dataflows.shelf import shelf_folder
+from dataflows.sources.rounds import journal_folder
+from dataflows.state.journal import Cut, read_cuts
+from dataflows.state.manifest import read_manifest
+from features.errors import BundleError
+from models.bundle import read_head
+
+__all__ = ["KINDS", "Heard", "Standing", "heard", "history", "in_force", "is_cutting", "standing"]
+
+_LOOK_S = 0.05
+"""How often the journal is looked at for a record. Chosen: half a round."""
+
+KINDS = ("stage", "bundle", "rollback")
+"""Control records that change who has a say."""
+
+CUTTING_S = 5.0
+"""A journal that was written within this time belongs to a flow that runs. Chosen: fifty rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in force.
+
+    Parameters
+    ----------
+    control : the fold of all records
+    round : newest round of the journal
+    base : id of the bundle that the settings name, None where there is none
+    counts : bundle -> counts of the rounds in which several scored, up to the last manifest
+    """
+
+    control: Control
+    round: int
+    base: str | None
+    counts: dict[str, dict[str, int]]
+
+    @property
+    def live(self) -> str | None:
+        """Id of the bundle that decides."""
+        live = (k for k, (stage, _) in self.control.bundles.items() if stage == "live")
+        return next(live, self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What became of a record: the round in which it was heard, and why it was refused."""
+
+    round: int
+    refused: str | None
+
+
+def in_force(settings: Settings) -> Standing:
+    """What is in force in a state folder; nothing is where no flow has run.
+
+    Raises
+    ------
+    StateError : the folder is damaged
+    """
+    manifest = read_manifest(settings.state_dir)
+    control = Control() if manifest is None else Control.of(manifest.control)
+    round_ = 0 if manifest is None else manifest.round
+    for cut in _cuts(settings, round_):
+        round_ = cut.round
+        for record in cut.control:
+            control = control.apply(record)
+    try:
+        base = str(read_head(settings.bundle)["id"])
+    except BundleError:
+        base = None
+    totals = {} if manifest is None else manifest.totals
+    counts: dict[str, dict[str, int]] = {}
+    for key, value in totals.items():
+        bundle, colon, name = key.partition(":")
+        if colon:
+            counts.setdefault(bundle, {})[name] = value
+    return Standing(control, round_, base, counts)
+
+
+def standing(settings: Settings) -> dict[str, Any]:
+    """What is in force, as plain data (docs/json.md)."""
+    found = in_force(settings)
+    bundles = dict(found.control.bundles)
+    if found.base is not None and found.live == found.base:
+        bundles = {found.base: ("live", 100.0)} | bundles
+    on_shelf = sorted(p.name for p in shelf_folder(settings.state_dir).glob("[0-9a-f]*"))
+    known = [*bundles, *([found.base] if found.base else []), *on_shelf]
+    return {
+        "round": found.round,
+        "live": found.live,
+        "bundles": [
+            {
+                "bundle": name,
+                "stage": bundles.get(name, ("off", 0.0))[0],
+                "percent": bundles.get(name, ("off", 0.0))[1],
+                **_told_of(settings, name, found.base),
+                "counts": found.counts.get(name),
+            }
+            for name in dict.fromkeys(known)
+        ],
+        "detectors": [
+            {"detector": name, "stage": stage, "percent": percent}
+            for name, (stage, percent) in found.control.stages.items()
+        ],
+        "rollbacks": len(found.control.undo),
+    }
+
+
+def _told_of(settings: Settings, bundle: str, base: str | None) -> dict[str, Any]:
+    """What a bundle says of itself."""
+    folder = settings.bundle if bundle == base else shelf_folder(settings.state_dir) / bundle
+    told: dict[str, Any] = {"folder": str(folder), "of_settings": bundle == base, "detectors": []}
+    try:
+        head = read_head(folder)
+    except BundleError:
+        return told | {"folder": None}
+    return told | {"detectors": sorted({n for names in head["detectors"].values() for n in names})}
+
+
+def history(settings: Settings) -> list[dict[str, Any]]:
+    """Every change of stages that the journal still has, the oldest first, and what was refused.
+
+    Returns
+    -------
+    `round`, `cut_time_us`, `record`, and `refused` (why, None where it was taken)
+    """
+    found: list[dict[str, Any]] = []
+    for cut in _cuts(settings, 0):
+        told = [(record, None) for record in cut.control]
+        for record, refused in [*told, *_refused(cut)]:
+            if record.get("kind") in KINDS:
+                found.append(
+                    {
+                        "round": cut.round,
+                        "cut_time_us": cut.cut_time_us,
+                        "record": record,
+                        "refused": refused,
+                    }
+                )
+    return found
+
+
+def heard(settings: Settings, id_: str, after_round: int, wait_s: float) -> Heard | None:
+    """What became of a record, once the flow has heard it; None where it has not in time.
+
+    Parameters
+    ----------
+    id_ : the record's
+    after_round : the newest round before it was written
+    """
+    give_up = time.monotonic() + wait_s
+    while True:
+        for cut in _cuts(settings, after_round):
+            after_round = cut.round
+            if any(record.get("id") == id_ for record in cut.control):
+                return Heard(cut.round, None)
+            for record, why in _refused(cut):
+                if record.get("id") == id_:
+                    return Heard(cut.round, why)
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(_LOOK_S)
+
+
+def is_cutting(settings: Settings) -> bool:
+    """Whether a flow cuts rounds in the state folder."""
+    times = [p.stat().st_mtime for p in journal_folder(settings.state_dir, 0).glob("*.jnl")]
+    return bool(times) and time.time() - max(times) < CUTTING_S
+
+
+def _cuts(settings: Settings, after_round: int) -> Iterator[Cut]:
+    """Cuts of the lane that reads the control records."""
+    folder = journal_folder(settings.state_dir, 0)
+    return read_cuts(folder, after_round) if folder.is_dir() else iter(())
+
+
+def _refused(cut: Cut) -> Iterator[tuple[dict[str, Any], str]]:
+    """Records that a round refused, as far as they could be read, and why."""
+    for _, line, why, _ in cut.faults:
+        try:
+            record = json.loads(line.encode("latin-1"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield record, why

@@ -1,0 +1,182 @@
+"""Models change while events flow: at one round on all workers, nothing lost, the same again.
+
+A second bundle is the first with other words about its training and a looser vote: its own id, and
+alerts of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dataflows.sources.simulator import time_us_of
+from dataflows.state.journal import read_cuts
+from features.catalog import catalog
+from models.bundle import Bundle
+from models.voting import Voting
+from tests.flow.harness import (
+    Bench,
+    Run,
+    alerts_of,
+    call,
+    counts_of,
+    running,
+    simulated_counts,
+    wait_for,
+)
+from tests.flow.test_json import undocumented
+
+PACED: dict[str, Any] = {
+    "sim_paced": "true",
+    "sim_speed": 3600.0,
+    "snapshot_rounds": 20,
+    "retention_h": 2_000,
+}
+"""An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
+
+
+def another_bundle(bench: Bench, folder: Path, score: float) -> Bundle:
+    """Another bundle of the same world, which alerts from this score on."""
+    first = Bundle.load(Path(bench.settings["bundle"]), catalog())
+    rules = {
+        name: replace(rule, ensemble=score, thresholds=dict.fromkeys(rule.thresholds, score))
+        for name, rule in first.voting.anomaly_types.items()
+    }
+    training = {**first.training, "note": f"from {score} on"}
+    return replace(first, voting=Voting(rules), training=training).write(folder)
+
+
+def model(
+    bench: Bench, state: Path, *arguments: str, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """`waxwing model ...` on a state folder."""
+    return call("model", *bench.sets(state_dir=state, **more), *arguments, cwd=bench.folder)
+
+
+def change(bench: Bench, state: Path, *arguments: str) -> int:
+    """Change a stage by command; the round that it says the change is in force from."""
+    done = model(bench, state, *arguments, "--wait", "60")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("from round ")[1].split()[0])
+
+
+def by_itself(state: Path) -> int:
+    """The round in which the flow heard a rollback of its own; 0 before it has."""
+    for cut in read_cuts(state / "journal" / "lane-00"):
+        if any(record.get("by") == "waxwing" for record in cut.control):
+            return cut.round
+    return 0
+
+
+def sent_until_now(bench: Bench, state: Path) -> dict[str, int]:
+    """`counts_of` a run that was stopped: what the simulator sends up to where it stood then."""
+    *_, last = read_cuts(state / "journal" / "lane-00")
+    begun_us = time_us_of(bench.settings["sim_start"])
+    given = {name: value for name, value in bench.settings.items() if name.startswith("sim_")}
+    seconds = (last.positions["t_us"] - begun_us) / 1e6
+    return simulated_counts(given | {"sim_speed": 1.0, "sim_seconds": seconds})
+
+
+def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_is_lost(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """The last one, which would flood, by the flow itself."""
+    state, folder, flood = tmp_path / "state", tmp_path / "second", tmp_path / "flood"
+    new, flooding = (another_bundle(bench, *of).id for of in ((folder, 0.99), (flood, 0.2)))
+    old = Bundle.load(Path(bench.settings["bundle"]), catalog()).id
+    run = Run(bench, state, PACED, ("--workers", "2", "--json", str(tmp_path / "r.json")))
+
+    def at_least(count: int) -> None:
+        wait_for(lambda: len(alerts_of(state)) >= count, f"{count} alerts", process, 120)
+
+    with running("run", *run.options(), cwd=bench.folder) as process:
+        at_least(5)
+        canary = change(bench, state, "stage", str(folder), "canary", "--percent", "50")
+        at_least(len(alerts_of(state)) + 20)
+        live = change(bench, state, "promote", "--why", "better")
+        at_least(len(alerts_of(state)) + 20)
+        half = change(bench, state, "rollback")
+        end = change(bench, state, "rollback", "--why", "page flood")
+        at_least(len(alerts_of(state)) + 5)
+        worst = change(bench, state, "promote", str(flood))
+        wait_for(lambda: by_itself(state), "the flow to roll it back", process, 120)
+        at_least(len(alerts_of(state)) + 1)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert counts_of(report) == sent_until_now(bench, state)
+
+    seen: dict[str, Counter[str]] = {part: Counter() for part in "abcBdfA"}
+    for alert in alerts_of(state):
+        at = alert["round"]
+        passed = sum(at >= round_ for round_ in (canary, live, half, end, worst, by_itself(state)))
+        seen[list(seen)[passed]][alert["bundle_id"]] += 1
+    assert set(seen["a"]) == {old} == set(seen["d"]), seen
+    assert set(seen["f"]) == {flooding} and set(seen["A"]) <= {old}, seen
+    assert set(seen["b"]) == {old, new}, seen
+    assert set(seen["c"]) == {new}, "from its round on, and on both workers"
+
+    certified = call("certify", *bench.sets(state_dir=state), "--json", "-", cwd=bench.folder)
+    assert certified.returncode == 0, certified.stderr + certified.stdout
+    assert json.loads(certified.stdout)["rounds"] > end
+    mine = next(a for a in alerts_of(state) if canary <= a["round"] and a["bundle_id"] == new)
+    told = call("explain", mine["id"], *bench.sets(state_dir=state), "--json", "-",
+                cwd=bench.folder)  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    explained = json.loads(told.stdout)
+    assert explained["same"] and explained["bundle"]["id"] == new
+
+    listed = json.loads(model(bench, state, "list", "--json", "-").stdout)
+    assert listed["live"] == old
+    changes = json.loads(model(bench, state, "history", "--json", "-").stdout)["changes"]
+    kinds = [(c["record"]["kind"], c["record"].get("stage"), c["refused"]) for c in changes]
+    assert kinds == [
+        ("bundle", "canary", None),
+        ("bundle", "live", None),
+        ("rollback", None, None),
+        ("rollback", None, None),
+        ("bundle", "live", None),
+        ("rollback", None, None),
+    ]
+    assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
+    assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
+    assert "are usual (rollback_alerts_ratio_max = 10)" in changes[-1]["record"]["why"]
+
+
+def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
+    bench: Bench, tmp_path: Path
+) -> None:
+    state, folder = tmp_path / "state", tmp_path / "looser"
+    another_bundle(bench, folder, 0.99)
+    Run(bench, state, {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}).to_end()
+    page, out = tmp_path / "page.html", tmp_path / "out.json"
+    options = ("--html", str(page), "--json", str(out), "--days", "1")
+    done = model(bench, state, "compare", str(folder), *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    named = found["anomaly_types"]
+    assert undocumented(found | {"anomaly_types": list(named.values())}) == []
+    total = found["total"]
+    live, new = (total[name] for name in ("live", "new"))
+    assert live == len(alerts_of(state)) > 0, "what was live is what was alerted"
+    assert total["gone"] == 0 == total["lost"], "whatever the stricter vote flags, the looser does"
+    assert new > 0 and total["candidate"] == live + new
+    assert total["frauds"] >= total["won"] + total["missed"] > 0, "the simulator knows its attacks"
+    assert new == total["won"] + total["new_genuine"]
+    said = f"+{new:,} alerts, -0, 0 known frauds lost, {total['won']:,} won"
+    assert said in done.stdout
+    assert f"+{new:,}" in page.read_text(encoding="utf-8")
+    best = max((e for e in found["examples"]), key=lambda e: e["score"])
+    assert best["change"] == "new" and best["reasons"] and best["entity"] in done.stdout
+
+    swapped = call(
+        "model", *bench.sets(bundle=folder, state_dir=state), "compare", bench.settings["bundle"],
+        cwd=bench.folder,
+    )  # fmt: skip
+    assert swapped.returncode == 2 and "the rounds were scored with" in swapped.stderr
