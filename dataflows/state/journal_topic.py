@@ -109,8 +109,7 @@ class TopicJournal:
         copy: Callable[[], LaneJournal],
         stop: Callable[[], bool],
     ) -> None:
-        assert settings.journal_topic is not None
-        self._topic, self._lane, self._token = settings.journal_topic, lane, token
+        self._topic, self._lane, self._token = settings.journal_topic or "", lane, token
         self._settings, self._stop = settings, stop
         self._troubles = Troubles(settings.kafka_brokers)
         self._since_place = 0
