@@ -439,6 +439,14 @@ _RISK = (
         "events known to be genuine on the full days (UTC) after its latest known fraud, up to a"
         " week ago, of the last 40 days; unknown where no fraud is known",
     ),
+    Operation(
+        "fraud_run",
+        "risk",
+        6,
+        "time since the first day (UTC) of its latest run of days with a known fraud: back from the"
+        " latest one, over days without events, to a day whose events are not known to be fraud, of"
+        " the last 40 days; unknown where no fraud is known",
+    ),
 )
 
 _CORRELATIONS = (

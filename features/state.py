@@ -481,6 +481,9 @@ def _kernels(
                 ("members", many * MEMBER_FLOATS, np.float64),
             ],
         )
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
     if plan.bases is not None:
         histories = int(plan.bases.histories.max()) + 1
         yield (
@@ -495,9 +498,6 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
-    if plan.anchors is not None:
-        width = len(plan.anchors.logs) * ANCHOR_FLOATS
-        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
     if plan.weeks is not None:
         many = len(plan.weeks.logs)
         yield (
