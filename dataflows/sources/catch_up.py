@@ -18,7 +18,7 @@ What a lane takes is in its journal, so none of this decides anything twice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -157,6 +157,10 @@ class CatchUp:
     def behind(self) -> bool:
         """Whether some partition has not come to where it is to come to."""
         return bool(self._targets)
+
+    def waits_for(self, places: Collection[Place]) -> bool:
+        """Whether one of some partitions is behind."""
+        return not self._targets.keys().isdisjoint(places)
 
     def active(self, now_s: float) -> bool:
         """Whether it is behind, or another lane of the process is."""
