@@ -215,7 +215,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         if control.bundles != self._bundles:
             self._bundles = control.bundles
             self._totals = {k: v for k, v in self._totals.items() if ":" not in k}
-            self._context.shelf.forget(control.bundles)
+            self._context.shelf.forget(control)
             if self._certificate is not None:
                 self._certificate.change(header_of(self._context, control))
         for out in outs:

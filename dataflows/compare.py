@@ -216,7 +216,9 @@ def compare_journal(
     base = base_before(state_dir, first, int(header["lanes"]))
     context = replay_context(settings, base, Replaying(first, last), header)
     beside = _candidate(candidate, context.catalog, context.scorer)
-    context.shelf = Shelf(state_dir, context.catalog, context.scorer, beside=beside)
+    context.shelf = Shelf(
+        state_dir, context.catalog, context.scorer, settings.bundle, beside=beside
+    )
     found = Comparison(context.catalog, _labels_of(state_dir), examples_max)
     rounds, live = 0, dict[str, None]()
 

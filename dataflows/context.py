@@ -26,6 +26,7 @@ from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.poison import POISON_FILE
+from dataflows.restore import Damaged, Restored, check, restore
 from dataflows.settings import Settings
 from dataflows.shelf import Shelf
 from dataflows.sources.catch_up import Pace
@@ -179,8 +180,8 @@ class Context:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="waxwing-state")
     )
     """Writes snapshots one after another, beside the flow."""
-    restored: dict[tuple[str, int], Any] = field(default_factory=dict)
-    """(kind, number) -> shard restored before the first round, until its step takes it over."""
+    restored: Restored = field(default_factory=dict)
+    """What was restored before the first round, until its step takes it over."""
     ballots: Ballots = field(init=False)
     """Asks the detectors, and goes on without those that fail."""
     replaying: Replaying | None = None
@@ -198,6 +199,7 @@ class Context:
             self.settings.state_dir,
             self.catalog,
             self.scorer,
+            self.settings.bundle,
             None if replaying is None else replaying.beside,
             replaying is not None and replaying.base_alone,
         )
@@ -222,6 +224,12 @@ class Context:
         self.shelf.close()
         for lane in self.opened:
             lane.close()
+
+    def told_of_growth(self) -> None:
+        """Tell what the restored state of another catalogue did not know."""
+        for (kind, _), found in self.restored.items():
+            if kind == "g":
+                self.telemetry.grown(found.empty, found.partial)
 
     @property
     def digests(self) -> bool:
@@ -392,11 +400,13 @@ def _rates_unlike(
 
 def _load_manifest(
     settings: Settings,
-    version: str,
+    cat: Catalog,
     start: Callable[[], Path | None],
     say: Callable[[str], None],
-) -> tuple[Manifest, Lease]:
-    """Claim the state folder, and the manifest to go on from; a fault leaves no folder behind."""
+) -> tuple[Manifest, Lease, Restored]:
+    """Claim the state folder; the manifest to go on from, and its state where this process has all
+    of it. A fault leaves no folder behind."""
+    version = cat.version
     was = read_manifest(settings.state_dir)
     if was is None:
         _starting_point(settings, version, start)
@@ -410,14 +420,15 @@ def _load_manifest(
         if rates_log(folder).is_file():
             shutil.copy(rates_log(folder), rates_log(settings.state_dir))
         write_manifest(settings.state_dir, found)
-        return found, lease
-    usable = replace(_usable(settings, found, say), token=lease.token)
+        return found, lease, _state_of(settings, cat, found)
+    usable, restored = _usable(settings, cat, found, say)
+    usable = replace(usable, token=lease.token)
     drop_bases_after(settings.state_dir, usable.round)
     if usable.round != found.round:
         go_back(settings.state_dir, usable)
     else:
         write_manifest(settings.state_dir, usable)
-    return usable, lease
+    return usable, lease, restored
 
 
 def _stop_file(settings: Settings) -> Path:
@@ -425,8 +436,11 @@ def _stop_file(settings: Settings) -> Path:
     return settings.state_dir / "stop"
 
 
-def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> Manifest:
-    """The newest manifest whose state is whole on the disk; says what was wrong with newer ones.
+def _usable(
+    settings: Settings, cat: Catalog, found: Manifest, say: Callable[[str], None]
+) -> tuple[Manifest, Restored]:
+    """The newest manifest whose state is whole on the disk, and that state; says what was wrong
+    with newer ones.
 
     Raises
     ------
@@ -435,29 +449,32 @@ def _usable(settings: Settings, found: Manifest, say: Callable[[str], None]) -> 
     faults: list[str] = []
     older = [m for m in whole_manifests(settings.state_dir) if m.round < found.round]
     for manifest in (found, *sorted(older, key=lambda m: -m.round)):
-        fault = _damage(settings, manifest)
-        if fault is None:
-            if faults:
-                say(
-                    f"{faults[0]}; going on from round {manifest.round} in its place: later rounds"
-                    " are cut again from the journal"
-                )
-            return manifest
-        faults.append(fault)
+        try:
+            restored = _state_of(settings, cat, manifest)
+        except Damaged as fault:
+            faults.append(str(fault))
+            continue
+        if faults:
+            say(
+                f"{faults[0]}; going on from round {manifest.round} in its place: later rounds"
+                " are cut again from the journal"
+            )
+        return manifest, restored
     raise StateError(faults[0])
 
 
-def _damage(settings: Settings, manifest: Manifest) -> str | None:
-    """What keeps the state of a manifest from being used, None where every checksum is right."""
-    folder = settings.state_dir / "deltas"
-    try:
-        for group in range(manifest.groups):
-            ShardStore(folder / f"g{group:03d}", settings.deltas_max).load(manifest.round)
-        for lane in range(manifest.lanes):
-            LogStore(folder / f"in{lane:02d}").load(manifest.round)
-    except StateError as error:
-        return str(error)
-    return None
+def _state_of(settings: Settings, cat: Catalog, manifest: Manifest) -> Restored:
+    """The state of a manifest, every checksum looked at; of a cluster it is only looked at.
+
+    Raises
+    ------
+    Damaged : it is not whole
+    """
+    if in_cluster():
+        check(settings, manifest)
+        return {}
+    emptied_max = 0 if settings.store == "off" else settings.store_emptied_max
+    return restore(settings, cat, manifest, range(settings.groups), emptied_max)
 
 
 def _copy_warm(source: Path, target: Path, lanes: int) -> None:
@@ -504,7 +521,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
-    manifest, lease = _begin(settings, scorer.bundle.training, cat.version, telemetry.say)
+    manifest, lease, restored = _begin(settings, scorer.bundle.training, cat, telemetry.say)
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
@@ -519,7 +536,10 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     scorer.warm_up()
     book = None if manifest is None else RateBook(settings, telemetry.say)
     stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
-    context = Context(settings, cat, scorer, manifest, telemetry, store, book, lease, stop)
+    context = Context(
+        settings, cat, scorer, manifest, telemetry, store, book, lease, stop, restored=restored
+    )
+    context.told_of_growth()
     if manifest is not None:
         # What is in force loads before the first round; bundles that come later, beside the flow.
         context.shelf.lineup(Control.of(manifest.control))
@@ -531,23 +551,23 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
 
 
 def _begin(
-    settings: Settings, training: Mapping[str, Any], version: str, say: Callable[[str], None]
-) -> tuple[Manifest | None, Lease | None]:
-    """Claim the state folder and put it in order; the manifest to go on from, and the lease.
+    settings: Settings, training: Mapping[str, Any], cat: Catalog, say: Callable[[str], None]
+) -> tuple[Manifest | None, Lease | None, Restored]:
+    """Claim the state folder and put it in order; the manifest to go on from, the lease, the state.
 
     In a cluster that is for the first process alone, None in the others: two that copy warm state,
     or write a manifest, would get into each other's way, and each would read all of the state.
     """
     if this_process() != "0":
         lock_state(settings.state_dir)
-        return None, None
-    start = cache(partial(warm_start, settings, training, version, say))
+        return None, None, {}
+    start = cache(partial(warm_start, settings, training, cat.version, say))
     lost = fallback(settings.state_dir)
     if lost is not None:
         say(lost)
-    found, lease = _load_manifest(settings, version, start, say)
+    found, lease, restored = _load_manifest(settings, cat, start, say)
     _first_base(settings, found)
-    return found, lease
+    return found, lease, restored
 
 
 def open_reader(context: Context, lane: int) -> LaneReader:

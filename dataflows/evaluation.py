@@ -379,7 +379,8 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
             " or start cold"
         )
     engine = OfflineEngine(cat, 0)
-    options = (settings.late_s, settings.entity_ttl_h, 0, settings.exact_events_max)
+    bounds = settings.exact_events_max, settings.distinct_exact_max
+    options = (settings.late_s, settings.entity_ttl_h, 0, *bounds)
     for group in range(manifest.groups):
         store = ShardStore(folder / "deltas" / f"g{group:03d}", settings.deltas_max)
         base, deltas, _ = store.load(manifest.round)

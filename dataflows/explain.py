@@ -97,7 +97,9 @@ class _Witness:
                 columns = event_type(name).entities.get(self.alert.entity_type)
                 if columns is None or name in made_types():
                     continue
-                named = pl.concat_str([pl.col(c) for c in columns], separator="|")
+                named = pl.col(columns[0])
+                if len(columns) > 1:
+                    named = pl.concat_str([pl.col(c) for c in columns], separator="|")
                 mine = batch.frame.filter(named == self.alert.entity)
                 found += [{"event_type": name, **row} for row in mine.iter_rows(named=True)]
         found.sort(key=lambda row: (row["time_us"], row["event_id"]))

@@ -202,7 +202,8 @@ def run_history(
     refused : told what is no event, or came too late or too early, after each chunk
     """
     if begin is None:
-        options = (settings.late_s, settings.entity_ttl_h, settings.exact_events_max)
+        bounds = settings.exact_events_max, settings.distinct_exact_max
+        options = (settings.late_s, settings.entity_ttl_h, *bounds)
         engine = OfflineEngine(catalog, settings.groups, *options)
         door = Admission(settings)
         until_us = events = duplicates = 0

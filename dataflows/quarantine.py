@@ -90,6 +90,7 @@ def settled_context(settings: Settings, telemetry: Telemetry) -> Context:
     context = make_context(settings, telemetry)
     if context.lease is None or not path.exists():
         return context
+    context.restored.clear()  # the rounds since pass on a state of their own
     word = _word(path)
     fault = StepFault(word["step"], word["round"], RuntimeError(word["detail"]))
     try:

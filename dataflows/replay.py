@@ -294,7 +294,7 @@ def replay(context: Context, look: Rounds, workers: int = 1) -> None:
     """
     wanted = _wanted(context)
     lanes = lanes_of(context.settings)
-    restore_all(context, lanes)
+    restore_all(context)
     guard = Guard()
     flow = Dataflow("replay")
     source = RoundSource(lanes, lambda lane: _open_lane(context, lane, wanted.last))

@@ -12,7 +12,7 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
-from dataflows.context import Context, StopSwitch, lanes_of, stop_on_signals
+from dataflows.context import Context, StopSwitch, stop_on_signals
 from dataflows.detect import build_flow
 from dataflows.entry import end_with
 from dataflows.guard import Guard, StepFault
@@ -70,8 +70,8 @@ def run_flow(
     while True:
         context = settled_context(settings, telemetry)
         context.stop = stop or context.stop
-        if peers is None or len(peers.addresses) == 1:
-            restore_all(context, lanes_of(settings))
+        if peers is not None and len(peers.addresses) == 1:
+            restore_all(context)
         if stop is None:
             stop = context.stop
             stop_on_signals(stop)

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from features.codes import CODES
 from features.errors import ConfigError
 from features.events import event_types
+from features.operations import DISTINCT_MAX
 from features.registry import Own, declare_own
 
 __all__ = [
@@ -234,6 +235,14 @@ class Settings(BaseSettings):
         " (and than its other windows) are merged into panes of 10 s: that window is then too long"
         " by less than a pane, counted as `approximated`; below 2,000 little memory is gained;"
         " 0: every window exact",
+    )
+    distinct_exact_max: int = Field(
+        DISTINCT_MAX,
+        ge=0,
+        description="different others of an entity in a longest window (a merchant's cards in 1 h)"
+        " above which only one in 2, 4, 8, ... of its pairs is kept: counts of different others are"
+        " estimates then, counted as `estimated`, and whether a pair is new is known of those kept"
+        " alone; 0: every count exact, 24 to 37 bytes a pair",
     )
     dedup_horizon_s: int = Field(
         3_600,

@@ -12,7 +12,6 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +113,7 @@ class Shelf:
     state_dir : holds the copies
     catalog : that they must be trained on
     base : scores with the bundle of the settings
+    base_path : where that is; it is copied too where a record names it: the settings may change
     beside : one more bundle to score as a shadow in every round, for a comparison; no other is
         beside the live one then
     fixed : score with `base` alone, whatever control records say
@@ -124,10 +124,12 @@ class Shelf:
         state_dir: Path,
         catalog: Catalog,
         base: Scorer,
+        base_path: Path,
         beside: Scorer | None = None,
         fixed: bool = False,
     ) -> None:
         self.folder = shelf_folder(state_dir)
+        self._base_path = base_path
         self._catalog, self._base = catalog, base
         self._beside, self._fixed = beside, fixed
         self._scorers: dict[str, Scorer] = {}
@@ -172,8 +174,10 @@ class Shelf:
     # -- what is there ----------------------------------------------------------------------------
 
     def knows(self, bundle: str) -> bool:
-        """Whether a bundle can score at once."""
-        return bundle == self._base.bundle.id or bundle in self._scorers
+        """Whether a bundle can score at once, and after a restart with other settings."""
+        return bundle in self._scorers or (
+            bundle == self._base.bundle.id and (self.folder / bundle).is_dir()
+        )
 
     def names(self) -> list[str]:
         """Ids of all bundles there are, that of the settings first."""
@@ -253,6 +257,8 @@ class Shelf:
             return
         place = self.folder / bundle
         if not place.is_dir():
+            if path is None and bundle == self._base.bundle.id:
+                path = str(self._base_path)
             if path is None:
                 raise BundleError(
                     f"bundle {bundle} is not known here (known are {', '.join(self.names())});"
@@ -304,9 +310,10 @@ class Shelf:
                 if time.time() - path.stat().st_mtime > STALE_S:
                     shutil.rmtree(path, ignore_errors=True)
 
-    def forget(self, in_force: Iterable[str]) -> None:
-        """Remove the bundles that came first where there are too many, but none in force."""
-        kept = set(in_force)
+    def forget(self, control: Control) -> None:
+        """Remove the bundles that came first where there are too many, but none that is in force
+        or can be rolled back to."""
+        kept = {*control.bundles, *(name for _, bundles in control.undo for name in bundles)}
         copies = [p for p in self._copies() if p.name not in kept]
         for path in copies[: max(0, len(copies) - KEPT_MAX)]:
             shutil.rmtree(path, ignore_errors=True)

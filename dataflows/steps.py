@@ -21,6 +21,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected, RecentRows
 from dataflows.digests import RoundDigest
+from dataflows.restore import restore, restore_door, restore_group
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.sources.rounds import Part
 from dataflows.state.bases import held_rounds
@@ -290,40 +291,16 @@ class _Shard:
         return [Durable(self.name, round_, last, future.result(), pause_ms)]
 
 
-def restore_all(context: Context, lanes: int) -> None:
+def restore_all(context: Context) -> None:
     """Restore every shard now, before the first round: for a flow of one process, which has all.
 
     A process of a cluster does not know which shards will be its own; there each is restored when
     its first round comes.
     """
-    for lane in range(lanes):
-        context.restored["in", lane] = _restore_door(context, lane)
-    for group in context.groups:
-        context.restored["g", group] = _restore_group(context, group)
-
-
-def _restore_door(context: Context, lane: int) -> tuple[Admission, _Shard]:
-    """A lane's filter of repeats and clock as the manifest left them."""
-    shard = _Shard(context, f"in{lane:02d}")
-    door = Admission(context.settings, by_partition=context.settings.source == "kafka")
-    for arrays in shard.log.load(context.manifest.round):
-        door.load(arrays)
-    return door, shard
-
-
-def _restore_group(context: Context, group: int) -> tuple[GroupEngine, _Shard]:
-    """A group's engine as the manifest left it."""
-    shard = _Shard(context, f"g{group:03d}")
-    base, deltas, _ = shard.store.load(context.manifest.round)
-    settings = context.settings
+    settings, catalog, manifest = context.settings, context.catalog, context.manifest
     emptied_max = 0 if context.store is None else settings.store_emptied_max
-    exact_max = settings.exact_events_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max, exact_max)
-    if base is None:
-        return GroupEngine(context.catalog, group, *how), shard
-    engine = GroupEngine.restore(context.catalog, group, base, deltas, *how)
-    context.telemetry.grown(engine.empty, engine.partial)
-    return engine, shard
+    context.restored = restore(settings, catalog, manifest, context.groups, emptied_max)
+    context.told_of_growth()
 
 
 class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
@@ -338,11 +315,11 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._round = context.manifest.round
 
     def _open(self, lane: int) -> tuple[Admission, _Shard]:
-        """Restore the lane's door once its number is known."""
-        found: tuple[Admission, _Shard] = self._context.restored.pop(
-            ("in", lane), None
-        ) or _restore_door(self._context, lane)
-        return found
+        """Restore the lane's door once its number is known, where it is not yet."""
+        context = self._context
+        found = context.restored.pop(("in", lane), None)
+        door = found or restore_door(context.settings, context.manifest, lane)
+        return door, _Shard(context, f"in{lane:02d}")
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
         out: list[ToGroup | ToHome | Durable] = []
@@ -427,11 +404,15 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         self._round = context.manifest.round
 
     def _open(self, group: int) -> tuple[GroupEngine, _Shard]:
-        """Restore the group once its number is known."""
-        found: tuple[GroupEngine, _Shard] = self._context.restored.pop(
-            ("g", group), None
-        ) or _restore_group(self._context, group)
-        return found
+        """Restore the group once its number is known, where it is not yet."""
+        context = self._context
+        found = context.restored.pop(("g", group), None)
+        if found is None:
+            settings, catalog, manifest = context.settings, context.catalog, context.manifest
+            emptied_max = 0 if context.store is None else settings.store_emptied_max
+            found = restore_group(settings, catalog, manifest, group, emptied_max)
+            context.telemetry.grown(found.empty, found.partial)
+        return found, _Shard(context, f"g{group:03d}")
 
     def on_batch(self, values: list[ToGroup]) -> tuple[list[ToHome | Durable], bool]:
         if self._engine is None or self._shard is None:
@@ -451,15 +432,22 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired, beyond, approximated = engine.expired, engine.late_beyond, engine.approximated
+        expired, beyond = engine.expired, engine.late_beyond
+        # Sums over all rings, which are 0 where every window is exact.
+        paned = self._context.settings.exact_events_max > 0
+        approximated = engine.approximated if paned else 0
+        sampled = self._context.settings.distinct_exact_max > 0
+        estimated = engine.estimated if sampled else 0
         rows = merge([item.rows for item in items.values()])
         features = engine.process(rows, tuple(items))
         self._context.telemetry.stage("features", time.perf_counter() - begun)
         self._context.telemetry.forgot(engine.expired - expired)
         self._context.telemetry.out_of_place(engine.late_beyond - beyond)
-        merged = engine.approximated - approximated
+        merged = engine.approximated - approximated if paned else 0
         if merged:
             self._context.telemetry.merged(merged, engine.excess_max)
+        if sampled and engine.estimated > estimated:
+            self._context.telemetry.sampled(engine.estimated - estimated, engine.one_in_max)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
@@ -536,6 +524,10 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         batches = dict(own.batches or {})
         told = (one for group in waiting.features for one in group.absences)
         absent = self._peers.take(told, waiting.cut_time_us * 1_000)
+        replaying = self._context.replaying
+        if replaying is not None and own.round < replaying.first:
+            self._context.telemetry.stage("assemble", time.perf_counter() - begun)
+            return self._passing(own, waiting, batches)
         if absent is not None:
             batches[absent.event_type] = self._context.judged(absent)
         features = assemble(self._context.catalog, batches, waiting.features) if batches else {}
@@ -569,6 +561,28 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             digest,
         )
 
+    def _passing(self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]) -> Featured:
+        """A round that only brings a replay's state to where it is wanted: events without features.
+
+        Nothing is kept of it either, for late events to be held against: whoever replays is told of
+        no correction.
+        """
+        return Featured(
+            own.lane,
+            own.round,
+            waiting.cut_time_us,
+            batches,
+            {},
+            self._control,
+            own.received,
+            own.duplicates,
+            own.rejects,
+            own.final,
+            own.replayed,
+            gaps=own.gaps,
+            waiting=own.waiting,
+        )
+
     def _digest(
         self, own: ToHome, waiting: _Waiting, features: dict[str, FeatureMatrix]
     ) -> RoundDigest | None:
@@ -577,7 +591,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         replaying = context.replaying
         if not context.digests:
             return None
-        if replaying is not None and (own.round < replaying.first or not replaying.scored):
+        if replaying is not None and not replaying.scored:
             return None
         begun = time.perf_counter()
         parts = zip(waiting.senders, waiting.features, strict=True)

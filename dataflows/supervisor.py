@@ -416,8 +416,8 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated")
-_LARGEST = ("approximated_excess_max",)
+_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated", "estimated")
+_LARGEST = ("approximated_excess_max", "estimated_one_in_max")
 """What each process counts for itself."""
 
 

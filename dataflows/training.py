@@ -393,7 +393,8 @@ def simulated(
 def _copy(settings: Settings, cat: Catalog, done: Pass) -> Pass:
     """A pass whose state is its own."""
     engine = OfflineEngine(cat, 0)
-    options = (settings.late_s, settings.entity_ttl_h, 0, settings.exact_events_max)
+    bounds = settings.exact_events_max, settings.distinct_exact_max
+    options = (settings.late_s, settings.entity_ttl_h, 0, *bounds)
     engine.engines = [
         GroupEngine.restore(cat, group, one.full(), [], *options)
         for group, one in enumerate(done.engine.engines)

@@ -153,6 +153,11 @@ def verify(
             f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e},"
             f" {one['seconds']:.0f} s"
         )
+        if one["estimated"]:
+            say(
+                f"{name}: beside them {len(one['estimated'])} features of entities whose pairs are"
+                f" sampled, at least one in {one['estimated_one_in_max']:,}"
+            )
         if one["approximated"]:
             say(
                 f"{name}: beside them {len(one['approximated'])} features that panes make inexact,"
@@ -269,7 +274,9 @@ def _verify_one(
         if settings.exact_events_max:
             names = paned_features(catalog)
             merged = _Merged(names, max(one.excess_max for one in done.engine.engines))
-        return _compare(oracle, rows, catalog, rows.close(), far, merged)
+        one_in = max(one.one_in_max for one in done.engine.engines)
+        sampled = _Sampled(sampled_features(catalog) if one_in else frozenset(), one_in)
+        return _compare(oracle, rows, catalog, rows.close(), far, merged, sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +299,47 @@ class _Merged:
         return bool(np.all((over > 0) & (over <= self.excess_max)))
 
 
+SIGMAS = 6.0
+"""Standard errors an estimate may be off; chosen: one in a billion is further off by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """Features (`event.name`) that samples of pairs make inexact, one in so many at least."""
+
+    names: frozenset[str]
+    one_in_max: int
+
+    def bounded(self, feature: Feature, found: _Found, actual: Float64) -> bool:
+        """Whether a feature's wrong rows are no more wrong than the sample tells.
+
+        That is asked of counts of different others, and of whether a pair is new, which is not
+        known of many; of what else is inexact nothing is known.
+        """
+        if f"{feature.event}.{feature.name}" not in self.names:
+            return False
+        value, expected = actual[found.wrong], found.expected[found.wrong]
+        if feature.op in ("first_time", "since_pair"):
+            return bool(np.isnan(value).all())
+        if feature.op != "distinct":
+            return True
+        bound = SIGMAS * np.sqrt(expected * (self.one_in_max - 1))
+        return bool(np.all(np.abs(value - expected) <= bound))
+
+
+def sampled_features(catalog: Catalog) -> frozenset[str]:
+    """Features (`event.name`) of the pairs of an entity, and those that read them."""
+    return _with_readers(
+        catalog,
+        {
+            f"{f.event}.{f.name}"
+            for event in catalog.event_types
+            for f in catalog.features(event)
+            if OPERATIONS[f.op].family == "ring" and OPERATIONS[f.op].other
+        },
+    )
+
+
 def paned_features(catalog: Catalog) -> frozenset[str]:
     """Features (`event.name`) over a window that may have panes, and those that read them."""
     found: set[str] = set()
@@ -308,6 +356,11 @@ def paned_features(catalog: Catalog) -> frozenset[str]:
                 if f.entity == entity and OPERATIONS[f.op].family == "ring"
                 if (f.window_s or 0) * 1_000_000 == longest_us and set(f.feeds or (f.event,)) == fed
             }
+    return _with_readers(catalog, found)
+
+
+def _with_readers(catalog: Catalog, found: set[str]) -> frozenset[str]:
+    """Features by name, and those that read them."""
     while True:
         more = {
             f"{f.event}.{f.name}"
@@ -496,11 +549,13 @@ def _compare(
     ties: int,
     far: _Far,
     merged: _Merged,
+    sampled: _Sampled,
 ) -> dict[str, Any]:
     """Every feature of every event type that has rows."""
     not_compared: dict[str, str] = {}
     mismatched: list[dict[str, Any]] = []
     approximated: list[dict[str, Any]] = []
+    estimated: list[dict[str, Any]] = []
     compared: dict[str, float] = {}
     for event, n in rows.counts.items():
         features = catalog.features(event)
@@ -522,6 +577,9 @@ def _compare(
             if len(found.wrong) and merged.bounded(feature, found, actual):
                 approximated.append(_about(rows, feature, found, actual))
                 continue
+            if len(found.wrong) and sampled.bounded(feature, found, actual):
+                estimated.append(_about(rows, feature, found, actual))
+                continue
             compared[f"{event}.{feature.name}"] = found.rel_error
             if len(found.wrong):
                 mismatched.append(_about(rows, feature, found, actual))
@@ -533,6 +591,8 @@ def _compare(
         "mismatched": mismatched,
         "approximated": approximated,
         "approximated_excess_max": merged.excess_max,
+        "estimated": estimated,
+        "estimated_one_in_max": sampled.one_in_max,
         "compared": compared,
         "not_compared": not_compared,
         "hottest_per_h": rows.hottest_per_h(),

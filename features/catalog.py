@@ -316,10 +316,13 @@ def _source_faults(feature: Feature, source: Feature, feeds: tuple[str, ...]) ->
             f" {feature.entity!r}; a baseline reads its own entity"
         )
     family = OPERATIONS[source.op].family if source.op in OPERATIONS else ""
-    if family not in ("ring", "rate", "geo"):
+    # Levels of weeks are computed before running means, which may follow how far values are off.
+    mine = OPERATIONS[feature.op].family
+    if family not in ("ring", "rate", "geo", *(("anchor",) if mine == "baseline" else ())):
         faults.append(
             f"column {source.name!r} is of operation {source.op!r}; a baseline reads a"
-            " column of the event or a feature of a window, a rate or a place"
+            " column of the event or a feature of a window, a rate or a place (a running mean also"
+            " one of a level of weeks)"
         )
     if feeds != (feature.event,):
         faults.append("a baseline over a feature is fed by its own event type alone")

@@ -23,6 +23,7 @@ from features.events import event_code, event_types
 from features.labels import Label
 from features.late import Changed
 from features.layout import LAYOUT, carry_over, layout_array
+from features.operations import DISTINCT_MAX
 from features.pairs import warm_up as warm_up_pairs
 from features.plan import ABSENCE, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
@@ -53,8 +54,11 @@ LATE_S = 60.0
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
-STATE_FORMAT = 5
-"""Layout of snapshots; one with another number is refused."""
+STATE_FORMAT = 6
+"""Layout of snapshots; one with another number is refused, but for `_READABLE`."""
+
+_READABLE = (5, STATE_FORMAT)
+"""Those that can be read: 5 has no levels of pairs (`features.sampling`), which are 0 then."""
 
 
 class GroupEngine:
@@ -72,6 +76,8 @@ class GroupEngine:
         0: none is, and nothing is kept for it but room for when rings were fed (`fed_us`)
     exact_max : events of an entity in its longest window above which the older ones are merged into
         panes of 10 s (`features.panes`); 0: never
+    distinct_max : different others of an entity in its longest window above which it keeps a sample
+        of its pairs and its counts are estimates (`features.sampling`); 0: never
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class GroupEngine:
         ttl_h: Mapping[str, float] | None = None,
         emptied_max: int = 0,
         exact_max: int = 0,
+        distinct_max: int = DISTINCT_MAX,
     ) -> None:
         self.catalog = catalog
         self.group = group
@@ -90,7 +97,7 @@ class GroupEngine:
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
         self._states = {
-            name: EntityState(plan, late_us, ttl_h, exact_max)
+            name: EntityState(plan, late_us, ttl_h, exact_max, distinct_max)
             for name, plan in self._plan.entities.items()
         }
         for state in self._states.values():
@@ -133,6 +140,16 @@ class GroupEngine:
     def excess_max(self) -> int:
         """Most events too many that such a window can have counted."""
         return max((state.excess_max for state in self._states.values()), default=0)
+
+    @property
+    def estimated(self) -> int:
+        """Rows of entities whose counts of different others were estimates, ever."""
+        return sum(state.estimated for state in self._states.values())
+
+    @property
+    def one_in_max(self) -> int:
+        """Of so many pairs at most one was kept then; 0 where all were."""
+        return max((state.one_in_max for state in self._states.values()), default=0)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -280,6 +297,7 @@ class GroupEngine:
         ttl_h: Mapping[str, float] | None = None,
         emptied_max: int = 0,
         exact_max: int = 0,
+        distinct_max: int = DISTINCT_MAX,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -289,11 +307,11 @@ class GroupEngine:
         ------
         StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
-        engine = cls(catalog, group, late_s, ttl_h, emptied_max, exact_max)
+        engine = cls(catalog, group, late_s, ttl_h, emptied_max, exact_max, distinct_max)
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])
-            if found != STATE_FORMAT:
+            if found not in _READABLE:
                 raise StateError(
                     f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"
@@ -392,7 +410,7 @@ class OfflineEngine:
     ----------
     catalog : what to compute
     groups : number of shard groups; the features do not depend on it, a snapshot does
-    late_s, ttl_h, exact_max : as of `GroupEngine`
+    late_s, ttl_h, exact_max, distinct_max : as of `GroupEngine`
     """
 
     def __init__(
@@ -402,10 +420,13 @@ class OfflineEngine:
         late_s: float = LATE_S,
         ttl_h: Mapping[str, float] | None = None,
         exact_max: int = 0,
+        distinct_max: int = DISTINCT_MAX,
     ) -> None:
         self.catalog = catalog
         self.engines = [
-            GroupEngine(catalog, group, late_s, ttl_h, exact_max=exact_max)
+            GroupEngine(
+                catalog, group, late_s, ttl_h, exact_max=exact_max, distinct_max=distinct_max
+            )
             for group in range(groups)
         ]
         self._round = 0
@@ -486,5 +507,8 @@ def warm_up(catalog: Catalog, exact_max: int = 0) -> None:
     for clock_us in _LATER_US:
         group.process(GroupRows(0, clock_us=clock_us))
         group.process(split(catalog, late, 1, clock_us=clock_us)[0])  # what was told is told again
+    for state in group._states.values():
+        for ring in state.rings:
+            ring.warm_up()
     warm_up_silence()
     warm_up_pairs()

@@ -69,6 +69,7 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
+from features.windows import HEAD as HEAD_AT
 from features.windows import KEPT
 
 if TYPE_CHECKING:
@@ -254,6 +255,8 @@ class LateRows:
             generations.pop(0)
         self._rows.drop(generations[0].row)
         self._checkpoints.drop(generations[0].checkpoint)
+        for ring in self._state.rings:
+            ring.thinned.forget(self._checkpoints.first)
         self._clock_us = max(self._clock_us, clock_us)
 
     def _logged(
@@ -299,6 +302,8 @@ class LateRows:
                 break
             checkpoints.reserve(1)  # it grows by a part of what it is, few rows may need one
         rows.put(n)
+        for ring in state.rings:
+            ring.thinned.checkpoint = checkpoints.top
         if came_late:
             return self._place(head, reals, slots, late, first)
         notes = [rows.arrays[name] for name in self._pairs]
@@ -403,7 +408,12 @@ class LateRows:
                 array[past.owners] = self._saved(at, name)
         for i, ring in enumerate(state.rings):
             plan = ring.ring
+            saved = self._saved(at, f"ring{i}.ints")
+            heads = saved[:, HEAD_AT]
+            thinned = ring.thinned.take(past.owners, heads)
+            since = dict(zip(past.owners.tolist(), heads.tolist(), strict=True)) if thinned else {}
             if len(plan.others):
+                ring.put_back(thinned, since, first=True)
                 undo_pairs(
                     slots,
                     head,
@@ -415,10 +425,10 @@ class LateRows:
                     ring.pairs.table,
                     ring.pairs.numbers,
                 )
-            ring.undo_panes(slots, head, past.notes[i][applied])
+                ring.put_back(thinned, since, first=False)
             restore_rings(
                 past.owners,
-                self._saved(at, f"ring{i}.ints"),
+                saved,
                 self._saved(at, f"ring{i}.floats"),
                 np.array(plan.shape, np.int64),
                 PANE_PLACES if ring.paned else 0,
@@ -429,6 +439,8 @@ class LateRows:
                 ring.arena_ints,
                 ring.arena_reals,
             )
+            ring.undo_panes(slots, head, past.notes[i][applied])
+            ring.count_panes_again(thinned)
 
     def _run(self, past: _Past, at: Int64) -> tuple[tuple[Float64, Int16 | None], list[Int64]]:
         """Let some of the rows pass; what they give, and what their pairs said before."""

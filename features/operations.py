@@ -10,7 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["HISTORY_FROM", "OPERATIONS", "PRIOR_EVENTS", "SEMANTICS", "Operation"]
+__all__ = [
+    "DISTINCT_MAX",
+    "HISTORY_FROM",
+    "OPERATIONS",
+    "PRIOR_EVENTS",
+    "SEMANTICS",
+    "Operation",
+]
+
+DISTINCT_MAX = 10_000
+"""Different others of an entity in a longest window up to which all pairs are kept where nothing
+else is said (setting `distinct_exact_max`, `features.sampling`); chosen: far above what entities of
+the public data sets and most of the simulated ones meet, and their pairs take 0.4 MB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ _RING = (
         "distinct",
         "ring",
         7,
-        "number of different {other} in the window, exact",
+        "number of different {other} in the window, exact up to `distinct_exact_max`",
         window=True,
         other="key",
     ),
@@ -426,6 +438,14 @@ _RISK = (
         5,
         "events known to be genuine on the full days (UTC) after its latest known fraud, up to a"
         " week ago, of the last 40 days; unknown where no fraud is known",
+    ),
+    Operation(
+        "fraud_run",
+        "risk",
+        6,
+        "time since the first day (UTC) of its latest run of days with a known fraud: back from the"
+        " latest one, over days without events, to a day whose events are not known to be fraud, of"
+        " the last 40 days; unknown where no fraud is known",
     ),
 )
 

@@ -19,9 +19,12 @@ import numpy.typing as npt
 from features.speed import inlined, kernel
 
 __all__ = [
+    "BOUND",
     "COLUMNS",
+    "ESTIMATED",
     "FILLED",
     "KEY",
+    "ONE_IN",
     "ROOM",
     "LONG_AGO",
     "WHOSE",
@@ -38,6 +41,7 @@ __all__ = [
     "owners",
     "pair_home",
     "pair_key",
+    "pair_value",
     "stamped",
     "warm_up",
 ]
@@ -62,8 +66,10 @@ _STAMPS = (1 << STAMP_BITS) - 1
 LONG_AGO = -(1 << 61)
 """Time of a pair that was never met; no event is so old, and differences stay within int64."""
 
-# Places in `PairTable.numbers`: entries, entries there may be, stamp of what changes now.
-FILLED, ROOM, STAMP = 0, 1, 2
+# Places in `PairTable.numbers`: entries, entries there may be, stamp of what changes now; different
+# others of an entity in its longest window above which pairs are thinned (`features.sampling`), 0
+# for none, rows whose counts were estimates, and of how many pairs one was kept at the least.
+FILLED, ROOM, STAMP, BOUND, ESTIMATED, ONE_IN = 0, 1, 2, 3, 4, 5
 
 COPIED = 3
 """Stamp of an entry that the snapshot under way has and whose place it has not yet come by; 0: it
@@ -77,6 +83,10 @@ FULL = 13 / 16
 """Share of places that may be taken; chosen: a pair that is not there is then looked for in 14
 places side by side on average (Knuth, vol. 3, 6.4, linear probing), six lines of memory; in a table
 that has just grown in 5."""
+
+_UNDO_FIRST = pow(0xFF51AFD7ED558CCD, -1, 1 << 64)
+_UNDO_SECOND = pow(0xC4CEB9FE1A85EC53, -1, 1 << 64)
+"""Inverses of the odd factors of `pair_key`."""
 
 GROWTH = 1.25
 """A full table becomes so many times as large as what lives in it needs."""
@@ -92,6 +102,18 @@ def pair_key(slot, column, value):
     h *= np.uint64(0xC4CEB9FE1A85EC53)
     h ^= h >> np.uint64(33)
     return np.int64(h) if h != np.uint64(0) else np.int64(1)
+
+
+@kernel
+def pair_value(key, slot, column):
+    """The value of which `pair_key` made a key: its steps, undone."""
+    h = np.uint64(key)
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(_UNDO_SECOND)
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(_UNDO_FIRST)
+    h ^= h >> np.uint64(33)
+    return np.int64(h ^ (np.uint64(slot * 16 + column + 1) * np.uint64(0x9E3779B97F4A7C15)))
 
 
 @inlined
@@ -256,16 +278,17 @@ class PairTable:
     Parameters
     ----------
     ttl_us : int64 by pair column, how long after it was met a pair may be asked for
+    bound : different others in the longest window above which pairs are thinned, 0 for none
 
     Attributes
     ----------
     table : int64 (places, 3)
-    numbers : int64 (3,), for kernels: entries, entries there may be, stamp of what changes now
+    numbers : int64 (6,), for kernels: see FILLED and those after it
     """
 
-    def __init__(self, ttl_us: Int64) -> None:
+    def __init__(self, ttl_us: Int64, bound: int = 0) -> None:
         self._ttl_us = ttl_us
-        self.numbers = np.array([0, 0, 1], np.int64)
+        self.numbers = np.array([0, 0, 1, bound, 0, 0], np.int64)
         self._new_table(PAIRS_MIN if len(ttl_us) else 1)
         self._scanned = len(self.table)
         self._everything = False
@@ -309,6 +332,10 @@ class PairTable:
     def scanned(self) -> bool:
         """Whether nothing is left to copy."""
         return self._scanned == len(self.table)
+
+    def settle(self) -> None:
+        """Copy what is to be copied of all that is left, before any entry may change."""
+        self._scan(len(self.table))
 
     def _scan(self, places: int) -> None:
         """Copy what is to be copied of the next so many places."""

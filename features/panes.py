@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square
+from features.sampling import WORDS, weight_of
 from features.speed import kernel
 
 __all__ = [
@@ -42,14 +43,15 @@ __all__ = [
     "dissolve",
     "drop_panes",
     "first_number",
+    "forget_pairs",
     "free_panes",
     "join_pane",
     "pane_exact_us",
     "pane_layout",
     "pane_words",
     "place_panes",
+    "recount",
     "tell_excess",
-    "uncount",
     "undo_panes",
 ]
 
@@ -288,7 +290,7 @@ def join_pane(
             sums[s] = x
     for p in range(pairs):
         if not (bits >> (2 * p)) & 1 and (bits >> (2 * p + 1)) & 1:
-            row[to + flags + reals + p] += 1
+            row[to + flags + reals + p] += weight_of(row[at - WORDS * pairs + p], number)
     return True
 
 
@@ -324,16 +326,29 @@ def _pane_of(row, number, arena):
 
 
 @kernel
-def uncount(row, number, p, shape, arena):
-    """A value whose last record has been merged came again: its pane counts it no longer."""
+def recount(row, number, p, by, shape, arena):
+    """Change what the pane that a record is in, if there is one, counts of different others.
+
+    A value whose last record has been merged came again: its pane counts it no longer.
+    """
     flags, reals, _, pairs = shape
     at = _open_at(row, flags, reals, pairs)
     if 0 <= number - row[at + _NUMBER] < row[at + _COUNT]:
-        row[at + _COUNTS + flags + reals + p] -= 1
+        row[at + _COUNTS + flags + reals + p] += by
         return
     place = _pane_of(row, number, arena)
     if place >= 0:
-        arena[place, _COUNTS + flags + reals + p] -= 1
+        arena[place, _COUNTS + flags + reals + p] += by
+
+
+@kernel
+def forget_pairs(row, p, shape, arena):
+    """Let no pane of a slot count different others of a column."""
+    flags, reals, _, pairs = shape
+    row[_open_at(row, flags, reals, pairs) + _COUNTS + flags + reals + p] = 0
+    for number in range(row[PANE_KEPT], row[PANE_HEAD]):
+        place = row[_START] + number - row[_FIRST]
+        arena[place, _COUNTS + flags + reals + p] = 0
 
 
 @kernel
@@ -347,9 +362,10 @@ def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
     slots, head : of the rows, in order
     before : int64 (n, 2 * pairs), see `features.windows.run_ring`
     feeds : bool (event types,)
+    ints : of the rings, as in the checkpoints
     shape : flags, reals, maxima, pairs
     """
-    flags, reals = shape[0], shape[1]
+    flags, reals, _, pairs = shape
     for i in range(len(slots)):
         if not feeds[head[i, 2]]:
             continue
@@ -357,9 +373,11 @@ def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
             number = before[i, 2 * p]
             if head[i, others[p]] == 0 or number < 0:
                 continue
-            place = _pane_of(ints[slots[i]], number, arena)
+            row = ints[slots[i]]
+            place = _pane_of(row, number, arena)
             if place >= 0:
-                arena[place, _COUNTS + flags + reals + p] += 1
+                word = row[_open_at(row, flags, reals, pairs) - WORDS * pairs + p]
+                arena[place, _COUNTS + flags + reals + p] += weight_of(word, number)
 
 
 @kernel

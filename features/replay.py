@@ -19,6 +19,7 @@ from features.windows import (
     NEWEST,
     SAVED,
     SHARED,
+    UNSEEN,
 )
 
 __all__ = [
@@ -353,6 +354,8 @@ def undo_pairs(
             if pairs_table[at, KEY] == 0:
                 continue
             seq = before[i, 2 * p]
+            if seq == UNSEEN:
+                continue
             pairs_table[at, WHOSE] = whose(slot, p, seq)
             pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:

@@ -95,6 +95,21 @@ def _known(frauds, frauds_at, events, events_at, first, last, ever):
 
 
 @inlined
+def _run_day(frauds, frauds_at, events, events_at, last, today):
+    """First day of the run of days with frauds that ends on the day `last`.
+
+    Days without events are passed over, one with genuine events only ends it.
+    """
+    first = last
+    for d in range(last - 1, today - RISK_DAYS, -1):
+        if frauds[frauds_at + d % RISK_DAYS] > 0:
+            first = d
+        elif events[events_at + d % RISK_DAYS] > 0:
+            break
+    return first
+
+
+@inlined
 def _statistic(op, days, row, at, frauds, frauds_at, events, events_at, now_us):
     """One operation's value for an event of now."""
     ever, last_us = row[at + 3], row[at + 1]
@@ -120,6 +135,9 @@ def _statistic(op, days, row, at, frauds, frauds_at, events, events_at, now_us):
         return (found + PRIOR_EVENTS * PRIOR_SHARE) / (known + PRIOR_EVENTS)
     if last_us <= 0.0:
         return float("nan")
+    if op == 6:
+        last = int(last_us // DAY_US)
+        return now_us / 1e6 - _run_day(frauds, frauds_at, events, events_at, last, today) * 86_400.0
     first = max(int(last_us // DAY_US) + 1, today - RISK_DAYS + 1)
     return _known(frauds, frauds_at, events, events_at, first, full, ever)
 

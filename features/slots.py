@@ -296,6 +296,8 @@ class SlotTable:
 
         They are the caller's, to be cleared and given to `release`.
         """
+        if not self._left:  # a call an entity type, group and round
+            return np.zeros(0, np.int64)
         left, self._left = self._left, []
         return np.concatenate([np.zeros(0, np.int64), *left])
 

@@ -36,7 +36,8 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
-from features.pairs import FILLED, ROOM, PairTable
+from features.operations import DISTINCT_MAX
+from features.pairs import COLUMNS, ESTIMATED, FILLED, LONG_AGO, ONE_IN, ROOM, PairTable
 from features.panes import (
     APPROXIMATED,
     EXACT_FROM_US,
@@ -79,6 +80,7 @@ from features.snapshots import (
     room_of_rings,
     take_pending,
 )
+from features.thinning import ThinLog, Thinned, count_again, put_back, thin
 from features.trends import TREND_FLOATS, run_trends
 from features.windows import (
     BOOK,
@@ -88,6 +90,7 @@ from features.windows import (
     LOGGED,
     PLACED,
     SAVED,
+    levels_at,
     longest_at,
     places_at,
     read_ring,
@@ -136,9 +139,17 @@ class RingState:
     ring : what it keeps
     exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
     late_us : lateness that is accepted: a pair is kept for rows that come so late
+    distinct_max : different others in the longest window above which an entity's pairs are thinned
+        (`features.sampling`), 0: never
+
+    Attributes
+    ----------
+    thinned : pairs that late rows may want back
     """
 
-    def __init__(self, ring: Ring, exact_max: int = 0, late_us: int = 0) -> None:
+    def __init__(
+        self, ring: Ring, exact_max: int = 0, late_us: int = 0, distinct_max: int = DISTINCT_MAX
+    ) -> None:
         self.ring = ring
         self._slack_us = max(PURGE_SLACK_US, PURGE_LATE * late_us)
         exact_us = pane_exact_us(ring.windows_us)
@@ -163,7 +174,8 @@ class RingState:
         self._arena = np.zeros((ARENA_MIN, ring.record_words), np.int64)
         self._view()
         self.marked = np.zeros((MARKS_MIN, 2), np.int64)
-        self.pairs = PairTable(ring.ttl_us)
+        self.pairs = PairTable(ring.ttl_us, distinct_max)
+        self.thinned = ThinLog()
         self.book = np.full(BOOK, -1, np.int64)
         self.book[[TOP, USED, LOGGED, PLACED]] = 0
 
@@ -184,7 +196,7 @@ class RingState:
         return {
             "records": records,
             "idle": self._arena.nbytes - records,
-            "pairs": self.pairs.memory_bytes + self.marked.nbytes,
+            "pairs": self.pairs.memory_bytes + self.marked.nbytes + self.thinned.memory_bytes,
             "slots": self.ints.nbytes + self.floats.nbytes,
             "panes": self._panes.nbytes,
         }
@@ -255,10 +267,64 @@ class RingState:
             if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
                 self._grow_pairs(int(taken_us.min()))
                 continue
+            if ring.feeds[head[done, 2]] and self._thin(int(slots[done])):
+                continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
             if self.paned:
                 self._reserve_panes(2 * int(row[PANE_HEAD] - row[PANE_KEPT]) + ARENA_MIN)
+
+    def _thin(self, slot: int) -> bool:
+        """Thin a slot's pairs where it has too many of a column; False where it has not."""
+        pairs, shape = self.pairs, np.array(self.ring.shape, np.int64)
+        pairs.settle()
+        # Of so many few are written, and memory that is not written is not taken.
+        gone = np.empty((len(pairs), COLUMNS), np.int64)
+        state = (self.ints, self.arena_ints, pairs.table, pairs.numbers)
+        column, many = thin(slot, shape, *state, gone)
+        if column < 0:
+            return False
+        self._count_again(slot, column, True)
+        if self.book[PLACED]:
+            self.thinned.add(slot, column, int(self.ints[slot, HEAD]), gone[:many].copy())
+        return True
+
+    def _count_again(self, slot: int, column: int, windows_too: bool) -> None:
+        """See `features.thinning.count_again`."""
+        shape = np.array(self.ring.shape, np.int64)
+        panes = (self.paned, self._panes)
+        count_again(slot, column, shape, self.ints, self.pairs.table, *panes, windows_too)
+
+    def put_back(self, items: Sequence[Thinned], heads: Mapping[int, int], first: bool) -> None:
+        """Put pairs back that went since slots had records up to `heads`, see `put_back`.
+
+        Parameters
+        ----------
+        first : whether the rows since are still to be undone
+        """
+        pairs, many = self.pairs, sum(len(one.entries) for one in items)
+        if first and items:
+            pairs.settle()
+            if pairs.numbers[FILLED] + many > pairs.numbers[ROOM]:
+                nobody = np.zeros(0, np.int64)
+                pairs.grow(many, LONG_AGO, nobody, nobody)
+        for one in items:
+            state = (self.ints, self.arena_ints, pairs.table, pairs.numbers)
+            put_back(one.slot, one.column, one.entries, heads[one.slot], first, *state)
+
+    def count_panes_again(self, items: Sequence[Thinned]) -> None:
+        """Let panes count the pairs of columns as they are now."""
+        if self.paned:
+            for slot, column in dict.fromkeys((one.slot, one.column) for one in items):
+                self._count_again(slot, column, False)
+
+    def warm_up(self) -> None:
+        """Compile (or load from the cache) what only runs where pairs are thinned."""
+        if len(self.ring.others) and len(self.ints):
+            self._thin(0)
+            self._count_again(0, 0, False)
+            nothing = Thinned(0, 0, 0, 0, np.zeros((0, COLUMNS), np.int64))
+            self.put_back([nothing], {0: 0}, True)
 
     def _reserve_panes(self, incoming: int) -> None:
         """Make room for so many more panes at the top of their arena."""
@@ -294,7 +360,7 @@ class RingState:
         self.pairs.begin(everything)
         marked = self.marked[: 0 if everything else int(self.book[LOGGED])].copy()
         self.book[LOGGED] = 0
-        return {"marked": marked}
+        return {"marked": marked, **self.thinned.dump()}
 
     def copy(self, slots: Int64, everything: bool, parts: int) -> Arrays:
         """State of some slots as far as no snapshot has it (or all), and a part of the pairs."""
@@ -351,13 +417,14 @@ class RingState:
             self._reserve_panes(len(panes) + SMALLEST * len(slots))
             place_panes(slots, panes, self.ints, places, self.panes_book, self._panes)
         self.pairs.load(arrays["pairs"])
+        self.thinned.load(arrays)
 
     def _fitting(self, arrays: Arrays) -> tuple[Int64, Float64]:
         """Saved rows and sums as this ring has them: with panes, or without.
 
         A ring that has none goes on with the records that were not merged.
         """
-        rows, floats = arrays["ints"], arrays["floats"]
+        rows, floats = self._leveled(arrays), arrays["floats"]
         if self.paned and "panes" not in arrays:
             more = self._int_columns - rows.shape[1], self._float_columns - floats.shape[1]
             rows = np.pad(rows, ((0, 0), (0, more[0])))
@@ -370,6 +437,16 @@ class RingState:
             rows = np.ascontiguousarray(rows[:, : self._int_columns])
             floats = floats[:, : self._float_columns]
         return rows, floats
+
+    def _leveled(self, arrays: Arrays) -> Int64:
+        """Saved rows with the levels of pairs, which those of before there were any lack."""
+        rows: Int64 = arrays["ints"]
+        width, _ = slot_layout(*self.ring.shape, "panes" in arrays)
+        if rows.shape[1] < width:
+            at = levels_at(*self.ring.shape)
+            none = np.zeros((len(rows), width - rows.shape[1]), np.int64)
+            rows = np.concatenate([rows[:, :at], none, rows[:, at:]], axis=1)
+        return rows
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
@@ -404,6 +481,9 @@ def _kernels(
                 ("members", many * MEMBER_FLOATS, np.float64),
             ],
         )
+    if plan.anchors is not None:
+        width = len(plan.anchors.logs) * ANCHOR_FLOATS
+        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
     if plan.bases is not None:
         histories = int(plan.bases.histories.max()) + 1
         yield (
@@ -418,9 +498,6 @@ def _kernels(
     if plan.seasons is not None:
         width = len(plan.seasons.logs) * SEASON_FLOATS
         yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
-    if plan.anchors is not None:
-        width = len(plan.anchors.logs) * ANCHOR_FLOATS
-        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
     if plan.weeks is not None:
         many = len(plan.weeks.logs)
         yield (
@@ -490,6 +567,8 @@ class EntityState:
     ttl_h : hours after which idle entities are forgotten, see `features.expiry.time_to_live_us`
     exact_max : of an entity's events in a window of an hour, those that are kept one by one (see
         `features.panes`), 0 for all
+    distinct_max : different others of an entity in its longest window above which its pairs are
+        thinned (`features.sampling`), 0: never
     """
 
     def __init__(
@@ -498,10 +577,11 @@ class EntityState:
         late_us: int = 0,
         ttl_h: Mapping[str, float] | None = None,
         exact_max: int = 0,
+        distinct_max: int = DISTINCT_MAX,
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring, exact_max, late_us) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max, late_us, distinct_max) for ring in plan.rings]
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -591,6 +671,16 @@ class EntityState:
     def excess_max(self) -> int:
         """Most events too many that such a window can have counted."""
         return max((int(ring.panes_book[EXCESS]) for ring in self.rings), default=0)
+
+    @property
+    def estimated(self) -> int:
+        """Rows whose counts of different others were estimates, counted by ring."""
+        return sum(int(ring.pairs.numbers[ESTIMATED]) for ring in self.rings)
+
+    @property
+    def one_in_max(self) -> int:
+        """Of so many pairs at most one was kept then; 0 where all were."""
+        return max((int(ring.pairs.numbers[ONE_IN]) for ring in self.rings), default=0)
 
     @property
     def memory_parts(self) -> dict[str, int]:
@@ -1024,6 +1114,8 @@ class EntityState:
             # Checkpoints of a state with panes are no good for one without: the log begins anew.
             self.late = LateRows(self, self.late.late_us)
             self.late.grow(self.table.capacity)
+            for ring in self.rings:
+                ring.thinned.clear()
         elif late:  # not in a snapshot that came over from another layout
             self.late.load(slots, late)
 

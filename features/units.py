@@ -30,7 +30,7 @@ UNITS: Mapping[str, str] = {
     **dict.fromkeys(("correlation", "correlation_usual"), "1"),
     "correlation_z": "sigma",
     "first_time": "flag",
-    **dict.fromkeys(("since", "age", "since_pair", "since_place", "since_fraud"), "s"),
+    **dict.fromkeys(("since", "age", "since_pair", "since_place", "since_fraud", "fraud_run"), "s"),
     **dict.fromkeys(
         ("z", "drift", "robust_z", "mad_z", "season_z", "peer_z", "peer_gap_z", "peers_level_z"),
         "sigma",

@@ -15,7 +15,8 @@ A ring lies in one block of the arena, in order, without a gap. Where it has com
 block, what still counts is moved to the beginning, or to a block that fits it better.
 
 A ring's table of pairs (`features.pairs`) holds, for each value of another column met with the
-entity, when it was last met: this makes the distinct count O(1), and gives first times.
+entity, when it was last met: this makes the distinct count O(1), and gives first times. Of an
+entity that meets very many it holds a sample (`features.sampling`).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -54,8 +55,17 @@ from features.panes import (
     free_panes,
     join_pane,
     pane_layout,
+    recount,
     tell_excess,
-    uncount,
+)
+from features.sampling import (
+    WORDS,
+    ceiling,
+    crowded,
+    now_of,
+    sampled,
+    settle_levels,
+    weight_of,
 )
 from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, word_bytes
 
@@ -76,7 +86,9 @@ __all__ = [
     "PLACED",
     "SAVED",
     "SHARED",
+    "UNSEEN",
     "age_of",
+    "levels_at",
     "longest_at",
     "places_at",
     "read_ring",
@@ -111,6 +123,9 @@ NEARLY_EQUAL_MAX = 64
 are taken to be so. Chosen: 50 ns, and only for values that differ by less than 1e-9 of their
 size."""
 
+UNSEEN = -2
+"""What is noted of a row's pair that is not looked after: it has no value, or is not kept."""
+
 # Places in `book`, behind the arena's own.
 LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1
 BOOK = PLACED + 1
@@ -125,7 +140,8 @@ BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 
 # back older ones lowers SAVED to the first of them. KEPT is the oldest that must not be lost: the
 # longest window's, or what `features.late` may go back to. Pairs last met before BORN were another
 # entity's, which had the slot (`features.expiry`).
-# After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows.
+# After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows,
+# then levels of the pair columns and their ceilings (`features.sampling`).
 
 
 def slot_layout(
@@ -136,7 +152,7 @@ def slot_layout(
     stride = 2 + flags + reals + maxima + pairs
     more, more_floats = pane_layout(flags, reals, maxima, pairs) if panes else (0, 0)
     return (
-        SHARED + pairs + maxima + windows * stride + more,
+        SHARED + pairs + maxima + windows * stride + WORDS * pairs + more,
         windows * reals * 4 + more_floats,
     )
 
@@ -144,6 +160,11 @@ def slot_layout(
 def longest_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
     """Column of a slot's row of `ints` with the number of the longest window's oldest record."""
     return SHARED + pairs + maxima + (windows - 1) * (2 + flags + reals + maxima + pairs)
+
+
+def levels_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> int:
+    """Column of a slot's row of `ints` with the levels of its first pair column."""
+    return SHARED + pairs + maxima + windows * (2 + flags + reals + maxima + pairs)
 
 
 def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> list[int]:
@@ -214,9 +235,14 @@ def make_room(row, windows, flags, reals, maxima, pairs, book, arena, arena_real
 
 
 @inlined
-def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_ints, arena_reals):
-    """Take the window's oldest record, at `place` of the arena, off its counts and sums."""
-    bits = np.int64(arena_ints[place, 1])
+def _leave(
+    row, sums, w_int, w_float, levels, place, flags, reals, pairs, maxima, arena_ints, arena_reals
+):
+    """Take the window's oldest record, at `place` of the arena, off its counts and sums.
+
+    `levels` is the place of the row's, 0 where it has none.
+    """
+    bits, number = np.int64(arena_ints[place, 1]), row[w_int]
     row[w_int] += 1
     row[w_int + 1] -= 1
     for f in range(flags):
@@ -237,7 +263,7 @@ def _leave(row, sums, w_int, w_float, place, flags, reals, pairs, maxima, arena_
     at += reals + maxima
     for p in range(pairs):
         if not (bits >> (2 * p)) & 1 and (bits >> (2 * p + 1)) & 1:
-            row[at + p] -= 1
+            row[at + p] -= weight_of(row[levels + p], number) if levels > 0 else 1
 
 
 @inlined
@@ -254,7 +280,9 @@ def _empty(row, sums, w_int, w_float, flags, reals, maxima, pairs):
 
 
 @inlined
-def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints, arena_reals):
+def _advance(
+    row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints, arena_reals
+):
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
     newest = row[NEWEST]
@@ -273,6 +301,7 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
                 sums,
                 w_int,
                 w * reals * 4,
+                levels,
                 place,
                 flags,
                 reals,
@@ -292,10 +321,13 @@ def _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_
 
 
 @inlined
-def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met, arena_reals):
+def _enter(
+    row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met, arena_reals
+):
     """Add the newest record, at `place` of the arena, to every window's counts and sums.
 
-    `since` is the number of the oldest record that the longest window counts.
+    `since` is the number of the oldest record that the longest window counts; for `levels` see
+    `_leave`.
     """
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
@@ -314,9 +346,14 @@ def _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, 
                 sums[s + 2], sums[s + 3] = add(sums[s + 2], sums[s + 3], q, q_low)
         at += reals + maxima
         for p in range(pairs):
-            # A value last met within the window is counted already.
-            if met[p, 2] >= 0 and met[p, 4] < (since if w == windows - 1 else row[w_int]):
-                row[at + p] += 1
+            if met[p, 2] < 0:
+                continue
+            # A value last met within the window is counted already, by the level it had then.
+            if met[p, 4] < (since if w == windows - 1 else row[w_int]):
+                row[at + p] += np.int64(1) << now_of(row[levels + p]) if levels > 0 else 1
+            elif levels > 0:
+                row[at + p] += np.int64(1) << now_of(row[levels + p])
+                row[at + p] -= weight_of(row[levels + p], met[p, 4])
 
 
 @inlined
@@ -345,16 +382,22 @@ def _queue(
 
 
 @inlined
-def _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met):
-    """Find row i's pairs: fills met[p] = (place, key, known, last time, last sequence number).
+def _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met):
+    """Find row i's pairs: fills met[p] = (place, key, known, last time, last number, new).
 
-    known is -1 where the row names no other, 1 where the pair was met within its time, else 0.
+    known is -1 where the row names no other or one whose pair is not kept, 1 where the pair was met
+    within its time, else 0; new is how many pairs a new one stands for, 0 where it may be old.
     """
     for p in range(len(others)):
         value = head[i, others[p]]
-        met[p, 2] = -1
+        met[p, 2], met[p, 5] = -1, 1
         if value == 0:
             continue
+        if levels > 0:
+            if not sampled(value, now_of(row[levels + p])):
+                continue
+            high = ceiling(row[levels + len(others) + p])
+            met[p, 5] = np.int64(1) << high if sampled(value, high) else 0
         key = pair_key(slot, p, value)
         at = find_pair(key, pairs_table)
         met[p, 0], met[p, 1], met[p, 2], met[p, 4] = at, key, 0, -1
@@ -369,6 +412,7 @@ def _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met):
 def _note(at, pairs, met, before):
     """Write down what the table said of a row's pairs, to be undone by `features.late`."""
     for p in range(pairs):
+        before[at, 2 * p] = UNSEEN
         if met[p, 2] >= 0:
             before[at, 2 * p] = met[p, 4]
             before[at, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
@@ -377,7 +421,7 @@ def _note(at, pairs, met, before):
 @inlined
 def _meet(
     row, slot, time_us, seq, oldest, pairs, met, pairs_table, pairs_book, marked, book, arena_ints,
-    exact_max, shape, panes
+    levels, exact_max, shape, panes
 ):  # fmt: skip
     """Note the newest record's pairs; returns its marks.
 
@@ -404,10 +448,12 @@ def _meet(
                 marked[book[LOGGED], 1] = met[p, 4] * 16 + p
                 book[LOGGED] += 1
         elif exact_max > 0 and met[p, 4] >= 0:
-            uncount(row, met[p, 4], p, shape, panes)
+            weight = weight_of(row[levels + p], met[p, 4]) if levels > 0 else np.int64(1)
+            recount(row, met[p, 4], p, -weight, shape, panes)
         pairs_table[at, WHOSE] = whose(slot, p, seq)
         pairs_table[at, WHEN] = stamped(time_us, pairs_book[STAMP])
-        row[SHARED + p] += met[p, 2] == 0
+        if met[p, 2] == 0:
+            row[SHARED + p] += met[p, 5]
     return marks
 
 
@@ -493,16 +539,26 @@ def _emit(
         elif op == 7:
             out[i, to] = row[w_int + 2 + flags + reals + maxima + c]
         elif op == 8:
-            distinct = row[w_int + 2 + flags + reals + maxima + c]
+            # An estimate may be more than there are events.
+            distinct = min(row[w_int + 2 + flags + reals + maxima + c], count)
             out[i, to] = distinct / count if count > 0 else np.nan
         elif op == 9:
-            if met[c, 2] == 1 or (met[c, 2] == 0 and not fresh):
+            if met[c, 2] == 1 or (met[c, 2] == 0 and met[c, 5] > 0 and not fresh):
                 out[i, to] = 1.0 - met[c, 2]
         elif op == 10:
             if met[c, 2] == 1:
                 out[i, to] = (time_us - met[c, 3]) / 1e6
         else:
             out[i, to] = row[SHARED + c]
+
+
+@inlined
+def _leveled(row, levels, pairs):
+    """Whether any column of pairs has a level, or had one."""
+    found = np.int64(0)
+    for k in range(WORDS * pairs):
+        found |= row[levels + k]
+    return found != 0
 
 
 @inlined
@@ -593,6 +649,27 @@ def _record(
 
 
 @inlined
+def _take_in(
+    row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape, flag_bits,
+    columns, max_columns, signs, met, pairs_table, pairs_book, marked, book, arena_ints,
+    arena_reals, exact_max, panes
+):  # fmt: skip
+    """Let row i enter: its pairs are met, and it is the newest record of every window."""
+    flags, reals, maxima, pairs = shape
+    seq = row[HEAD]
+    bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table, pairs_book, marked,
+                 book, arena_ints, levels, exact_max, shape, panes)  # fmt: skip
+    place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head, reals_in,
+                          arena_ints, arena_reals)  # fmt: skip
+    since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
+    _enter(row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met,
+           arena_reals)  # fmt: skip
+    for m in range(maxima):
+        _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs, maxima,
+               arena_ints, arena_reals)  # fmt: skip
+
+
+@inlined
 def _exact_max(panes, panes_book):
     """Records above which some are merged; 0, for the compiler to see, where there are no panes."""
     return panes_book[EXACT_MAX] if word_bytes(panes) == 8 else 0
@@ -635,6 +712,7 @@ def run_ring(
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
     Room is asked of the arena (`room_for`), the pairs and the log of marks: `pairs` entries a row.
+    A row is returned, too, whose slot has more pairs than the bound (`features.thinning`).
 
     Parameters
     ----------
@@ -643,8 +721,7 @@ def run_ring(
     reals_in : float64 (n, columns of the entity)
     config : int64, see `features.plan.Ring.config`
     arena_ints, arena_reals : uint32 or int64, and float64, of the arena's records: the same memory
-    plan : int64 (features, 4): operation, window, column, where to in `out`
-    plan_at : int64 (event types + 1,), whose rows read which features
+    plan, plan_at : int64 (features, 4): operation, window, column, place in `out`; by event type
     pairs_table, pairs_book : of `features.pairs.PairTable`
     panes, panes_reals, panes_book : of the arena of panes, see `features.panes`; int32 for none
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
@@ -660,8 +737,9 @@ def run_ring(
     windows_us, flag_bits, columns, max_columns, signs, others, ttl_us, feeds = _parts(
         config, windows, flags, reals, maxima, pairs
     )
-    longest, met = newest + (windows - 1) * stride, np.empty((pairs, 5), np.int64)
+    longest, behind = newest + (windows - 1) * stride, newest + windows * stride
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
+    met = np.empty((pairs, 6), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
         if book[LOGGED] + pairs > len(marked) or pairs_book[FILLED] + pairs > pairs_book[ROOM]:
@@ -670,11 +748,14 @@ def run_ring(
              windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
+        if feeds[code] and crowded(row, behind - pairs, behind, pairs, pairs_book) >= 0:
+            return i
+        levels = behind if _leveled(row, behind, pairs) else 0
         if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
                                        max_columns, signs, shape, arena_ints, arena_reals, panes,
                                        panes_reals, panes_book):  # fmt: skip
             return i
-        _advance(row, sums, time_us, windows_us, flags, reals, pairs, maxima, arena_ints,
+        _advance(row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
@@ -684,21 +765,18 @@ def run_ring(
         if exact_max > 0:
             tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
         seq = row[HEAD]
-        _look(i, row, slot, time_us, head, others, ttl_us, pairs_table, met)
+        if levels > 0:
+            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
+            settle_levels(row, levels - pairs, levels, pairs, since, seq, time_us, ttl_us,
+                          feeds[code], pairs_book)  # fmt: skip
+        _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
                 _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
                       before)  # fmt: skip
-            bits = _meet(row, slot, time_us, seq, row[longest], pairs, met, pairs_table,
-                         pairs_book, marked, book, arena_ints, exact_max, shape, panes)  # fmt: skip
-            place, bits = _record(row, i, time_us, bits, pairs, flag_bits, columns, head,
-                                  reals_in, arena_ints, arena_reals)  # fmt: skip
-            since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
-            _enter(row, sums, windows, bits, place, since, flags, reals, pairs, maxima, met,
-                   arena_reals)  # fmt: skip
-            for m in range(maxima):
-                _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs,
-                       maxima, arena_ints, arena_reals)  # fmt: skip
+            _take_in(row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape,
+                     flag_bits, columns, max_columns, signs, met, pairs_table, pairs_book, marked,
+                     book, arena_ints, arena_reals, exact_max, panes)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
               exact_max, shape, out)  # fmt: skip
@@ -724,13 +802,15 @@ def read_ring(
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
     longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
     windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
-    met = np.full((pairs, 5), -1, np.int64)
+    met = np.full((pairs, 6), -1, np.int64)
     for i in range(len(slots)):
         row, sums = ints[slots[i]].copy(), floats[slots[i]].copy()
         if exact_max > 0:
             since_us = at_us[i] - panes_book[LONGEST_US]
             drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
-        _advance(row, sums, at_us[i], windows_us, flags, reals, pairs, maxima, arena_ints,
+        levels = newest + windows * stride
+        levels = levels if _leveled(row, levels, pairs) else 0
+        _advance(row, sums, at_us[i], windows_us, levels, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,

@@ -21,6 +21,7 @@ from features.columns import Columns
 from features.engine import GroupEngine, amend, assemble, merge, split
 from features.events import event_code, event_type
 from features.labels import Label
+from features.operations import DISTINCT_MAX
 from features.plan import ABSENCE
 from features.repeats import RepeatFilter, event_keys
 from features.snapshots import join
@@ -74,6 +75,7 @@ class Flow:
     groups, lanes : how many
     late_s, ttl_h : as of `GroupEngine`
     due_max : absences of an entity type a group may tell of in a round
+    distinct_max : as of `GroupEngine`
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Flow:
         late_s: float = 0.0,
         ttl_h: Mapping[str, float] | None = None,
         due_max: int = 1 << 40,
+        distinct_max: int = DISTINCT_MAX,
     ) -> None:
         self.cat, self.groups, self.lanes = cat, groups, lanes
         self.late_s, self.ttl_h, self.due_max = late_s, ttl_h, due_max
+        self.distinct_max = distinct_max
         self.rounds: list[Round] = []
         self.values: dict[Arrival, np.ndarray[Any, Any]] = {}
         self.sequences: dict[Arrival, np.ndarray[Any, Any]] = {}
@@ -99,7 +103,9 @@ class Flow:
         self._filters: list[list[Arrays]] = [[] for _ in range(lanes)]
         self._begun = self._saved = 0
         self.copying = False
-        self._start([GroupEngine(cat, g, late_s, ttl_h) for g in range(groups)])
+        self._start(
+            [GroupEngine(cat, g, late_s, ttl_h, distinct_max=distinct_max) for g in range(groups)]
+        )
 
     def _start(self, engines: list[GroupEngine]) -> None:
         """Be a process that has just begun, with groups as they are."""
@@ -220,7 +226,13 @@ class Flow:
         chains = pickle.loads(pickle.dumps(self._chain)) or [[] for _ in range(self.groups)]
         return [
             GroupEngine.restore(
-                self.cat, g, chain[0] if chain else None, chain[1:], self.late_s, self.ttl_h
+                self.cat,
+                g,
+                chain[0] if chain else None,
+                chain[1:],
+                self.late_s,
+                self.ttl_h,
+                distinct_max=self.distinct_max,
             )
             for g, chain in enumerate(chains)
         ]

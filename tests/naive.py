@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_right
 from collections import defaultdict
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,14 @@ from features.spec import Feature
 from tests import naive_categories, naive_correlate, naive_risk
 from tests.naive_baselines import as_sigma, mad_z, shrunk, twin
 
-__all__ = ["NaiveEngine", "derived_column", "entity_key", "in_global_order", "window"]
+__all__ = [
+    "NaiveEngine",
+    "SampledPairs",
+    "derived_column",
+    "entity_key",
+    "in_global_order",
+    "window",
+]
 
 NAN = math.nan
 DAY_S = 86_400.0
@@ -127,6 +136,74 @@ class PanedWindow:
         first = self.panes[0] if self.panes else []
         may = first and first[-1][0] // 10_000_000 * 10_000_000 <= since_us
         return old, len(first) - 1 if may else 0
+
+
+class SampledPairs:
+    """One entity's pairs of one column where at most so many are kept in its longest window."""
+
+    def __init__(self, windows_s: list[int], known_s: int, bound: int) -> None:
+        self.windows_us = [1_000_000 * w for w in windows_s]
+        self.known_us, self.bound = 1_000_000 * known_s, bound
+        self.records: list[list[int]] = []  # time, value (0 for none), level
+        self.now = self.high = self.high_us = self.ever = 0
+        self.now_us = 0
+        self.seen: dict[int, tuple[int, int]] = {}  # value -> time, record's number
+
+    @staticmethod
+    def kept(value: int, level: int) -> bool:
+        """Whether a value's hash begins with so many bits of 0."""
+        return ((value * 0x9E3779B97F4A7C15) % 2**64) >> (64 - level) == 0
+
+    def count(self, window_us: int) -> int:
+        """Different others of a window, each as many as its newest record stands for."""
+        newest = {v: level for _, v, level in self.inside(window_us) if v}
+        return sum(2**level for value, level in newest.items() if self.kept(value, level))
+
+    def inside(self, window_us: int) -> list[list[int]]:
+        first = bisect_right(self.records, self.now_us - window_us, key=itemgetter(0))
+        return self.records[first:]
+
+    def _rise(self) -> None:
+        longest_us = self.windows_us[-1]
+        if self.count(longest_us) <= self.bound << self.now:
+            return
+        count = self.count(longest_us)
+        while count > self.bound << self.now:
+            self.now += 1
+        for one in self.records:
+            one[2] = max(one[2], self.now)
+        self.seen = {v: e for v, e in self.seen.items() if self.kept(v, self.records[e[1]][2])}
+        self._rise()
+
+    def _fall(self) -> None:
+        levels = {level for _, _, level in self.inside(self.windows_us[-1])}
+        if levels <= {self.now}:
+            count = self.count(self.windows_us[-1])
+            while self.now and 4 * count <= self.bound << self.now:
+                self.now -= 1
+
+    def meet(self, now_us: int, value: int) -> tuple[list[int], float, int]:
+        """Counts of each window with the event, whether its pair is new, others ever."""
+        self._rise()
+        self.now_us = now_us
+        highest = max([self.now, *(level for _, _, level in self.inside(self.windows_us[-1]))])
+        self._fall()
+        if highest:
+            self.high, self.high_us = max(self.high, highest), now_us
+        elif now_us - self.high_us > self.known_us:
+            self.high = 0
+        new = NAN
+        if value and self.kept(value, self.now):
+            before_us, _ = self.seen.get(value, (-(2**62), 0))
+            if now_us - before_us <= self.known_us:
+                new = 0.0
+            elif self.kept(value, self.high):
+                new = 1.0
+                self.ever += 2**self.high
+            self.seen[value] = now_us, len(self.records)
+        self.records.append([now_us, value, self.now])
+        counts = [self.count(w) for w in self.windows_us]
+        return counts, new if len(self.records) > 1 or new == 0.0 else NAN, self.ever
 
 
 @lru_cache(maxsize=1 << 16)

@@ -60,6 +60,15 @@ class Known:
                 return NAN
             first = max(self.latest_us // DAY_US + 1, today - 39)
             return float(sum(n for d, n in known.items() if first <= d <= today - 8))
+        if op == "fraud_run":
+            if self.latest_us is None:
+                return NAN
+            first = self.latest_us // DAY_US
+            for d in range(first - 1, today - 40, -1):
+                if d not in frauds and d in counts:
+                    break
+                first = d if d in frauds else first
+            return now / 1e6 - first * 86_400.0
         first = today - 7 - days
         found = sum(first <= d for d in frauds)
         young = sum(d >= today - 7 for d in frauds)

@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from features.operations import DISTINCT_MAX
+
 if TYPE_CHECKING:
     from features.batch import EventBatch
     from features.catalog import Catalog
@@ -177,13 +179,14 @@ class Bench:
     catalog : what is computed
     cards : of the simulated population
     groups : shard groups
-    exact_max : see the setting `exact_events_max`
+    exact_max, distinct_max : see the settings `exact_events_max`, `distinct_exact_max`
     """
 
     catalog: Catalog
     cards: int
     groups: int
     exact_max: int = 0
+    distinct_max: int = DISTINCT_MAX
     engines: list[Any] = field(init=False)
     now_us: int = 0
     round: int = 0
@@ -194,7 +197,9 @@ class Bench:
         from features.engine import GroupEngine
 
         self.engines = [
-            GroupEngine(self.catalog, group, exact_max=self.exact_max)
+            GroupEngine(
+                self.catalog, group, exact_max=self.exact_max, distinct_max=self.distinct_max
+            )
             for group in range(self.groups)
         ]
         self._simulator = simulator_of(self.cards)

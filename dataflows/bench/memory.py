@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from features.operations import DISTINCT_MAX
+
 __all__ = ["add_parser", "measure", "run"]
 
 CARDS, RATE, MINUTES = 1_000_000, 50_000.0, 70.0
@@ -42,6 +44,11 @@ def add_parser(subparsers: Any) -> None:
         "--exact", type=int, default=0, metavar="N",
         help="events of an entity in an hour kept one by one, the older ones in panes; 0: all (0)"
     )  # fmt: skip
+    add(
+        "--distinct", type=int, default=DISTINCT_MAX, metavar="N",
+        help="different others of an entity in an hour above which its pairs are a sample; 0: never"
+        f" ({DISTINCT_MAX})",
+    )  # fmt: skip
     add("--json", metavar="P", help="write the figures; - is stdout")
 
 
@@ -57,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             ("minutes", args.minutes, args.minutes > 0.0, "more than 0"),
             ("groups", args.groups, args.groups >= 1, "at least 1"),
             ("exact", args.exact, args.exact >= 0, "at least 0"),
+            ("distinct", args.distinct, args.distinct >= 0, "at least 0"),
         )
         if not good
     ]
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    report = measure(args.share, args.minutes, args.groups, say, args.exact)
+    report = measure(args.share, args.minutes, args.groups, say, args.exact, args.distinct)
     if args.json != "-":
         _print(report)
     write_json(args.json, report)
@@ -76,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    share: float, minutes: float, groups: int, say: Callable[[str], None], exact_max: int = 0
-) -> dict[str, Any]:
+    share: float, minutes: float, groups: int, say: Callable[[str], None], exact_max: int = 0,
+    distinct_max: int = DISTINCT_MAX,
+) -> dict[str, Any]:  # fmt: skip
     """The figures, in the keys of docs/json.md.
 
     Parameters
@@ -86,7 +95,7 @@ def measure(
     minutes : of event time
     groups : shard groups
     say : told how far it is
-    exact_max : see the setting `exact_events_max`
+    exact_max, distinct_max : see the settings `exact_events_max`, `distinct_exact_max`
     """
     from dataflows.bench.features import EVENT, Bench
     from features.catalog import catalog
@@ -97,7 +106,7 @@ def measure(
     cat = catalog()
     warm_up(cat)
     cards, rate = max(100, round(CARDS * share)), RATE * share
-    bench = Bench(cat, cards, groups, exact_max)
+    bench = Bench(cat, cards, groups, exact_max, distinct_max)
     source = Simulator(
         seed=1, events_per_s=rate / TYPE_SHARES[EVENT], cards=cards, event_types=[EVENT]
     )
@@ -134,6 +143,9 @@ def measure(
         "exact_events_max": exact_max,
         "approximated": sum(engine.approximated for engine in bench.engines),
         "approximated_excess_max": max(engine.excess_max for engine in bench.engines),
+        "distinct_exact_max": distinct_max,
+        "estimated": sum(engine.estimated for engine in bench.engines),
+        "estimated_one_in_max": max(engine.one_in_max for engine in bench.engines),
         "state_gib": round(sum(memory.values()) / 2**30, 3),
         "whole_gib": round(sum(memory.values()) / share / 2**30, 2),
         "process_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),

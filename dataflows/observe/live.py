@@ -30,6 +30,7 @@ __all__ = [
     "LiveView",
     "Stats",
     "approximated_text",
+    "estimated_text",
     "console_for",
     "final_table",
     "judgement_table",
@@ -432,6 +433,8 @@ def final_table(
         console.print(_corrected_text(report))
     if report.get("approximated"):
         console.print(approximated_text(report))
+    if report.get("estimated"):
+        console.print(estimated_text(report))
     _print_judgement(console, report)
     if next_steps:
         steps = Table.grid(padding=(0, 2))
@@ -504,6 +507,14 @@ def approximated_text(report: Mapping[str, Any]) -> str:
     return (
         f"{report['approximated']:,} windows of hot entities were too long by less than 10 s, of at"
         f" most {report['approximated_excess_max']:,} events (exact_events_max)"
+    )
+
+
+def estimated_text(report: Mapping[str, Any]) -> str:
+    """How many counts of different others are estimates, and from how small a sample."""
+    return (
+        f"{report['estimated']:,} rows of entities that meet very many others have estimates of how"
+        f" many, from at least one pair in {report['estimated_one_in_max']:,} (distinct_exact_max)"
     )
 
 

@@ -111,6 +111,8 @@ class Telemetry:
         self.late_beyond = 0
         self.approximated = 0
         self.approximated_excess_max = 0
+        self.estimated = 0
+        self.estimated_one_in_max = 0
         self.starts_empty: tuple[str, ...] = ()
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
@@ -163,6 +165,12 @@ class Telemetry:
         with self._lock:
             self.approximated += rows
             self.approximated_excess_max = max(self.approximated_excess_max, excess_max)
+
+    def sampled(self, rows: int, one_in_max: int) -> None:
+        """Rows had counts of different others that are estimates, from one pair in so many."""
+        with self._lock:
+            self.estimated += rows
+            self.estimated_one_in_max = max(self.estimated_one_in_max, one_in_max)
 
     def priced(self, unpriced: Mapping[str, int], old: Mapping[str, int]) -> None:
         """Events that have no rate, or not one of their day; said once a currency."""
@@ -271,6 +279,8 @@ class Telemetry:
                 "late_beyond": self.late_beyond,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,
+                "estimated": self.estimated,
+                "estimated_one_in_max": self.estimated_one_in_max,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
                 "rounds": self.round_done,

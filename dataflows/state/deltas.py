@@ -84,7 +84,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     StateError : missing, truncated, of another format, or any checksum wrong
     """
     try:
-        data = path.read_bytes()
+        data = memoryview(path.read_bytes())  # whose slices are no copies
     except FileNotFoundError:
         raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
     fault = StateError(
@@ -99,7 +99,7 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     if len(header) != length or zlib.crc32(header) != crc:
         raise fault
     at += length
-    head = json.loads(header)
+    head = json.loads(bytes(header))
     arrays: Arrays = {}
     for name, dtype, shape, array_crc in head["arrays"]:
         size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))

@@ -138,6 +138,13 @@ _METRIC = (
     ),
     _series("anchor_z", "anchor_z", "the value is {value} from its level of weeks", "sigma"),
     _series(
+        "anchor_recent_z",
+        "recent",
+        "the last values were on average {value} from their level of weeks",
+        "sigma",
+        column="series_anchor_z",
+    ),
+    _series(
         "trend",
         "trend",
         "the series moves by {value} an hour",

@@ -75,6 +75,16 @@ FEATURES = (
         high_is_odd=False,
     ),
     Feature(
+        "merchant_fraud_run_s",
+        "payment",
+        "merchant",
+        "fraud_run",
+        "{value} since frauds at this merchant began, of those that are known",
+        "s",
+        "risk",
+        high_is_odd=False,
+    ),
+    Feature(
         "merchant_last_label",
         "payment",
         "merchant",

@@ -65,6 +65,7 @@ def event_type(name: str) -> EventType:
         ) from None
 
 
+@cache
 def event_code(name: str) -> int:
     """Position of the event type in the fixed order: breaks ties in time, stands in kernels.
 

@@ -133,6 +133,7 @@ class Model:
 
     name: ClassVar[str] = "gradient_boosting"
     expensive: ClassVar[bool] = False
+    learns_labels: ClassVar[bool] = True
 
     def __init__(self, text: str, width: int) -> None:
         self._text, self._width = text, width

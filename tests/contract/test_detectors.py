@@ -51,6 +51,12 @@ EVENT = "payment"
 ABSENCE_NAMES = ("missed", "usual_gap_s", "gap_s", "allowed_s", "known_days", "irregularity")
 """What a detector that reads absences alone is tried on."""
 
+LEVEL_NAMES = (
+    "card_amount_anchor_z", "card_gap_creep", "card_amount_creep", "merchant_rate_creep",
+    "user_amount_creep", "merchant_amount_creep",
+)  # fmt: skip
+"""What a detector of levels alone is tried on; of the second low is odd."""
+
 OPTIONS: dict[str, dict[str, float]] = {
     "isolation_forest": {"trees": 20, "samples": 128},
     "gradient_boosting": {"rounds": 40},
@@ -140,13 +146,24 @@ def absences(seed: int = 0) -> TrainingSet:
     return replace(train, features=features)
 
 
+@cache
+def levels(seed: int = 0) -> TrainingSet:
+    """The rows of payments under names of comparisons with levels."""
+    train = training_of_payments(seed)
+    return replace(train, features=replace(train.features, names=LEVEL_NAMES))
+
+
 training_of_payments = training
 
 
 @pytest.fixture(autouse=True)
 def rows_it_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A detector that reads one event type alone is tried on rows of that."""
+    """A detector that reads one event type alone, or features of one kind, is tried on those."""
     name = getattr(getattr(request.node, "callspec", None), "params", {}).get("name")
+    if name == "level":
+        here = sys.modules[__name__]
+        monkeypatch.setattr(here, "NAMES", LEVEL_NAMES)
+        monkeypatch.setattr(here, "training", levels)
     if name in detector_names() and getattr(detector(name), "reads", EVENT) == "absence":
         here = sys.modules[__name__]
         monkeypatch.setattr(here, "EVENT", "absence")

@@ -158,6 +158,33 @@ def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) ->
     assert "payment.merchant_count_5m" in one["compared"]
 
 
+def test_what_samples_make_inexact_is_told_apart_within_its_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    times = START_US + np.sort(rng.integers(0, 3 * 3_600_000_000, 3_000))
+    frame = made_of("payment", 3_000, rng).with_columns(
+        time_us=pl.Series(times),
+        card_id=pl.Series([f"c{i}" for i in rng.integers(0, 2_000, 3_000)]),
+    )
+    frame.write_parquet(tmp_path / "payment.parquet")
+    settings = load(
+        None,
+        source="file",
+        file_paths={"payment": tmp_path / "payment.parquet"},
+        distinct_exact_max=30,
+        groups=2,
+    )
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
+    )
+    one = report["variants"]["as_is"]
+    assert report["mismatches"] == 0, one["mismatched"]
+    told_apart = {entry["feature"] for entry in one["estimated"]}
+    assert {"payment.merchant_cards_1h", "payment.merchant_card_first"} <= told_apart
+    assert one["estimated_one_in_max"] >= 2
+    assert "payment.merchant_count_1h" in one["compared"]
+    assert "payment.merchant_count_1h" not in told_apart
+
+
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: Path) -> None:
     arguments = ("features", "verify", "--data", f"payment={grid}", "--variant", "hot")
     own = tmp_path / "own"

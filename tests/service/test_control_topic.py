@@ -174,7 +174,8 @@ def test_records_of_the_topic_are_in_force_kept_and_replayed(
             wait_for(lambda at=at: _durable(state) > at, "a snapshot", process, 60)
         process.kill()
     manifest = read_manifest(state)
-    assert manifest is not None and len(manifest.control) == 3, "kept in the manifest"
+    assert manifest is not None
+    assert sum(r["kind"] != "undo" for r in manifest.control) == 3, "kept in the manifest"
     for name in detector_names():
         send_record(settings, {"kind": "stage", "detector": name, "stage": "off"})
     run.to_end()
@@ -216,7 +217,8 @@ def test_control_is_read_until_the_last_lane_of_a_bounded_run_has_ended(
     assert [cuts[-1].final for cuts in lanes] == [True, True]
     assert lanes[0][-1].round > 20, "without an event to read, lane 0 stays for the records"
     manifest = read_manifest(tmp_path / "state")
-    assert manifest is not None and [r["stage"] for r in manifest.control] == ["shadow"]
+    assert manifest is not None
+    assert [r["stage"] for r in manifest.control if r["kind"] == "stage"] == ["shadow"]
 
 
 def _check(run: Run, muted: tuple[str, str], bad: dict[str, Any], topic: str) -> None:

@@ -24,6 +24,7 @@ def test_a_small_share_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFi
     )
     assert sum(report["parts_bytes"].values()) == sum(report["state_bytes"].values())
     assert report["parts_bytes"].pop("panes") == 0 == report["approximated"]
+    assert report["estimated"] == report["estimated_one_in_max"] == 0
     assert all(size > 0 for size in report["parts_bytes"].values())
     assert report["whole_gib"] == pytest.approx(report["state_gib"] / 0.0005, rel=0.1)
     assert report["process_gib"] > report["state_gib"]

@@ -233,6 +233,15 @@ def test_final_table_tells_of_windows_that_are_too_long_where_they_are() -> None
     assert said in " ".join(out.getvalue().split())
 
 
+def test_final_table_tells_of_estimates_where_there_are_any() -> None:
+    out = io.StringIO()
+    final_table(a_report() | {"estimated": 0, "estimated_one_in_max": 0}, out)
+    assert "estimates" not in out.getvalue()
+    final_table(a_report() | {"estimated": 1_234, "estimated_one_in_max": 16}, out)
+    said = "1,234 rows of entities that meet very many others have estimates of how many, from at"
+    assert f"{said} least one pair in 16" in " ".join(out.getvalue().split())
+
+
 @pytest.mark.parametrize("columns", ["80", "150"])
 def test_final_table_says_everything_of_the_report(
     columns: str, monkeypatch: pytest.MonkeyPatch

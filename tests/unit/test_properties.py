@@ -2,7 +2,8 @@
 
 Not how the stream is cut, nor the number of groups and lanes, nor where it was stopped and begun
 again, nor that rows came late within the bound or twice. Small worlds, so that entities, times and
-values collide often; several things at once, as they come in life.
+values collide often, and with few pairs kept of an entity; several things at once, as they come in
+life.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ NEVER: dict[str, float] = {}
 AN_HOUR = dict.fromkeys(plan_of(catalog()).entities, 1.0)
 
 EVERYONE = 1 << 40
+
+FEW = 1
+"""Different others above which pairs are sampled: some entities of each world meet more."""
 
 SETTLED_US = START_US + 9_000_000_000 + round(LATE_S * 1e6)
 """From here on no row is late any more: what is told of silence is what is told of the whole."""
@@ -104,10 +108,12 @@ def finish(flow: Flow, after: Batches) -> None:
 def whole(number: int, mortal: bool, late_s: float = 0.0) -> Flow:
     """The stream in one piece but for the verdicts, in one group, never stopped."""
     before, labels, after = world(number)
-    flow = Flow(catalog(), late_s=late_s, ttl_h=AN_HOUR if mortal else NEVER)
+    ttl_h = AN_HOUR if mortal else NEVER
+    flow = Flow(catalog(), late_s=late_s, ttl_h=ttl_h, distinct_max=FEW)
     for part, said in zip(segments(before, MARKS_US), ((), *labels), strict=True):
         flow.feed(part, said)
     finish(flow, after)
+    assert sum(engine.estimated for engine in flow.engines) > 100
     return flow
 
 
@@ -154,7 +160,7 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
     number: int, sizes: list[int], groups: int, lanes: int, mortal: bool, due_max: int
 ) -> None:
     ttl_h = AN_HOUR if mortal else NEVER
-    flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max)
+    flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max, distinct_max=FEW)
     for batches, labels in parts_of(number, 0, sizes, 0.0, 0.0):
         flow.feed(batches, labels)
     finish(flow, world(number)[2])
@@ -171,7 +177,7 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
 def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
     number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float, every: int
 ) -> None:
-    flow = Flow(catalog(), groups, lanes, late_s)
+    flow = Flow(catalog(), groups, lanes, late_s, distinct_max=FEW)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(late, "EVERY", every)
         for batches, labels in parts_of(number, seed, sizes, late_s, 0.05):
@@ -194,7 +200,9 @@ def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
 ) -> None:
     """State for state: verdicts, late rows, names, absences and expiry come in between."""
     ttl_h = AN_HOUR if mortal else NEVER
-    flow, twin = (Flow(catalog(), 1, late_s=late_s, ttl_h=ttl_h) for _ in range(2))
+    flow, twin = (
+        Flow(catalog(), 1, late_s=late_s, ttl_h=ttl_h, distinct_max=FEW) for _ in range(2)
+    )
     turn = cycle(steps)
     expected: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -230,7 +238,7 @@ def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_sam
     number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
     due_max: int, steps: list[str],
 ) -> None:  # fmt: skip
-    flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max)
+    flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max, distinct_max=FEW)
     turn = cycle([*steps, "restart"])
     with pytest.MonkeyPatch.context() as patch:
         small_slices(patch)

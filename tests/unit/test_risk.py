@@ -28,7 +28,7 @@ MIDNIGHT_US = START_US // DAY_US * DAY_US
 OPS = (
     ("risk_count", 1), ("risk_count", 7), ("risk_count", 31), ("risk_rate", 1), ("risk_rate", 7),
     ("risk_rate", 30), ("risk_count_ever", 0), ("last_label", 0), ("since_fraud", 0),
-    ("genuine_since_fraud", 0),
+    ("genuine_since_fraud", 0), ("fraud_run", 0),
 )  # fmt: skip
 BOTH = ("payment", "login")
 

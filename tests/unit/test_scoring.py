@@ -131,9 +131,13 @@ def test_a_canary_votes_for_its_share_of_entities_only(bundle: Bundle, rows: Tra
 
 def test_votes_needed_makes_the_rule_stricter(bundle: Bundle, rows: TrainingSet) -> None:
     rule = bundle.voting.anomaly_types["payment_fraud"]
-    strict = Voting({rule.name: replace(rule, votes_needed=2)})
     scores = Scorer(bundle, DETECTORS).score(rows.features, {})
-    one = Scorer(bundle, DETECTORS).decide(scores, {})
+    flagged = Scorer(bundle, DETECTORS).decide(scores, {}).flagged[:, 0]
+    # A detector that votes for every second of the rows that are flagged.
+    half = float(np.median(scores.scores[flagged, DETECTORS.index("iqr")]))
+    rule = replace(rule, thresholds={**rule.thresholds, "iqr": half})
+    strict = Voting({rule.name: replace(rule, votes_needed=2)})
+    one = Scorer(bundle, DETECTORS, Voting({rule.name: rule})).decide(scores, {})
     two = Scorer(bundle, DETECTORS, strict).decide(scores, {})
     assert np.array_equal(two.flagged, one.flagged & (one.votes.sum(axis=2) >= 2))
     assert 0 < two.flagged.sum() < one.flagged.sum()

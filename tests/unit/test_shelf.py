@@ -44,14 +44,14 @@ class Field:
     """A shelf over the first bundle, a control file, and what is said."""
 
     def __init__(self, first: Path, state: Path) -> None:
-        self.state, self.path = state, state / "control.jsonl"
+        self.first, self.state, self.path = first, state, state / "control.jsonl"
         self.base = Scorer(Bundle.load(first, catalog()), DETECTORS)
         self.said: list[str] = []
         self.reader = self.open()
 
     def open(self) -> WithBundles:
         """A reader as a start has it."""
-        self.shelf = Shelf(self.state, catalog(), self.base)
+        self.shelf = Shelf(self.state, catalog(), self.base, self.first)
         return WithBundles(ControlFile(self.path), self.shelf, self.said.append, others=False)
 
     def ask(self, bundle: str, path: Path | None = None, stage: str = "shadow") -> dict[str, Any]:
@@ -221,6 +221,31 @@ def test_a_bundle_in_force_that_is_gone_from_the_shelf_is_told(field: Field) -> 
     control = Control.of([{"kind": "bundle", "bundle": "ab" * 8, "stage": "live"}])
     with pytest.raises(BundleError, match="is in force and gone from"):
         field.shelf.lineup(control)
+
+
+def test_the_bundle_of_the_settings_stays_where_a_record_names_it_and_the_settings_change(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    first = id_of(bundles[0])
+    record = field.ask(first, stage="live")
+    assert field.until(lambda records, _: bool(records))[0] == [record]
+    again = Scorer(Bundle.load(bundles[1], catalog()), DETECTORS)
+    shelf = Shelf(field.state, catalog(), again, bundles[1])
+    assert [seat.bundle for seat in shelf.lineup(Control.of([record]))] == [first]
+
+
+def test_no_bundle_is_removed_that_can_be_rolled_back_to(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = id_of(bundles[1])
+    record = field.ask(new, bundles[1], stage="live")
+    field.until(lambda records, _: bool(records))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 0)
+    control = Control.of([record]).apply({"kind": "bundle", "bundle": new, "stage": "off"})
+    field.shelf.forget(control)
+    assert field.shelf.names() == [field.base.bundle.id, new]
+    field.shelf.forget(Control())
+    assert field.shelf.names() == [field.base.bundle.id]
 
 
 def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(

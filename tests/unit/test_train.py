@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from features.batch import FeatureMatrix
 from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
+from models import train as train_module
 from models.bundle import Bundle
+from models.detectors import detector
 from models.scoring import Scorer
 from models.train import join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
@@ -110,12 +113,36 @@ def test_a_history_shorter_than_a_day_says_nothing_of_the_hour(
     hidden = set(day.names) - set(minutes.names)
     assert hidden == {n for n in day.names if n == "hour" or n.endswith("_season_z")}
     week = View.fit(catalog(), event, usual, WEEK_SEEN_US)
-    slow = {n for n in week.names if n.endswith(("_creep", "_week_z", "_anchor_z"))}
+    slow = {n for n in week.names if n.endswith(("_creep", "_week_z"))}
     assert set(week.names) - set(day.names) == slow and slow
     assert hidden and set(minutes.names) < set(day.names)
     assert int(np.ptp(rows.time_us)) < DAY_SEEN_US
     bundle = train({event: rows}, catalog(), ("zscore",), 1)
     assert bundle.models[event].view.names == minutes.names
+
+
+def test_where_labels_are_few_trees_learn_from_all_of_them(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = training_set(rng, rows=1_500, odd=120)
+    names = ("zscore", "gradient_boosting")
+    few = train({"payment": rows}, catalog(), names, 1)
+    monkeypatch.setattr(train_module, "FULL_BELOW", 1)
+    many = train({"payment": rows}, catalog(), names, 1)
+    a, b = few.models["payment"], many.models["payment"]
+    same = (
+        {n: a.detectors[n].save()[0] for n in names},
+        {n: b.detectors[n].save()[0] for n in names},
+    )
+    assert all(np.array_equal(x, same[1]["zscore"][k]) for k, x in same[0]["zscore"].items())
+    assert not np.array_equal(same[0]["gradient_boosting"]["model"],
+                              same[1]["gradient_boosting"]["model"])  # fmt: skip
+    assert few.metrics == many.metrics, "told is what rows say that nothing was fitted on"
+    assert few.voting == many.voting
+    whole = detector("gradient_boosting").fit(
+        replace(rows, features=a.view.apply(rows.features)), 1, {}
+    )
+    assert np.array_equal(whole.save()[0]["model"], same[0]["gradient_boosting"]["model"])
 
 
 def test_detectors_do_not_see_what_only_grows_with_time(rng: np.random.Generator) -> None:

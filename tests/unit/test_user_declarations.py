@@ -45,6 +45,7 @@ CACHES = (
     columns.unit_of,
     columns.meaning_of,
     repeats._salt,
+    events.event_code,
 )
 """What a process keeps of event types and features; here it is made several times."""
 
