@@ -371,7 +371,8 @@ class PairTable:
         nobody = np.zeros(0, np.int64)
         done = insert_pairs(entries, 0, self.table, self.numbers)
         while done < len(entries):
-            self.grow(1, LONG_AGO, nobody, nobody)
+            # Once for all that is left: step by step it was half of a restart's work on state.
+            self.grow(len(entries) - done, LONG_AGO, nobody, nobody)
             done = insert_pairs(entries, done, self.table, self.numbers)
 
 
