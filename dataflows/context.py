@@ -33,7 +33,7 @@ from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
 from dataflows.state.deltas import ShardStore
-from dataflows.state.journal import LaneJournal, last_cut
+from dataflows.state.journal import LaneJournal, RoundJournal, last_cut
 from dataflows.state.lease import Lease, take_lease
 from dataflows.state.lock import in_cluster, lock_state, this_process
 from dataflows.state.logs import LogStore
@@ -602,13 +602,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     opened = Lane(
         lane=lane,
         reader=reader,
-        journal=LaneJournal(
-            journal_folder(settings.state_dir, lane),
-            settings.journal_segment_bytes,
-            settings.journal_bytes_max,
-            lambda: oldest_round(settings.state_dir),
-            lambda: _replayed_from(settings),
-        ),
+        journal=open_journal(context, lane),
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
@@ -625,6 +619,27 @@ def open_lane(context: Context, lane: int) -> Lane:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
     context.lanes.cut(lane, opened.round)
     return opened
+
+
+def open_journal(context: Context, lane: int) -> RoundJournal:
+    """A lane's journal: in the state folder, or in `journal_topic` with a copy there."""
+    settings = context.settings
+
+    def on_disk() -> LaneJournal:
+        return LaneJournal(
+            journal_folder(settings.state_dir, lane),
+            settings.journal_segment_bytes,
+            settings.journal_bytes_max,
+            lambda: oldest_round(settings.state_dir),
+            lambda: _replayed_from(settings),
+            synced=settings.journal_topic is None,
+        )
+
+    if settings.journal_topic is None:
+        return on_disk()
+    from dataflows.state.journal_topic import TopicJournal
+
+    return TopicJournal(settings, lane, context.manifest.token, on_disk, context.stop)
 
 
 def withheld_of(settings: Settings, lane: int, after_round: int) -> dict[int, list[dict[str, Any]]]:

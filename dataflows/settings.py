@@ -142,6 +142,11 @@ class Settings(BaseSettings):
     deltas_max: int = Field(
         12, ge=1, le=1000, description="deltas of a group before they are folded into a new base"
     )
+    journal_topic: str | None = Field(
+        None,
+        description="Kafka topic (of kafka_brokers) in which each cut is durable before it is used,"
+        " a partition a lane; the journal in state_dir is a copy then; none: it is the journal",
+    )
     journal_segment_bytes: int = Field(
         64_000_000, ge=4096, description="size at which the journal starts a new file"
     )

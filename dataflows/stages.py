@@ -6,20 +6,19 @@ records before as far as it reaches back. A flow that is live on the folder is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dataflows.control.records import Control
 from dataflows.settings import Settings
-from dataflows.shelf import shelf_folder
-from dataflows.sources.rounds import journal_folder
 from dataflows.state.journal import Cut, read_cuts
 from dataflows.state.manifest import read_manifest
 from features.errors import BundleError
-from models.bundle import read_head
 
 __all__ = ["KINDS", "Heard", "Standing", "heard", "history", "in_force", "is_cutting", "standing"]
 
@@ -41,20 +40,12 @@ class Standing:
     ----------
     control : the fold of all records
     round : newest round of the journal
-    base : id of the bundle that the settings name, None where there is none
     counts : bundle -> counts of the rounds in which several scored, up to the last manifest
     """
 
     control: Control
     round: int
-    base: str | None
     counts: dict[str, dict[str, int]]
-
-    @property
-    def live(self) -> str | None:
-        """Id of the bundle that decides."""
-        live = (k for k, (stage, _) in self.control.bundles.items() if stage == "live")
-        return next(live, self.base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,36 +70,40 @@ def in_force(settings: Settings) -> Standing:
         round_ = cut.round
         for record in cut.control:
             control = control.apply(record)
-    try:
-        base = str(read_head(settings.bundle)["id"])
-    except BundleError:
-        base = None
     totals = {} if manifest is None else manifest.totals
     counts: dict[str, dict[str, int]] = {}
     for key, value in totals.items():
         bundle, colon, name = key.partition(":")
         if colon:
             counts.setdefault(bundle, {})[name] = value
-    return Standing(control, round_, base, counts)
+    return Standing(control, round_, counts)
 
 
 def standing(settings: Settings) -> dict[str, Any]:
     """What is in force, as plain data (docs/json.md)."""
+    # Not above: a change is to be heard within a second, and needs none of the models' libraries.
+    from dataflows.shelf import shelf_folder
+    from models.bundle import read_head
+
     found = in_force(settings)
     bundles = dict(found.control.bundles)
-    if found.base is not None and found.live == found.base:
-        bundles = {found.base: ("live", 100.0)} | bundles
+    base: str | None = None
+    with contextlib.suppress(BundleError):
+        base = str(read_head(settings.bundle)["id"])
+    live = next((k for k, (stage, _) in bundles.items() if stage == "live"), base)
+    if base is not None and live == base:
+        bundles = {base: ("live", 100.0)} | bundles
     on_shelf = sorted(p.name for p in shelf_folder(settings.state_dir).glob("[0-9a-f]*"))
-    known = [*bundles, *([found.base] if found.base else []), *on_shelf]
+    known = [*bundles, *([base] if base else []), *on_shelf]
     return {
         "round": found.round,
-        "live": found.live,
+        "live": live,
         "bundles": [
             {
                 "bundle": name,
                 "stage": bundles.get(name, ("off", 0.0))[0],
                 "percent": bundles.get(name, ("off", 0.0))[1],
-                **_told_of(settings, name, found.base),
+                **_told_of(settings, name, base),
                 "counts": found.counts.get(name),
             }
             for name in dict.fromkeys(known)
@@ -123,6 +118,9 @@ def standing(settings: Settings) -> dict[str, Any]:
 
 def _told_of(settings: Settings, bundle: str, base: str | None) -> dict[str, Any]:
     """What a bundle says of itself."""
+    from dataflows.shelf import shelf_folder
+    from models.bundle import read_head
+
     folder = settings.bundle if bundle == base else shelf_folder(settings.state_dir) / bundle
     told: dict[str, Any] = {"folder": str(folder), "of_settings": bundle == base, "detectors": []}
     try:
@@ -179,14 +177,19 @@ def heard(settings: Settings, id_: str, after_round: int, wait_s: float) -> Hear
 
 def is_cutting(settings: Settings) -> bool:
     """Whether a flow cuts rounds in the state folder."""
-    times = [p.stat().st_mtime for p in journal_folder(settings.state_dir, 0).glob("*.jnl")]
+    times = [p.stat().st_mtime for p in _journal(settings).glob("*.jnl")]
     return bool(times) and time.time() - max(times) < CUTTING_S
 
 
 def _cuts(settings: Settings, after_round: int) -> Iterator[Cut]:
     """Cuts of the lane that reads the control records."""
-    folder = journal_folder(settings.state_dir, 0)
+    folder = _journal(settings)
     return read_cuts(folder, after_round) if folder.is_dir() else iter(())
+
+
+def _journal(settings: Settings) -> Path:
+    """The journal of the lane that reads the control records."""
+    return settings.state_dir / "journal" / "lane-00"
 
 
 def _refused(cut: Cut) -> Iterator[tuple[dict[str, Any], str]]:

@@ -263,8 +263,8 @@ _HEAD = """\
 # Who votes on what, and from when on. Training fitted the thresholds; edit them as you like.
 #
 # A score of 0.999 means that one genuine event in a thousand looks this strange. An event is
-# flagged # when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds.
-# A detector # without a line has no vote. A control record `threshold` overrules a line while the
+# flagged when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds.
+# A detector without a line has no vote. A control record `threshold` overrules a line while the
 # flow runs.
 """
 

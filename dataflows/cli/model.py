@@ -195,7 +195,8 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
 
     record = _record(args, settings)
     record |= {"id": uuid.uuid4().hex, "by": args.by or getpass.getuser(), "why": args.why}
-    parse_record(json.dumps(record), names_of(settings))
+    names = names_of(settings) if record["kind"] == "stage" else None
+    parse_record(json.dumps(record), names)
     before = stages.in_force(settings).round
     cutting = stages.is_cutting(settings)
     where = write_record(settings, record)

@@ -18,7 +18,7 @@ What a lane takes is in its journal, so none of this decides anything twice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -97,10 +97,12 @@ class Pace:
 
 @dataclass(slots=True)
 class _Read:
-    """What of a partition has been read and not yet taken: offsets, event times and places."""
+    """What of a partition has been read and not yet taken: offsets, event times, these or the
+    median where that is earlier, and places: the latest of them so far."""
 
     offsets: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     times: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    lows: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     keys: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     reach_us: int = -FAR_US
     heard_s: float = 0.0
@@ -110,13 +112,16 @@ class _Read:
         if not len(offsets):
             return
         self.heard_s = now_s
+        # Those after the last are taken to be as late as can be: they will be looked at again. What
+        # has as many behind it as are looked at stays as it is.
+        sure = max(0, len(self.times) - MEDIAN_OF + 1)
         self.offsets = np.concatenate([self.offsets, offsets])
         self.times = np.concatenate([self.times, times])
-        # Those after the last are taken to be as late as can be: they will be looked at again.
-        padded = np.concatenate([self.times, np.full(MEDIAN_OF - 1, FAR_US)])
+        padded = np.concatenate([self.times[sure:], np.full(MEDIAN_OF - 1, FAR_US)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_OF)
         middle = np.partition(windows, MEDIAN_OF // 2, axis=1)[:, MEDIAN_OF // 2]
-        self.keys = np.maximum.accumulate(np.minimum(self.times, middle))
+        self.lows = np.concatenate([self.lows[:sure], np.minimum(self.times[sure:], middle)])
+        self.keys = np.maximum.accumulate(self.lows)
 
     def forget(self, at: int) -> None:
         """Let go of what is before an offset."""
@@ -124,7 +129,7 @@ class _Read:
         if gone:
             self.reach_us = int(self.keys[gone - 1])
             self.offsets, self.times = self.offsets[gone:], self.times[gone:]
-            self.keys = self.keys[gone:]
+            self.lows, self.keys = self.lows[gone:], self.keys[gone:]
 
     @property
     def sure_us(self) -> int:
@@ -152,6 +157,10 @@ class CatchUp:
     def behind(self) -> bool:
         """Whether some partition has not come to where it is to come to."""
         return bool(self._targets)
+
+    def waits_for(self, places: Collection[Place]) -> bool:
+        """Whether one of some partitions is behind."""
+        return not self._targets.keys().isdisjoint(places)
 
     def active(self, now_s: float) -> bool:
         """Whether it is behind, or another lane of the process is."""
@@ -216,7 +225,7 @@ class CatchUp:
         self._arrive(at, now_s)
         limit_us = self._limit_us(waiting, now_s)
         places = [p for p, n in held.items() if n and p not in waiting]
-        keys = [self._read[p].keys[: held[p]] for p in places]
+        keys = [self._read[p].keys[: min(held[p], rows_max)] for p in places]
         keys = [k[: np.searchsorted(k, limit_us, side="right")] for k in keys]
         which = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
         order = np.argsort(np.concatenate([np.zeros(0, np.int64), *keys]), kind="stable")

@@ -547,6 +547,10 @@ class KafkaReader:
         now_s = time.monotonic()
         self._free()
         room = AHEAD_MAX - sum(map(len, self._back.values()))
+        if self._catch_up.waits_for(set(self._places()) - self._back.keys() - self._paused):
+            # Whom all wait for is read however much is kept of others: these are paused, or keep
+            # less than their share.
+            room = max(room, self._share())
         errors: list[Message] = []
         if room > 0:
             got, errors = self._consume([], min(rows_max, room), 0.0)

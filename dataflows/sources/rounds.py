@@ -20,7 +20,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from dataflows.control.records import ControlReader
 from dataflows.poison import without_poison
 from dataflows.sources.base import DeadLetter, Gap, LaneReader, Taken
-from dataflows.state.journal import Cut, JournalView, LaneJournal, read_cuts, standing
+from dataflows.state.journal import Cut, RoundJournal, read_cuts, standing
 from features.batch import EventBatch
 from features.errors import StateError
 from features.events import event_code
@@ -96,7 +96,7 @@ class Lane:
 
     lane: int
     reader: LaneReader
-    journal: LaneJournal | JournalView
+    journal: RoundJournal
     round_ms: int
     rows_max: int
     stop: Callable[[], bool]

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from features.errors import StateError
 
@@ -30,6 +30,7 @@ __all__ = [
     "Cut",
     "JournalView",
     "LaneJournal",
+    "RoundJournal",
     "fsync_folder",
     "last_cut",
     "read_cuts",
@@ -230,6 +231,25 @@ def standing(folder: Path, round_: int) -> tuple[Cut | None, dict[str, str]]:
     return None, {}
 
 
+class RoundJournal(Protocol):
+    """Where a lane writes the cut of a round before the round goes on."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its rounds can be read."""
+
+    def append(self, cut: Cut) -> None:
+        """Make a cut durable.
+
+        Raises
+        ------
+        StateError : it is not
+        """
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 def _nothing_durable() -> int:
     """No round is known to be durable: nothing is ever removed."""
     return 0
@@ -246,6 +266,7 @@ class LaneJournal:
     durable : says the round before which no restart can begin; asked when a segment is begun
     replayed : says the round before which no replay can begin: older segments are removed; 0 keeps
         them
+    synced : whether `append` waits for the disk; not where the rounds are durable elsewhere
 
     Raises
     ------
@@ -259,8 +280,10 @@ class LaneJournal:
         bytes_max: int = 0,
         durable: Callable[[], int] = _nothing_durable,
         replayed: Callable[[], int] = _nothing_durable,
+        synced: bool = True,
     ) -> None:
         self.folder = folder
+        self.synced = synced
         self.segment_bytes = segment_bytes
         self.bytes_max = bytes_max
         self._durable = durable
@@ -289,7 +312,7 @@ class LaneJournal:
             path.unlink()
 
     def append(self, cut: Cut) -> None:
-        """Write one cut and wait until the disk has it.
+        """Write one cut and, where it is `synced`, wait until the disk has it.
 
         Raises
         ------
@@ -302,7 +325,8 @@ class LaneJournal:
             if begins:
                 self._begin(cut.round)
             _write_all(self._file, record)
-            os.fdatasync(self._file.fileno())
+            if self.synced:
+                os.fdatasync(self._file.fileno())
         except OSError as error:
             self._take_back()
             raise StateError(

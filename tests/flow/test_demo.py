@@ -15,6 +15,7 @@ from dataflows.evaluation import load_warm
 from dataflows.history import run_history
 from dataflows.settings import load
 from dataflows.sources.simulator import time_us_of
+from dataflows.state.manifest import read_manifest
 from dataflows.training import simulated
 from features.batch import EventBatch, FeatureMatrix, Float64
 from features.catalog import catalog
@@ -113,6 +114,17 @@ def test_the_demo_says_that_it_trains_and_what_to_try_next(home: Path) -> None:
     said = (home / "said.txt").read_text(encoding="utf-8")
     assert "14 simulated days of history" in said and "What to try next" in said
     assert (home / ".waxwing/demo/bundle").is_dir() and (home / ".waxwing/demo/warm").is_dir()
+
+
+def test_what_the_demo_computed_is_bit_identical_when_it_is_computed_again(home: Path) -> None:
+    state = home / ".waxwing/demo/state"
+    done = call("certify", "--set", f"state_dir={state}", "--json", "certified.json", cwd=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((home / "certified.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(state)
+    assert manifest is not None and found["identical"]
+    assert found["events"] == manifest.totals["in"] > 100_000
+    assert f"bit-identical, {found['events']:,} events" in done.stdout
 
 
 def test_the_demo_accounts_for_every_event(home: Path) -> None:

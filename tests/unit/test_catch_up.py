@@ -204,3 +204,22 @@ def test_lanes_do_not_wait_for_each_other_event_by_event(late_s: float, rounds_m
         for lane in lanes:
             lane.take(10_000)
     assert sum(len(found) for lane in lanes for found in lane.taken) == 4_000
+
+
+@pytest.mark.parametrize("wrong_us", [0, YEAR_US, -YEAR_US])
+def test_what_comes_in_pieces_is_taken_in_the_order_of_what_comes_at_once(
+    wrong_us: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logs = {}
+    for p in range(3):
+        times = np.sort(rng.integers(0, HOUR_US, 300)) + rng.integers(0, MINUTE_US, 300)
+        times[rng.integers(0, 300, 20)] += wrong_us
+        logs["payments", p] = times.tolist()
+    whole, pieces = Reader(logs), Reader(logs)
+    for place, log in logs.items():
+        whole.fetch(place, len(log))
+        while pieces.fetched[place] < len(log):
+            pieces.fetch(place, int(rng.integers(1, 9)))
+    for _ in range(90):
+        assert pieces.take(10) == whole.take(10)

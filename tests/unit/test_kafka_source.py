@@ -19,6 +19,7 @@ from confluent_kafka import Producer
 
 from dataflows.alerts.kafka import Sink
 from dataflows.settings import Settings, load
+from dataflows.sources import catch_up, kafka
 from dataflows.sources.base import Taken
 from dataflows.sources.kafka import KafkaReader
 from dataflows.sources.registry import ASKED_MAX, SchemaBodies
@@ -122,6 +123,22 @@ def test_lanes_share_the_partitions(producer: Producer, settings: Settings) -> N
         assert {str(p) for p in mine} == set(takes[-1].positions["payments"])
         found += event_ids(takes)
     assert sorted(found) == sorted(json.loads(v)["event_id"] for v in values)
+
+
+def test_partitions_that_fill_what_is_kept_do_not_keep_out_the_one_all_wait_for(
+    producer: Producer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka, "AHEAD_MAX", 100)
+    monkeypatch.setattr(kafka, "AHEAD_MIN", 10)
+    monkeypatch.setattr(catch_up, "WAIT_S", 1e6)
+    values = payments(800)
+    for i, value in enumerate(values):
+        producer.produce("payments", value, partition=i % (PARTITIONS - 1) if i % 20 else 3)
+    assert producer.flush(WAIT_S) == 0
+    reader = KafkaReader(settings, 0)
+    takes = read(reader, len(values))
+    reader.close()
+    assert event_ids(takes) == sorted(json.loads(v)["event_id"] for v in values)
 
 
 def test_a_lane_without_partitions_is_quiet(settings: Settings) -> None:
