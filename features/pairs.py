@@ -24,6 +24,7 @@ __all__ = [
     "ESTIMATED",
     "FILLED",
     "KEY",
+    "LEVELED",
     "ONE_IN",
     "ROOM",
     "LONG_AGO",
@@ -68,8 +69,9 @@ LONG_AGO = -(1 << 61)
 
 # Places in `PairTable.numbers`: entries, entries there may be, stamp of what changes now; different
 # others of an entity in its longest window above which pairs are thinned (`features.sampling`), 0
-# for none, rows whose counts were estimates, and of how many pairs one was kept at the least.
-FILLED, ROOM, STAMP, BOUND, ESTIMATED, ONE_IN = 0, 1, 2, 3, 4, 5
+# for none, rows whose counts were estimates, of how many pairs one was kept at the least, and 1
+# where some entity may have more others than the bound, or a level: nobody is asked before.
+FILLED, ROOM, STAMP, BOUND, ESTIMATED, ONE_IN, LEVELED = 0, 1, 2, 3, 4, 5, 6
 
 COPIED = 3
 """Stamp of an entry that the snapshot under way has and whose place it has not yet come by; 0: it
@@ -283,12 +285,12 @@ class PairTable:
     Attributes
     ----------
     table : int64 (places, 3)
-    numbers : int64 (6,), for kernels: see FILLED and those after it
+    numbers : int64 (7,), for kernels: see FILLED and those after it
     """
 
     def __init__(self, ttl_us: Int64, bound: int = 0) -> None:
         self._ttl_us = ttl_us
-        self.numbers = np.array([0, 0, 1, bound, 0, 0], np.int64)
+        self.numbers = np.array([0, 0, 1, bound, 0, 0, 0], np.int64)
         self._new_table(PAIRS_MIN if len(ttl_us) else 1)
         self._scanned = len(self.table)
         self._everything = False

@@ -37,7 +37,17 @@ from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
 from features.operations import DISTINCT_MAX
-from features.pairs import COLUMNS, ESTIMATED, FILLED, LONG_AGO, ONE_IN, ROOM, PairTable
+from features.pairs import (
+    BOUND,
+    COLUMNS,
+    ESTIMATED,
+    FILLED,
+    LEVELED,
+    LONG_AGO,
+    ONE_IN,
+    ROOM,
+    PairTable,
+)
 from features.panes import (
     APPROXIMATED,
     EXACT_FROM_US,
@@ -61,6 +71,7 @@ from features.plan import EntityPlan, Ring, Risk
 from features.rates import RATE_FLOATS, read_rates, run_rates
 from features.rhythms import Rhythms
 from features.risk import RISK_DAYS, RISK_FLOATS, apply_labels, run_risk
+from features.sampling import WORDS
 from features.sequence import STEPS, WIDTH, run_sequence
 from features.silence import (
     SILENCE_FLOATS,
@@ -450,6 +461,12 @@ class RingState:
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""
+        at, pairs = levels_at(*self.ring.shape), len(self.ring.others)
+        counts = self.ints[:used, at - pairs : at]
+        levels = self.ints[:used, at : at + WORDS * pairs]
+        bound = self.pairs.numbers[BOUND]
+        if levels.any() or (bound and (counts > bound).any()):
+            self.pairs.numbers[LEVELED] = 1
         restore_queues(
             used,
             self.ints,

@@ -29,8 +29,10 @@ import numpy as np
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
 from features.pairs import (
+    BOUND,
     FILLED,
     KEY,
+    LEVELED,
     LONG_AGO,
     ROOM,
     STAMP,
@@ -322,13 +324,27 @@ def _advance(
 
 @inlined
 def _enter(
-    row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met, arena_reals
+    row,
+    sums,
+    windows,
+    bits,
+    place,
+    since,
+    levels,
+    flags,
+    reals,
+    pairs,
+    maxima,
+    met,
+    pairs_book,
+    arena_reals,
 ):
     """Add the newest record, at `place` of the arena, to every window's counts and sums.
 
     `since` is the number of the oldest record that the longest window counts; for `levels` see
     `_leave`.
     """
+    bound = pairs_book[BOUND] if pairs_book[BOUND] > 0 else np.int64(1) << 62
     stride = 2 + flags + reals + maxima + pairs
     for w in range(windows):
         w_int = SHARED + pairs + maxima + w * stride
@@ -351,6 +367,8 @@ def _enter(
             # A value last met within the window is counted already, by the level it had then.
             if met[p, 4] < (since if w == windows - 1 else row[w_int]):
                 row[at + p] += np.int64(1) << now_of(row[levels + p]) if levels > 0 else 1
+                if row[at + p] > bound:
+                    pairs_book[LEVELED] = 1
             elif levels > 0:
                 row[at + p] += np.int64(1) << now_of(row[levels + p])
                 row[at + p] -= weight_of(row[levels + p], met[p, 4])
@@ -663,7 +681,7 @@ def _take_in(
                           arena_ints, arena_reals)  # fmt: skip
     since = row[longest] if exact_max == 0 else first_number(row, longest, shape, panes)
     _enter(row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met,
-           arena_reals)  # fmt: skip
+           pairs_book, arena_reals)  # fmt: skip
     for m in range(maxima):
         _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs, maxima,
                arena_ints, arena_reals)  # fmt: skip
@@ -748,9 +766,11 @@ def run_ring(
              windows)  # fmt: skip
         slot, time_us, code = slots[i], taken_us[i], head[i, 2]
         row, sums = ints[slot], floats[slot]
-        if feeds[code] and crowded(row, behind - pairs, behind, pairs, pairs_book) >= 0:
-            return i
-        levels = behind if _leveled(row, behind, pairs) else 0
+        levels = 0
+        if pairs_book[LEVELED]:
+            if feeds[code] and crowded(row, behind - pairs, behind, pairs, pairs_book) >= 0:
+                return i
+            levels = behind if _leveled(row, behind, pairs) else 0
         if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
                                        max_columns, signs, shape, arena_ints, arena_reals, panes,
                                        panes_reals, panes_book):  # fmt: skip

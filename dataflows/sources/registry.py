@@ -65,9 +65,13 @@ def registry_client(url: str, options: Mapping[str, Any]) -> SchemaRegistryClien
     try:
         return SchemaRegistryClient({"url": url, **options})
     except (ValueError, TypeError, OSError) as error:
+        if "url" in str(error):
+            raise ConfigError(
+                f"kafka_registry_url: {error}; expected http://host:port or https://host:port"
+            ) from None
         raise ConfigError(
-            f"kafka_registry_url, kafka_registry_options: {error}; expected http://host:port or"
-            " https://host:port, and the properties of confluent-kafka's SchemaRegistryClient"
+            f"kafka_registry_options: {error}; expected properties of confluent-kafka's"
+            " SchemaRegistryClient, and files that are there"
         ) from None
 
 

@@ -225,6 +225,18 @@ def test_a_registry_address_that_is_none_is_a_fault(settings: Settings) -> None:
         KafkaReader(with_(settings, kafka_format="avro", kafka_registry_url="here:8081"), 0)
 
 
+@pytest.mark.parametrize(
+    "options", [{"ssl.ca.location": "/not/there"}, {"basic.auth.user.inf": "me:hunter2"}]
+)
+def test_options_that_the_registry_does_not_take_are_a_fault(
+    settings: Settings, options: dict[str, str]
+) -> None:
+    secured = {"kafka_format": "avro", "kafka_registry_options": options}
+    with pytest.raises(ConfigError, match=r"^kafka_registry_options: ") as caught:
+        KafkaReader(with_(settings, **secured), 0)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_alert_sink_says_that_it_is_the_one_without_a_broker(settings: Settings) -> None:
     with pytest.raises(ConfigError, match=r"sink 'kafka': Kafka localhost:1: no answer"):
         Sink(with_(settings, kafka_brokers="localhost:1"))
