@@ -317,13 +317,25 @@ def _train_event(
         view,
         detectors,
         calibrations,
-        Ensemble.fit(tuple(detectors), surprise, scale.label),
+        Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors)),
         gate,
         usual_values(known),
     )
     share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
     return _Fitted(models, _fit_rule(models, judge, share), judge, full)
+
+
+def _prior(detectors: Mapping[str, Detector]) -> Float64:
+    """float64 (D,), weights without labels: each question counts the same, and so does each
+    detector that asks it.
+
+    Whether a row is unlike others is asked by most; whether it lasts by few, who would be outvoted.
+    """
+    asked = [getattr(one, "asks", "unlike") for one in detectors.values()]
+    share = np.array([1.0 / asked.count(question) for question in asked])
+    weights: Float64 = share * (len(asked) / share.sum())
+    return weights
 
 
 def _fitted_on_all(

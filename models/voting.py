@@ -196,16 +196,18 @@ class Ensemble:
         detectors: tuple[str, ...],
         surprise: Float64,
         label: npt.NDArray[np.int8],
+        prior: Float64 | None = None,
     ) -> Self:
-        """Weights from labelled rows by logistic regression, equal ones where labels are too few.
+        """Weights from labelled rows by logistic regression, `prior` where labels are too few.
 
         Parameters
         ----------
         surprise : float64 (n, D), of rows that no detector was fitted on; NaN where not scored
         label : int8 (n,), 1 anomalous, 0 genuine, -1 unknown (taken for genuine)
+        prior : float64 (D,), none negative; None is equal ones
         """
         odd = label == 1
-        weights = np.ones(len(detectors))
+        weights = np.ones(len(detectors)) if prior is None else prior
         if np.count_nonzero(odd) >= ATTACKS_MIN:
             weights = _weights(np.nan_to_num(surprise), odd)
         summed = weighted_sum(surprise, weights)

@@ -48,6 +48,7 @@ class Model:
 
     name: ClassVar[str] = "level"
     expensive: ClassVar[bool] = False
+    asks: ClassVar[str] = "lasts"
 
     def __init__(
         self,
