@@ -140,8 +140,10 @@ def _series(title: str, about: str) -> Callable[[Mapping[str, Any]], str]:
         ]  # fmt: skip
         told = (
             f"{about} {size['fit']:,} rows to fit on, {size['test']:,} to judge, {size['odd']:,} of"
-            " them anomalous. No label is used; f1, far (share of usual rows flagged) and mar"
-            " (share of anomalous rows missed) are point-wise where the score is"
+            " them anomalous. No label is used in fits and limits, but detector `level`, its"
+            " features and its weight were chosen with these figures in sight: expect less"
+            " elsewhere. f1, far (share of usual rows flagged) and mar (share of anomalous rows"
+            " missed) are point-wise where the score is"
             f" {report['asked']} or more, and for peers on raw values at the 5 % of the rows they"
             " were fitted on. Nothing is adjusted by points. Met: anomalous stretches with a"
             " flagged row; delay: rows to the first, median. The alerts that the flow itself would"

@@ -1,9 +1,9 @@
 """Tables of sensors, without labels: one event a cell, judged by row; simple peers in the same run.
 
 Hosts begin together and are learned from together, each on the first part of its own rows. The
-score of a row is that of its strangest cell. What counts as flagged is decided before a label is
-looked at: a score of `ASKED`, or a share `1 - ASKED` of the rows that were learned from for the
-peers, whose numbers have no scale. Nothing is adjusted by points.
+score of a row is that of its strangest cell. No label decides what counts as flagged: a score of
+`ASKED`, or for the peers, whose numbers have no scale, a limit from the rows they were fitted on.
+Nothing is adjusted by points.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from models.calibration import score_of
 __all__ = ["Sensors", "measure_sensors", "show_sensors"]
 
 ASKED = 0.99
-"""Score from which a row is flagged for `f1`, `far` and `mar`: one usual cell in a hundred. Chosen
-before the labels were looked at, the same for all data sets."""
+"""Score from which a row is flagged for `f1`, `far` and `mar`: one usual cell in a hundred. Chosen,
+the same for all data sets, never tried at another value."""
 
 PEER_SHARE = 0.05
 """Share of the rows they were fitted on that the peers flag. Chosen: a row has 8 to 38 cells, of
