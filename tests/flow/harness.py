@@ -16,6 +16,7 @@ from typing import Any
 
 from dataflows.settings import load
 from dataflows.sources.simulator import make_simulator, time_us_of
+from models.detectors import detector, detector_names
 
 __all__ = [
     "Bench",
@@ -29,6 +30,7 @@ __all__ = [
     "simulated_counts",
     "start",
     "train_bench",
+    "trained_detectors",
     "without_clock",
 ]
 
@@ -180,6 +182,13 @@ def train_bench(folder: Path) -> Bench:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     return made
+
+
+def trained_detectors() -> set[str]:
+    """Names of the detectors in the bundle of `train_bench`: those of the settings, and those that
+    stand in where there is too little to learn from."""
+    stand_in = {n for n in detector_names() if getattr(detector(n), "fallback", False)}
+    return {*load(None, {}).detectors} | stand_in
 
 
 @dataclass(slots=True)

@@ -24,8 +24,15 @@ from features.errors import ConfigError
 from features.events import event_type
 from features.keys import hash_columns
 from features.simulate import Simulator
-from models.detectors import detector_names
-from tests.flow.harness import Bench, Run, alerts_of, call, running, wait_for
+from tests.flow.harness import (
+    Bench,
+    Run,
+    alerts_of,
+    call,
+    running,
+    trained_detectors,
+    wait_for,
+)
 from tests.service.servers import Kafka, free_port
 
 WAIT_S = 60.0
@@ -176,7 +183,7 @@ def test_records_of_the_topic_are_in_force_kept_and_replayed(
     manifest = read_manifest(state)
     assert manifest is not None
     assert sum(r["kind"] != "undo" for r in manifest.control) == 3, "kept in the manifest"
-    for name in detector_names():
+    for name in trained_detectors():
         send_record(settings, {"kind": "stage", "detector": name, "stage": "off"})
     run.to_end()
     _check(run, muted, bad, topic)
@@ -242,7 +249,7 @@ def _check(run: Run, muted: tuple[str, str], bad: dict[str, Any], topic: str) ->
     manifest = read_manifest(run.state_dir)
     assert manifest is not None
     stages = {r["detector"]: r["stage"] for r in manifest.control if r["kind"] == "stage"}
-    assert stages == dict.fromkeys(detector_names(), "off")
+    assert stages == dict.fromkeys(trained_detectors(), "off")
     (line,) = (run.state_dir / "dead_letters.jsonl").read_text().splitlines()
     letter = json.loads(line)
     assert letter["reason"] == "bad_control_record" and letter["topic"] == topic
