@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dataflows.settings import Settings
 from features import plan, state
 from features.batch import EventBatch
 from features.catalog import Catalog
@@ -300,3 +301,15 @@ def test_a_state_from_before_there_were_levels_is_read(rng: np.random.Generator)
         found = GroupEngine.restore(CATALOG, 0, old, [], distinct_max=0, exact_max=exact_max)
         for part in parts[-3:]:
             np.testing.assert_array_equal(values_of(found, part), values_of(engine, part))
+
+
+def test_nobody_is_sampled_unless_a_bound_is_set() -> None:
+    assert Settings.model_fields["distinct_exact_max"].default == 0
+    rows = [
+        {"event_id": str(i), "card_id": "c", "time_us": START_US + i * 1_000, "device_id": f"d{i}"}
+        for i in range(12_000)
+    ]
+    engine = GroupEngine(CATALOG, 0)
+    values = values_of(engine, make_batch("payment", rows, partitions=1))
+    assert column(values, "distinct_device_60")[-1] == 12_000
+    assert engine.estimated == 0
