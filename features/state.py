@@ -190,6 +190,16 @@ class RingState:
         self.book = np.full(BOOK, -1, np.int64)
         self.book[[TOP, USED, LOGGED, PLACED]] = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: all but the views, which would be arrays of their own in it."""
+        views = ("arena_ints", "arena_reals")
+        return {name: value for name, value in self.__dict__.items() if name not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy: its views are of its own arena."""
+        self.__dict__.update(state)
+        self._view()
+
     def _view(self) -> None:
         """See the arena's records as words and as reals."""
         self.arena_ints = self._arena.view(np.uint32) if self.ring.narrow else self._arena

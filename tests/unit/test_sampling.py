@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -313,3 +314,23 @@ def test_nobody_is_sampled_unless_a_bound_is_set() -> None:
     values = values_of(engine, make_batch("payment", rows, partitions=1))
     assert column(values, "distinct_device_60")[-1] == 12_000
     assert engine.estimated == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"distinct_max": BOUND}, {"exact_max": 150}])
+def test_a_deep_copy_goes_on_as_the_engine_does(
+    rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    """Also once the arena of either has grown."""
+    rows = [row for c in range(12) for row in payments(rng, 400, f"c{c}")]
+    rows.sort(key=lambda row: row["time_us"])
+    first, *rest = cut(make_batch("payment", rows, partitions=1), rng)
+    engine = GroupEngine(CATALOG, 0, late_s=0.0, **options)
+    values_of(engine, first)
+    copied = copy.deepcopy(engine, {id(CATALOG): CATALOG})
+    (ring,) = copied._states["card"].rings
+    before = len(ring._arena)
+    for part in rest:
+        np.testing.assert_array_equal(values_of(copied, part), values_of(engine, part))
+        assert np.shares_memory(ring.arena_ints, ring._arena)
+        assert np.shares_memory(ring.arena_reals, ring._arena)
+    assert len(ring._arena) > before
