@@ -334,3 +334,21 @@ def test_a_deep_copy_goes_on_as_the_engine_does(
         assert np.shares_memory(ring.arena_ints, ring._arena)
         assert np.shares_memory(ring.arena_reals, ring._arena)
     assert len(ring._arena) > before
+
+
+def test_levels_go_over_into_a_catalogue_with_one_feature_more(rng: np.random.Generator) -> None:
+    parts = cut(make_batch("payment", payments(rng, 3_000), partitions=1), rng)
+    engine = GroupEngine(CATALOG, 0, distinct_max=BOUND)
+    (ring,) = engine._states["card"].rings
+    at = levels_at(*ring.ring.shape)
+    while not (ring.ints[0, at : at + 2] & 63).all():
+        values_of(engine, parts.pop(0))
+    larger = Catalog([_feature("distinct", "user", 3600), *CATALOG.features("payment")])
+    grown = GroupEngine.restore(larger, 0, engine.full(), [], distinct_max=BOUND)
+    assert grown.empty == ("payment.distinct_user_3600",)
+    names = larger.names("payment")
+    places = [names.index(name) for name in NAMES]
+    for part in parts:
+        rows = split(larger, {"payment": part}, 1)[0]
+        found = grown.process(rows)[0].parts["payment", "card"][1]
+        np.testing.assert_array_equal(found[:, places], values_of(engine, part))
