@@ -16,6 +16,7 @@ from features import plan, state
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
+from features.errors import StateError
 from features.keys import hash_strings
 from features.snapshots import join
 from features.spec import Feature
@@ -287,21 +288,11 @@ def test_the_bound_may_change_between_two_starts(rng: np.random.Generator) -> No
     assert lower.one_in_max >= 16
 
 
-def test_a_state_from_before_there_were_levels_is_read(rng: np.random.Generator) -> None:
-    parts = cut(make_batch("payment", payments(rng, 2_000), partitions=1), rng)
-    for exact_max in (0, 150):
-        engine = GroupEngine(CATALOG, 0, distinct_max=0, exact_max=exact_max)
-        for part in parts[:-3]:
-            values_of(engine, part)
-        old = engine.full()
-        (ring,) = engine._states["card"].rings
-        at, words = levels_at(*ring.ring.shape), 2 * len(OTHERS)
-        old["format"] = np.array([5])
-        old["card.ring0.ints"] = np.delete(old["card.ring0.ints"], range(at, at + words), axis=1)
-        old = {k: v for k, v in old.items() if "thinned" not in k}
-        found = GroupEngine.restore(CATALOG, 0, old, [], distinct_max=0, exact_max=exact_max)
-        for part in parts[-3:]:
-            np.testing.assert_array_equal(values_of(found, part), values_of(engine, part))
+def test_a_state_from_before_there_were_levels_is_refused() -> None:
+    old = GroupEngine(CATALOG, 0).full()
+    old["format"] = np.array([5])
+    with pytest.raises(StateError, match=r"state of format 5, expected .*; start from empty"):
+        GroupEngine.restore(CATALOG, 0, old, [])
 
 
 def test_nobody_is_sampled_unless_a_bound_is_set() -> None:
