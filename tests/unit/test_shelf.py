@@ -102,6 +102,32 @@ def test_a_bundle_is_heard_once_it_can_score_and_others_pass_meanwhile(
     assert [seat.base for seat in field.shelf.lineup(back)] == [True]
 
 
+def test_what_changes_bundles_keeps_its_order_while_one_is_awaited(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    new, first = id_of(bundles[1]), id_of(bundles[0])
+    field.ask(first, stage="live")
+    field.until(lambda records, _: bool(records))
+    asked = [
+        field.ask(new, bundles[1], "live"),
+        field.ask(first, stage="live"),
+        {"kind": "rollback"},
+    ]
+    append_record(field.path, json.dumps(asked[2]))
+    came, _ = field.until(lambda records, _: len(records) == 3)
+    assert came == asked, "one that is loaded does not overtake one that is not"
+
+
+def test_a_rollback_of_what_scores_does_not_wait_for_another(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    asked = field.ask(id_of(bundles[1]), bundles[1])
+    back = {"kind": "rollback", "bundle": id_of(bundles[0])}
+    append_record(field.path, json.dumps(back))
+    assert field.reader.take()[0] == [back]
+    assert field.until(lambda records, _: bool(records))[0] == [asked]
+
+
 def test_what_waited_is_asked_again_after_a_restart(
     field: Field, bundles: tuple[Path, Path]
 ) -> None:
