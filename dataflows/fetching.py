@@ -6,9 +6,11 @@ other bundle; an archive cannot write outside of that folder.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +27,12 @@ FILES_MAX = 10_000
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _ARCHIVES = (*_TAR, ".zip")
+
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
+    *(zlib.error, lzma.LZMAError, RuntimeError),
+)
+"""What a damaged archive raises, by its kind; RuntimeError is an encrypted one."""
 
 _CURE = "make it again, or name the folder of the bundle"
 
@@ -109,7 +117,7 @@ def _unpack(path: Path, into: Path) -> None:
                 found = archive.getmembers()
                 _check_size(path, [m.size for m in found])
                 archive.extractall(into, filter="data")
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except _UNREADABLE as error:
         shutil.rmtree(into, ignore_errors=True)
         raise BundleError(
             f"bundle {path}: the archive cannot be read ({type(error).__name__}: {error}); {_CURE}"

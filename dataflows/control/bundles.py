@@ -110,10 +110,12 @@ class WithBundles:
                 if now < self._ready.setdefault(bundle, now + wait_s):
                     continue
                 passed += mine
-            elif isinstance(error, WaxwingError):
-                faults += [self._refused(record, str(error)) for record in mine]
             else:
-                raise error
+                # Whatever it is: raised here, it would end every start that asks again.
+                why = str(error)
+                if not isinstance(error, WaxwingError):
+                    why = f"bundle {bundle} cannot be used ({type(error).__name__}: {error})"
+                faults += [self._refused(record, why) for record in mine]
             del self._coming[bundle]
             self._ready.pop(bundle, None)
             self._waiting = [record for record in self._waiting if record["bundle"] != bundle]

@@ -193,10 +193,27 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         archive.add(bundles[1] / "bundle.json", "../../stolen/bundle.json")
     empty = tmp_path / "empty.zip"
     zipfile.ZipFile(empty, "w").close()
+    torn, tearing = tmp_path / "torn.zip", tmp_path / "tearing.zip"
+    for path, how in ((torn, zipfile.ZIP_DEFLATED), (tearing, zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(path, "w", how) as zipped:
+            zipped.write(bundles[1] / "bundle.json", "bundle.json")
+        spoilt = bytearray(path.read_bytes())
+        spoilt[60:160] = b"\xff" * 100
+        path.write_bytes(spoilt)
+    secret = tmp_path / "secret.zip"
+    with zipfile.ZipFile(secret, "w") as zipped:
+        zipped.writestr("bundle.json", "{}")
+    for sign, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that it is encrypted
+        made = bytearray(secret.read_bytes())
+        made[made.index(sign) + at] |= 1
+        secret.write_bytes(made)
     nowhere = f"file://{tmp_path / 'nowhere'}"
     for place, why in (
         (half, "the archive cannot be read"),
         (outside, "the archive cannot be read (OutsideDestinationError"),
+        (torn, "the archive cannot be read (error"),
+        (tearing, "the archive cannot be read (LZMAError"),
+        (secret, "the archive cannot be read (RuntimeError"),
         (empty, "holds no bundle.json"),
         (nowhere, "cannot be fetched (FileNotFoundError"),
         ("nosuch://bucket/bundle", "cannot be fetched (ValueError: Protocol not known"),
@@ -208,6 +225,19 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         assert why in str(caught.value) and str(place) in str(caught.value)
         shutil.rmtree(tmp_path / "into")
     assert not list(tmp_path.rglob("stolen"))
+
+
+def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warm_up(self: Scorer) -> None:
+        raise IndexError("no such leaf")
+
+    monkeypatch.setattr(Scorer, "warm_up", warm_up)
+    field.ask(id_of(bundles[1]), bundles[1])
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert not records and "IndexError: no such leaf" in faults[0].reason
+    assert isinstance(field.reader.position, int), "nothing waits"
 
 
 def test_a_bundle_nobody_has_is_refused_with_those_there_are(field: Field) -> None:
