@@ -6,9 +6,11 @@ other bundle; an archive cannot write outside of that folder.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +25,12 @@ BYTES_MAX = 4_000_000_000
 
 FILES_MAX = 10_000
 """Most files of an archive. Chosen: a bundle has some dozens."""
+
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
+    *(zlib.error, lzma.LZMAError, RuntimeError),
+)
+"""What a damaged archive raises, by its kind; RuntimeError is an encrypted one."""
 
 _CURE = "make it again, or name the folder of the bundle"
 
@@ -106,7 +114,7 @@ def _unpack(path: Path, into: Path) -> None:
                 found = archive.getmembers()
                 _check_size(path, [m.size for m in found])
                 archive.extractall(into, filter="data")
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except _UNREADABLE as error:
         shutil.rmtree(into, ignore_errors=True)
         raise BundleError(
             f"bundle {path}: the archive cannot be read ({type(error).__name__}: {error}); {_CURE}"
