@@ -242,7 +242,7 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         (secret, "the archive cannot be read (RuntimeError"),
         (empty, "holds no bundle.json"),
         (nowhere, "cannot be fetched (FileNotFoundError"),
-        ("nosuch://bucket/bundle", "cannot be fetched (ValueError: Protocol not known"),
+        ("nosuch://bucket/bundle", "expected one of file://, http://, https://, s3://"),
     ):
         into = tmp_path / "into" / "deep"
         into.mkdir(parents=True)
@@ -251,6 +251,15 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         assert why in str(caught.value) and str(place) in str(caught.value)
         shutil.rmtree(tmp_path / "into")
     assert not list(tmp_path.rglob("stolen"))
+
+
+@pytest.mark.parametrize("chain", ["simplecache::file://", "reference::file://", "memory://"])
+def test_an_address_of_another_kind_or_a_chain_is_not_asked(
+    bundles: tuple[Path, Path], tmp_path: Path, chain: str
+) -> None:
+    with pytest.raises(BundleError, match=r"no chain \(`::`\)"):
+        brought(f"{chain}{bundles[1]}", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
