@@ -264,6 +264,14 @@ def test_a_canary_that_was_rolled_back_and_is_promoted_is_judged_again(tmp_path:
     assert len(watch.asked()) == 2
 
 
+def test_lanes_beside_each_other_take_no_longer_than_the_longest(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+    watch.look(control, *[{"s": 1.0, "b": 4.0}] * 4)
+    assert watch.asked() == []
+    watch.look(control, {"s": 1.0, "b": 4.0}, {"s": 1.0, "b": 11.0})
+    assert len(watch.asked()) == 1
+
+
 def test_no_more_bundles_score_beside_the_live_one_than_may() -> None:
     control = Control.of([_bundle(name, "shadow") for name in "abcdef"])
     assert list(control.bundles) == [name * 16 for name in "def"]
