@@ -1,4 +1,4 @@
-"""Bundles from elsewhere: archives, and places that fsspec reaches (s3://, gs://, https://, ...).
+"""Bundles from elsewhere: archives, and places that fsspec reaches (s3://, gs://, https://).
 
 What comes is brought to a folder of this machine first, bounded in size, and checked there like any
 other bundle; an archive cannot write outside of that folder.
@@ -6,16 +6,19 @@ other bundle; an archive cannot write outside of that folder.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dataflows.addresses import ARCHIVES, address_fault, is_elsewhere
 from features.errors import BundleError
 from models.bundle import read_head
 
-__all__ = ["BYTES_MAX", "brought", "is_elsewhere"]
+__all__ = ["BYTES_MAX", "brought"]
 
 BYTES_MAX = 4_000_000_000
 """Most bytes of a bundle, packed or not. Chosen: a hundred times the largest we have trained."""
@@ -23,15 +26,13 @@ BYTES_MAX = 4_000_000_000
 FILES_MAX = 10_000
 """Most files of an archive. Chosen: a bundle has some dozens."""
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_ARCHIVES = (*_TAR, ".zip")
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
+    *(zlib.error, lzma.LZMAError, RuntimeError),
+)
+"""What a damaged archive raises, by its kind; RuntimeError is an encrypted one."""
 
 _CURE = "make it again, or name the folder of the bundle"
-
-
-def is_elsewhere(place: str) -> bool:
-    """Whether a place is an archive or a URL, so that its bundle must be brought first."""
-    return "://" in place or place.lower().endswith(_ARCHIVES)
 
 
 def brought(place: str, into: Path) -> Path:
@@ -44,17 +45,21 @@ def brought(place: str, into: Path) -> Path:
 
     Raises
     ------
-    BundleError : it cannot be reached, is damaged or too large, or holds no bundle
+    BundleError : it may not be asked or cannot be reached, is damaged or too large, or holds no
+        bundle
     """
+    fault = address_fault(place)
+    if fault is not None:
+        raise BundleError(f"bundle {place}: {fault}")
     if not is_elsewhere(place):
         return Path(place)
     path = Path(place)
     if "://" in place:
         path = into / "fetched"
-        if place.lower().endswith(_ARCHIVES):
+        if place.lower().endswith(ARCHIVES):
             path = into / PurePosixPath(place).name
         _fetch(place, path)
-    if not place.lower().endswith(_ARCHIVES):
+    if not place.lower().endswith(ARCHIVES):
         return path
     _unpack(path, into / "unpacked")
     heads = sorted((into / "unpacked").rglob("bundle.json"), key=lambda p: len(p.parts))
@@ -109,7 +114,7 @@ def _unpack(path: Path, into: Path) -> None:
                 found = archive.getmembers()
                 _check_size(path, [m.size for m in found])
                 archive.extractall(into, filter="data")
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except _UNREADABLE as error:
         shutil.rmtree(into, ignore_errors=True)
         raise BundleError(
             f"bundle {path}: the archive cannot be read ({type(error).__name__}: {error}); {_CURE}"

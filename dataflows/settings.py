@@ -548,7 +548,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
         name = variable.removeprefix(PREFIX).lower()
         held = name.removesuffix(FILE)
         in_file = name not in Settings.model_fields and held in Settings.model_fields
-        if not in_file or PREFIX + held.upper() not in environ:
+        if not in_file or found.get(held, variable).lower().endswith(FILE):
             found[held if in_file else name] = variable
     return found
 
@@ -560,7 +560,7 @@ def _held(name: str, variable: str, environ: Mapping[str, str]) -> Any:
     ------
     ConfigError : the file cannot be read, or is no text
     """
-    if variable == PREFIX + name.upper():
+    if variable.removeprefix(PREFIX).lower() == name:
         return parse_text(name, environ[variable])
     path = environ[variable]
     try:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dataflows.control.records import Control, Stages
 from dataflows.fetching import brought
 from features.catalog import Catalog
-from features.errors import BundleError, ConfigError, WaxwingError
+from features.errors import BundleError, ConfigError
 from features.keys import UInt64
 from models.bundle import Bundle, copy_bundle, read_head
 from models.scoring import Scorer, in_canary
@@ -330,7 +330,7 @@ class Shelf:
                     if path.name not in known:
                         known.add(path.name)
                         # Whoever fetched it says what is wrong with it.
-                        with contextlib.suppress(WaxwingError):
+                        with contextlib.suppress(Exception):
                             self.scorer(path.name)
 
         threading.Thread(target=look, name="waxwing-shelf", daemon=True).start()

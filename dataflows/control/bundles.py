@@ -1,15 +1,16 @@
 """Records on bundles wait beside the control lane until their bundle can score.
 
 A bundle is copied, checked and loaded while rounds go on; its record is passed to the lane once it
-can be in force at once, or as refused where it cannot. Records on the same bundle keep their order
-behind it, all others pass. What waits is part of the position, so that a restart asks again.
+can be in force at once, or as refused where it cannot. Later records on bundles, and rollbacks that
+could mean one that waits, keep their order behind it; all others pass. What waits is part of the
+position, so that a restart asks again.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -75,48 +76,65 @@ class WithBundles:
     def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
         """Records that can be in force now, and what is refused."""
         records, faults = self._reader.take()
-        held = {record["bundle"] for record in self._waiting}
         passed: list[dict[str, Any]] = []
         for record in records:
-            bundle = record.get("bundle")
-            waits = bundle in held or (
-                record["kind"] == "bundle" and not self._shelf.knows(record["bundle"])
-            )
-            if not waits:
+            if not self._waits(record):
                 passed.append(record)
             elif len(self._waiting) < WAITING_MAX:
                 self._waiting.append(record)
-                held.add(bundle)
             else:
                 faults.append(self._refused(record, f"{WAITING_MAX} records wait for bundles"))
         if self._waiting:
             self._settle(passed, faults)
         return passed, faults
 
+    def _waits(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record waits for a bundle, or behind one that does: their order counts."""
+        if record["kind"] not in ("bundle", "rollback"):
+            return False
+        if record["kind"] == "bundle":
+            return bool(self._waiting) or not self._shelf.knows(record["bundle"])
+        # A bundle that scores is rolled back at once, whatever other comes meanwhile.
+        bundle = record.get("bundle")
+        return any(bundle in (None, waiting.get("bundle")) for waiting in self._waiting)
+
     def _settle(self, passed: list[dict[str, Any]], faults: list[Fault]) -> None:
-        """Pass on or refuse what has been waiting for a bundle that is settled now."""
-        for bundle in dict.fromkeys(record["bundle"] for record in self._waiting):
-            mine = [record for record in self._waiting if record["bundle"] == bundle]
-            if bundle not in self._coming:
-                future = self._shelf.fetch(bundle, mine[0].get("path"))
-                self._coming[bundle] = future, time.monotonic()
-            future, begun = self._coming[bundle]
-            if not future.done():
-                continue
-            error = future.exception()
-            if error is None:
+        """Pass on or refuse, one after another, what has waited and is settled now."""
+        for record in self._waiting:
+            if record["kind"] == "bundle" and record["bundle"] not in self._coming:
+                bundle = record["bundle"]
+                if not self._shelf.knows(bundle):
+                    future = self._shelf.fetch(bundle, record.get("path"))
+                    self._coming[bundle] = future, time.monotonic()
+        while self._waiting:
+            bundle = self._waiting[0].get("bundle")
+            if bundle in self._coming:
+                future, begun = self._coming[bundle]
+                if not future.done():
+                    break
+                error = future.exception()
+                if error is not None:
+                    self._refuse_all(bundle, error, faults)
+                    continue
                 now = time.monotonic()
                 wait_s = OTHERS_S + (now - begun) if self._others else 0.0
                 if now < self._ready.setdefault(bundle, now + wait_s):
-                    continue
-                passed += mine
-            elif isinstance(error, WaxwingError):
-                faults += [self._refused(record, str(error)) for record in mine]
-            else:
-                raise error
-            del self._coming[bundle]
-            self._ready.pop(bundle, None)
-            self._waiting = [record for record in self._waiting if record["bundle"] != bundle]
+                    break
+                del self._coming[bundle], self._ready[bundle]
+            passed.append(self._waiting.pop(0))
+
+    def _refuse_all(self, bundle: str, error: BaseException, faults: list[Fault]) -> None:
+        """Refuse every record on a bundle, whatever it has raised.
+
+        Raised here, it would end every start that asks again.
+        """
+        why = str(error)
+        if not isinstance(error, WaxwingError):
+            why = f"bundle {bundle} cannot be used ({type(error).__name__}: {error})"
+        mine = [record for record in self._waiting if record.get("bundle") == bundle]
+        faults += [self._refused(record, why) for record in mine]
+        self._waiting = [record for record in self._waiting if record.get("bundle") != bundle]
+        del self._coming[bundle]
 
     def _refused(self, record: dict[str, Any], why: str) -> Fault:
         """A record that cannot be in force, said aloud."""

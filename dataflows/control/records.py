@@ -67,7 +67,7 @@ _ENSEMBLE = "ensemble"
 _MAY: dict[str, tuple[str, ...]] = {
     "stage": ("percent",),
     "bundle": ("percent", "path"),
-    "rollback": ("bundle",),
+    "rollback": ("bundle", "off"),
     "label": ("source",),
 }
 """Kind -> fields it may have beside `_NOTES`."""
@@ -271,6 +271,11 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
             f" {_shown(record['bundle'])}"
         )
     if kind == "rollback":
+        if "off" in record and not (record["off"] is True and "bundle" in record):
+            faults.append(
+                "control record rollback: expected `off` as true, beside a `bundle`, got"
+                f" {_shown(record['off'])}"
+            )
         return faults
     if not isinstance(record.get("path", ""), str):
         faults.append(
@@ -380,7 +385,7 @@ class Control:
         if kind == "bundle":
             return self._changed(self.stages, _staged(self.bundles, record))
         if kind == "rollback":
-            return self._undone(record.get("bundle"))
+            return self._undone(record.get("bundle"), bool(record.get("off")))
         if kind == "undo":
             return replace(self, undo=tuple(map(_step, record["steps"])))
         mute = {(record["entity_type"], record["entity"]): int(record["until_us"])}
@@ -393,17 +398,30 @@ class Control:
         undo = (*self.undo, (self.stages, self.bundles))[-UNDO_MAX:]
         return replace(self, stages=stages, bundles=bundles, undo=undo)
 
-    def _undone(self, bundle: str | None) -> Control:
-        """As before the last change of stages; of a bundle that is named, only where it scores."""
-        if not self.undo or (bundle is not None and bundle not in self.bundles):
+    def _undone(self, bundle: str | None, off: bool) -> Control:
+        """As before the last change of stages; of a bundle that is named, only where it scores,
+        and where it is to be off then, without it."""
+        if bundle is not None and bundle not in self.bundles:
             return self
+        if not self.undo:
+            return self._without(bundle) if bundle is not None and off else self
         stages, bundles = self.undo[-1]
-        if bundle is not None and bundles.get(bundle) == self.bundles[bundle]:
-            # What was changed last was another: only this one goes off.
-            return self._changed(
-                self.stages, {k: v for k, v in self.bundles.items() if k != bundle}
-            )
+        if bundle is not None:
+            # What was changed last was another, or leaves it a say: only this one goes off.
+            other = bundles.get(bundle) == self.bundles[bundle]
+            if other or (off and bundle in bundles):
+                return self._without(bundle)
         return replace(self, stages=stages, bundles=bundles, undo=self.undo[:-1])
+
+    def _without(self, bundle: str) -> Control:
+        """Without a bundle; where it is live, with the one that was live before it."""
+        kept = {k: v for k, v in self.bundles.items() if k != bundle}
+        if self.bundles[bundle][0] == "live":
+            lives = (_live(bundles) for _, bundles in reversed(self.undo))
+            before = next((name for name in lives if name != bundle), None)
+            if before is not None:
+                kept = _staged(kept, {"bundle": before, "stage": "live"})
+        return self._changed(self.stages, kept)
 
     def expire(self, cut_time_us: int) -> Control:
         """The same without mutes that have ended by `cut_time_us`."""
@@ -446,6 +464,11 @@ class Control:
         for record in records:
             state = state.apply(record)
         return state
+
+
+def _live(bundles: Stages) -> str | None:
+    """The live bundle; None where that of the settings is."""
+    return next((name for name, (stage, _) in bundles.items() if stage == "live"), None)
 
 
 def _staged(bundles: Stages, record: Mapping[str, Any]) -> Stages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -66,13 +67,20 @@ def registry_client(url: str, options: Mapping[str, Any]) -> SchemaRegistryClien
         return SchemaRegistryClient({"url": url, **options})
     except (ValueError, TypeError, OSError) as error:
         if "url" in str(error):
+            # The client's own words show the address with its password.
             raise ConfigError(
-                f"kafka_registry_url: {error}; expected http://host:port or https://host:port"
+                f"kafka_registry_url: {_masked(url)!r} is no address of a registry; expected"
+                " http://host:port or https://host:port"
             ) from None
         raise ConfigError(
             f"kafka_registry_options: {error}; expected properties of confluent-kafka's"
             " SchemaRegistryClient, and files that are there"
         ) from None
+
+
+def _masked(url: str) -> str:
+    """An address without its password, though it may lack what an address begins with."""
+    return shown("kafka_registry_url", re.sub(r"^[^/@]*@", "...@", url))
 
 
 class SchemaBodies:

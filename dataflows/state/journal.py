@@ -356,6 +356,9 @@ class LaneJournal:
             path.unlink(missing_ok=True)
             raise
         if self._file is not None:
+            # Only the newest segment may end torn.
+            if not self.synced:
+                os.fdatasync(self._file.fileno())
             self._file.close()
         self._file, self._size = file, len(_MAGIC)
         self._forget()

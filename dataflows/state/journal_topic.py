@@ -57,8 +57,13 @@ topic's retention. Chosen."""
 
 PLACE_FILE = "topic.json"
 
+RECORD_BYTES_MAX = 16_000_000
+"""Longest cut. Chosen: a round reads a megabyte of control records, which may grow as they are
+escaped, and schema bodies."""
+
 _PRODUCER: dict[str, str | int | bool] = {
     "acks": "all",
+    "message.max.bytes": RECORD_BYTES_MAX,
     "enable.idempotence": True,
     "linger.ms": 0,
     "message.timeout.ms": int(ACKED_S * 1000),
@@ -98,7 +103,8 @@ class TopicJournal:
     ------
     ConfigError : the topic has too few partitions, or cannot be made
     SourceError : no broker answers
-    StateError : the topic does not have what the state folder's journal has
+    StateError : the topic does not have what the state folder's journal has, or a flow with a newer
+        lease has written to it
     """
 
     def __init__(
@@ -152,14 +158,17 @@ class TopicJournal:
         whole = self._since_schemas >= SCHEMAS_EVERY
         sent = replace(cut, schemas=dict(self._schemas)) if whole else cut
         acked: list[Message | KafkaError] = []
-        self._producer.produce(
-            self._topic,
-            value=sent.to_bytes(),
-            key=str(cut.round),
-            partition=self._lane,
-            headers=[("token", str(self._token).encode())],
-            on_delivery=lambda error, message: acked.append(error or message),
-        )
+        try:
+            self._producer.produce(
+                self._topic,
+                value=sent.to_bytes(),
+                key=str(cut.round),
+                partition=self._lane,
+                headers=[("token", str(self._token).encode())],
+                on_delivery=lambda error, message: acked.append(error or message),
+            )
+        except KafkaException as error:
+            raise self._not_acked(cut, str(error.args[0].str())) from None
         begun = time.monotonic()
         while not acked:
             self._producer.poll(0.5)
@@ -255,11 +264,18 @@ class TopicJournal:
 
         Raises
         ------
-        StateError : the topic ends before the copy does
+        StateError : the topic ends before the copy does, or belongs to a newer lease
         """
         newest = 0
         overruled = [0]
         for record in _kept(records, overruled):
+            if record.token > self._token:
+                raise StateError(
+                    f"journal topic {self._topic!r} partition {self._lane}: round"
+                    f" {record.cut.round} was written under lease {record.token}, this flow has"
+                    f" lease {self._token}: state_dir is not the one the topic belongs to, or was"
+                    " lost; bring it back, or name a journal_topic that does not exist yet"
+                )
             newest = record.cut.round
             if last is None or newest > last.round:
                 self._copy.append(record.cut)
@@ -403,7 +419,11 @@ def _make(client: AdminClient, topic: str, settings: Settings) -> None:
     keep_ms = -1 if not settings.retention_h else int(settings.retention_h * 3_600_000)
     new = NewTopic(
         topic, settings.lanes, -1,
-        config={"cleanup.policy": "delete", "retention.ms": str(keep_ms)},
+        config={
+            "cleanup.policy": "delete",
+            "retention.ms": str(keep_ms),
+            "max.message.bytes": str(RECORD_BYTES_MAX),
+        },
     )  # fmt: skip
     try:
         client.create_topics([new], request_timeout=CONNECT_S)[topic].result(CONNECT_S + 1.0)

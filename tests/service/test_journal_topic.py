@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,22 @@ def test_what_retention_removed_is_still_in_the_copy(settings: Settings, kafka: 
     kafka.delete_records(str(settings.journal_topic), {1: 8})
     write(settings, 2, 9, 11)
     assert rounds_of(settings) == [(r, 3) for r in range(1, 11)]
+
+
+def test_a_flow_with_an_older_lease_than_the_topic_has_seen_is_refused(settings: Settings) -> None:
+    write(settings, 7, 1, 4)
+    shutil.rmtree(settings.state_dir)
+    with pytest.raises(StateError, match=r"under lease 7, this flow has lease 1: .* was lost"):
+        opened(settings, 1)
+
+
+def test_a_cut_of_megabytes_is_acknowledged(settings: Settings) -> None:
+    journal = opened(settings)
+    journal.append(replace(next(cuts(1, 2)), control=[{"why": "x" * 3_000_000}]))
+    with pytest.raises(StateError, match=r"round 2 was not acknowledged"):
+        journal.append(replace(next(cuts(2, 3)), control=[{"why": "x" * 17_000_000}]))
+    journal.close()
+    assert rounds_of(settings) == [(1, 3)]
 
 
 def test_the_topic_of_another_flow_is_refused(settings: Settings) -> None:

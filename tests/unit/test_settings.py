@@ -170,6 +170,7 @@ def test_a_variable_names_a_file_that_holds_the_value(tmp_path: Path) -> None:
     assert settings.redis_url == "redis://me:hunter2@cache:6379/0"
     assert settings.kafka_options == {"sasl.password": "hunter2"}
     assert settings.kafka_brokers == "named:9092", "the variable itself wins"
+    assert load(None, {"WAXWING_kafka_brokers": "h:9092"}).kafka_brokers == "h:9092"
     where = sources_of(None, environ)
     assert where["redis_url"] == "WAXWING_REDIS_URL_FILE"
     assert where["kafka_brokers"] == "WAXWING_KAFKA_BROKERS"

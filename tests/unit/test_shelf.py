@@ -102,6 +102,32 @@ def test_a_bundle_is_heard_once_it_can_score_and_others_pass_meanwhile(
     assert [seat.base for seat in field.shelf.lineup(back)] == [True]
 
 
+def test_what_changes_bundles_keeps_its_order_while_one_is_awaited(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    new, first = id_of(bundles[1]), id_of(bundles[0])
+    field.ask(first, stage="live")
+    field.until(lambda records, _: bool(records))
+    asked = [
+        field.ask(new, bundles[1], "live"),
+        field.ask(first, stage="live"),
+        {"kind": "rollback"},
+    ]
+    append_record(field.path, json.dumps(asked[2]))
+    came, _ = field.until(lambda records, _: len(records) == 3)
+    assert came == asked, "one that is loaded does not overtake one that is not"
+
+
+def test_a_rollback_of_what_scores_does_not_wait_for_another(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    asked = field.ask(id_of(bundles[1]), bundles[1])
+    back = {"kind": "rollback", "bundle": id_of(bundles[0])}
+    append_record(field.path, json.dumps(back))
+    assert field.reader.take()[0] == [back]
+    assert field.until(lambda records, _: bool(records))[0] == [asked]
+
+
 def test_what_waited_is_asked_again_after_a_restart(
     field: Field, bundles: tuple[Path, Path]
 ) -> None:
@@ -193,13 +219,30 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         archive.add(bundles[1] / "bundle.json", "../../stolen/bundle.json")
     empty = tmp_path / "empty.zip"
     zipfile.ZipFile(empty, "w").close()
+    torn, tearing = tmp_path / "torn.zip", tmp_path / "tearing.zip"
+    for path, how in ((torn, zipfile.ZIP_DEFLATED), (tearing, zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(path, "w", how) as zipped:
+            zipped.write(bundles[1] / "bundle.json", "bundle.json")
+        spoilt = bytearray(path.read_bytes())
+        spoilt[60:160] = b"\xff" * 100
+        path.write_bytes(spoilt)
+    secret = tmp_path / "secret.zip"
+    with zipfile.ZipFile(secret, "w") as zipped:
+        zipped.writestr("bundle.json", "{}")
+    for sign, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag that it is encrypted
+        made = bytearray(secret.read_bytes())
+        made[made.index(sign) + at] |= 1
+        secret.write_bytes(made)
     nowhere = f"file://{tmp_path / 'nowhere'}"
     for place, why in (
         (half, "the archive cannot be read"),
         (outside, "the archive cannot be read (OutsideDestinationError"),
+        (torn, "the archive cannot be read (error"),
+        (tearing, "the archive cannot be read (LZMAError"),
+        (secret, "the archive cannot be read (RuntimeError"),
         (empty, "holds no bundle.json"),
         (nowhere, "cannot be fetched (FileNotFoundError"),
-        ("nosuch://bucket/bundle", "cannot be fetched (ValueError: Protocol not known"),
+        ("nosuch://bucket/bundle", "expected one of file://, http://, https://, s3://"),
     ):
         into = tmp_path / "into" / "deep"
         into.mkdir(parents=True)
@@ -208,6 +251,28 @@ def test_an_archive_that_is_none_or_reaches_outside_is_refused(
         assert why in str(caught.value) and str(place) in str(caught.value)
         shutil.rmtree(tmp_path / "into")
     assert not list(tmp_path.rglob("stolen"))
+
+
+@pytest.mark.parametrize("chain", ["simplecache::file://", "reference::file://", "memory://"])
+def test_an_address_of_another_kind_or_a_chain_is_not_asked(
+    bundles: tuple[Path, Path], tmp_path: Path, chain: str
+) -> None:
+    with pytest.raises(BundleError, match=r"no chain \(`::`\)"):
+        brought(f"{chain}{bundles[1]}", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warm_up(self: Scorer) -> None:
+        raise IndexError("no such leaf")
+
+    monkeypatch.setattr(Scorer, "warm_up", warm_up)
+    field.ask(id_of(bundles[1]), bundles[1])
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert not records and "IndexError: no such leaf" in faults[0].reason
+    assert isinstance(field.reader.position, int), "nothing waits"
 
 
 def test_a_bundle_nobody_has_is_refused_with_those_there_are(field: Field) -> None:
