@@ -166,10 +166,12 @@ def owners(entries: Int64) -> Int64:
 
 
 @inlined
-def _gone(entry, since_us, ttl_us, born, heads):
+def _gone(entry, since_us, ttl_us, born, heads, saved):
     """Whether no row from `since_us` on can ask for an entry; `born` is empty where none can."""
     column = (entry[WHOSE] >> SEQ_BITS) & 15
     seq, last_us = met_at(entry, np.int64(0))
+    if saved and last_us == LONG_AGO and entry[WHEN] & _STAMPS != 0:
+        return False
     if since_us - last_us > ttl_us[column]:
         return True
     if len(born) == 0:
@@ -180,17 +182,17 @@ def _gone(entry, since_us, ttl_us, born, heads):
 
 
 @kernel
-def _count_pairs(table, since_us, ttl_us, born, heads):
+def _count_pairs(table, since_us, ttl_us, born, heads, saved):
     """Entries that `move_pairs` takes along."""
     found = 0
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads):
+        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads, saved):
             found += 1
     return found
 
 
 @kernel
-def move_pairs(table, since_us, ttl_us, born, heads, to):
+def move_pairs(table, since_us, ttl_us, born, heads, saved, to):
     """Put the entries that may be asked for into an empty table with room.
 
     Parameters
@@ -199,9 +201,11 @@ def move_pairs(table, since_us, ttl_us, born, heads, to):
     ttl_us : int64 by pair column, how long after it was met an entry may be asked for
     born, heads : int64 by slot, first record of the slot's entity and number of its next; empty
         where no slot has gone from one entity to another
+    saved : whether there are snapshots: one may have an entry that has been let go since, which
+        then stays until the next has it, too
     """
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads):
+        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads, saved):
             place = find_pair(table[at, KEY], to)
             for k in range(COLUMNS):
                 to[place, k] = table[at, k]
@@ -293,7 +297,7 @@ class PairTable:
         self.numbers = np.array([0, 0, 1, bound, 0, 0, 0], np.int64)
         self._new_table(PAIRS_MIN if len(ttl_us) else 1)
         self._scanned = len(self.table)
-        self._everything = False
+        self._everything = self._saved = False
         self._copied: list[Int64] = []
 
     def _new_table(self, size: int) -> None:
@@ -316,7 +320,7 @@ class PairTable:
         born, heads : see `move_pairs`
         """
         self._scan(len(self.table))
-        gone = (since_us, self._ttl_us, born, heads)
+        gone = (since_us, self._ttl_us, born, heads, self._saved)
         live = _count_pairs(self.table, *gone)
         before = self.table
         self._new_table(max(PAIRS_MIN, int((live + incoming) * GROWTH / FULL) + 1))
@@ -327,7 +331,7 @@ class PairTable:
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment."""
         self.numbers[STAMP] = 3 - self.numbers[STAMP]
-        self._everything = everything
+        self._everything, self._saved = everything, True
         self._scanned = 0
 
     @property
@@ -368,6 +372,7 @@ class PairTable:
 
     def load(self, entries: Int64) -> None:
         """Put saved pairs back."""
+        self._saved = True
         nobody = np.zeros(0, np.int64)
         done = insert_pairs(entries, 0, self.table, self.numbers)
         while done < len(entries):
