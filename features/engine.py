@@ -54,7 +54,7 @@ LATE_S = 60.0
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
-STATE_FORMAT = 6
+STATE_FORMAT = 7
 """Layout of snapshots; one with another number is refused."""
 
 

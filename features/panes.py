@@ -31,6 +31,7 @@ __all__ = [
     "EXACT_MAX",
     "EXCESS",
     "LONGEST_US",
+    "NOTE_BITS",
     "PANE_BOOK",
     "PANE_HEAD",
     "PANE_KEPT",
@@ -54,6 +55,9 @@ __all__ = [
     "tell_excess",
     "undo_panes",
 ]
+
+NOTE_BITS = 6
+"""Bits of what is noted of a row's pair, for late rows, that say at which level it counted."""
 
 PANE_US = 10_000_000
 """Event time of a pane; asked for: at most 10 s."""
@@ -343,10 +347,13 @@ def recount(row, number, p, by, shape, arena):
 
 @kernel
 def forget_pairs(row, p, shape, arena):
-    """Let no pane of a slot count different others of a column."""
+    """Let no pane of a slot's longest window count different others of a column.
+
+    Those that have left it are kept for late rows, as they were when they left.
+    """
     flags, reals, _, pairs = shape
     row[_open_at(row, flags, reals, pairs) + _COUNTS + flags + reals + p] = 0
-    for number in range(row[PANE_KEPT], row[PANE_HEAD]):
+    for number in range(row[PANE_TAIL], row[PANE_HEAD]):
         place = row[_START] + number - row[_FIRST]
         arena[place, _COUNTS + flags + reals + p] = 0
 
@@ -365,19 +372,19 @@ def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
     ints : of the rings, as in the checkpoints
     shape : flags, reals, maxima, pairs
     """
-    flags, reals, _, pairs = shape
+    flags, reals, _, _ = shape
     for i in range(len(slots)):
         if not feeds[head[i, 2]]:
             continue
         for p in range(len(others)):
-            number = before[i, 2 * p]
-            if head[i, others[p]] == 0 or number < 0:
+            noted = before[i, 2 * p]
+            if head[i, others[p]] == 0 or noted < 0:
                 continue
-            row = ints[slots[i]]
-            place = _pane_of(row, number, arena)
+            place = _pane_of(ints[slots[i]], noted >> NOTE_BITS, arena)
             if place >= 0:
-                word = row[_open_at(row, flags, reals, pairs) - WORDS * pairs + p]
-                arena[place, _COUNTS + flags + reals + p] += weight_of(word, number)
+                # The level it had when it was uncounted: that of the checkpoint may be another one.
+                weight = np.int64(1) << (noted & ((1 << NOTE_BITS) - 1))
+                arena[place, _COUNTS + flags + reals + p] += weight
 
 
 @kernel

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
+from features.panes import NOTE_BITS
 from features.slots import NEVER
 from features.snapshots import restore_queue
 from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, words_at
@@ -356,6 +357,7 @@ def undo_pairs(
             seq = before[i, 2 * p]
             if seq == UNSEEN:
                 continue
+            seq >>= NOTE_BITS
             pairs_table[at, WHOSE] = whose(slot, p, seq)
             pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:

@@ -177,7 +177,8 @@ def thin(slot, config, ints, arena_ints, table, numbers, gone):
 
 @kernel
 def count_again(slot, p, config, ints, table, paned, panes, windows_too):
-    """Count the pairs of a slot's column anew: in its panes, and in its windows where asked."""
+    """Count the pairs of a slot's column anew: in panes of its longest window, in windows where
+    asked."""
     windows, flags, reals, maxima, pairs = config
     row, shape = ints[slot], (flags, reals, maxima, pairs)
     stride = 2 + flags + reals + maxima + pairs
@@ -198,7 +199,7 @@ def count_again(slot, p, config, ints, table, paned, panes, windows_too):
         if seq < row[BORN]:
             continue
         weight = weight_of(word, seq)
-        if paned:
+        if paned and seq >= since:
             recount(row, seq, p, weight, shape, panes)
         if windows_too:
             for w in range(windows):

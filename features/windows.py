@@ -49,6 +49,7 @@ from features.panes import (
     EXACT_FROM_US,
     EXACT_MAX,
     LONGEST_US,
+    NOTE_BITS,
     PANE_KEPT,
     PANE_TAIL,
     best_of,
@@ -64,6 +65,7 @@ from features.sampling import (
     WORDS,
     ceiling,
     crowded,
+    level_of,
     now_of,
     sampled,
     settle_levels,
@@ -427,12 +429,13 @@ def _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met)
 
 
 @inlined
-def _note(at, pairs, met, before):
+def _note(row, at, levels, pairs, met, before):
     """Write down what the table said of a row's pairs, to be undone by `features.late`."""
     for p in range(pairs):
         before[at, 2 * p] = UNSEEN
         if met[p, 2] >= 0:
-            before[at, 2 * p] = met[p, 4]
+            level = level_of(row[levels + p], met[p, 4]) if levels > 0 else np.int64(0)
+            before[at, 2 * p] = met[p, 4] << NOTE_BITS | level if met[p, 4] >= 0 else met[p, 4]
             before[at, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
 
 
@@ -743,7 +746,8 @@ def run_ring(
     pairs_table, pairs_book : of `features.pairs.PairTable`
     panes, panes_reals, panes_book : of the arena of panes, see `features.panes`; int32 for none
     before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
-        `book[PLACED]` + i modulo m: number and time of the last record with the row's pair
+        `book[PLACED]` + i modulo m: of the last record with the row's pair the number, above
+        NOTE_BITS bits of the level it counted at then, and the time
     """
     head, reals_in, config, plan, ints, floats, arena_ints, arena_reals = borrowed(
         head, reals_in, config, plan, ints, floats, arena_ints, arena_reals
@@ -792,8 +796,8 @@ def run_ring(
         _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met)
         if feeds[code]:
             if book[PLACED]:
-                _note(noted + i if noted + i < len(before) else noted + i - len(before), pairs, met,
-                      before)  # fmt: skip
+                _note(row, noted + i if noted + i < len(before) else noted + i - len(before),
+                      levels, pairs, met, before)  # fmt: skip
             _take_in(row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape,
                      flag_bits, columns, max_columns, signs, met, pairs_table, pairs_book, marked,
                      book, arena_ints, arena_reals, exact_max, panes)  # fmt: skip
