@@ -21,6 +21,7 @@ from features.speed import inlined, kernel
 __all__ = [
     "BOUND",
     "COLUMNS",
+    "CROWDED",
     "ESTIMATED",
     "FILLED",
     "KEY",
@@ -72,6 +73,9 @@ LONG_AGO = -(1 << 61)
 # for none, rows whose counts were estimates, of how many pairs one was kept at the least, and 1
 # where some entity may have more others than the bound, or a level: nobody is asked before.
 FILLED, ROOM, STAMP, BOUND, ESTIMATED, ONE_IN, LEVELED = 0, 1, 2, 3, 4, 5, 6
+
+CROWDED = 2
+"""Stands at LEVELED where a row waits for its entity's pairs to be thinned."""
 
 COPIED = 3
 """Stamp of an entry that the snapshot under way has and whose place it has not yet come by; 0: it

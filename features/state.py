@@ -40,6 +40,7 @@ from features.operations import DISTINCT_MAX
 from features.pairs import (
     BOUND,
     COLUMNS,
+    CROWDED,
     ESTIMATED,
     FILLED,
     LEVELED,
@@ -288,15 +289,17 @@ class RingState:
             if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
                 self._grow_pairs(int(taken_us.min()))
                 continue
-            if ring.feeds[head[done, 2]] and self._thin(int(slots[done])):
+            if self.pairs.numbers[LEVELED] == CROWDED:
+                self.pairs.numbers[LEVELED] = 1
+                self._thin(int(slots[done]))
                 continue
             row = self.ints[slots[done]]
             self._reserve_records(room_for(int(row[HEAD] - row[KEPT])))
             if self.paned:
                 self._reserve_panes(2 * int(row[PANE_HEAD] - row[PANE_KEPT]) + ARENA_MIN)
 
-    def _thin(self, slot: int) -> bool:
-        """Thin a slot's pairs where it has too many of a column; False where it has not."""
+    def _thin(self, slot: int) -> None:
+        """Thin a slot's pairs where it has too many of a column."""
         pairs, shape = self.pairs, np.array(self.ring.shape, np.int64)
         pairs.settle()
         # Of so many few are written, and memory that is not written is not taken.
@@ -304,11 +307,10 @@ class RingState:
         state = (self.ints, self.arena_ints, pairs.table, pairs.numbers)
         column, many = thin(slot, shape, *state, gone)
         if column < 0:
-            return False
+            return
         self._count_again(slot, column, True)
         if self.book[PLACED]:
             self.thinned.add(slot, column, int(self.ints[slot, HEAD]), gone[:many].copy())
-        return True
 
     def _count_again(self, slot: int, column: int, windows_too: bool) -> None:
         """See `features.thinning.count_again`."""

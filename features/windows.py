@@ -30,6 +30,7 @@ from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
 from features.pairs import (
     BOUND,
+    CROWDED,
     FILLED,
     KEY,
     LEVELED,
@@ -733,7 +734,8 @@ def run_ring(
     """Windows and pairs of rows `first`.. in order; returns the row that found no room, or n.
 
     Room is asked of the arena (`room_for`), the pairs and the log of marks: `pairs` entries a row.
-    A row is returned, too, whose slot has more pairs than the bound (`features.thinning`).
+    A row is returned, too, whose slot has more pairs than the bound (`features.thinning`): CROWDED
+    stands in `pairs_book` then.
 
     Parameters
     ----------
@@ -772,8 +774,6 @@ def run_ring(
         row, sums = ints[slot], floats[slot]
         levels = 0
         if pairs_book[LEVELED]:
-            if feeds[code] and crowded(row, behind - pairs, behind, pairs, pairs_book) >= 0:
-                return i
             levels = behind if _leveled(row, behind, pairs) else 0
         if exact_max > 0 and not _thin(row, sums, time_us, windows, longest, book[PLACED],
                                        max_columns, signs, shape, arena_ints, arena_reals, panes,
@@ -781,6 +781,11 @@ def run_ring(
             return i
         _advance(row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints,
                  arena_reals)  # fmt: skip
+        # Asked once what is too old has left: it makes nobody crowded.
+        if pairs_book[LEVELED] and feeds[code] and crowded(row, behind - pairs, behind, pairs,
+                                                           pairs_book) >= 0:  # fmt: skip
+            pairs_book[LEVELED] = CROWDED
+            return i
         _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
         if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,

@@ -184,8 +184,8 @@ class SampledPairs:
 
     def meet(self, now_us: int, value: int) -> tuple[list[int], float, int]:
         """Counts of each window with the event, whether its pair is new, others ever."""
-        self._rise()
         self.now_us = now_us
+        self._rise()
         highest = max([self.now, *(level for _, _, level in self.inside(self.windows_us[-1]))])
         self._fall()
         if highest:

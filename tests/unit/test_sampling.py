@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
 from features.errors import StateError
+from features.events import event_code
 from features.keys import hash_strings
+from features.pairs import KEY, LONG_AGO, WHEN
+from features.panes import PANE_HEAD, PANE_TAIL, first_number
 from features.snapshots import join
 from features.spec import Feature
 from features.windows import levels_at
@@ -343,3 +347,68 @@ def test_levels_go_over_into_a_catalogue_with_one_feature_more(rng: np.random.Ge
         rows = split(larger, {"payment": part}, 1)[0]
         found = grown.process(rows)[0].parts["payment", "card"][1]
         np.testing.assert_array_equal(found[:, places], values_of(engine, part))
+
+
+def _met(merchants: Iterable[int], time_us: int, card: str = "c") -> EventBatch:
+    rows = [
+        {
+            "event_id": f"{card}{time_us}-{m}", "card_id": card, "time_us": time_us,
+            "merchant_id": f"m{m}",
+        }
+        for m in merchants
+    ]  # fmt: skip
+    return make_batch("payment", rows, partitions=1)
+
+
+def _live(engine: GroupEngine) -> set[int]:
+    """Keys of the pairs that some row may ask for."""
+    (ring,) = engine._states["card"].rings
+    table = ring.pairs.table
+    return set(table[(table[:, KEY] != 0) & (table[:, WHEN] >> 2 != LONG_AGO), KEY].tolist())
+
+
+def test_pairs_that_were_let_go_do_not_come_back_with_a_restart() -> None:
+    """Also where the table has grown since, and no delta has had them yet."""
+    engine = GroupEngine(CATALOG, 0, late_s=0.0, distinct_max=BOUND)
+    values_of(engine, _met(range(BOUND), START_US))
+    base = engine.full()
+    values_of(engine, _met(range(BOUND, 2 * BOUND), START_US + 1_000_000))
+    (ring,) = engine._states["card"].rings
+    places = len(ring.pairs.table)
+    for card in range(30):
+        values_of(engine, _met(range(BOUND), START_US + 2_000_000, f"d{card}"))
+    assert len(ring.pairs.table) > places
+    found = GroupEngine.restore(CATALOG, 0, base, [engine.delta()], late_s=0.0, distinct_max=BOUND)
+    assert engine.estimated > 0 and _live(found) == _live(engine)
+
+
+def test_who_has_been_silent_since_is_not_thinned() -> None:
+    """What was too many has left the window when the next row comes."""
+    engine = GroupEngine(CATALOG, 0, late_s=0.0, distinct_max=BOUND)
+    values_of(engine, _met(range(BOUND + 1), START_US))
+    values = values_of(engine, _met(range(BOUND), START_US + 7_200_000_000))
+    assert np.all(column(values, "first_time_merchant") == 0.0)
+    assert engine.estimated == engine.one_in_max == 0
+
+
+def test_a_pane_gets_back_what_was_taken_off_it_whatever_the_level_is_by_then() -> None:
+    """A row takes a pair off a pane by the level of that moment; the checkpoint's is another."""
+    engine = GroupEngine(CATALOG, 0, late_s=600.0, distinct_max=BOUND, exact_max=20)
+    for second in range(0, 1_210, 10):
+        met = range(second, second + 10) if second < 1_200 else range(1_200)
+        batch, clock_us = _met(met, START_US + 1_000_000 * second), START_US + 1_000_000 * second
+        engine.process(split(CATALOG, {"payment": batch}, 1, clock_us=clock_us)[0])
+    state_of = engine._states["card"]
+    (ring,) = state_of.rings
+    rows = state_of.late._rows
+    noted = rows.take(np.arange(rows.first, rows.top))["pairs0"][:, 0]
+    assert np.max(noted[noted >= 0] & 63) > 1
+    row = ring.ints[0]
+    assert row[PANE_TAIL] < row[PANE_HEAD]
+    head = np.ones((1, 8 + len(state_of.plan.others)), np.int64)
+    head[0, 2] = event_code("payment")
+    before = np.full((1, 2 * len(OTHERS)), -1, np.int64)
+    before[0, 0] = first_number(row, ring.longest, ring._shape, ring._panes) << 6 | 3
+    counted = ring._panes.sum()
+    ring.undo_panes(np.zeros(1, np.int64), head, before)
+    assert ring._panes.sum() - counted == 2**3
