@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +25,10 @@ BYTES_MAX = 4_000_000_000
 """Most bytes of a bundle, packed or not. Chosen: a hundred times the largest we have trained."""
 
 FILES_MAX = 10_000
-"""Most files of an archive. Chosen: a bundle has some dozens."""
+"""Most files of a bundle. Chosen: one has some dozens."""
+
+CHUNK_BYTES = 1 << 20
+"""Read at once from a URL. Chosen: little memory, and few calls."""
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
@@ -72,16 +76,19 @@ def _fetch(place: str, path: Path) -> None:
     """Copy a file, or the files of a bundle, from a URL."""
     import fsspec
 
+    # Whole blocks of a server that knows of none would be kept in memory; a stream is not.
+    how = {"block_size": 0} if place.startswith("http") else {}
+    budget = _Budget(place)
     try:
         system, root = fsspec.url_to_fs(place)
         if path.name != "fetched":
-            _copied(system, root, path)
+            _copied(system, root, path, budget, how)
             return
-        _copied(system, f"{root.rstrip('/')}/bundle.json", path / "bundle.json")
+        _copied(system, f"{root.rstrip('/')}/bundle.json", path / "bundle.json", budget, how)
         for name in read_head(path)["files"]:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise BundleError(f"bundle {place}: bundle.json names files outside of it")
-            _copied(system, f"{root.rstrip('/')}/{name}", path / name)
+            _copied(system, f"{root.rstrip('/')}/{name}", path / name, budget, how)
     except BundleError as error:
         raise BundleError(str(error).replace(str(path), place)) from None
     except Exception as error:  # each kind of place raises what its library does
@@ -91,13 +98,33 @@ def _fetch(place: str, path: Path) -> None:
         ) from None
 
 
-def _copied(system: Any, name: str, path: Path) -> None:
-    """Copy one file, not more of it than may be."""
+@dataclass(slots=True)
+class _Budget:
+    """What may still come of a bundle, all of its files together."""
+
+    place: str
+    files: int = field(default_factory=lambda: FILES_MAX)
+    bytes: int = field(default_factory=lambda: BYTES_MAX)
+
+    def spend(self, files: int, n_bytes: int) -> None:
+        """BundleError where more comes than may."""
+        self.files -= files
+        self.bytes -= n_bytes
+        if self.files < 0 or self.bytes < 0:
+            raise BundleError(
+                f"bundle {self.place}: more than {FILES_MAX:,} files or {BYTES_MAX:,} bytes;"
+                f" {_CURE}"
+            )
+
+
+def _copied(system: Any, name: str, path: Path, budget: _Budget, how: dict[str, int]) -> None:
+    """Copy one file, whatever its place says of its size, not more of it than may be."""
+    budget.spend(1, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = system.size(name)
-    if size is not None and size > BYTES_MAX:
-        raise BundleError(f"{name}: larger than {BYTES_MAX:,} bytes; {_CURE}")
-    system.get_file(name, str(path))
+    with system.open(name, "rb", **how) as source, path.open("wb") as target:
+        while chunk := source.read(CHUNK_BYTES):
+            budget.spend(0, len(chunk))
+            target.write(chunk)
 
 
 def _unpack(path: Path, into: Path) -> None:

@@ -262,6 +262,40 @@ def test_an_address_of_another_kind_or_a_chain_is_not_asked(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 35_000), ("FILES_MAX", 2)])
+@pytest.mark.parametrize("kind", ["", "gztar", "zip"])
+def test_no_more_comes_of_a_bundle_than_may_all_files_together(
+    bundles: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
+    kind: str,
+) -> None:
+    sizes = [p.stat().st_size for p in bundles[1].rglob("*") if p.is_file()]
+    assert max(sizes) < 35_000 < sum(sizes) and len(sizes) > 2
+    place = f"file://{bundles[1]}"
+    if kind:
+        place = shutil.make_archive(str(tmp_path / "packed"), kind, bundles[1])
+    monkeypatch.setattr(f"dataflows.fetching.{limit}", most)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(BundleError, match=r"more than|at most"):
+        brought(place, into)
+    came = [p.stat().st_size for p in into.rglob("*") if p.is_file()]
+    assert sum(came) <= 35_000 and (limit == "BYTES_MAX" or len(came) <= 2)
+
+
+def test_a_url_of_unknown_or_false_size_is_copied_until_the_limit_alone(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.size", lambda *_: None)
+    monkeypatch.setattr("dataflows.fetching.BYTES_MAX", 10)
+    with pytest.raises(BundleError, match="more than"):
+        brought(f"file://{bundles[1]}", tmp_path)
+    assert not (tmp_path / "fetched" / "bundle.json").stat().st_size
+
+
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
     field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
