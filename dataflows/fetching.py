@@ -6,6 +6,9 @@ other bundle; an archive cannot write outside of that folder.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import shutil
 import tarfile
@@ -29,6 +32,13 @@ FILES_MAX = 10_000
 
 CHUNK_BYTES = 1 << 20
 """Read at once from a URL. Chosen: little memory, and few calls."""
+
+HEADERS_BYTES_MAX = 32_000_000
+"""Most bytes of an archive beside what its files hold. Chosen: FILES_MAX headers with long names;
+a header is read into memory as a whole."""
+
+_PACKED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
+"""How the files of compressed archives begin, and what reads them."""
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile),
@@ -132,15 +142,13 @@ def _unpack(path: Path, into: Path) -> None:
     into.mkdir()
     try:
         if path.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(path) as packed:
+            with _Modest(io.FileIO(path)) as raw, zipfile.ZipFile(raw) as packed:
                 members = packed.infolist()
-                _check_size(path, [m.file_size for m in members])
+                budget = _Budget(str(path))
+                budget.spend(len(members), sum(m.file_size for m in members))
                 packed.extractall(into)
         else:
-            with tarfile.open(path) as archive:
-                found = archive.getmembers()
-                _check_size(path, [m.size for m in found])
-                archive.extractall(into, filter="data")
+            _unpack_tar(path, into)
     except _UNREADABLE as error:
         shutil.rmtree(into, ignore_errors=True)
         raise BundleError(
@@ -148,10 +156,44 @@ def _unpack(path: Path, into: Path) -> None:
         ) from None
 
 
-def _check_size(path: Path, sizes: list[int]) -> None:
-    """BundleError where an archive holds more than a bundle can."""
-    if len(sizes) > FILES_MAX or sum(sizes) > BYTES_MAX:
-        raise BundleError(
-            f"bundle {path}: the archive holds {len(sizes):,} files of {sum(sizes):,} bytes, of"
-            f" which at most {FILES_MAX:,} of {BYTES_MAX:,} are read; {_CURE}"
-        )
+def _unpack_tar(path: Path, into: Path) -> None:
+    """Unpack a tar file as it is read: nothing behind what may be is read at all."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    how = next((how for magic, how in _PACKED if head.startswith(magic)), io.FileIO)
+    budget = _Budget(str(path))
+    with how(path) as plain:
+        bounded = _Bounded(plain, HEADERS_BYTES_MAX)
+        with tarfile.open(fileobj=bounded, mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} of {member.size} bytes")
+                budget.spend(1, member.size)
+                bounded.left += member.size
+                archive.extract(member, into, filter="data")
+                archive.members.clear()  # type: ignore[attr-defined]  # else all headers are kept
+
+
+class _Bounded(io.RawIOBase):
+    """A stream of which no more is read than may be."""
+
+    def __init__(self, stream: Any, left: int) -> None:
+        self._stream, self.left = stream, left
+
+    def read(self, size: int = -1) -> bytes:
+        """See `io.RawIOBase`."""
+        found: bytes = self._stream.read(min(size, self.left) if size >= 0 else self.left)
+        self.left -= len(found)
+        if not self.left:
+            raise tarfile.ReadError(f"headers of more than {HEADERS_BYTES_MAX:,} bytes")
+        return found
+
+
+class _Modest(io.BufferedReader):
+    """A zip file whose list of files is not read into memory where it is too long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `io.BufferedReader`."""
+        if size is not None and size > HEADERS_BYTES_MAX:
+            raise zipfile.BadZipFile(f"a list of files of more than {HEADERS_BYTES_MAX:,} bytes")
+        return super().read(size)

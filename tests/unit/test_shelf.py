@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tarfile
@@ -294,6 +295,32 @@ def test_a_url_of_unknown_or_false_size_is_copied_until_the_limit_alone(
     with pytest.raises(BundleError, match="more than"):
         brought(f"file://{bundles[1]}", tmp_path)
     assert not (tmp_path / "fetched" / "bundle.json").stat().st_size
+
+
+def test_an_archive_is_read_no_further_than_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, many, listed = (tmp_path / name for name in ("long.tar.gz", "many.tar.gz", "listed.zip"))
+    with tarfile.open(long, "w:gz", pax_headers={"comment": "x" * 1_000_000}) as archive:
+        archive.addfile(tarfile.TarInfo("bundle.json"))
+    with gzip.open(many, "wb") as packed:
+        for name in "abcd":
+            packed.write(tarfile.TarInfo(name).tobuf())
+        packed.write(b"what would be said of, were it read" * 1_000)
+    with zipfile.ZipFile(listed, "w") as zipped:
+        for n in range(1_000):
+            zipped.writestr(f"{n:05}", "")
+    monkeypatch.setattr("dataflows.fetching.FILES_MAX", 3)
+    monkeypatch.setattr("dataflows.fetching.HEADERS_BYTES_MAX", 50_000)
+    for place, why in (
+        (long, "headers of more than 50,000 bytes"),
+        (many, "more than 3 files"),
+        (listed, "a list of files of more than 50,000 bytes"),
+    ):
+        into = tmp_path / place.stem
+        into.mkdir()
+        with pytest.raises(BundleError, match=why):
+            brought(str(place), into)
 
 
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
