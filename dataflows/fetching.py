@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dataflows.addresses import ARCHIVES, address_fault, is_elsewhere
+from dataflows.addresses import address_fault, file_name, is_archive, is_elsewhere, masked
 from features.errors import BundleError
 from models.bundle import read_head
 
@@ -64,16 +64,16 @@ def brought(place: str, into: Path) -> Path:
     """
     fault = address_fault(place)
     if fault is not None:
-        raise BundleError(f"bundle {place}: {fault}")
+        raise BundleError(f"bundle {masked(place)}: {fault}")
     if not is_elsewhere(place):
         return Path(place)
     path = Path(place)
     if "://" in place:
         path = into / "fetched"
-        if place.lower().endswith(ARCHIVES):
-            path = into / PurePosixPath(place).name
+        if is_archive(place):
+            path = into / file_name(place)
         _fetch(place, path)
-    if not place.lower().endswith(ARCHIVES):
+    if not is_archive(place):
         return path
     _unpack(path, into / "unpacked")
     heads = sorted((into / "unpacked").rglob("bundle.json"), key=lambda p: len(p.parts))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataflows.addresses import address_fault, is_archive
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
@@ -261,6 +262,19 @@ def test_an_address_of_another_kind_or_a_chain_is_not_asked(
     with pytest.raises(BundleError, match=r"no chain \(`::`\)"):
         brought(f"{chain}{bundles[1]}", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["https://me:secret@host/b.tgz", "s3://key@bucket/b"])
+def test_an_address_with_a_user_is_not_asked(tmp_path: Path, place: str) -> None:
+    with pytest.raises(BundleError, match=r"\*\*\*@.*user or password") as caught:
+        brought(place, tmp_path)
+    assert "secret" not in str(caught.value) and "key" not in str(caught.value)
+    assert address_fault("abfss://container@account.dfs.core.windows.net/b") is None
+
+
+def test_an_archive_is_known_by_the_path_of_its_url() -> None:
+    assert is_archive("https://host/b.tgz?sig=x.y") and is_archive("/b.TAR.gz")
+    assert not is_archive("https://host/b?as=x.tgz") and not is_archive("https://host/b")
 
 
 @pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 35_000), ("FILES_MAX", 2)])
