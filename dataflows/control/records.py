@@ -474,6 +474,9 @@ def _live(bundles: Stages) -> str | None:
 def _staged(bundles: Stages, record: Mapping[str, Any]) -> Stages:
     """Bundles with another stage of one: a live one takes the place of the live one there was."""
     name, stage = record["bundle"], record["stage"]
+    if stage == "canary" and bundles.get(name, ("off",))[0] == stage:
+        # It keeps its place: canaries have their entities in this order.
+        return bundles | {name: (stage, float(record.get("percent", 100)))}
     kept = {k: v for k, v in bundles.items() if k != name and not (stage == v[0] == "live")}
     if stage == "off":
         return kept
