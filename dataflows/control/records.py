@@ -432,8 +432,7 @@ class Control:
 
     def kept(self) -> list[dict[str, Any]]:
         """What the manifest keeps: the records, and what can be rolled back."""
-        if not self.undo:
-            return self.records()
+        # Also where nothing can be: the records alone would leave steps of their own.
         steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
         return [*self.records(), {"kind": "undo", "steps": steps}]
 

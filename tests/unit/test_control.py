@@ -177,6 +177,13 @@ def test_a_restart_from_the_manifest_has_the_same_in_force(
         assert parse_record(json.dumps(record)) == record
 
 
+def test_what_cannot_be_rolled_back_cannot_after_a_restart_either() -> None:
+    promoted = [_bundle("ab"[i % 2], "live") for i in range(module.UNDO_MAX + 4)]
+    whole = Control.of([*promoted, *[{"kind": "rollback"}] * module.UNDO_MAX])
+    assert whole.bundles and not whole.undo
+    assert Control.of(whole.kept()) == whole
+
+
 def test_a_live_bundle_takes_the_place_of_the_one_before_and_a_rollback_gives_it_back() -> None:
     first = Control.of([_bundle("a", "live"), _bundle("b", "shadow")])
     second = first.apply(_bundle("b", "live"))
