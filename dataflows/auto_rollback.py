@@ -87,6 +87,7 @@ class AutoRollback:
             watched = self._watched.get(name)
             if watched is None or watched.stage != one.stage:
                 watched = self._watched[name] = _Watched(one.stage, cut_time_us)
+                self._asked.discard(name)
             watched.flagged += one.flagged
             watched.rows += one.rows
             watched.missed += one.missed
@@ -122,6 +123,7 @@ class AutoRollback:
         record = {
             "kind": "rollback",
             "bundle": name,
+            "off": True,
             "id": uuid.uuid4().hex,
             "by": "waxwing",
             "why": why,

@@ -66,7 +66,7 @@ class Beside:
     gone : events that the live bundle flags and this one does not
     alerts : about events on which its word counted
     missed : votes that were missing
-    score_ms : its scores took, all event types together
+    score_ms : its scores took, all event types together; of lanes beside each other, the longest
     """
 
     bundle: str
@@ -87,7 +87,7 @@ class Beside:
     def __add__(self, other: Beside) -> Beside:
         theirs = other.counts()
         summed: dict[str, Any] = {name: n + theirs[name] for name, n in self.counts().items()}
-        return replace(self, **summed, score_ms=self.score_ms + other.score_ms)
+        return replace(self, **summed, score_ms=max(self.score_ms, other.score_ms))
 
 
 def opinions(

@@ -245,9 +245,9 @@ class Settings(BaseSettings):
         DISTINCT_MAX,
         ge=0,
         description="different others of an entity in a longest window (a merchant's cards in 1 h)"
-        " above which only one in 2, 4, 8, ... of its pairs is kept: counts of different others are"
-        " estimates then, counted as `estimated`, and whether a pair is new is known of those kept"
-        " alone; 0: every count exact, 24 to 37 bytes a pair",
+        " above which only one in 2, 4, 8, ... of its pairs is kept: all its counts of different"
+        " others are estimates then, those of 1 and 5 min too, counted as `estimated`, and whether"
+        " a pair is new is known of those kept alone; 0: every count exact, 24 to 37 bytes a pair",
     )
     dedup_horizon_s: int = Field(
         3_600,

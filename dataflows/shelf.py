@@ -86,10 +86,12 @@ def owners(lineup: tuple[Seat, ...], entity: UInt64 | None) -> npt.NDArray[np.in
     """
     if entity is None:
         return None
-    found = np.zeros(len(entity), np.int8)
+    found, taken = np.zeros(len(entity), np.int8), 0.0
     for place, seat in enumerate(lineup):
         if seat.stage == "canary":
-            found[(found == 0) & in_canary(entity, seat.percent)] = place
+            # Entities of its own: among those of another canary it would decide on nobody.
+            found[in_canary(entity, seat.percent, taken)] = place
+            taken += seat.percent
     return found
 
 

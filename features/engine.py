@@ -55,10 +55,7 @@ EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
 
 STATE_FORMAT = 6
-"""Layout of snapshots; one with another number is refused, but for `_READABLE`."""
-
-_READABLE = (5, STATE_FORMAT)
-"""Those that can be read: 5 has no levels of pairs (`features.sampling`), which are 0 then."""
+"""Layout of snapshots; one with another number is refused."""
 
 
 class GroupEngine:
@@ -311,7 +308,7 @@ class GroupEngine:
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])
-            if found not in _READABLE:
+            if found != STATE_FORMAT:
                 raise StateError(
                     f"group {group}: state of format {found}, expected {STATE_FORMAT}; start from"
                     " empty state_dir or run `waxwing backfill` again"

@@ -28,11 +28,12 @@ from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
 from features.pairs import COLUMNS, KEY, SEQ_BITS, WHOSE, owners
 from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of
 from features.risk import COUNTED_FROM
+from features.sampling import WORDS
 from features.sequence import TOKENS
 from features.snapshots import join
 from features.spec import Feature, inputs_of
 from features.state import EntityState
-from features.windows import SHARED, slot_layout
+from features.windows import SHARED, levels_at, slot_layout
 
 __all__ = ["LAYOUT", "carry_over", "layout_array", "layout_of"]
 
@@ -322,6 +323,10 @@ def _columns_of(ring: Layout) -> dict[tuple[Any, ...], int]:
         for kind in ("flags", "columns", "maxima", "others"):
             places |= {(kind, window_us, name): at + i for i, name in enumerate(ring[kind])}
             at += len(ring[kind])
+    levels = levels_at(*_shape(ring))
+    for k in range(WORDS):
+        at = levels + k * pairs
+        places |= {("level", k, name): at + p for p, name in enumerate(ring["others"])}
     return places
 
 

@@ -19,10 +19,10 @@ __all__ = [
     "Operation",
 ]
 
-DISTINCT_MAX = 10_000
+DISTINCT_MAX = 0
 """Different others of an entity in a longest window up to which all pairs are kept where nothing
-else is said (setting `distinct_exact_max`, `features.sampling`); chosen: far above what entities of
-the public data sets and most of the simulated ones meet, and their pairs take 0.4 MB at most."""
+else is said (setting `distinct_exact_max`, `features.sampling`); chosen: 0, all are kept, as counts
+over 1 and 5 minutes would be estimates too above any other bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ _RING = (
         "distinct",
         "ring",
         7,
-        "number of different {other} in the window, exact up to `distinct_exact_max`",
+        "number of different {other} in the window, exact unless `distinct_exact_max` is set",
         window=True,
         other="key",
     ),

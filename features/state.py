@@ -190,6 +190,16 @@ class RingState:
         self.book = np.full(BOOK, -1, np.int64)
         self.book[[TOP, USED, LOGGED, PLACED]] = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: all but the views, which would be arrays of their own in it."""
+        views = ("arena_ints", "arena_reals")
+        return {name: value for name, value in self.__dict__.items() if name not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be a copy: its views are of its own arena."""
+        self.__dict__.update(state)
+        self._view()
+
     def _view(self) -> None:
         """See the arena's records as words and as reals."""
         self.arena_ints = self._arena.view(np.uint32) if self.ring.narrow else self._arena
@@ -435,7 +445,7 @@ class RingState:
 
         A ring that has none goes on with the records that were not merged.
         """
-        rows, floats = self._leveled(arrays), arrays["floats"]
+        rows, floats = arrays["ints"], arrays["floats"]
         if self.paned and "panes" not in arrays:
             more = self._int_columns - rows.shape[1], self._float_columns - floats.shape[1]
             rows = np.pad(rows, ((0, 0), (0, more[0])))
@@ -448,16 +458,6 @@ class RingState:
             rows = np.ascontiguousarray(rows[:, : self._int_columns])
             floats = floats[:, : self._float_columns]
         return rows, floats
-
-    def _leveled(self, arrays: Arrays) -> Int64:
-        """Saved rows with the levels of pairs, which those of before there were any lack."""
-        rows: Int64 = arrays["ints"]
-        width, _ = slot_layout(*self.ring.shape, "panes" in arrays)
-        if rows.shape[1] < width:
-            at = levels_at(*self.ring.shape)
-            none = np.zeros((len(rows), width - rows.shape[1]), np.int64)
-            rows = np.concatenate([rows[:, :at], none, rows[:, at:]], axis=1)
-        return rows
 
     def settle(self, used: int) -> None:
         """Find again, after the last `load`, what is in no snapshot."""

@@ -68,7 +68,7 @@ _ENSEMBLE = "ensemble"
 _MAY: dict[str, tuple[str, ...]] = {
     "stage": ("percent",),
     "bundle": ("percent", "path"),
-    "rollback": ("bundle",),
+    "rollback": ("bundle", "off"),
     "label": ("source",),
 }
 """Kind -> fields it may have beside `_NOTES`."""
@@ -272,6 +272,11 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
             f" {_shown(record['bundle'])}"
         )
     if kind == "rollback":
+        if "off" in record and not (record["off"] is True and "bundle" in record):
+            faults.append(
+                "control record rollback: expected `off` as true, beside a `bundle`, got"
+                f" {_shown(record['off'])}"
+            )
         return faults
     path = record.get("path", "")
     if not isinstance(path, str):
@@ -383,7 +388,7 @@ class Control:
         if kind == "bundle":
             return self._changed(self.stages, _staged(self.bundles, record))
         if kind == "rollback":
-            return self._undone(record.get("bundle"))
+            return self._undone(record.get("bundle"), bool(record.get("off")))
         if kind == "undo":
             return replace(self, undo=tuple(map(_step, record["steps"])))
         mute = {(record["entity_type"], record["entity"]): int(record["until_us"])}
@@ -396,17 +401,30 @@ class Control:
         undo = (*self.undo, (self.stages, self.bundles))[-UNDO_MAX:]
         return replace(self, stages=stages, bundles=bundles, undo=undo)
 
-    def _undone(self, bundle: str | None) -> Control:
-        """As before the last change of stages; of a bundle that is named, only where it scores."""
-        if not self.undo or (bundle is not None and bundle not in self.bundles):
+    def _undone(self, bundle: str | None, off: bool) -> Control:
+        """As before the last change of stages; of a bundle that is named, only where it scores,
+        and where it is to be off then, without it."""
+        if bundle is not None and bundle not in self.bundles:
             return self
+        if not self.undo:
+            return self._without(bundle) if bundle is not None and off else self
         stages, bundles = self.undo[-1]
-        if bundle is not None and bundles.get(bundle) == self.bundles[bundle]:
-            # What was changed last was another: only this one goes off.
-            return self._changed(
-                self.stages, {k: v for k, v in self.bundles.items() if k != bundle}
-            )
+        if bundle is not None:
+            # What was changed last was another, or leaves it a say: only this one goes off.
+            other = bundles.get(bundle) == self.bundles[bundle]
+            if other or (off and bundle in bundles):
+                return self._without(bundle)
         return replace(self, stages=stages, bundles=bundles, undo=self.undo[:-1])
+
+    def _without(self, bundle: str) -> Control:
+        """Without a bundle; where it is live, with the one that was live before it."""
+        kept = {k: v for k, v in self.bundles.items() if k != bundle}
+        if self.bundles[bundle][0] == "live":
+            lives = (_live(bundles) for _, bundles in reversed(self.undo))
+            before = next((name for name in lives if name != bundle), None)
+            if before is not None:
+                kept = _staged(kept, {"bundle": before, "stage": "live"})
+        return self._changed(self.stages, kept)
 
     def expire(self, cut_time_us: int) -> Control:
         """The same without mutes that have ended by `cut_time_us`."""
@@ -417,8 +435,7 @@ class Control:
 
     def kept(self) -> list[dict[str, Any]]:
         """What the manifest keeps: the records, and what can be rolled back."""
-        if not self.undo:
-            return self.records()
+        # Also where nothing can be: the records alone would leave steps of their own.
         steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
         return [*self.records(), {"kind": "undo", "steps": steps}]
 
@@ -451,9 +468,17 @@ class Control:
         return state
 
 
+def _live(bundles: Stages) -> str | None:
+    """The live bundle; None where that of the settings is."""
+    return next((name for name, (stage, _) in bundles.items() if stage == "live"), None)
+
+
 def _staged(bundles: Stages, record: Mapping[str, Any]) -> Stages:
     """Bundles with another stage of one: a live one takes the place of the live one there was."""
     name, stage = record["bundle"], record["stage"]
+    if stage == "canary" and bundles.get(name, ("off",))[0] == stage:
+        # It keeps its place: canaries have their entities in this order.
+        return bundles | {name: (stage, float(record.get("percent", 100)))}
     kept = {k: v for k, v in bundles.items() if k != name and not (stage == v[0] == "live")}
     if stage == "off":
         return kept

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflows.auto_rollback import SLOW_ROUNDS, AutoRollback
 from dataflows.cli.main import main
 from dataflows.control import records as module
 from dataflows.control.records import (
@@ -22,6 +25,9 @@ from dataflows.control.records import (
     append_record,
     parse_record,
 )
+from dataflows.opinions import Beside
+from dataflows.score import RoundOut
+from dataflows.settings import Settings
 from features.errors import ConfigError, StateError
 from models.voting import AnomalyType, Voting
 
@@ -104,6 +110,7 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         (json.dumps(_bundle("a", "loud")), "control record bundle: unknown stage 'loud'"),
         (json.dumps({**_bundle("a", "live"), "path": 5}), "expected `path` as text, got 5"),
         ('{"kind": "rollback", "bundle": "x"}', "control record rollback: expected `bundle` as"),
+        ('{"kind": "rollback", "off": true}', "expected `off` as true, beside a `bundle`"),
         ('{"kind": "undo", "steps": []}', "unknown kind 'undo'"),
         (json.dumps({**LABEL, "event_id": "\ud800"}), "`event_id` and `source` as 1 to"),
         (json.dumps({**LABEL, "source": 5}), "`event_id` and `source` as 1 to 256 characters"),
@@ -150,7 +157,8 @@ def some_records(draw: st.DrawFn) -> dict[str, Any]:
         stage = draw(st.sampled_from(module.STAGES))
         return {"kind": "bundle", "bundle": name * 16, "stage": stage, "percent": 100.0}
     if kind == "rollback":
-        return {"kind": "rollback"} | draw(st.sampled_from([{}, {"bundle": name * 16}]))
+        named = {"bundle": name * 16}
+        return {"kind": "rollback"} | draw(st.sampled_from([{}, named, named | {"off": True}]))
     return {**THRESHOLD, "detector": name, "value": draw(st.integers(0, 10)) / 10}
 
 
@@ -169,6 +177,13 @@ def test_a_restart_from_the_manifest_has_the_same_in_force(
         assert parse_record(json.dumps(record)) == record
 
 
+def test_what_cannot_be_rolled_back_cannot_after_a_restart_either() -> None:
+    promoted = [_bundle("ab"[i % 2], "live") for i in range(module.UNDO_MAX + 4)]
+    whole = Control.of([*promoted, *[{"kind": "rollback"}] * module.UNDO_MAX])
+    assert whole.bundles and not whole.undo
+    assert Control.of(whole.kept()) == whole
+
+
 def test_a_live_bundle_takes_the_place_of_the_one_before_and_a_rollback_gives_it_back() -> None:
     first = Control.of([_bundle("a", "live"), _bundle("b", "shadow")])
     second = first.apply(_bundle("b", "live"))
@@ -185,6 +200,83 @@ def test_a_rollback_of_a_bundle_does_nothing_to_others() -> None:
     rolled = control.apply({"kind": "rollback", "bundle": "a" * 16})
     assert rolled.bundles == {} and rolled.stages == control.stages
     assert control.apply({"kind": "rollback", "bundle": "b" * 16}) is control
+
+
+def test_a_bundle_that_is_rolled_back_to_be_off_is_no_canary_again() -> None:
+    control = Control.of([_bundle(name, stage) for name, stage in
+                          (("a", "live"), ("b", "canary"), ("b", "live"))])  # fmt: skip
+    back = {"kind": "rollback", "bundle": "b" * 16}
+    assert control.apply(back).bundles["b" * 16] == ("canary", 100.0), "as a person asks for it"
+    assert control.apply(back | {"off": True}).bundles == {"a" * 16: ("live", 100.0)}
+    alone = Control.of([_bundle("b", "canary"), _bundle("b", "live")])
+    assert alone.apply(back | {"off": True}).bundles == {}, "that of the settings is live"
+
+
+def test_a_live_bundle_that_is_rolled_back_gives_way_to_the_one_before_it() -> None:
+    promoted = [_bundle("a", "live"), _bundle("b", "live"), _bundle("c", "shadow")]
+    back = {"kind": "rollback", "bundle": "b" * 16}
+    rolled = Control.of(promoted).apply(back)
+    assert rolled.bundles == {"c" * 16: ("shadow", 100.0), "a" * 16: ("live", 100.0)}
+    settings = Control.of([promoted[0], _bundle("a", "off"), *promoted[1:]]).apply(back)
+    assert settings.bundles == {"c" * 16: ("shadow", 100.0)}, "not one that was off before it"
+
+
+class Watch:
+    """The flow's own rollbacks, shown rounds of one lane or several."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.said: list[str] = []
+        self.settings = Settings(
+            state_dir=tmp_path, control_file=tmp_path / "control.jsonl", rollback_score_ms=10.0
+        )
+        self.rollback = AutoRollback(self.settings, self.said.append)
+        self.second = 0
+
+    def look(self, control: Control, *lanes: dict[str, float]) -> None:
+        """Twenty rounds in which each lane's scores take so long, by bundle."""
+        stages = {"s": "live"} | {k[0]: stage for k, (stage, _) in control.bundles.items()}
+        for _ in range(SLOW_ROUNDS):
+            self.second += 1
+            outs = [
+                SimpleNamespace(
+                    beside=[
+                        Beside(name * 16, stages[name], rows=1, score_ms=ms)
+                        for name, ms in taken_ms.items()
+                    ],
+                    control=control,
+                    replayed=False,
+                )
+                for taken_ms in lanes
+            ]
+            self.rollback.look(self.second * 1_000_000, cast("list[RoundOut]", outs))
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The records it has written."""
+        for thread in threading.enumerate():
+            if thread.name == "waxwing-rollback":
+                thread.join()
+        path = self.settings.control_file
+        assert path is not None
+        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_canary_that_was_rolled_back_and_is_promoted_is_judged_again(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    (asked,) = watch.asked()
+    assert asked["bundle"] == "b" * 16 and asked["off"] is True
+    assert parse_record(json.dumps(asked)) == asked
+    watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
+    assert len(watch.asked()) == 2
+
+
+def test_lanes_beside_each_other_take_no_longer_than_the_longest(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+    watch.look(control, *[{"s": 1.0, "b": 4.0}] * 4)
+    assert watch.asked() == []
+    watch.look(control, {"s": 1.0, "b": 4.0}, {"s": 1.0, "b": 11.0})
+    assert len(watch.asked()) == 1
 
 
 def test_no_more_bundles_score_beside_the_live_one_than_may() -> None:

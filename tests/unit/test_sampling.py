@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dataflows.settings import Settings
 from features import plan, state
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
+from features.errors import StateError
 from features.keys import hash_strings
 from features.snapshots import join
 from features.spec import Feature
@@ -285,18 +288,58 @@ def test_the_bound_may_change_between_two_starts(rng: np.random.Generator) -> No
     assert lower.one_in_max >= 16
 
 
-def test_a_state_from_before_there_were_levels_is_read(rng: np.random.Generator) -> None:
-    parts = cut(make_batch("payment", payments(rng, 2_000), partitions=1), rng)
-    for exact_max in (0, 150):
-        engine = GroupEngine(CATALOG, 0, distinct_max=0, exact_max=exact_max)
-        for part in parts[:-3]:
-            values_of(engine, part)
-        old = engine.full()
-        (ring,) = engine._states["card"].rings
-        at, words = levels_at(*ring.ring.shape), 2 * len(OTHERS)
-        old["format"] = np.array([5])
-        old["card.ring0.ints"] = np.delete(old["card.ring0.ints"], range(at, at + words), axis=1)
-        old = {k: v for k, v in old.items() if "thinned" not in k}
-        found = GroupEngine.restore(CATALOG, 0, old, [], distinct_max=0, exact_max=exact_max)
-        for part in parts[-3:]:
-            np.testing.assert_array_equal(values_of(found, part), values_of(engine, part))
+def test_a_state_from_before_there_were_levels_is_refused() -> None:
+    old = GroupEngine(CATALOG, 0).full()
+    old["format"] = np.array([5])
+    with pytest.raises(StateError, match=r"state of format 5, expected .*; start from empty"):
+        GroupEngine.restore(CATALOG, 0, old, [])
+
+
+def test_nobody_is_sampled_unless_a_bound_is_set() -> None:
+    assert Settings.model_fields["distinct_exact_max"].default == 0
+    rows = [
+        {"event_id": str(i), "card_id": "c", "time_us": START_US + i * 1_000, "device_id": f"d{i}"}
+        for i in range(12_000)
+    ]
+    engine = GroupEngine(CATALOG, 0)
+    values = values_of(engine, make_batch("payment", rows, partitions=1))
+    assert column(values, "distinct_device_60")[-1] == 12_000
+    assert engine.estimated == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"distinct_max": BOUND}, {"exact_max": 150}])
+def test_a_deep_copy_goes_on_as_the_engine_does(
+    rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    """Also once the arena of either has grown."""
+    rows = [row for c in range(12) for row in payments(rng, 400, f"c{c}")]
+    rows.sort(key=lambda row: row["time_us"])
+    first, *rest = cut(make_batch("payment", rows, partitions=1), rng)
+    engine = GroupEngine(CATALOG, 0, late_s=0.0, **options)
+    values_of(engine, first)
+    copied = copy.deepcopy(engine, {id(CATALOG): CATALOG})
+    (ring,) = copied._states["card"].rings
+    before = len(ring._arena)
+    for part in rest:
+        np.testing.assert_array_equal(values_of(copied, part), values_of(engine, part))
+        assert np.shares_memory(ring.arena_ints, ring._arena)
+        assert np.shares_memory(ring.arena_reals, ring._arena)
+    assert len(ring._arena) > before
+
+
+def test_levels_go_over_into_a_catalogue_with_one_feature_more(rng: np.random.Generator) -> None:
+    parts = cut(make_batch("payment", payments(rng, 3_000), partitions=1), rng)
+    engine = GroupEngine(CATALOG, 0, distinct_max=BOUND)
+    (ring,) = engine._states["card"].rings
+    at = levels_at(*ring.ring.shape)
+    while not (ring.ints[0, at : at + 2] & 63).all():
+        values_of(engine, parts.pop(0))
+    larger = Catalog([_feature("distinct", "user", 3600), *CATALOG.features("payment")])
+    grown = GroupEngine.restore(larger, 0, engine.full(), [], distinct_max=BOUND)
+    assert grown.empty == ("payment.distinct_user_3600",)
+    names = larger.names("payment")
+    places = [names.index(name) for name in NAMES]
+    for part in parts:
+        rows = split(larger, {"payment": part}, 1)[0]
+        found = grown.process(rows)[0].parts["payment", "card"][1]
+        np.testing.assert_array_equal(found[:, places], values_of(engine, part))

@@ -19,7 +19,7 @@ from dataflows.addresses import address_fault, is_archive
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
-from dataflows.shelf import Shelf, owners
+from dataflows.shelf import Seat, Shelf, owners
 from features.catalog import catalog
 from features.errors import BundleError
 from models.bundle import Bundle
@@ -402,3 +402,27 @@ def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(
         assert abs(100.0 * mine.mean() - percent) < 1.5
         assert not (before & ~mine).any()
         before = mine
+
+
+def test_two_canaries_decide_for_entities_of_their_own(
+    field: Field, bundles: tuple[Path, Path], rng: np.random.Generator
+) -> None:
+    scorer, keys = field.base, rng.integers(0, 2**63, 20_000).astype(np.uint64)
+    seats = [Seat("a", scorer, "live", 100.0, True), Seat("s", scorer, "shadow", 100.0, False)]
+    seats += [Seat(name, scorer, "canary", 5.0, False) for name in "bc"]
+    seats += [Seat("d", scorer, "canary", 95.0, False)]
+    found = owners(tuple(seats), keys)
+    assert found is not None
+    shares = 100.0 * np.bincount(found, minlength=5) / len(keys)
+    assert np.allclose(shares, [0, 0, 5, 5, 90], atol=1.0)
+
+
+def test_a_canary_with_more_percent_keeps_its_place_among_canaries() -> None:
+    first, second = (
+        {"kind": "bundle", "bundle": name * 16, "stage": "canary", "percent": 5.0} for name in "bc"
+    )
+    control = Control.of([first, second, first | {"percent": 40.0}])
+    assert list(control.bundles.items()) == [
+        ("b" * 16, ("canary", 40.0)),
+        ("c" * 16, ("canary", 5.0)),
+    ]
