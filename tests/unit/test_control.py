@@ -348,6 +348,18 @@ def test_a_huge_file_is_read_a_piece_a_round(
     assert rounds > 5
 
 
+@pytest.mark.parametrize("slashes", ["://", ":\\/\\/"])
+@pytest.mark.parametrize("end", ["}", ""])
+def test_no_password_of_an_address_is_told_or_kept(tmp_path: Path, slashes: str, end: str) -> None:
+    path = tmp_path / "control.jsonl"
+    line = json.dumps(_bundle("a", "live") | {"path": "https://me:secret@host/b.tgz"})
+    path.write_text(line.replace("://", slashes).removesuffix("}") + end + "\n")
+    records, faults = ControlFile(path).take()
+    assert not records and len(faults) == 1
+    assert "secret" not in repr(faults) and b"***@host" in faults[0].raw
+    assert ("user or password in it" in faults[0].reason) == bool(end)
+
+
 def test_a_file_that_was_replaced_by_a_shorter_one_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "control.jsonl"
     path.write_bytes(lines(MUTE, STAGE))

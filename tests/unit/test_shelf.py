@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataflows.addresses import address_fault, is_archive
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
@@ -260,6 +262,79 @@ def test_an_address_of_another_kind_or_a_chain_is_not_asked(
     with pytest.raises(BundleError, match=r"no chain \(`::`\)"):
         brought(f"{chain}{bundles[1]}", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["https://me:secret@host/b.tgz", "s3://key@bucket/b"])
+def test_an_address_with_a_user_is_not_asked(tmp_path: Path, place: str) -> None:
+    with pytest.raises(BundleError, match=r"\*\*\*@.*user or password") as caught:
+        brought(place, tmp_path)
+    assert "secret" not in str(caught.value) and "key" not in str(caught.value)
+    assert address_fault("abfss://container@account.dfs.core.windows.net/b") is None
+
+
+def test_an_archive_is_known_by_the_path_of_its_url() -> None:
+    assert is_archive("https://host/b.tgz?sig=x.y") and is_archive("/b.TAR.gz")
+    assert not is_archive("https://host/b?as=x.tgz") and not is_archive("https://host/b")
+
+
+@pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 35_000), ("FILES_MAX", 2)])
+@pytest.mark.parametrize("kind", ["", "gztar", "zip"])
+def test_no_more_comes_of_a_bundle_than_may_all_files_together(
+    bundles: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
+    kind: str,
+) -> None:
+    sizes = [p.stat().st_size for p in bundles[1].rglob("*") if p.is_file()]
+    assert max(sizes) < 35_000 < sum(sizes) and len(sizes) > 2
+    place = f"file://{bundles[1]}"
+    if kind:
+        place = shutil.make_archive(str(tmp_path / "packed"), kind, bundles[1])
+    monkeypatch.setattr(f"dataflows.fetching.{limit}", most)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(BundleError, match=r"more than|at most"):
+        brought(place, into)
+    came = [p.stat().st_size for p in into.rglob("*") if p.is_file()]
+    assert sum(came) <= 35_000 and (limit == "BYTES_MAX" or len(came) <= 2)
+
+
+def test_a_url_of_unknown_or_false_size_is_copied_until_the_limit_alone(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.size", lambda *_: None)
+    monkeypatch.setattr("dataflows.fetching.BYTES_MAX", 10)
+    with pytest.raises(BundleError, match="more than"):
+        brought(f"file://{bundles[1]}", tmp_path)
+    assert not (tmp_path / "fetched" / "bundle.json").stat().st_size
+
+
+def test_an_archive_is_read_no_further_than_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, many, listed = (tmp_path / name for name in ("long.tar.gz", "many.tar.gz", "listed.zip"))
+    with tarfile.open(long, "w:gz", pax_headers={"comment": "x" * 1_000_000}) as archive:
+        archive.addfile(tarfile.TarInfo("bundle.json"))
+    with gzip.open(many, "wb") as packed:
+        for name in "abcd":
+            packed.write(tarfile.TarInfo(name).tobuf())
+        packed.write(b"what would be said of, were it read" * 1_000)
+    with zipfile.ZipFile(listed, "w") as zipped:
+        for n in range(1_000):
+            zipped.writestr(f"{n:05}", "")
+    monkeypatch.setattr("dataflows.fetching.FILES_MAX", 3)
+    monkeypatch.setattr("dataflows.fetching.HEADERS_BYTES_MAX", 50_000)
+    for place, why in (
+        (long, "headers of more than 50,000 bytes"),
+        (many, "more than 3 files"),
+        (listed, "a list of files of more than 50,000 bytes"),
+    ):
+        into = tmp_path / place.stem
+        into.mkdir()
+        with pytest.raises(BundleError, match=why):
+            brought(str(place), into)
 
 
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
