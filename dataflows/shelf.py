@@ -34,8 +34,8 @@ from models.scoring import Scorer, in_canary
 __all__ = ["Seat", "Shelf", "detectors_of", "owners", "shelf_folder"]
 
 KEPT_MAX = 16
-"""Most bundles on the shelf; beyond it those that came first are removed, but not those in force.
-Chosen: months of promotions, and a replay of them."""
+"""Most bundles on the shelf; beyond it those that came or were asked for first are removed, but not
+those in force. Chosen: months of promotions, and a replay of them."""
 
 LOOK_S = 0.25
 """How often the processes of a cluster look for bundles that another has fetched. Chosen: well
@@ -185,14 +185,19 @@ class Shelf:
     # -- what is there ----------------------------------------------------------------------------
 
     def knows(self, bundle: str) -> bool:
-        """Whether a bundle can score at once, and after a restart with other settings."""
+        """Whether a bundle can score at once, and after a restart with other settings.
+
+        One that is asked for is the last to be removed: its record is not in force yet.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / bundle)
         return bundle in self._scorers or (
             bundle == self._base.bundle.id and (self.folder / bundle).is_dir()
         )
 
     def names(self) -> list[str]:
         """Ids of all bundles there are, that of the settings first."""
-        return [self._base.bundle.id, *sorted(p.name for p in self._copies())]
+        return [self._base.bundle.id, *sorted(p.name for _, p in self._copies())]
 
     def scorer(self, bundle: str) -> Scorer:
         """A scorer with a bundle of the shelf, loaded where it is not yet.
@@ -233,15 +238,15 @@ class Shelf:
         scorer.warm_up()
         return scorer
 
-    def _copies(self) -> list[Path]:
-        """Folders of the bundles on the shelf, that which came first first."""
+    def _copies(self) -> list[tuple[int, Path]]:
+        """Folders of the bundles on the shelf and their times in ns, the oldest first."""
         found = []
         for path in self.folder.glob("*"):
             # Another process may remove one at any moment.
             with contextlib.suppress(FileNotFoundError):
                 if len(path.name) == _ID_CHARS and path.is_dir():
                     found.append((path.stat().st_mtime_ns, path))
-        return [path for _, path in sorted(found)]
+        return sorted(found)
 
     # -- what comes -------------------------------------------------------------------------------
 
@@ -359,22 +364,27 @@ class Shelf:
                     shutil.rmtree(path, ignore_errors=True)
 
     def forget(self, control: Control) -> None:
-        """Remove the bundles that came first where there are too many, but none that is in force
-        or can be rolled back to."""
+        """Remove the bundles that came or were asked for first where there are too many, but none
+        that is in force or can be rolled back to."""
         kept = {*control.bundles, *(name for _, bundles in control.undo for name in bundles)}
-        copies = [p for p in self._copies() if p.name not in kept]
-        for path in copies[: max(0, len(copies) - KEPT_MAX)]:
-            shutil.rmtree(path, ignore_errors=True)
+        copies = [p for p in self._copies() if p[1].name not in kept]
+        for time_ns, path in copies[: max(0, len(copies) - KEPT_MAX)]:
             with self._lock:
                 self._scorers.pop(path.name, None)
+            gone = self.folder / f".{path.name}.{os.getpid()}.{id(self):x}.gone{_COMING}"
+            # Half a folder would be taken for the bundle: it has another name before it shrinks.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime_ns == time_ns:  # else asked for just now
+                    path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def look_out(self) -> None:
         """Load what other processes of the cluster fetch, before it is in force here."""
-        known = {path.name for path in self._copies()}
+        known = {path.name for _, path in self._copies()}
 
         def look() -> None:
             while not self._closed.wait(LOOK_S):
-                for path in self._copies():
+                for _, path in self._copies():
                     if path.name not in known:
                         known.add(path.name)
                         # Whoever fetched it says what is wrong with it.

@@ -271,6 +271,25 @@ def test_a_canary_that_was_rolled_back_and_is_promoted_is_judged_again(tmp_path:
     assert len(watch.asked()) == 2
 
 
+@pytest.mark.parametrize("extra", [[], [_bundle("c", "shadow")], [_bundle("b", "canary")]])
+def test_what_a_rollback_brings_back_is_not_newly_promoted(
+    tmp_path: Path, extra: list[dict[str, Any]]
+) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("a", "live")])
+    watch.look(control, {"a": 50.0})
+    assert watch.asked() == [], "live when the flow began"
+    before = [record for record in extra if record["stage"] == "canary"]
+    for record in (*before, _bundle("b", "live"), *[r for r in extra if r not in before]):
+        control = control.apply(record)
+    watch.look(control, {"b": 50.0})
+    (asked,) = watch.asked()
+    control = control.apply(asked)
+    watch.look(control, {"a": 50.0})
+    assert len(watch.asked()) == 1, "the machine is slow, not the bundle"
+    watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
+    assert len(watch.asked()) == 2, "promoted again"
+
+
 def test_lanes_beside_each_other_take_no_longer_than_the_longest(tmp_path: Path) -> None:
     watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
     watch.look(control, *[{"s": 1.0, "b": 4.0}] * 4)

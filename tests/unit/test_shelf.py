@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -418,6 +419,37 @@ def test_no_bundle_is_removed_that_can_be_rolled_back_to(
     assert field.shelf.names() == [field.base.bundle.id, new]
     field.shelf.forget(Control())
     assert field.shelf.names() == [field.base.bundle.id]
+
+
+def test_a_bundle_whose_removal_is_cut_short_is_copied_again(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = id_of(bundles[1])
+    field.ask(new, bundles[1])
+    field.until(lambda records, _: bool(records))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 0)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path, **_: (path / "bundle.json").unlink())
+        field.shelf.forget(Control())
+    field.ask(new, bundles[1])
+    records, faults = field.until(lambda records, faults: bool(records or faults))
+    assert records and not faults, faults
+
+
+def test_a_bundle_that_is_asked_for_is_not_removed_before_it_is_in_force(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, new = map(id_of, bundles)
+    for name, place in ((new, bundles[1]), (first, bundles[0])):
+        field.ask(name, place)
+        field.until(lambda records, _: bool(records))
+    os.utime(field.shelf.folder / new, (1, 1))
+    os.utime(field.shelf.folder / first, (2, 2))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 1)
+    field.ask(new, stage="live")
+    field.until(lambda records, _: bool(records))
+    field.shelf.forget(Control())
+    assert [p.name for p in field.shelf.folder.iterdir()] == [new]
 
 
 def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(
