@@ -8,8 +8,9 @@ alerts: those that come, those that go, and the known frauds won and lost with t
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,10 @@ class Comparison:
     examples_max: int = EXAMPLES_MAX
     events: int = 0
     kinds: dict[str, _Counts] = field(default_factory=dict)
-    _examples: dict[tuple[str, str], list[tuple[float, str, dict[str, Any]]]] = field(
+    _examples: dict[tuple[str, str], list[tuple[float, str, int, dict[str, Any]]]] = field(
         default_factory=dict
     )
+    _taken: Iterator[int] = field(default_factory=itertools.count)
 
     def add(
         self,
@@ -144,7 +146,7 @@ class Comparison:
         values = batch.frame.row(row, named=True)
         rank = (score, str(values["event_id"]))
         if len(kept) >= self.examples_max and (not kept or rank <= kept[0][:2]):
-            return  # event ids are unique, so that no two rows are compared beyond theirs
+            return
         declared = event_type(batch.event_type)
         whose, columns = declared.primary, declared.entities[declared.primary]
         told |= {
@@ -156,7 +158,8 @@ class Comparison:
             "score": score,
             "reasons": [one[1] for one in reasons(self.catalog, scorer.bundle, features, row)],
         }
-        heapq.heappush(kept, (*rank, told))
+        # An event may be sent again: then only the running number tells one from the other.
+        heapq.heappush(kept, (*rank, next(self._taken), told))
         if len(kept) > self.examples_max:
             heapq.heappop(kept)
 
@@ -171,7 +174,7 @@ class Comparison:
             "events": self.events,
             "total": asdict(total),
             "anomaly_types": {name: asdict(one) for name, one in sorted(self.kinds.items())},
-            "examples": [told for kept in ranked for _, _, told in kept],
+            "examples": [told for kept in ranked for *_, told in kept],
         }
 
 

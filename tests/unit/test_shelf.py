@@ -18,16 +18,19 @@ import numpy as np
 import pytest
 
 from dataflows.addresses import address_fault, is_archive
+from dataflows.compare import Comparison
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
 from dataflows.shelf import Seat, Shelf, owners
 from features.catalog import catalog
 from features.errors import BundleError
+from models.base import Decisions
 from models.bundle import Bundle
 from models.scoring import Scorer
 from models.train import train
 from tests.rows import training_set
+from tests.streams import make_batch
 
 DETECTORS = ("zscore", "iqr")
 LIMIT_S = 60.0
@@ -490,3 +493,36 @@ def test_a_canary_with_more_percent_keeps_its_place_among_canaries() -> None:
         ("b" * 16, ("canary", 40.0)),
         ("c" * 16, ("canary", 5.0)),
     ]
+
+
+def compared(
+    scorer: Scorer, frauds: dict[str, bool], live: list[list[int]], candidate: list[list[int]]
+) -> dict[str, Any]:
+    """Logins, by id whether they are frauds, that each of two rules flags (rows) or not."""
+    batch = make_batch("login", [{"event_id": name.strip("+"), "user_id": "u"} for name in frauds])
+    truth = {("login", name.strip("+")): said for name, said in frauds.items()}
+    rows = training_set(np.random.default_rng(1), "login", rows=len(batch), odd=0)
+    found = Comparison(catalog(), truth)
+    decisions = [
+        (
+            scorer,
+            Decisions(
+                "login",
+                ("one", "other"),
+                (),
+                np.full((len(batch), 2), 0.5),
+                np.array(flags, np.bool_),
+                np.zeros((len(batch), 2, 0), np.bool_),
+                np.zeros((2, 0)),
+            ),
+        )
+        for flags in (live, candidate)
+    ]
+    found.add(batch, rows.features, decisions[0], decisions[1])
+    return found.report()
+
+
+def test_an_event_that_is_sent_again_is_compared_twice(field: Field) -> None:
+    events = {"a": True, "a+": True, "a++": True}
+    found = compared(field.base, events, [[0, 0]] * 3, [[1, 0]] * 3)
+    assert [one["event_id"] for one in found["examples"]] == ["a"] * 3
