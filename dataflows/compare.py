@@ -70,6 +70,10 @@ class _Counts:
     gone_genuine: int = 0
 
 
+_FRAUDS = ("frauds", "won", "lost", "missed")
+"""Counts of known frauds: in all by event, whichever rules flag it."""
+
+
 @dataclass(slots=True)
 class Comparison:
     """See the module.
@@ -86,6 +90,7 @@ class Comparison:
     examples_max: int = EXAMPLES_MAX
     events: int = 0
     kinds: dict[str, _Counts] = field(default_factory=dict)
+    _frauds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FRAUDS, 0))
     _examples: dict[tuple[str, str], list[tuple[float, str, int, dict[str, Any]]]] = field(
         default_factory=dict
     )
@@ -102,15 +107,18 @@ class Comparison:
         self.events += len(batch)
         fraud, known = self._truth(batch)
         kinds = dict.fromkeys((*live[1].anomaly_types, *candidate[1].anomaly_types))
+        was, is_now = (made.flagged.any(axis=1) for _, made in (live, candidate))
+        for name, rows in zip(_FRAUDS, _frauds(fraud, was, is_now), strict=True):
+            self._frauds[name] += int(np.count_nonzero(rows))
         for kind in kinds:
             then, now = (_column(made, kind, made.flagged) for _, made in (live, candidate))
             counts = self.kinds.setdefault(kind, _Counts())
             new, gone = now & ~then, then & ~now
             for name, rows in (
                 ("live", then), ("candidate", now), ("both", then & now), ("new", new),
-                ("gone", gone), ("frauds", fraud), ("won", new & fraud), ("lost", gone & fraud),
-                ("missed", fraud & ~then & ~now), ("new_genuine", new & known & ~fraud),
+                ("gone", gone), ("new_genuine", new & known & ~fraud),
                 ("gone_genuine", gone & known & ~fraud),
+                *zip(_FRAUDS, _frauds(fraud, then, now), strict=True),
             ):  # fmt: skip
                 setattr(counts, name, getattr(counts, name) + int(np.count_nonzero(rows)))
             for way, rows, (scorer, made) in (("new", new, candidate), ("gone", gone, live)):
@@ -169,6 +177,8 @@ class Comparison:
         for one in self.kinds.values():
             for name, count in asdict(one).items():
                 setattr(total, name, getattr(total, name) + count)
+        for name, count in self._frauds.items():
+            setattr(total, name, count)
         ranked = [sorted(kept, reverse=True) for kept in self._examples.values()]
         return {
             "events": self.events,
@@ -176,6 +186,11 @@ class Comparison:
             "anomaly_types": {name: asdict(one) for name, one in sorted(self.kinds.items())},
             "examples": [told for kept in ranked for *_, told in kept],
         }
+
+
+def _frauds(fraud: Flags, then: Flags, now: Flags) -> tuple[Flags, Flags, Flags, Flags]:
+    """bool (n,) each, as in _FRAUDS."""
+    return fraud, fraud & now & ~then, fraud & then & ~now, fraud & ~then & ~now
 
 
 def _column(made: Decisions, kind: str, table: npt.NDArray[Any]) -> npt.NDArray[Any]:

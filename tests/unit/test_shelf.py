@@ -499,8 +499,9 @@ def compared(
     scorer: Scorer, frauds: dict[str, bool], live: list[list[int]], candidate: list[list[int]]
 ) -> dict[str, Any]:
     """Logins, by id whether they are frauds, that each of two rules flags (rows) or not."""
-    batch = make_batch("login", [{"event_id": name.strip("+"), "user_id": "u"} for name in frauds])
-    truth = {("login", name.strip("+")): said for name, said in frauds.items()}
+    names = [name.strip("+") for name in frauds]
+    batch = make_batch("login", [{"event_id": n, "user_id": "u"} for n in names], partitions=1)
+    truth = {("login", name): said for name, said in zip(names, frauds.values(), strict=True)}
     rows = training_set(np.random.default_rng(1), "login", rows=len(batch), odd=0)
     found = Comparison(catalog(), truth)
     decisions = [
@@ -526,3 +527,15 @@ def test_an_event_that_is_sent_again_is_compared_twice(field: Field) -> None:
     events = {"a": True, "a+": True, "a++": True}
     found = compared(field.base, events, [[0, 0]] * 3, [[1, 0]] * 3)
     assert [one["event_id"] for one in found["examples"]] == ["a"] * 3
+
+
+def test_a_fraud_counts_once_in_all_whichever_rule_flags_it(field: Field) -> None:
+    events = {"moved": True, "won": True, "lost": True, "missed": True, "fine": False}
+    live = [[1, 0], [0, 0], [1, 1], [0, 0], [1, 0]]
+    candidate = [[0, 1], [1, 1], [0, 0], [0, 0], [0, 1]]
+    found = compared(field.base, events, live, candidate)
+    total, one = found["total"], found["anomaly_types"]["one"]
+    names = ("frauds", "won", "lost", "missed")
+    assert [total[name] for name in names] == [4, 1, 1, 1]
+    assert [one[name] for name in names] == [4, 1, 2, 1]
+    assert (total["live"], total["candidate"], total["new_genuine"]) == (4, 4, 1), "alerts"
