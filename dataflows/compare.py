@@ -26,7 +26,7 @@ from dataflows.history import run_history
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf, detectors_of
+from dataflows.shelf import Shelf, load_scorer
 from dataflows.sources.files import FileReader
 from dataflows.sources.rounds import journal_folder
 from dataflows.state.bases import base_states
@@ -107,7 +107,7 @@ class Comparison:
         self.events += len(batch)
         fraud, known = self._truth(batch)
         kinds = dict.fromkeys((*live[1].anomaly_types, *candidate[1].anomaly_types))
-        was, is_now = (made.flagged.any(axis=1) for _, made in (live, candidate))
+        was, is_now = (np.asarray(made.flagged.any(axis=1)) for _, made in (live, candidate))
         for name, rows in zip(_FRAUDS, _frauds(fraud, was, is_now), strict=True):
             self._frauds[name] += int(np.count_nonzero(rows))
         for kind in kinds:
@@ -233,7 +233,7 @@ def compare_journal(
     settings = as_run(stretch.segment, state_dir, config, given)
     base = base_before(state_dir, first, int(header["lanes"]))
     context = replay_context(settings, base, Replaying(first, last), header)
-    beside = _candidate(candidate, context.catalog, context.scorer)
+    beside = load_scorer(candidate, context.catalog, context.scorer)
     context.shelf = Shelf(
         state_dir, context.catalog, context.scorer, settings.bundle, beside=beside
     )
@@ -288,19 +288,6 @@ def _labels_of(state_dir: Path) -> dict[tuple[str, str], bool]:
     return found
 
 
-def _candidate(path: Path, cat: Catalog, base: Scorer) -> Scorer:
-    """A warm scorer with the candidate, as the flow would make it.
-
-    Raises
-    ------
-    BundleError : it cannot be used
-    """
-    bundle = Bundle.load(path, cat)
-    scorer = Scorer(bundle, detectors_of(bundle, base))
-    scorer.warm_up()
-    return scorer
-
-
 @dataclass(slots=True)
 class _Both:
     """Takes in events with their features and has both bundles look at them."""
@@ -339,7 +326,7 @@ def compare_files(
     cat = catalog()
     voting = None if settings.voting is None else Voting.load(settings.voting)
     live = Scorer(Bundle.load(settings.bundle, cat), settings.detectors, voting)
-    beside = _candidate(candidate, cat, live)
+    beside = load_scorer(candidate, cat, live)
     live.warm_up()
     warm_up(cat)
     warm = settings.warm_state or warm_folder(settings)

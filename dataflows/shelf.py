@@ -31,7 +31,7 @@ from features.keys import UInt64
 from models.bundle import Bundle, copy_bundle, read_head
 from models.scoring import Scorer, in_canary
 
-__all__ = ["Seat", "Shelf", "detectors_of", "owners", "shelf_folder"]
+__all__ = ["Seat", "Shelf", "detectors_of", "load_scorer", "owners", "shelf_folder"]
 
 KEPT_MAX = 16
 """Most bundles on the shelf; beyond it those that came or were asked for first are removed, but not
@@ -113,6 +113,31 @@ def detectors_of(bundle: Bundle, base: Scorer) -> tuple[str, ...]:
         if getattr(model, "fallback", False)
     }
     return tuple(name for name in bundle.detectors if name not in left_out | stand_in)
+
+
+def load_scorer(path: Path, cat: Catalog, base: Scorer) -> Scorer:
+    """A warm scorer with a bundle from a folder, beside the one of the settings.
+
+    Raises
+    ------
+    BundleError : it is damaged, of another catalogue or currency, or with a detector nobody knows
+    """
+    bundle = Bundle.load(path, cat)
+    made, wanted = (
+        (b.training.get("currency") or {}).get("base", "") for b in (bundle, base.bundle)
+    )
+    if made != wanted:
+        raise BundleError(
+            f"bundle {path}: trained on amounts in {made or 'the currency they were paid in'},"
+            f" the flow has them in {wanted or 'the currency they were paid in'}; train again"
+            " (`waxwing train`) with currency_rates and currency_base as the flow has them"
+        )
+    try:
+        scorer = Scorer(bundle, detectors_of(bundle, base))
+    except ConfigError as error:
+        raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
+    scorer.warm_up()
+    return scorer
 
 
 class Shelf:
@@ -216,27 +241,8 @@ class Shelf:
                         f"bundle {bundle} is in force and gone from {self.folder}; copy it there"
                         " again (`waxwing model stage FOLDER shadow` does while the flow runs)"
                     )
-                self._scorers[bundle] = self._load(self.folder / bundle)
+                self._scorers[bundle] = load_scorer(self.folder / bundle, self._catalog, self._base)
             return self._scorers[bundle]
-
-    def _load(self, path: Path) -> Scorer:
-        """A warm scorer from a folder."""
-        bundle = Bundle.load(path, self._catalog)
-        made, wanted = (
-            (b.training.get("currency") or {}).get("base", "") for b in (bundle, self._base.bundle)
-        )
-        if made != wanted:
-            raise BundleError(
-                f"bundle {path}: trained on amounts in {made or 'the currency they were paid in'},"
-                f" the flow has them in {wanted or 'the currency they were paid in'}; train again"
-                " (`waxwing train`) with currency_rates and currency_base as the flow has them"
-            )
-        try:
-            scorer = Scorer(bundle, detectors_of(bundle, self._base))
-        except ConfigError as error:
-            raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
-        scorer.warm_up()
-        return scorer
 
     def _copies(self) -> list[tuple[int, Path]]:
         """Folders of the bundles on the shelf and their times in ns, the oldest first."""
@@ -315,7 +321,7 @@ class Shelf:
                     " name its folder"
                 )
             self._copy(bundle, path, place)
-        scorer = self._load(place)
+        scorer = load_scorer(place, self._catalog, self._base)
         with self._lock:
             self._scorers[bundle] = scorer
 
@@ -339,7 +345,7 @@ class Shelf:
                 )
             copy_bundle(path, temporary / bundle)
             # Loaded from the copy, so that nothing that changes in between can pass.
-            self._load(temporary / bundle)
+            load_scorer(temporary / bundle, self._catalog, self._base)
             try:
                 (temporary / bundle).rename(target)
             except OSError:

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import numpy as np
 import pytest
 
 from dataflows.addresses import address_fault, is_archive
-from dataflows.compare import Comparison
+from dataflows.compare import Comparison, compare_files
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
+from dataflows.settings import Settings
 from dataflows.shelf import Seat, Shelf, owners
 from features.catalog import catalog
-from features.errors import BundleError
+from features.errors import BundleError, ConfigError
 from models.base import Decisions
 from models.bundle import Bundle
 from models.scoring import Scorer
@@ -539,3 +541,20 @@ def test_a_fraud_counts_once_in_all_whichever_rule_flags_it(field: Field) -> Non
     assert [total[name] for name in names] == [4, 1, 1, 1]
     assert [one[name] for name in names] == [4, 1, 2, 1]
     assert (total["live"], total["candidate"], total["new_genuine"]) == (4, 4, 1), "alerts"
+
+
+def test_a_candidate_in_another_currency_is_refused_as_the_flow_would(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Bundle.load(bundles[1], catalog())
+    replace(made, training={**made.training, "currency": {"base": "EUR"}}).write(tmp_path / "eur")
+    settings = Settings(bundle=bundles[0], detectors=list(DETECTORS), warm_state="cold")
+    with pytest.raises(BundleError, match="trained on amounts in EUR"):
+        compare_files(settings, tmp_path / "eur", {})
+
+    def refuse(*_: object) -> Scorer:
+        raise ConfigError("nobody knows this detector")
+
+    monkeypatch.setattr("dataflows.shelf.Scorer", refuse)
+    with pytest.raises(BundleError, match="nobody knows this detector"):
+        compare_files(settings, bundles[1], {})
