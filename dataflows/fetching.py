@@ -12,6 +12,7 @@ import io
 import lzma
 import shutil
 import tarfile
+import time
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -22,13 +23,17 @@ from dataflows.addresses import address_fault, file_name, is_archive, is_elsewhe
 from features.errors import BundleError
 from models.bundle import read_head
 
-__all__ = ["BYTES_MAX", "brought"]
+__all__ = ["BYTES_MAX", "FETCH_S", "brought"]
 
 BYTES_MAX = 4_000_000_000
 """Most bytes of a bundle, packed or not. Chosen: a hundred times the largest we have trained."""
 
 FILES_MAX = 10_000
 """Most files of a bundle. Chosen: one has some dozens."""
+
+FETCH_S = 120.0
+"""How long a bundle may take to come. Chosen: the largest we have trained has 40 MB, which come
+over a slow line."""
 
 CHUNK_BYTES = 1 << 20
 """Read at once from a URL. Chosen: little memory, and few calls."""
@@ -115,15 +120,20 @@ class _Budget:
     place: str
     files: int = field(default_factory=lambda: FILES_MAX)
     bytes: int = field(default_factory=lambda: BYTES_MAX)
+    until_s: float = field(default_factory=lambda: time.monotonic() + FETCH_S)
 
     def spend(self, files: int, n_bytes: int) -> None:
-        """BundleError where more comes than may."""
+        """BundleError where more comes than may, or too slowly."""
         self.files -= files
         self.bytes -= n_bytes
         if self.files < 0 or self.bytes < 0:
             raise BundleError(
                 f"bundle {self.place}: more than {FILES_MAX:,} files or {BYTES_MAX:,} bytes;"
                 f" {_CURE}"
+            )
+        if time.monotonic() > self.until_s:
+            raise BundleError(
+                f"bundle {self.place}: did not come within {FETCH_S:g} s; bring it nearer"
             )
 
 

@@ -8,19 +8,23 @@ them scores in a round follows from the control records in force alone (`Shelf.l
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import queue
 import shutil
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dataflows.control.records import Control, Stages
-from dataflows.fetching import brought
+from dataflows.fetching import FETCH_S, brought
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError
 from features.keys import UInt64
@@ -39,6 +43,10 @@ below the second that a change may take."""
 
 STALE_S = 3_600.0
 """Age of a half copied bundle that nobody copies any more. Chosen: the slowest takes minutes."""
+
+HANGING_MAX = 8
+"""Most threads that wait for places that do not answer; beyond it nothing is fetched until one
+ends. Chosen: somebody is to look at them."""
 
 _COMING = ".new"
 
@@ -136,7 +144,8 @@ class Shelf:
         self._beside, self._fixed = beside, fixed
         self._scorers: dict[str, Scorer] = {}
         self._lock = threading.RLock()
-        self._thread: ThreadPoolExecutor | None = None
+        self._asked: queue.SimpleQueue[tuple[Future[None], str, str | None] | None] | None = None
+        self._count = itertools.count()
         self._closed = threading.Event()
         self._last: tuple[Stages, tuple[Seat, ...]] | None = None
 
@@ -244,6 +253,9 @@ class Shelf:
     def fetch(self, bundle: str, path: str | None) -> Future[None]:
         """Have a thread copy, check and load a bundle; its result comes once it can score.
 
+        One after another; one that takes longer than FETCH_S is given up. The threads are daemons:
+        a place that does not answer holds up neither the next bundle nor the end of the process.
+
         Parameters
         ----------
         bundle : id that it must have
@@ -253,10 +265,41 @@ class Shelf:
         ------
         (the future) WaxwingError : it cannot be used, with the cure
         """
+        future: Future[None] = Future()
         with self._lock:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="waxwing-bundle")
-            return self._thread.submit(self._fetch, bundle, path)
+            if self._asked is None:
+                self._asked = queue.SimpleQueue()
+                _daemon(self._work)
+        self._asked.put((future, bundle, path))
+        return future
+
+    def _work(self) -> None:
+        """Fetch what is asked for, until there is nothing more."""
+        asked, hanging = self._asked, list[threading.Thread]()
+        while asked is not None and (job := asked.get()) is not None:
+            future, bundle, path = job
+            if self._closed.is_set():
+                future.cancel()
+                continue
+            hanging = [thread for thread in hanging if thread.is_alive()]
+            if len(hanging) >= HANGING_MAX:
+                future.set_exception(
+                    BundleError(f"bundle {bundle}: {HANGING_MAX} others hang; start the flow again")
+                )
+                continue
+            made: Future[None] = Future()
+            thread = _daemon(partial(_settle, made, partial(self._fetch, bundle, path)))
+            wait([made], FETCH_S)
+            if not made.done():
+                hanging.append(thread)
+                made = Future()
+                made.set_exception(
+                    BundleError(
+                        f"bundle {bundle} was not there within {FETCH_S:g} s (from"
+                        f" {path or self.folder}); see that its place answers, and ask again"
+                    )
+                )
+            _settle(future, made.result)
 
     def _fetch(self, bundle: str, path: str | None) -> None:
         """See `fetch`."""
@@ -278,8 +321,11 @@ class Shelf:
 
     def _copy(self, bundle: str, place: str, target: Path) -> None:
         """Copy a bundle to the shelf where it is whole and the one that is meant."""
-        # A flow that begins again in its process may still be copying for the one before.
-        temporary = self.folder / f".{bundle}.{os.getpid()}.{id(self):x}{_COMING}"
+        # A flow that begins again in its process may still be copying for the one before, and what
+        # was given up be copying still.
+        temporary = (
+            self.folder / f".{bundle}.{os.getpid()}.{id(self):x}.{next(self._count)}{_COMING}"
+        )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -350,5 +396,22 @@ class Shelf:
     def close(self) -> None:
         """Let go of the threads."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._asked is not None:
+            self._asked.put(None)
+
+
+def _daemon(run: Callable[[], None]) -> threading.Thread:
+    """A thread that does not hold up the end of the process."""
+    thread = threading.Thread(target=run, name="waxwing-bundle", daemon=True)
+    thread.start()
+    return thread
+
+
+def _settle(future: Future[None], run: Callable[[], None]) -> None:
+    """Run and have a future say what came of it."""
+    try:
+        run()
+    except BaseException as error:  # whoever asked for it is told
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -336,6 +337,37 @@ def test_an_archive_is_read_no_further_than_it_may_be(
         into.mkdir()
         with pytest.raises(BundleError, match=why):
             brought(str(place), into)
+
+
+def test_a_place_that_does_not_answer_holds_up_neither_others_nor_the_end(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+
+    def hang(place: str, into: Path) -> Path:
+        assert answer.wait(LIMIT_S) and "hanging" not in place
+        return brought(place, into)
+
+    monkeypatch.setattr("dataflows.shelf.brought", hang)
+    monkeypatch.setattr("dataflows.shelf.FETCH_S", 0.1)
+    field.ask("ab" * 8, tmp_path / "hanging")
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert not records and "was not there within 0.1 s" in faults[0].reason
+    mine = [t for t in threading.enumerate() if t.name.startswith("waxwing-bundle")]
+    assert mine and all(thread.daemon for thread in mine)
+    monkeypatch.setattr("dataflows.shelf.FETCH_S", LIMIT_S)
+    monkeypatch.setattr("dataflows.shelf.brought", brought)
+    asked = field.ask(id_of(bundles[1]), bundles[1])
+    assert field.until(lambda records, _: bool(records))[0] == [asked]
+    answer.set()
+
+
+def test_what_comes_too_slowly_is_given_up(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataflows.fetching.FETCH_S", -1.0)
+    with pytest.raises(BundleError, match="did not come within"):
+        brought(f"file://{bundles[1]}", tmp_path)
 
 
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
