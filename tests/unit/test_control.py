@@ -28,6 +28,7 @@ from dataflows.control.records import (
 from dataflows.opinions import Beside
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
+from dataflows.state.journal import Cut
 from features.errors import ConfigError, StateError
 from models.voting import AnomalyType, Voting
 
@@ -517,3 +518,27 @@ def test_a_folder_that_no_flow_has_used_is_pointed_out(
     (folder / "journal").mkdir()
     assert main(["control", *words]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_rollback_with_nothing_to_undo_says_that_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "control.jsonl"
+
+    def cuts(_settings: Settings, after_round: int) -> list[Cut]:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        made = [Cut(i, i, {}, 0, control=(record,)) for i, record in enumerate(records, 1)]
+        return [cut for cut in made if cut.round > after_round]
+
+    monkeypatch.setattr("dataflows.stages._cuts", cuts)
+    monkeypatch.setattr("dataflows.stages.is_cutting", lambda _: True)
+    append_record(path, json.dumps(_bundle("a", "live")))
+    told = []
+    for named in ([], [], ["a" * 16]):
+        assert main(["model", "--set", f"state_dir={tmp_path}", "rollback", *named]) == 0
+        told.append(capsys.readouterr().out.strip())
+    assert told == [
+        "in force from round 2 on: rolled back",
+        "heard in round 3: nothing changed, there is none to undo",
+        f"heard in round 4: nothing changed, bundle {'a' * 16} has no say",
+    ]
