@@ -16,7 +16,7 @@ from typing import Any
 
 from dataflows.control.records import Control
 from dataflows.settings import Settings
-from dataflows.state.journal import Cut, read_cuts
+from dataflows.state.journal import Cut, CutFollower, read_cuts
 from dataflows.state.manifest import read_manifest
 from features.errors import BundleError
 
@@ -164,10 +164,10 @@ def heard(settings: Settings, id_: str, before: Standing, wait_s: float) -> Hear
     before : what was in force before it was written
     """
     give_up = time.monotonic() + wait_s
-    control, after_round = before.control, before.round
+    cuts = CutFollower(_journal(settings), before.round)
+    control = before.control
     while True:
-        for cut in _cuts(settings, after_round):
-            after_round = cut.round
+        for cut in cuts.take():
             for record in cut.control:
                 was, control = control, control.apply(record)
                 if record.get("id") == id_:
