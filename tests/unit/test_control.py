@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -28,7 +29,7 @@ from dataflows.control.records import (
 from dataflows.opinions import Beside
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
-from dataflows.state.journal import Cut
+from dataflows.state.journal import Cut, LaneJournal
 from features.errors import ConfigError, StateError
 from models.voting import AnomalyType, Voting
 
@@ -523,20 +524,22 @@ def test_a_folder_that_no_flow_has_used_is_pointed_out(
 def test_a_rollback_with_nothing_to_undo_says_that_nothing_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "control.jsonl"
+    journal = LaneJournal(tmp_path / "journal" / "lane-00", 1 << 20)
+    rounds = itertools.count(1)
 
-    def cuts(_settings: Settings, after_round: int) -> list[Cut]:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        made = [Cut(i, i, {}, 0, control=(record,)) for i, record in enumerate(records, 1)]
-        return [cut for cut in made if cut.round > after_round]
+    def hear(_settings: Settings, record: dict[str, Any]) -> str:
+        number = next(rounds)
+        journal.append(Cut(number, number, {}, 0, control=(record,)))
+        return "the journal"
 
-    monkeypatch.setattr("dataflows.stages._cuts", cuts)
+    monkeypatch.setattr("dataflows.control.writing.write_record", hear)
     monkeypatch.setattr("dataflows.stages.is_cutting", lambda _: True)
-    append_record(path, json.dumps(_bundle("a", "live")))
+    hear(Settings(), _bundle("a", "live"))
     told = []
     for named in ([], [], ["a" * 16]):
         assert main(["model", "--set", f"state_dir={tmp_path}", "rollback", *named]) == 0
         told.append(capsys.readouterr().out.strip())
+    journal.close()
     assert told == [
         "in force from round 2 on: rolled back",
         "heard in round 3: nothing changed, there is none to undo",
