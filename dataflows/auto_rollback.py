@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dataflows.control.records import Control
 from dataflows.control.writing import write_record
 from dataflows.opinions import Beside
 from features.errors import WaxwingError
@@ -66,7 +67,9 @@ class AutoRollback:
         self._usual_rate: float | None = None
         self._live: str | None = None
         self._settled: str | None = None
-        """Live when this process began: nobody knows what was usual before it."""
+        """Live when this process began, or by a rollback: it is not newly promoted, and nobody
+        knows what was usual before it."""
+        self._control: Control | None = None
         self._asked: set[str] = set()
 
     def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
@@ -78,11 +81,12 @@ class AutoRollback:
         if not bundles:
             return
         live = next(one for one in bundles.values() if one.stage == "live")
+        control, before = outs[0].control, self._control
+        self._control = control
         if live.bundle != self._live:
-            self._changed(live.bundle, cut_time_us)
+            self._changed(live.bundle, before is not None and _is_rollback(before, control))
         self._asked &= bundles.keys()
         self._watched = {k: v for k, v in self._watched.items() if k in bundles}
-        in_force = outs[0].control.bundles
         for name, one in bundles.items():
             watched = self._watched.get(name)
             if watched is None or watched.stage != one.stage:
@@ -93,20 +97,20 @@ class AutoRollback:
             watched.missed += one.missed
             watched.live_flagged += live.flagged
             watched.score_ms.append(one.score_ms)
-            if name in in_force and not any(out.replayed for out in outs):
+            if name in control.bundles and not any(out.replayed for out in outs):
                 self._judge(name, watched, cut_time_us)
         watch_us = round(self._settings.rollback_watch_s * 1e6)
         self._usual.append((cut_time_us, live.flagged, live.rows))
         while self._usual[0][0] < cut_time_us - watch_us:
             self._usual.popleft()
 
-    def _changed(self, live: str, cut_time_us: int) -> None:
+    def _changed(self, live: str, rolled_back: bool) -> None:
         """Another bundle is live: what the one before did is the usual."""
         rows = sum(n for _, _, n in self._usual)
         flagged = sum(n for _, n, _ in self._usual)
         if self._live is not None and rows:
             self._usual_rate = (flagged + 1) / rows
-        self._settled = live if self._live is None else None
+        self._settled = live if self._live is None or rolled_back else None
         self._live = live
         self._usual.clear()
 
@@ -179,3 +183,13 @@ class AutoRollback:
         if watched.stage == "live" and self._usual_rate is not None:
             return self._usual_rate * watched.rows
         return None
+
+
+def _is_rollback(before: Control, now: Control) -> bool:
+    """Whether a rollback made of the one what is in force now."""
+    asks: list[dict[str, Any]] = [{}]
+    asks += [{"bundle": name} | off for name in before.bundles for off in ({}, {"off": True})]
+    found = (before.apply({"kind": "rollback"} | ask) for ask in asks)
+    return len(now.undo) < len(before.undo) or any(
+        (rolled.bundles, rolled.undo) == (now.bundles, now.undo) for rolled in found
+    )

@@ -8,8 +8,9 @@ alerts: those that come, those that go, and the known frauds won and lost with t
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dataflows.history import run_history
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf, detectors_of
+from dataflows.shelf import Shelf, load_scorer
 from dataflows.sources.files import FileReader
 from dataflows.sources.rounds import journal_folder
 from dataflows.state.bases import base_states
@@ -69,6 +70,10 @@ class _Counts:
     gone_genuine: int = 0
 
 
+_FRAUDS = ("frauds", "won", "lost", "missed")
+"""Counts of known frauds: in all by event, whichever rules flag it."""
+
+
 @dataclass(slots=True)
 class Comparison:
     """See the module.
@@ -85,9 +90,11 @@ class Comparison:
     examples_max: int = EXAMPLES_MAX
     events: int = 0
     kinds: dict[str, _Counts] = field(default_factory=dict)
-    _examples: dict[tuple[str, str], list[tuple[float, str, dict[str, Any]]]] = field(
+    _frauds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FRAUDS, 0))
+    _examples: dict[tuple[str, str], list[tuple[float, str, int, dict[str, Any]]]] = field(
         default_factory=dict
     )
+    _taken: Iterator[int] = field(default_factory=itertools.count)
 
     def add(
         self,
@@ -100,15 +107,18 @@ class Comparison:
         self.events += len(batch)
         fraud, known = self._truth(batch)
         kinds = dict.fromkeys((*live[1].anomaly_types, *candidate[1].anomaly_types))
+        was, is_now = (np.asarray(made.flagged.any(axis=1)) for _, made in (live, candidate))
+        for name, rows in zip(_FRAUDS, _frauds(fraud, was, is_now), strict=True):
+            self._frauds[name] += int(np.count_nonzero(rows))
         for kind in kinds:
             then, now = (_column(made, kind, made.flagged) for _, made in (live, candidate))
             counts = self.kinds.setdefault(kind, _Counts())
             new, gone = now & ~then, then & ~now
             for name, rows in (
                 ("live", then), ("candidate", now), ("both", then & now), ("new", new),
-                ("gone", gone), ("frauds", fraud), ("won", new & fraud), ("lost", gone & fraud),
-                ("missed", fraud & ~then & ~now), ("new_genuine", new & known & ~fraud),
+                ("gone", gone), ("new_genuine", new & known & ~fraud),
                 ("gone_genuine", gone & known & ~fraud),
+                *zip(_FRAUDS, _frauds(fraud, then, now), strict=True),
             ):  # fmt: skip
                 setattr(counts, name, getattr(counts, name) + int(np.count_nonzero(rows)))
             for way, rows, (scorer, made) in (("new", new, candidate), ("gone", gone, live)):
@@ -144,7 +154,7 @@ class Comparison:
         values = batch.frame.row(row, named=True)
         rank = (score, str(values["event_id"]))
         if len(kept) >= self.examples_max and (not kept or rank <= kept[0][:2]):
-            return  # event ids are unique, so that no two rows are compared beyond theirs
+            return
         declared = event_type(batch.event_type)
         whose, columns = declared.primary, declared.entities[declared.primary]
         told |= {
@@ -156,7 +166,8 @@ class Comparison:
             "score": score,
             "reasons": [one[1] for one in reasons(self.catalog, scorer.bundle, features, row)],
         }
-        heapq.heappush(kept, (*rank, told))
+        # An event may be sent again: then only the running number tells one from the other.
+        heapq.heappush(kept, (*rank, next(self._taken), told))
         if len(kept) > self.examples_max:
             heapq.heappop(kept)
 
@@ -166,13 +177,20 @@ class Comparison:
         for one in self.kinds.values():
             for name, count in asdict(one).items():
                 setattr(total, name, getattr(total, name) + count)
+        for name, count in self._frauds.items():
+            setattr(total, name, count)
         ranked = [sorted(kept, reverse=True) for kept in self._examples.values()]
         return {
             "events": self.events,
             "total": asdict(total),
             "anomaly_types": {name: asdict(one) for name, one in sorted(self.kinds.items())},
-            "examples": [told for kept in ranked for _, _, told in kept],
+            "examples": [told for kept in ranked for *_, told in kept],
         }
+
+
+def _frauds(fraud: Flags, then: Flags, now: Flags) -> tuple[Flags, Flags, Flags, Flags]:
+    """bool (n,) each, as in _FRAUDS."""
+    return fraud, fraud & now & ~then, fraud & then & ~now, fraud & ~then & ~now
 
 
 def _column(made: Decisions, kind: str, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -215,7 +233,7 @@ def compare_journal(
     settings = as_run(stretch.segment, state_dir, config, given)
     base = base_before(state_dir, first, int(header["lanes"]))
     context = replay_context(settings, base, Replaying(first, last), header)
-    beside = _candidate(candidate, context.catalog, context.scorer)
+    beside = load_scorer(candidate, context.catalog, context.scorer)
     context.shelf = Shelf(
         state_dir, context.catalog, context.scorer, settings.bundle, beside=beside
     )
@@ -270,19 +288,6 @@ def _labels_of(state_dir: Path) -> dict[tuple[str, str], bool]:
     return found
 
 
-def _candidate(path: Path, cat: Catalog, base: Scorer) -> Scorer:
-    """A warm scorer with the candidate, as the flow would make it.
-
-    Raises
-    ------
-    BundleError : it cannot be used
-    """
-    bundle = Bundle.load(path, cat)
-    scorer = Scorer(bundle, detectors_of(bundle, base))
-    scorer.warm_up()
-    return scorer
-
-
 @dataclass(slots=True)
 class _Both:
     """Takes in events with their features and has both bundles look at them."""
@@ -321,7 +326,7 @@ def compare_files(
     cat = catalog()
     voting = None if settings.voting is None else Voting.load(settings.voting)
     live = Scorer(Bundle.load(settings.bundle, cat), settings.detectors, voting)
-    beside = _candidate(candidate, cat, live)
+    beside = load_scorer(candidate, cat, live)
     live.warm_up()
     warm_up(cat)
     warm = settings.warm_state or warm_folder(settings)

@@ -143,7 +143,6 @@ class Replaying:
     groups : shard groups that compute; None means all. Rows of the others have no features
     told_from : whoever looks is told of rounds from here on; None: from `first` on
     scored : False computes features alone: no models are needed
-    beside : scores as a shadow in every round
     base_alone : nothing but the bundle of the settings scores
     """
 
@@ -152,7 +151,6 @@ class Replaying:
     groups: frozenset[int] | None = None
     told_from: int | None = None
     scored: bool = True
-    beside: Scorer | None = None
     base_alone: bool = False
 
 
@@ -200,8 +198,7 @@ class Context:
             self.catalog,
             self.scorer,
             self.settings.bundle,
-            None if replaying is None else replaying.beside,
-            replaying is not None and replaying.base_alone,
+            fixed=replaying is not None and replaying.base_alone,
         )
         self.ballots = Ballots(
             self.settings.state_dir,

@@ -103,6 +103,7 @@ def settled_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise
     finally:
         context.lease.give_back()
+        context.shelf.close()
         if context.store is not None:
             context.store.close()
     path.unlink()

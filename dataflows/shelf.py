@@ -8,30 +8,34 @@ them scores in a round follows from the control records in force alone (`Shelf.l
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import queue
 import shutil
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dataflows.control.records import Control, Stages
-from dataflows.fetching import brought
+from dataflows.fetching import FETCH_S, brought
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError
 from features.keys import UInt64
 from models.bundle import Bundle, copy_bundle, read_head
 from models.scoring import Scorer, in_canary
 
-__all__ = ["Seat", "Shelf", "detectors_of", "owners", "shelf_folder"]
+__all__ = ["Seat", "Shelf", "detectors_of", "load_scorer", "owners", "shelf_folder"]
 
 KEPT_MAX = 16
-"""Most bundles on the shelf; beyond it those that came first are removed, but not those in force.
-Chosen: months of promotions, and a replay of them."""
+"""Most bundles on the shelf; beyond it those that came or were asked for first are removed, but not
+those in force. Chosen: months of promotions, and a replay of them."""
 
 LOOK_S = 0.25
 """How often the processes of a cluster look for bundles that another has fetched. Chosen: well
@@ -39,6 +43,10 @@ below the second that a change may take."""
 
 STALE_S = 3_600.0
 """Age of a half copied bundle that nobody copies any more. Chosen: the slowest takes minutes."""
+
+HANGING_MAX = 8
+"""Most threads that wait for places that do not answer; beyond it nothing is fetched until one
+ends. Chosen: somebody is to look at them."""
 
 _COMING = ".new"
 
@@ -86,10 +94,12 @@ def owners(lineup: tuple[Seat, ...], entity: UInt64 | None) -> npt.NDArray[np.in
     """
     if entity is None:
         return None
-    found = np.zeros(len(entity), np.int8)
+    found, taken = np.zeros(len(entity), np.int8), 0.0
     for place, seat in enumerate(lineup):
         if seat.stage == "canary":
-            found[(found == 0) & in_canary(entity, seat.percent)] = place
+            # Entities of its own: among those of another canary it would decide on nobody.
+            found[in_canary(entity, seat.percent, taken)] = place
+            taken += seat.percent
     return found
 
 
@@ -103,6 +113,31 @@ def detectors_of(bundle: Bundle, base: Scorer) -> tuple[str, ...]:
         if getattr(model, "fallback", False)
     }
     return tuple(name for name in bundle.detectors if name not in left_out | stand_in)
+
+
+def load_scorer(path: Path, cat: Catalog, base: Scorer) -> Scorer:
+    """A warm scorer with a bundle from a folder, beside the one of the settings.
+
+    Raises
+    ------
+    BundleError : it is damaged, of another catalogue or currency, or with a detector nobody knows
+    """
+    bundle = Bundle.load(path, cat)
+    made, wanted = (
+        (b.training.get("currency") or {}).get("base", "") for b in (bundle, base.bundle)
+    )
+    if made != wanted:
+        raise BundleError(
+            f"bundle {path}: trained on amounts in {made or 'the currency they were paid in'},"
+            f" the flow has them in {wanted or 'the currency they were paid in'}; train again"
+            " (`waxwing train`) with currency_rates and currency_base as the flow has them"
+        )
+    try:
+        scorer = Scorer(bundle, detectors_of(bundle, base))
+    except ConfigError as error:
+        raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
+    scorer.warm_up()
+    return scorer
 
 
 class Shelf:
@@ -134,7 +169,8 @@ class Shelf:
         self._beside, self._fixed = beside, fixed
         self._scorers: dict[str, Scorer] = {}
         self._lock = threading.RLock()
-        self._thread: ThreadPoolExecutor | None = None
+        self._asked: queue.SimpleQueue[tuple[Future[None], str, str | None] | None] | None = None
+        self._count = itertools.count()
         self._closed = threading.Event()
         self._last: tuple[Stages, tuple[Seat, ...]] | None = None
 
@@ -174,14 +210,19 @@ class Shelf:
     # -- what is there ----------------------------------------------------------------------------
 
     def knows(self, bundle: str) -> bool:
-        """Whether a bundle can score at once, and after a restart with other settings."""
+        """Whether a bundle can score at once, and after a restart with other settings.
+
+        One that is asked for is the last to be removed: its record is not in force yet.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / bundle)
         return bundle in self._scorers or (
             bundle == self._base.bundle.id and (self.folder / bundle).is_dir()
         )
 
     def names(self) -> list[str]:
         """Ids of all bundles there are, that of the settings first."""
-        return [self._base.bundle.id, *sorted(p.name for p in self._copies())]
+        return [self._base.bundle.id, *sorted(p.name for _, p in self._copies())]
 
     def scorer(self, bundle: str) -> Scorer:
         """A scorer with a bundle of the shelf, loaded where it is not yet.
@@ -200,42 +241,26 @@ class Shelf:
                         f"bundle {bundle} is in force and gone from {self.folder}; copy it there"
                         " again (`waxwing model stage FOLDER shadow` does while the flow runs)"
                     )
-                self._scorers[bundle] = self._load(self.folder / bundle)
+                self._scorers[bundle] = load_scorer(self.folder / bundle, self._catalog, self._base)
             return self._scorers[bundle]
 
-    def _load(self, path: Path) -> Scorer:
-        """A warm scorer from a folder."""
-        bundle = Bundle.load(path, self._catalog)
-        made, wanted = (
-            (b.training.get("currency") or {}).get("base", "") for b in (bundle, self._base.bundle)
-        )
-        if made != wanted:
-            raise BundleError(
-                f"bundle {path}: trained on amounts in {made or 'the currency they were paid in'},"
-                f" the flow has them in {wanted or 'the currency they were paid in'}; train again"
-                " (`waxwing train`) with currency_rates and currency_base as the flow has them"
-            )
-        try:
-            scorer = Scorer(bundle, detectors_of(bundle, self._base))
-        except ConfigError as error:
-            raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
-        scorer.warm_up()
-        return scorer
-
-    def _copies(self) -> list[Path]:
-        """Folders of the bundles on the shelf, that which came first first."""
+    def _copies(self) -> list[tuple[int, Path]]:
+        """Folders of the bundles on the shelf and their times in ns, the oldest first."""
         found = []
         for path in self.folder.glob("*"):
             # Another process may remove one at any moment.
             with contextlib.suppress(FileNotFoundError):
                 if len(path.name) == _ID_CHARS and path.is_dir():
                     found.append((path.stat().st_mtime_ns, path))
-        return [path for _, path in sorted(found)]
+        return sorted(found)
 
     # -- what comes -------------------------------------------------------------------------------
 
     def fetch(self, bundle: str, path: str | None) -> Future[None]:
         """Have a thread copy, check and load a bundle; its result comes once it can score.
+
+        One after another; one that takes longer than FETCH_S is given up. The threads are daemons:
+        a place that does not answer holds up neither the next bundle nor the end of the process.
 
         Parameters
         ----------
@@ -246,10 +271,41 @@ class Shelf:
         ------
         (the future) WaxwingError : it cannot be used, with the cure
         """
+        future: Future[None] = Future()
         with self._lock:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="waxwing-bundle")
-            return self._thread.submit(self._fetch, bundle, path)
+            if self._asked is None:
+                self._asked = queue.SimpleQueue()
+                _daemon(self._work)
+        self._asked.put((future, bundle, path))
+        return future
+
+    def _work(self) -> None:
+        """Fetch what is asked for, until there is nothing more."""
+        asked, hanging = self._asked, list[threading.Thread]()
+        while asked is not None and (job := asked.get()) is not None:
+            future, bundle, path = job
+            if self._closed.is_set():
+                future.cancel()
+                continue
+            hanging = [thread for thread in hanging if thread.is_alive()]
+            if len(hanging) >= HANGING_MAX:
+                future.set_exception(
+                    BundleError(f"bundle {bundle}: {HANGING_MAX} others hang; start the flow again")
+                )
+                continue
+            made: Future[None] = Future()
+            thread = _daemon(partial(_settle, made, partial(self._fetch, bundle, path)))
+            wait([made], FETCH_S)
+            if not made.done():
+                hanging.append(thread)
+                made = Future()
+                made.set_exception(
+                    BundleError(
+                        f"bundle {bundle} was not there within {FETCH_S:g} s (from"
+                        f" {path or self.folder}); see that its place answers, and ask again"
+                    )
+                )
+            _settle(future, made.result)
 
     def _fetch(self, bundle: str, path: str | None) -> None:
         """See `fetch`."""
@@ -265,14 +321,17 @@ class Shelf:
                     " name its folder"
                 )
             self._copy(bundle, path, place)
-        scorer = self._load(place)
+        scorer = load_scorer(place, self._catalog, self._base)
         with self._lock:
             self._scorers[bundle] = scorer
 
     def _copy(self, bundle: str, place: str, target: Path) -> None:
         """Copy a bundle to the shelf where it is whole and the one that is meant."""
-        # A flow that begins again in its process may still be copying for the one before.
-        temporary = self.folder / f".{bundle}.{os.getpid()}.{id(self):x}{_COMING}"
+        # A flow that begins again in its process may still be copying for the one before, and what
+        # was given up be copying still.
+        temporary = (
+            self.folder / f".{bundle}.{os.getpid()}.{id(self):x}.{next(self._count)}{_COMING}"
+        )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -286,7 +345,7 @@ class Shelf:
                 )
             copy_bundle(path, temporary / bundle)
             # Loaded from the copy, so that nothing that changes in between can pass.
-            self._load(temporary / bundle)
+            load_scorer(temporary / bundle, self._catalog, self._base)
             try:
                 (temporary / bundle).rename(target)
             except OSError:
@@ -311,22 +370,27 @@ class Shelf:
                     shutil.rmtree(path, ignore_errors=True)
 
     def forget(self, control: Control) -> None:
-        """Remove the bundles that came first where there are too many, but none that is in force
-        or can be rolled back to."""
+        """Remove the bundles that came or were asked for first where there are too many, but none
+        that is in force or can be rolled back to."""
         kept = {*control.bundles, *(name for _, bundles in control.undo for name in bundles)}
-        copies = [p for p in self._copies() if p.name not in kept]
-        for path in copies[: max(0, len(copies) - KEPT_MAX)]:
-            shutil.rmtree(path, ignore_errors=True)
+        copies = [p for p in self._copies() if p[1].name not in kept]
+        for time_ns, path in copies[: max(0, len(copies) - KEPT_MAX)]:
             with self._lock:
                 self._scorers.pop(path.name, None)
+            gone = self.folder / f".{path.name}.{os.getpid()}.{id(self):x}.gone{_COMING}"
+            # Half a folder would be taken for the bundle: it has another name before it shrinks.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime_ns == time_ns:  # else asked for just now
+                    path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def look_out(self) -> None:
         """Load what other processes of the cluster fetch, before it is in force here."""
-        known = {path.name for path in self._copies()}
+        known = {path.name for _, path in self._copies()}
 
         def look() -> None:
             while not self._closed.wait(LOOK_S):
-                for path in self._copies():
+                for _, path in self._copies():
                     if path.name not in known:
                         known.add(path.name)
                         # Whoever fetched it says what is wrong with it.
@@ -338,5 +402,22 @@ class Shelf:
     def close(self) -> None:
         """Let go of the threads."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._asked is not None:
+            self._asked.put(None)
+
+
+def _daemon(run: Callable[[], None]) -> threading.Thread:
+    """A thread that does not hold up the end of the process."""
+    thread = threading.Thread(target=run, name="waxwing-bundle", daemon=True)
+    thread.start()
+    return thread
+
+
+def _settle(future: Future[None], run: Callable[[], None]) -> None:
+    """Run and have a future say what came of it."""
+    try:
+        run()
+    except BaseException as error:  # whoever asked for it is told
+        future.set_exception(error)
+    else:
+        future.set_result(None)

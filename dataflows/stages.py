@@ -16,7 +16,7 @@ from typing import Any
 
 from dataflows.control.records import Control
 from dataflows.settings import Settings
-from dataflows.state.journal import Cut, read_cuts
+from dataflows.state.journal import Cut, CutFollower, read_cuts
 from dataflows.state.manifest import read_manifest
 from features.errors import BundleError
 
@@ -50,10 +50,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What became of a record: the round in which it was heard, and why it was refused."""
+    """What became of a record: the round in which it was heard, why it was refused, and whether
+    it changed what is in force."""
 
     round: int
     refused: str | None
+    changed: bool
 
 
 def in_force(settings: Settings) -> Standing:
@@ -153,23 +155,26 @@ def history(settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def heard(settings: Settings, id_: str, after_round: int, wait_s: float) -> Heard | None:
+def heard(settings: Settings, id_: str, before: Standing, wait_s: float) -> Heard | None:
     """What became of a record, once the flow has heard it; None where it has not in time.
 
     Parameters
     ----------
     id_ : the record's
-    after_round : the newest round before it was written
+    before : what was in force before it was written
     """
     give_up = time.monotonic() + wait_s
+    cuts = CutFollower(_journal(settings), before.round)
+    control = before.control
     while True:
-        for cut in _cuts(settings, after_round):
-            after_round = cut.round
-            if any(record.get("id") == id_ for record in cut.control):
-                return Heard(cut.round, None)
+        for cut in cuts.take():
+            for record in cut.control:
+                was, control = control, control.apply(record)
+                if record.get("id") == id_:
+                    return Heard(cut.round, None, control is not was)
             for record, why in _refused(cut):
                 if record.get("id") == id_:
-                    return Heard(cut.round, why)
+                    return Heard(cut.round, why, False)
         if time.monotonic() >= give_up:
             return None
         time.sleep(_LOOK_S)

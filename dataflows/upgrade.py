@@ -26,6 +26,9 @@ from features.errors import StateError
 
 __all__ = ["Change", "Upgraded", "upgrade"]
 
+_Key = tuple[str, str, int]
+"""Event id, anomaly type, round: one that is sent again when nobody knows it may alert again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -34,8 +37,8 @@ class Change:
     Parameters
     ----------
     what : `gone`, `new` or `changed` (its score, its severity or a vote)
-    event_type, event_id, anomaly_type, entity_type, entity : whose alert; it has one a pair of
-        event and anomaly type
+    event_type, event_id, anomaly_type, entity_type, entity : whose alert; it has one a round
+        and pair of event and anomaly type
     round, cut_time_us : the round it was or would have been told in
     id_then, score_then, severity_then : None of a new one
     id_now, score_now, severity_now : None of one that is gone
@@ -120,14 +123,14 @@ def upgrade(
     first, last = stretch.first.round, stretch.last.round
     base = base_before(state_dir, first, int(header["lanes"]))
     begun = time.monotonic()
-    now: dict[tuple[str, str], Alert] = {}
+    now: dict[_Key, Alert] = {}
     done: Counter[str] = Counter()
 
     def look(_round: int, outs: list[RoundOut]) -> bool:
         done["rounds"] += 1
         for out in outs:
             done["events"] += out.received
-            now.update({(a.event_id, a.anomaly_type): a for a in out.alerts})
+            now.update({_key(alert): alert for alert in out.alerts})
         return True
 
     wanted = Replaying(first, last, base_alone=True)
@@ -146,7 +149,7 @@ def upgrade(
         base.round,
         workers,
         round(time.monotonic() - begun, 3),
-        (header["bundle"], context.scorer.bundle.id),
+        (_live(header), context.scorer.bundle.id),
         (header["catalog"], context.catalog.version),
         {
             "then": len(then),
@@ -163,8 +166,18 @@ def upgrade(
     )
 
 
-def _then(state_dir: Path, stretch: Stretch) -> dict[tuple[str, str], Alert]:
-    """(event id, anomaly type) -> alert as it was told.
+def _live(header: dict[str, Any]) -> str:
+    """Id of the bundle that decided: the one of the settings, or what was promoted since."""
+    return str(header["bundles"][0][0])
+
+
+def _key(alert: Alert) -> _Key:
+    """By which an alert of then and one of now are the same."""
+    return alert.event_id, alert.anomaly_type, alert.round
+
+
+def _then(state_dir: Path, stretch: Stretch) -> dict[_Key, Alert]:
+    """Alerts as they were told.
 
     Raises
     ------
@@ -173,7 +186,9 @@ def _then(state_dir: Path, stretch: Stretch) -> dict[tuple[str, str], Alert]:
     first, last = stretch.first.round, stretch.last.round
     # After a crash an alert may stand there twice, the same.
     found = {
-        alert.id: alert for alert in alerts_with(state_dir, "") if first <= alert.round <= last
+        (alert.id, alert.round): alert
+        for alert in alerts_with(state_dir, "")
+        if first <= alert.round <= last
     }
     rounds: dict[int, list[str]] = {}
     for alert in found.values():
@@ -188,10 +203,10 @@ def _then(state_dir: Path, stretch: Stretch) -> dict[tuple[str, str], Alert]:
                 f" certificate counted {record.alerts}: the sink `jsonl` was off then, or the log"
                 " is not whole; choose other times, or put the log back"
             )
-    return {(alert.event_id, alert.anomaly_type): alert for alert in found.values()}
+    return {_key(alert): alert for alert in found.values()}
 
 
-def _changes(then: dict[tuple[str, str], Alert], now: dict[tuple[str, str], Alert]) -> list[Change]:
+def _changes(then: dict[_Key, Alert], now: dict[_Key, Alert]) -> list[Change]:
     """What differs, in the order of the rounds."""
     found = []
     for key in dict.fromkeys((*then, *now)):

@@ -317,7 +317,7 @@ def _speaks(scores: ScoreMatrix, stages: Stages, entity: UInt64 | None) -> npt.N
     return speaks
 
 
-def in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
+def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray[np.bool_]:
     """Entities of the canary: the same ones whatever else happens, and a larger percent keeps them.
 
     Taken from the low bits of the key (shard groups take higher ones), to a thousandth of a
@@ -327,12 +327,16 @@ def in_canary(entity: UInt64, percent: float) -> npt.NDArray[np.bool_]:
     ----------
     entity : uint64 (n,), keys
     percent : in [0, 100]
+    after : percent that others have taken before
 
     Returns
     -------
     bool (n,)
     """
-    chosen: npt.NDArray[np.bool_] = (entity % np.uint64(100_000)) < np.uint64(round(1000 * percent))
+    at = entity % np.uint64(100_000)
+    chosen: npt.NDArray[np.bool_] = at < np.uint64(round(1000 * (after + percent)))
+    if after:
+        chosen &= at >= np.uint64(round(1000 * after))
     return chosen
 
 

@@ -197,7 +197,7 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
     record |= {"id": uuid.uuid4().hex, "by": args.by or getpass.getuser(), "why": args.why}
     names = names_of(settings) if record["kind"] == "stage" else None
     parse_record(json.dumps(record), names)
-    before = stages.in_force(settings).round
+    before = stages.in_force(settings)
     cutting = stages.is_cutting(settings)
     where = write_record(settings, record)
     if not cutting or args.wait <= 0.0:
@@ -214,6 +214,14 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
         return EXIT_NOT_HEARD
     if found.refused is not None:
         raise ConfigError(f"refused in round {found.round}: {found.refused}")
+    if record["kind"] == "rollback" and not found.changed:
+        what = (
+            f"bundle {record['bundle']} has no say"
+            if "bundle" in record
+            else "there is none to undo"
+        )
+        print(f"heard in round {found.round}: nothing changed, {what}")
+        return 0
     print(f"in force from round {found.round} on: {_said(record)}")
     return 0
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from dataflows.addresses import masked
 from dataflows.control.records import ControlReader, Fault
 from dataflows.shelf import Shelf
 from features.errors import WaxwingError
@@ -139,4 +140,6 @@ class WithBundles:
     def _refused(self, record: dict[str, Any], why: str) -> Fault:
         """A record that cannot be in force, said aloud."""
         self._say(f"control record {record['kind']} refused: {why}; what scores goes on")
-        return Fault(0, json.dumps(record).encode(), f"control record {record['kind']}: {why}")
+        return Fault(
+            0, masked(json.dumps(record)).encode(), f"control record {record['kind']}: {why}"
+        )

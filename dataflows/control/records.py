@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dataflows.addresses import address_fault, masked
 from features.errors import ConfigError, StateError
 from features.events import event_types
 
@@ -248,7 +249,7 @@ def parse_record(line: str, names: Names | None = None) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     """A value in a message: short, and whatever it is."""
     try:
-        text = repr(value)
+        text = masked(repr(value))
     except RecursionError:
         return "something nested too deeply"
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
@@ -277,10 +278,11 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
                 f" {_shown(record['off'])}"
             )
         return faults
-    if not isinstance(record.get("path", ""), str):
-        faults.append(
-            f"control record {kind}: expected `path` as text, got {_shown(record['path'])}"
-        )
+    path = record.get("path", "")
+    if not isinstance(path, str):
+        faults.append(f"control record {kind}: expected `path` as text, got {_shown(path)}")
+    elif (fault := address_fault(path)) is not None:
+        faults.append(f"control record {kind}: `path`: {fault}")
     if record["stage"] not in STAGES:
         faults.append(
             f"control record {kind}: unknown stage {_shown(record['stage'])};"
@@ -344,7 +346,8 @@ def read_line(
             )
         return parse_record(raw.decode("utf-8", "replace"), names) if raw.strip() else None
     except ConfigError as error:
-        return Fault(at, raw[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
+        shown = masked(raw.decode("latin-1")).encode("latin-1")
+        return Fault(at, shown[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
 
 
 Stages = dict[str, tuple[str, float]]
@@ -432,8 +435,7 @@ class Control:
 
     def kept(self) -> list[dict[str, Any]]:
         """What the manifest keeps: the records, and what can be rolled back."""
-        if not self.undo:
-            return self.records()
+        # Also where nothing can be: the records alone would leave steps of their own.
         steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
         return [*self.records(), {"kind": "undo", "steps": steps}]
 
@@ -474,6 +476,9 @@ def _live(bundles: Stages) -> str | None:
 def _staged(bundles: Stages, record: Mapping[str, Any]) -> Stages:
     """Bundles with another stage of one: a live one takes the place of the live one there was."""
     name, stage = record["bundle"], record["stage"]
+    if stage == "canary" and bundles.get(name, ("off",))[0] == stage:
+        # It keeps its place: canaries have their entities in this order.
+        return bundles | {name: (stage, float(record.get("percent", 100)))}
     kept = {k: v for k, v in bundles.items() if k != name and not (stage == v[0] == "live")}
     if stage == "off":
         return kept

@@ -28,6 +28,7 @@ from features.errors import StateError
 
 __all__ = [
     "Cut",
+    "CutFollower",
     "JournalView",
     "LaneJournal",
     "RoundJournal",
@@ -154,14 +155,16 @@ def _whole_behind(data: bytes, at: int) -> bool:
     return False
 
 
-def _segment_cuts(path: Path, newest: bool) -> Iterator[tuple[Cut, int]]:
-    """Each whole record of a segment and the byte at which it ends.
+def _segment_cuts(path: Path, newest: bool, begin: int = 0) -> Iterator[tuple[Cut, int]]:
+    """Each whole record of a segment and the byte at which it ends, from the one at `begin` on.
 
     A torn tail ends it where the segment is the newest; else, or before whole records, it is an
     error.
     """
-    data = path.read_bytes()
-    if data[:4] != _MAGIC:
+    with path.open("rb") as file:
+        file.seek(begin)
+        data = file.read()
+    if not begin and data[:4] != _MAGIC:
         if newest and (_MAGIC.startswith(data) or not data.strip(b"\0")):
             return
         if len(data) >= len(_MAGIC) and data[:3] == _MAGIC[:3]:
@@ -170,18 +173,18 @@ def _segment_cuts(path: Path, newest: bool) -> Iterator[tuple[Cut, int]]:
                 f" {_MAGIC!r}; run the version that wrote it, or start with an empty state_dir"
             )
         raise StateError(f"journal segment {path}: not a journal; move it away and start again")
-    at = len(_MAGIC)
+    at = 0 if begin else len(_MAGIC)
     while at < len(data):
         payload = _payload_at(data, at)
         if payload is None:
             if newest and not _whole_behind(data, at):
                 return
             raise StateError(
-                f"journal segment {path}: record at byte {at} is damaged, and it is not the last;"
-                " restore the file from a copy, or start with an empty state_dir"
+                f"journal segment {path}: record at byte {begin + at} is damaged, and it is not the"
+                " last; restore the file from a copy, or start with an empty state_dir"
             )
         at += _FRAME.size + len(payload)
-        yield Cut.from_bytes(payload), at
+        yield Cut.from_bytes(payload), begin + at
 
 
 def _segments(folder: Path) -> list[Path]:
@@ -203,6 +206,39 @@ def read_cuts(folder: Path, after_round: int = 0) -> Iterator[Cut]:
         for cut, _ in _segment_cuts(path, newest=i + 1 == len(segments)):
             if cut.round > after_round:
                 yield cut
+
+
+class CutFollower:
+    """Cuts of a lane as they come, each read once; the journal may be written meanwhile.
+
+    Parameters
+    ----------
+    folder : of the lane; it may appear later
+    after_round : the newest round that is not wanted
+    """
+
+    def __init__(self, folder: Path, after_round: int) -> None:
+        self._folder, self._round = folder, after_round
+        self._path, self._at = folder, 0
+
+    def take(self) -> Iterator[Cut]:
+        """What has come since.
+
+        Raises
+        ------
+        StateError : see `read_cuts`
+        """
+        segments = _segments(self._folder)
+        for i, path in enumerate(segments):
+            if i + 1 < len(segments) and int(segments[i + 1].stem) <= self._round + 1:
+                continue
+            if path != self._path or path.stat().st_size < self._at:
+                self._path, self._at = path, 0
+            for cut, end in _segment_cuts(path, i + 1 == len(segments), self._at):
+                self._at = end
+                if cut.round > self._round:
+                    self._round = cut.round
+                    yield cut
 
 
 def last_cut(folder: Path, round_: int) -> Cut | None:

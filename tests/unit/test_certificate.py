@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dataflows.alerts.jsonl import FILE_NAME
+from dataflows.certify import Stretch
+from dataflows.digests import alert_sum
 from dataflows.state.certificate import (
     SEGMENT_ROUNDS,
     Certificate,
     Record,
+    Segment,
     _frames,
+    digests_folder,
     read_records,
     read_rows,
     segments_of,
 )
+from dataflows.upgrade import _live, _then
 from features.errors import StateError
+from tests.alerts import an_alert
 
 HEADER = {"columns": {"payment": ["a", "b"], "login": ["c"]}, "groups": 3, "bundle": "x"}
 HOUR_US = 3_600_000_000
@@ -162,3 +170,26 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     with pytest.raises(StateError, match="format 2, this version reads 1"):
         segments_of(tmp_path)
+
+
+def test_an_event_that_alerted_in_two_rounds_has_both_in_a_whole_log(tmp_path: Path) -> None:
+    told = [an_alert(1, round=1), an_alert(1, round=3)]
+    lines = [alert.to_json() + "\n" for alert in (*told, told[1])]
+    (tmp_path / FILE_NAME).write_text("".join(lines))
+    certificate = opened(digests_folder(tmp_path))
+    for n in (1, 2, 3):
+        ids = [alert.id for alert in told if alert.round == n]
+        made = replace(record(n), alerts=len(ids), alert_sum=alert_sum(ids))
+        certificate.write(made, rows(n))
+    certificate.sync()
+    certificate.close()
+    stretch = Stretch(Segment(1, tmp_path, HEADER), record(1), record(3))
+    assert list(_then(tmp_path, stretch).values()) == told
+    with pytest.raises(StateError, match="the log"):
+        (tmp_path / FILE_NAME).write_text(lines[0])
+        _then(tmp_path, stretch)
+
+
+def test_the_bundle_of_then_is_the_one_that_decided() -> None:
+    bundles = [["promoted", "live"], ["x", "shadow"]]
+    assert _live({**HEADER, "bundles": bundles}) == "promoted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -28,6 +29,7 @@ from dataflows.control.records import (
 from dataflows.opinions import Beside
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
+from dataflows.state.journal import Cut, LaneJournal
 from features.errors import ConfigError, StateError
 from models.voting import AnomalyType, Voting
 
@@ -177,6 +179,13 @@ def test_a_restart_from_the_manifest_has_the_same_in_force(
         assert parse_record(json.dumps(record)) == record
 
 
+def test_what_cannot_be_rolled_back_cannot_after_a_restart_either() -> None:
+    promoted = [_bundle("ab"[i % 2], "live") for i in range(module.UNDO_MAX + 4)]
+    whole = Control.of([*promoted, *[{"kind": "rollback"}] * module.UNDO_MAX])
+    assert whole.bundles and not whole.undo
+    assert Control.of(whole.kept()) == whole
+
+
 def test_a_live_bundle_takes_the_place_of_the_one_before_and_a_rollback_gives_it_back() -> None:
     first = Control.of([_bundle("a", "live"), _bundle("b", "shadow")])
     second = first.apply(_bundle("b", "live"))
@@ -264,6 +273,25 @@ def test_a_canary_that_was_rolled_back_and_is_promoted_is_judged_again(tmp_path:
     assert len(watch.asked()) == 2
 
 
+@pytest.mark.parametrize("extra", [[], [_bundle("c", "shadow")], [_bundle("b", "canary")]])
+def test_what_a_rollback_brings_back_is_not_newly_promoted(
+    tmp_path: Path, extra: list[dict[str, Any]]
+) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("a", "live")])
+    watch.look(control, {"a": 50.0})
+    assert watch.asked() == [], "live when the flow began"
+    before = [record for record in extra if record["stage"] == "canary"]
+    for record in (*before, _bundle("b", "live"), *[r for r in extra if r not in before]):
+        control = control.apply(record)
+    watch.look(control, {"b": 50.0})
+    (asked,) = watch.asked()
+    control = control.apply(asked)
+    watch.look(control, {"a": 50.0})
+    assert len(watch.asked()) == 1, "the machine is slow, not the bundle"
+    watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
+    assert len(watch.asked()) == 2, "promoted again"
+
+
 def test_lanes_beside_each_other_take_no_longer_than_the_longest(tmp_path: Path) -> None:
     watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
     watch.look(control, *[{"s": 1.0, "b": 4.0}] * 4)
@@ -339,6 +367,18 @@ def test_a_huge_file_is_read_a_piece_a_round(
     assert got == [MUTE] * 10 + [STAGE]
     assert b"".join(raw for _, raw, *_ in bad) == b"y" * 500
     assert rounds > 5
+
+
+@pytest.mark.parametrize("slashes", ["://", ":\\/\\/"])
+@pytest.mark.parametrize("end", ["}", ""])
+def test_no_password_of_an_address_is_told_or_kept(tmp_path: Path, slashes: str, end: str) -> None:
+    path = tmp_path / "control.jsonl"
+    line = json.dumps(_bundle("a", "live") | {"path": "https://me:secret@host/b.tgz"})
+    path.write_text(line.replace("://", slashes).removesuffix("}") + end + "\n")
+    records, faults = ControlFile(path).take()
+    assert not records and len(faults) == 1
+    assert "secret" not in repr(faults) and b"***@host" in faults[0].raw
+    assert ("user or password in it" in faults[0].reason) == bool(end)
 
 
 def test_a_file_that_was_replaced_by_a_shorter_one_is_read_anew(tmp_path: Path) -> None:
@@ -479,3 +519,29 @@ def test_a_folder_that_no_flow_has_used_is_pointed_out(
     (folder / "journal").mkdir()
     assert main(["control", *words]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_rollback_with_nothing_to_undo_says_that_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = LaneJournal(tmp_path / "journal" / "lane-00", 1 << 20)
+    rounds = itertools.count(1)
+
+    def hear(_settings: Settings, record: dict[str, Any]) -> str:
+        number = next(rounds)
+        journal.append(Cut(number, number, {}, 0, control=(record,)))
+        return "the journal"
+
+    monkeypatch.setattr("dataflows.control.writing.write_record", hear)
+    monkeypatch.setattr("dataflows.stages.is_cutting", lambda _: True)
+    hear(Settings(), _bundle("a", "live"))
+    told = []
+    for named in ([], [], ["a" * 16]):
+        assert main(["model", "--set", f"state_dir={tmp_path}", "rollback", *named]) == 0
+        told.append(capsys.readouterr().out.strip())
+    journal.close()
+    assert told == [
+        "in force from round 2 on: rolled back",
+        "heard in round 3: nothing changed, there is none to undo",
+        f"heard in round 4: nothing changed, bundle {'a' * 16} has no say",
+    ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bytewax.operators as op
@@ -13,7 +15,10 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
-from dataflows.guard import Guard
+from dataflows.guard import Guard, StepFault
+from dataflows.observe.telemetry import Telemetry
+from dataflows.quarantine import settled_context, suspect
+from dataflows.settings import Settings
 from features.errors import SourceError
 
 PLACES = ("source opens", "source reads", "logic", "flat", "sink opens", "sink writes")
@@ -130,3 +135,24 @@ def test_without_a_fault_everything_passes() -> None:
     guard = Guard()
     assert run("nowhere", guard) == list(range(1, 11))
     assert guard.fault is None
+
+
+def test_the_context_that_finds_an_event_lets_go_of_its_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    def make_context(*_: Any) -> Any:
+        return SimpleNamespace(
+            lease=SimpleNamespace(give_back=lambda: closed.append("lease")),
+            shelf=SimpleNamespace(close=lambda: closed.append("shelf")),
+            store=None,
+            restored={},
+        )
+
+    monkeypatch.setattr("dataflows.quarantine.make_context", make_context)
+    monkeypatch.setattr("dataflows.quarantine._noted", lambda *_: True)
+    settings = Settings(state_dir=tmp_path)
+    suspect(settings, StepFault("score", 7, ValueError("odd")))
+    settled_context(settings, Telemetry())
+    assert sorted(closed) == ["lease", "shelf"]

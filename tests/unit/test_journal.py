@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflows.state.journal import Cut, LaneJournal, last_cut, read_cuts
+from dataflows import stages
+from dataflows.control.records import Control
+from dataflows.settings import Settings
+from dataflows.state.journal import Cut, CutFollower, LaneJournal, last_cut, read_cuts
 from features.errors import StateError
 
 SEGMENT_BYTES = 1 << 20
@@ -53,6 +56,35 @@ def test_every_field_of_a_cut_comes_back(tmp_path: Path) -> None:
     journal.append(cut)
     journal.close()
     assert list(read_cuts(tmp_path)) == [cut]
+
+
+@pytest.mark.parametrize("segment_bytes", [1, 300, SEGMENT_BYTES])
+def test_what_follows_a_journal_gets_each_cut_once(tmp_path: Path, segment_bytes: int) -> None:
+    follower = CutFollower(tmp_path / "lane", 2)
+    assert list(follower.take()) == [], "the journal appears later"
+    with closing(LaneJournal(tmp_path / "lane", segment_bytes)) as journal:
+        for first, last in ((1, 4), (5, 5), (6, 12)):
+            for r in range(first, last + 1):
+                journal.append(make_cut(r))
+            found = list(follower.take())
+            assert found == [make_cut(r) for r in range(max(first, 3), last + 1)]
+            assert list(follower.take()) == []
+
+
+def test_who_waits_for_a_record_reads_no_cut_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "journal" / "lane-00", 20)
+    read, parse = [], Cut.from_bytes
+
+    def count(payload: bytes) -> Cut:
+        read.append(payload)
+        return parse(payload)
+
+    monkeypatch.setattr(Cut, "from_bytes", count)
+    before = stages.Standing(Control(), 0, {})
+    assert stages.heard(Settings(state_dir=tmp_path), "never", before, 0.2) is None
+    assert len(read) == 20
 
 
 def test_a_tail_torn_at_any_byte_leaves_the_whole_records_before_it(tmp_path: Path) -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shutil
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dataflows.addresses import address_fault, is_archive
+from dataflows.compare import Comparison, compare_files
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
-from dataflows.shelf import Shelf, owners
+from dataflows.settings import Settings
+from dataflows.shelf import Seat, Shelf, owners
 from features.catalog import catalog
-from features.errors import BundleError
+from features.errors import BundleError, ConfigError
+from models.base import Decisions
 from models.bundle import Bundle
 from models.scoring import Scorer
 from models.train import train
 from tests.rows import training_set
+from tests.streams import make_batch
 
 DETECTORS = ("zscore", "iqr")
 LIMIT_S = 60.0
@@ -262,6 +271,110 @@ def test_an_address_of_another_kind_or_a_chain_is_not_asked(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["https://me:secret@host/b.tgz", "s3://key@bucket/b"])
+def test_an_address_with_a_user_is_not_asked(tmp_path: Path, place: str) -> None:
+    with pytest.raises(BundleError, match=r"\*\*\*@.*user or password") as caught:
+        brought(place, tmp_path)
+    assert "secret" not in str(caught.value) and "key" not in str(caught.value)
+    assert address_fault("abfss://container@account.dfs.core.windows.net/b") is None
+
+
+def test_an_archive_is_known_by_the_path_of_its_url() -> None:
+    assert is_archive("https://host/b.tgz?sig=x.y") and is_archive("/b.TAR.gz")
+    assert not is_archive("https://host/b?as=x.tgz") and not is_archive("https://host/b")
+
+
+@pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 35_000), ("FILES_MAX", 2)])
+@pytest.mark.parametrize("kind", ["", "gztar", "zip"])
+def test_no_more_comes_of_a_bundle_than_may_all_files_together(
+    bundles: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
+    kind: str,
+) -> None:
+    sizes = [p.stat().st_size for p in bundles[1].rglob("*") if p.is_file()]
+    assert max(sizes) < 35_000 < sum(sizes) and len(sizes) > 2
+    place = f"file://{bundles[1]}"
+    if kind:
+        place = shutil.make_archive(str(tmp_path / "packed"), kind, bundles[1])
+    monkeypatch.setattr(f"dataflows.fetching.{limit}", most)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(BundleError, match=r"more than|at most"):
+        brought(place, into)
+    came = [p.stat().st_size for p in into.rglob("*") if p.is_file()]
+    assert sum(came) <= 35_000 and (limit == "BYTES_MAX" or len(came) <= 2)
+
+
+def test_a_url_of_unknown_or_false_size_is_copied_until_the_limit_alone(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.size", lambda *_: None)
+    monkeypatch.setattr("dataflows.fetching.BYTES_MAX", 10)
+    with pytest.raises(BundleError, match="more than"):
+        brought(f"file://{bundles[1]}", tmp_path)
+    assert not (tmp_path / "fetched" / "bundle.json").stat().st_size
+
+
+def test_an_archive_is_read_no_further_than_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, many, listed = (tmp_path / name for name in ("long.tar.gz", "many.tar.gz", "listed.zip"))
+    with tarfile.open(long, "w:gz", pax_headers={"comment": "x" * 1_000_000}) as archive:
+        archive.addfile(tarfile.TarInfo("bundle.json"))
+    with gzip.open(many, "wb") as packed:
+        for name in "abcd":
+            packed.write(tarfile.TarInfo(name).tobuf())
+        packed.write(b"what would be said of, were it read" * 1_000)
+    with zipfile.ZipFile(listed, "w") as zipped:
+        for n in range(1_000):
+            zipped.writestr(f"{n:05}", "")
+    monkeypatch.setattr("dataflows.fetching.FILES_MAX", 3)
+    monkeypatch.setattr("dataflows.fetching.HEADERS_BYTES_MAX", 50_000)
+    for place, why in (
+        (long, "headers of more than 50,000 bytes"),
+        (many, "more than 3 files"),
+        (listed, "a list of files of more than 50,000 bytes"),
+    ):
+        into = tmp_path / place.stem
+        into.mkdir()
+        with pytest.raises(BundleError, match=why):
+            brought(str(place), into)
+
+
+def test_a_place_that_does_not_answer_holds_up_neither_others_nor_the_end(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+
+    def hang(place: str, into: Path) -> Path:
+        assert answer.wait(LIMIT_S) and "hanging" not in place
+        return brought(place, into)
+
+    monkeypatch.setattr("dataflows.shelf.brought", hang)
+    monkeypatch.setattr("dataflows.shelf.FETCH_S", 0.1)
+    field.ask("ab" * 8, tmp_path / "hanging")
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert not records and "was not there within 0.1 s" in faults[0].reason
+    mine = [t for t in threading.enumerate() if t.name.startswith("waxwing-bundle")]
+    assert mine and all(thread.daemon for thread in mine)
+    monkeypatch.setattr("dataflows.shelf.FETCH_S", LIMIT_S)
+    monkeypatch.setattr("dataflows.shelf.brought", brought)
+    asked = field.ask(id_of(bundles[1]), bundles[1])
+    assert field.until(lambda records, _: bool(records))[0] == [asked]
+    answer.set()
+
+
+def test_what_comes_too_slowly_is_given_up(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataflows.fetching.FETCH_S", -1.0)
+    with pytest.raises(BundleError, match="did not come within"):
+        brought(f"file://{bundles[1]}", tmp_path)
+
+
 def test_whatever_a_bundle_raises_is_refused_and_not_asked_again(
     field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +426,37 @@ def test_no_bundle_is_removed_that_can_be_rolled_back_to(
     assert field.shelf.names() == [field.base.bundle.id]
 
 
+def test_a_bundle_whose_removal_is_cut_short_is_copied_again(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = id_of(bundles[1])
+    field.ask(new, bundles[1])
+    field.until(lambda records, _: bool(records))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 0)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path, **_: (path / "bundle.json").unlink())
+        field.shelf.forget(Control())
+    field.ask(new, bundles[1])
+    records, faults = field.until(lambda records, faults: bool(records or faults))
+    assert records and not faults, faults
+
+
+def test_a_bundle_that_is_asked_for_is_not_removed_before_it_is_in_force(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, new = map(id_of, bundles)
+    for name, place in ((new, bundles[1]), (first, bundles[0])):
+        field.ask(name, place)
+        field.until(lambda records, _: bool(records))
+    os.utime(field.shelf.folder / new, (1, 1))
+    os.utime(field.shelf.folder / first, (2, 2))
+    monkeypatch.setattr("dataflows.shelf.KEPT_MAX", 1)
+    field.ask(new, stage="live")
+    field.until(lambda records, _: bool(records))
+    field.shelf.forget(Control())
+    assert [p.name for p in field.shelf.folder.iterdir()] == [new]
+
+
 def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(
     field: Field, bundles: tuple[Path, Path], rng: np.random.Generator
 ) -> None:
@@ -327,3 +471,90 @@ def test_a_canary_decides_for_its_entities_alone_and_more_percent_keep_them(
         assert abs(100.0 * mine.mean() - percent) < 1.5
         assert not (before & ~mine).any()
         before = mine
+
+
+def test_two_canaries_decide_for_entities_of_their_own(
+    field: Field, bundles: tuple[Path, Path], rng: np.random.Generator
+) -> None:
+    scorer, keys = field.base, rng.integers(0, 2**63, 20_000).astype(np.uint64)
+    seats = [Seat("a", scorer, "live", 100.0, True), Seat("s", scorer, "shadow", 100.0, False)]
+    seats += [Seat(name, scorer, "canary", 5.0, False) for name in "bc"]
+    seats += [Seat("d", scorer, "canary", 95.0, False)]
+    found = owners(tuple(seats), keys)
+    assert found is not None
+    shares = 100.0 * np.bincount(found, minlength=5) / len(keys)
+    assert np.allclose(shares, [0, 0, 5, 5, 90], atol=1.0)
+
+
+def test_a_canary_with_more_percent_keeps_its_place_among_canaries() -> None:
+    first, second = (
+        {"kind": "bundle", "bundle": name * 16, "stage": "canary", "percent": 5.0} for name in "bc"
+    )
+    control = Control.of([first, second, first | {"percent": 40.0}])
+    assert list(control.bundles.items()) == [
+        ("b" * 16, ("canary", 40.0)),
+        ("c" * 16, ("canary", 5.0)),
+    ]
+
+
+def compared(
+    scorer: Scorer, frauds: dict[str, bool], live: list[list[int]], candidate: list[list[int]]
+) -> dict[str, Any]:
+    """Logins, by id whether they are frauds, that each of two rules flags (rows) or not."""
+    names = [name.strip("+") for name in frauds]
+    batch = make_batch("login", [{"event_id": n, "user_id": "u"} for n in names], partitions=1)
+    truth = {("login", name): said for name, said in zip(names, frauds.values(), strict=True)}
+    rows = training_set(np.random.default_rng(1), "login", rows=len(batch), odd=0)
+    found = Comparison(catalog(), truth)
+    decisions = [
+        (
+            scorer,
+            Decisions(
+                "login",
+                ("one", "other"),
+                (),
+                np.full((len(batch), 2), 0.5),
+                np.array(flags, np.bool_),
+                np.zeros((len(batch), 2, 0), np.bool_),
+                np.zeros((2, 0)),
+            ),
+        )
+        for flags in (live, candidate)
+    ]
+    found.add(batch, rows.features, decisions[0], decisions[1])
+    return found.report()
+
+
+def test_an_event_that_is_sent_again_is_compared_twice(field: Field) -> None:
+    events = {"a": True, "a+": True, "a++": True}
+    found = compared(field.base, events, [[0, 0]] * 3, [[1, 0]] * 3)
+    assert [one["event_id"] for one in found["examples"]] == ["a"] * 3
+
+
+def test_a_fraud_counts_once_in_all_whichever_rule_flags_it(field: Field) -> None:
+    events = {"moved": True, "won": True, "lost": True, "missed": True, "fine": False}
+    live = [[1, 0], [0, 0], [1, 1], [0, 0], [1, 0]]
+    candidate = [[0, 1], [1, 1], [0, 0], [0, 0], [0, 1]]
+    found = compared(field.base, events, live, candidate)
+    total, one = found["total"], found["anomaly_types"]["one"]
+    names = ("frauds", "won", "lost", "missed")
+    assert [total[name] for name in names] == [4, 1, 1, 1]
+    assert [one[name] for name in names] == [4, 1, 2, 1]
+    assert (total["live"], total["candidate"], total["new_genuine"]) == (4, 4, 1), "alerts"
+
+
+def test_a_candidate_in_another_currency_is_refused_as_the_flow_would(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Bundle.load(bundles[1], catalog())
+    replace(made, training={**made.training, "currency": {"base": "EUR"}}).write(tmp_path / "eur")
+    settings = Settings(bundle=bundles[0], detectors=list(DETECTORS), warm_state="cold")
+    with pytest.raises(BundleError, match="trained on amounts in EUR"):
+        compare_files(settings, tmp_path / "eur", {})
+
+    def refuse(*_: object) -> Scorer:
+        raise ConfigError("nobody knows this detector")
+
+    monkeypatch.setattr("dataflows.shelf.Scorer", refuse)
+    with pytest.raises(BundleError, match="nobody knows this detector"):
+        compare_files(settings, bundles[1], {})
