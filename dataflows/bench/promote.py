@@ -10,19 +10,12 @@ from __future__ import annotations
 import argparse
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from dataflows.observe.telemetry import Telemetry
-
 if TYPE_CHECKING:
-    from dataflows.alerts.base import Alert
-    from dataflows.score import RoundOut
+    from dataflows.observe.changes import ChangesWatched
     from dataflows.settings import Settings
 
 __all__ = ["add_parser", "run"]
@@ -46,53 +39,10 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(rate=20_000.0)
 
 
-@dataclass(slots=True)
-class _Change:
-    """A change, when it was asked for and when it was in force, on the monotonic clock."""
-
-    what: str
-    asked_s: float
-    in_force_s: float | None = None
-
-
-class _Watch(Telemetry):
-    """Keeps the latencies of all events by the moment of their round, and when stages changed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounds: list[tuple[float, npt.NDArray[np.int64]]] = []
-        self.changes: list[_Change] = []
-        self._bundles: dict[str, tuple[str, float]] = {}
-
-    def round(
-        self,
-        round_: int,
-        outs: Sequence[RoundOut],
-        alerts: Sequence[Alert],
-        acked_ns: int,
-        totals: dict[str, int],
-    ) -> None:
-        """See `Telemetry.round`."""
-        super().round(round_, outs, alerts, acked_ns, totals)
-        now_s = time.monotonic()
-        self.rounds.append((now_s, np.concatenate([acked_ns - out.due_ns for out in outs])))
-        if outs[0].control.bundles != self._bundles:
-            self._bundles = outs[0].control.bundles
-            for change in self.changes:
-                if change.in_force_s is None:
-                    change.in_force_s = now_s
-                    break
-
-    def p99_ms(self, from_s: float, until_s: float) -> float | None:
-        """Of the events of rounds that were done in a span; None where there were none."""
-        found = [waited for at_s, waited in self.rounds if from_s <= at_s < until_s]
-        waited = np.concatenate(found) if found else np.zeros(0, np.int64)
-        return float(np.quantile(waited, 0.99)) / 1e6 if len(waited) else None
-
-
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.bench.pipeline import prepare, settings_of
+    from dataflows.observe.changes import ChangesWatched
     from dataflows.report import write_json
     from dataflows.runner import run_flow, usage
     from dataflows.state.own import clear_own_state
@@ -101,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     clear_own_state(settings.state_dir)
     prepare(settings, args)
     folder, bundle = _candidate(settings)
-    watch = _Watch()
+    watch = ChangesWatched()
     stop = threading.Event()
     asking = threading.Thread(target=_ask, args=(settings, watch, folder, bundle, stop))
     asking.start()
@@ -131,7 +81,7 @@ def _candidate(settings: Settings) -> tuple[Path, str]:
 
 
 def _ask(
-    settings: Settings, watch: _Watch, folder: Path, bundle: str, stop: threading.Event
+    settings: Settings, watch: ChangesWatched, folder: Path, bundle: str, stop: threading.Event
 ) -> None:
     """Ask for the changes, each in its time."""
     from dataflows.control.writing import write_record
@@ -146,11 +96,11 @@ def _ask(
         record: dict[str, Any] = {"kind": "rollback"}
         if what != "rollback":
             record = {"kind": "bundle", "bundle": bundle, "path": str(folder), "stage": what}
-        watch.changes.append(_Change(what, time.monotonic()))
+        watch.asked(what)
         write_record(settings, record)
 
 
-def _report(watch: _Watch, rate: float) -> dict[str, Any]:
+def _report(watch: ChangesWatched, rate: float) -> dict[str, Any]:
     """The figures, in the keys of docs/json.md."""
     full = watch.report()
     counts = ("in", "scored", "dead_lettered", "duplicates", "pending", "alerts", "rounds")
