@@ -275,7 +275,8 @@ def _verify_one(
             names = paned_features(catalog)
             merged = _Merged(names, max(one.excess_max for one in done.engine.engines))
         one_in = max(one.one_in_max for one in done.engine.engines)
-        sampled = _Sampled(sampled_features(catalog) if one_in else frozenset(), one_in)
+        names = sampled_features(catalog) if one_in else frozenset()
+        sampled = _Sampled(names, one_in, settings.distinct_exact_max)
         return _compare(oracle, rows, catalog, rows.close(), far, merged, sampled)
 
 
@@ -305,25 +306,44 @@ SIGMAS = 6.0
 
 @dataclass(frozen=True, slots=True)
 class _Sampled:
-    """Features (`event.name`) that samples of pairs make inexact, one in so many at least."""
+    """Features (`event.name`) that samples of pairs make inexact, one in so many at least, of
+    entities with more than so many different others."""
 
     names: frozenset[str]
     one_in_max: int
+    exact_max: int
 
-    def bounded(self, feature: Feature, found: _Found, actual: Float64) -> bool:
+    def weights(self, met: Float64) -> Float64:
+        """Of how many pairs one is kept, at the most, by an entity that has met so many others."""
+        found = np.ones(len(met))
+        for _ in range(int(self.one_in_max).bit_length() - 1):
+            # The estimate by which the level rises may be off, too.
+            most = met + SIGMAS * np.sqrt(met * (found - 1))
+            found[most > self.exact_max * found] *= 2
+        return found
+
+    def bounded(self, feature: Feature, found: _Found, actual: Float64, met: Float64) -> bool:
         """Whether a feature's wrong rows are no more wrong than the sample tells.
 
         That is asked of counts of different others, and of whether a pair is new, which is not
-        known of many; of what else is inexact nothing is known.
+        known of many; of what else is inexact nothing is known. Whoever has met no more others than
+        the bound is exact.
+
+        Parameters
+        ----------
+        met : float64 (rows,), different others that each row's entity has met up to it
         """
         if f"{feature.event}.{feature.name}" not in self.names:
             return False
         value, expected = actual[found.wrong], found.expected[found.wrong]
+        met = met[found.wrong]
+        if np.any(met <= self.exact_max):
+            return False
         if feature.op in ("first_time", "since_pair"):
             return bool(np.isnan(value).all())
         if feature.op != "distinct":
             return True
-        bound = SIGMAS * np.sqrt(expected * (self.one_in_max - 1))
+        bound = SIGMAS * np.sqrt(expected * (self.weights(met) - 1))
         return bool(np.all(np.abs(value - expected) <= bound))
 
 
@@ -577,7 +597,8 @@ def _compare(
             if len(found.wrong) and merged.bounded(feature, found, actual):
                 approximated.append(_about(rows, feature, found, actual))
                 continue
-            if len(found.wrong) and sampled.bounded(feature, found, actual):
+            inexact = len(found.wrong) > 0 and len(sampled.names) > 0
+            if inexact and sampled.bounded(feature, found, actual, _met(oracle, feature, ties, n)):
                 estimated.append(_about(rows, feature, found, actual))
                 continue
             compared[f"{event}.{feature.name}"] = found.rel_error
@@ -612,6 +633,21 @@ def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[
             not_compared[f"{feature.event}.{feature.name}"] = reason
     asked = [f for f in features if reasons[f.name] is None]
     return sorted(asked, key=lambda f: bool(operands(f)))
+
+
+def _met(oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, n: int) -> Float64:
+    """float64 (n,), different others that each row's entity has met up to it.
+
+    Infinite where the feature is of no pairs, and only reads others that are.
+    """
+    op = OPERATIONS[feature.op]
+    if op.family != "ring" or not op.other:
+        return np.full(n, np.inf)
+    asked = replace(feature, op="distinct_ever", window_s=None, unit="1")
+    answer = oracle.execute(f"SELECT i, v FROM ({question(asked, ties).sql})").fetchnumpy()
+    found = np.zeros(n)
+    found[answer["i"]] = answer["v"]
+    return found
 
 
 def _hold(oracle: duckdb.DuckDBPyConnection, made: Question, actual: Float64, n: int) -> _Found:

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dataflows.cli.features import about
 from dataflows.cli.main import main
 from dataflows.settings import load
-from dataflows.verify import VARIANTS, verify
+from dataflows.verify import VARIANTS, _Found, _Sampled, verify
 from features.catalog import catalog
 from features.columns import DERIVED
 from features.operations import OPERATIONS
@@ -121,3 +122,20 @@ def test_data_without_a_row_is_refused(tmp_path: Path) -> None:
             {"as_is": VARIANTS["as_is"]},
             said.append,
         )
+
+
+def test_estimates_are_held_to_the_level_of_each_entity_and_exact_ones_to_the_count() -> None:
+    (feature,) = (f for f in EVERYTHING if f.name == "merchant_cards_1h")
+    sampled = _Sampled(frozenset({"payment.merchant_cards_1h"}), 256, 30)
+    met = np.array([1.0, 30.0, 31.0, 40.0, 400.0, 2_000.0])
+
+    def bounded(*actual: float) -> bool:
+        given = np.array(actual)
+        found = _Found(np.flatnonzero(given != met), 1.0, len(met), met)
+        return sampled.bounded(feature, found, given, met)
+
+    assert bounded(1.0, 30.0, 30.0, 48.0, 480.0, 1_600.0)
+    assert not bounded(*np.zeros(len(met)))
+    assert not bounded(1.0, 29.0, 31.0, 40.0, 400.0, 2_000.0), "whoever is at the bound is exact"
+    assert not bounded(1.0, 30.0, 31.0, 120.0, 400.0, 2_000.0), "so few others have no high level"
+    assert sampled.weights(met).tolist() == [1.0, 1.0, 4.0, 4.0, 64.0, 256.0]
