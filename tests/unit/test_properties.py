@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from features import late, pairs, shelf, state
@@ -183,7 +183,8 @@ def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
         for batches, labels in parts_of(number, seed, sizes, late_s, 0.05):
             flow.feed(batches, labels)
         finish(flow, world(number)[2])
-    assert flow.corrected > 0 and flow.duplicates > 0
+    assert flow.duplicates > 0
+    assume(flow.corrected > 0)  # in one large part nobody is late
     assert sum(engine.late_beyond for engine in flow.engines) == 0
     compare(flow, whole(number, False, late_s), False, SETTLED_US)
 
