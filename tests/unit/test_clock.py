@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -236,10 +237,19 @@ def late_now(ours: LaneClock) -> list[int]:
     return [ours.judge(events([old], *place), cut_us).tolist()[0] for place in places]
 
 
+@pytest.fixture
+def codes_anew() -> Iterator[None]:
+    """Codes of event types are found out anew within the test, and after it."""
+    event_code.cache_clear()
+    yield
+    event_code.cache_clear()
+
+
 def test_an_event_type_that_comes_to_stand_before_others_takes_over_no_clock(
-    monkeypatch: pytest.MonkeyPatch,
+    codes_anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = two_places().dump()
+    event_code.cache_clear()
     types = {"log": event_type("app_log"), **event_types()}
     monkeypatch.setattr(events_module, "event_types", lambda: types)
     assert event_code("payment") == 1
