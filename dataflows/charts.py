@@ -311,7 +311,9 @@ def bars(title: str, note: str, items: Sequence[Bar], most: float) -> str:
                 ' stroke="var(--ink)" stroke-width="1.4"/>'
             )
             end = max(end, x2)
-        text = f"{item.value:.3f}" if known else "-"
+        # A count is a whole number, anything else a share.
+        value = f"{item.value:,}" if isinstance(item.value, int) else f"{item.value:.3f}"
+        text = value if known else "-"
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 12}">{text}</text>')
     said = f"<small>{escape(note)}</small>" if note else ""
     height = 10.0 + step * len(items)

@@ -102,7 +102,7 @@ def comparison_html(found: Mapping[str, Any]) -> str:
             "Events that would be alerts; known frauds are those that labels or the data name.",
             table(["", *(_SAID[c] for c in _COLUMNS)], counts, range(1, len(_COLUMNS) + 1)),
         ),
-        grid(drawn),
+        section("Side by side", "", grid(drawn)),
     ]
     if examples:
         note = "The most certain of each kind: new ones by the candidate's score, gone ones by the"
