@@ -151,8 +151,19 @@ def partitions_of(
     return found
 
 
-def ensure_topic(client: AdminClient, topic: str, settings: Settings, troubles: Troubles) -> None:
-    """Make a topic with the broker's own defaults where it does not exist.
+def ensure_topic(
+    client: AdminClient,
+    topic: str,
+    settings: Settings,
+    troubles: Troubles,
+    partitions: int = -1,
+    config: Mapping[str, str] | None = None,
+) -> None:
+    """Make a topic where it does not exist.
+
+    Parameters
+    ----------
+    partitions, config : of one that is made; the broker's own defaults where they are not given
 
     Raises
     ------
@@ -162,10 +173,9 @@ def ensure_topic(client: AdminClient, topic: str, settings: Settings, troubles: 
     with contextlib.suppress(ConfigError):
         partitions_of(client, [topic], settings, troubles)
         return
+    new = NewTopic(topic, partitions, -1, config=dict(config or {}))
     try:
-        client.create_topics([NewTopic(topic, -1, -1)], request_timeout=CONNECT_S)[topic].result(
-            CONNECT_S + 1.0
-        )
+        client.create_topics([new], request_timeout=CONNECT_S)[topic].result(CONNECT_S + 1.0)
     except (KafkaException, TimeoutError) as error:
         reason = error.args[0] if error.args else error
         if isinstance(reason, KafkaError) and reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
@@ -174,5 +184,5 @@ def ensure_topic(client: AdminClient, topic: str, settings: Settings, troubles: 
         raise ConfigError(
             f"Kafka {settings.kafka_brokers}: topic {topic!r} does not exist and cannot be made"
             f" ({said}); make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
-            f" --create --topic {topic}`"
+            f" --create --topic {topic}{f' --partitions {partitions}' if partitions > 0 else ''}`"
         ) from None

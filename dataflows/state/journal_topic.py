@@ -18,16 +18,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 
 from dataflows.settings import Settings
 from dataflows.sources.brokers import (
     CONNECT_S,
     Troubles,
     client_options,
+    ensure_topic,
     make_client,
     partitions_of,
 )
@@ -400,39 +400,21 @@ def _ensure(settings: Settings, troubles: Troubles) -> None:
     SourceError : no broker answers
     """
     topic = settings.journal_topic or ""
-    options: dict[str, Any] = client_options(settings, troubles, {}, {})
-    client = make_client(AdminClient, options)
+    client = make_client(AdminClient, client_options(settings, troubles, {}, {}))
+    # Kept for as long as replays reach, and never compacted.
+    keep_ms = -1 if not settings.retention_h else int(settings.retention_h * 3_600_000)
+    config = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(keep_ms),
+        "max.message.bytes": str(RECORD_BYTES_MAX),
+    }
     try:
         count = partitions_of(client, [topic], settings, troubles)[topic]
     except ConfigError:
-        _make(client, topic, settings)
+        ensure_topic(client, topic, settings, troubles, settings.lanes, config)
         return
     if count < settings.lanes:
         raise ConfigError(
             f"journal_topic {topic!r} has {count} partitions, lanes = {settings.lanes} need as"
             " many; add partitions, or name a topic that does not exist yet"
         )
-
-
-def _make(client: AdminClient, topic: str, settings: Settings) -> None:
-    """Make the topic: kept for as long as replays reach, and never compacted."""
-    keep_ms = -1 if not settings.retention_h else int(settings.retention_h * 3_600_000)
-    new = NewTopic(
-        topic, settings.lanes, -1,
-        config={
-            "cleanup.policy": "delete",
-            "retention.ms": str(keep_ms),
-            "max.message.bytes": str(RECORD_BYTES_MAX),
-        },
-    )  # fmt: skip
-    try:
-        client.create_topics([new], request_timeout=CONNECT_S)[topic].result(CONNECT_S + 1.0)
-    except (KafkaException, TimeoutError) as error:
-        reason = error.args[0] if error.args else error
-        if isinstance(reason, KafkaError) and reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
-            return
-        said = reason.str() if isinstance(reason, KafkaError) else "no answer in time"
-        raise ConfigError(
-            f"Kafka {settings.kafka_brokers}: journal_topic {topic!r} does not exist and cannot be"
-            f" made ({said}); make it with {settings.lanes} partitions or more"
-        ) from None
