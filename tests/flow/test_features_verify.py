@@ -131,23 +131,24 @@ def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
     assert " features of 1,200 payment rows asked of DuckDB, " in said
 
 
+def without_mismatch(folder: Path, payments: pl.DataFrame, **more: int) -> dict[str, Any]:
+    """What a verification of payments as they are says, in which nothing is wrong."""
+    path = folder / "payment.parquet"
+    payments.write_parquet(path)
+    settings = load(None, source="file", file_paths={"payment": path}, groups=2, **more)
+    report = verify(
+        settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
+    )
+    one: dict[str, Any] = report["variants"]["as_is"]
+    assert report["mismatches"] == 0, one["mismatched"]
+    return one
+
+
 def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     times = START_US + np.sort(rng.integers(0, 3 * 3_600_000_000, 3_000))
     frame = made_of("payment", 3_000, rng).with_columns(time_us=pl.Series(times))
-    frame.write_parquet(tmp_path / "payment.parquet")
-    settings = load(
-        None,
-        source="file",
-        file_paths={"payment": tmp_path / "payment.parquet"},
-        exact_events_max=100,
-        groups=2,
-    )
-    report = verify(
-        settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
-    )
-    one = report["variants"]["as_is"]
-    assert report["mismatches"] == 0, one["mismatched"]
+    one = without_mismatch(tmp_path, frame, exact_events_max=100)
     told_apart = {entry["feature"] for entry in one["approximated"]}
     assert {"payment.merchant_count_1h", "payment.card_amount_sum_1h"} <= told_apart
     assert all("1h" in name for name in told_apart if name.endswith(("m", "h"))), told_apart
@@ -165,19 +166,7 @@ def test_what_samples_make_inexact_is_told_apart_within_its_error(tmp_path: Path
         time_us=pl.Series(times),
         card_id=pl.Series([f"c{i}" for i in rng.integers(0, 2_000, 3_000)]),
     )
-    frame.write_parquet(tmp_path / "payment.parquet")
-    settings = load(
-        None,
-        source="file",
-        file_paths={"payment": tmp_path / "payment.parquet"},
-        distinct_exact_max=30,
-        groups=2,
-    )
-    report = verify(
-        settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
-    )
-    one = report["variants"]["as_is"]
-    assert report["mismatches"] == 0, one["mismatched"]
+    one = without_mismatch(tmp_path, frame, distinct_exact_max=30)
     told_apart = {entry["feature"] for entry in one["estimated"]}
     assert {"payment.merchant_cards_1h", "payment.merchant_card_first"} <= told_apart
     assert one["estimated_one_in_max"] >= 2
