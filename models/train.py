@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from models.calibration import Calibration, score_of
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
+from models.own import guarded, misfits, own_detectors
 from models.scoring import Scorer, gate_opens, take_rows
 from models.view import WEEK_SEEN_US, View
 from models.voting import AnomalyType, Ensemble, Voting, default_rule
@@ -156,7 +158,7 @@ def train(
         rules[rule.name] = rule
     about = {name: _about(rows) for name, rows in sets.items()}
     training: dict[str, Any] = {"seed": seed, "sets": about}
-    training |= _left_out(detectors, kinds, fitted, say)
+    training |= _left_out(detectors, kinds, fitted, say) | _own(detectors)
     bundle = Bundle("", catalog.version, made, Voting(rules), training)
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
@@ -177,6 +179,12 @@ def _left_out(
         say(f"left out, since no event type here has sequences: {', '.join(unread)}")
     left_out = [name for name in detectors if name not in there]
     return {"left_out": left_out} if left_out else {}
+
+
+def _own(detectors: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The code of the user's own detectors, where there are any."""
+    own = {name: one.code for name, one in own_detectors().items() if name in detectors}
+    return {"own_detectors": own} if own else {}
 
 
 def _without_rare(
@@ -308,7 +316,7 @@ def _train_event(
     known = fit.features.values[fit.label <= 0]
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
-    detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
+    detectors = _fit(kinds, fit, seed, options)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
@@ -324,6 +332,31 @@ def _train_event(
     share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
     return _Fitted(models, _fit_rule(models, judge, share), judge, full)
+
+
+def _fit(
+    kinds: Mapping[str, type[Detector]],
+    rows: TrainingSet,
+    seed: int,
+    options: Mapping[str, Mapping[str, float]],
+) -> dict[str, Detector]:
+    """Each detector, fitted on the rows; of the user's own it is seen whether they keep to what
+    a detector promises.
+
+    Raises
+    ------
+    ConfigError : one of the user's own raises, or does not
+    """
+    fitted: dict[str, Detector] = {}
+    faults: list[str] = []
+    few = take_rows(rows.features, np.arange(min(len(rows), ROWS_TRIED)))
+    for name, kind in kinds.items():
+        work = partial(kind.fit, rows, seed, options.get(name, {}))
+        fitted[name] = guarded(name, "fit", work)
+        faults += misfits(name, fitted[name], few)
+    if faults:
+        raise ConfigError(faults)
+    return fitted
 
 
 def _prior(detectors: Mapping[str, Detector]) -> Float64:
@@ -355,7 +388,7 @@ def _fitted_on_all(
     if not again or not 0 < odd < FULL_BELOW:
         return models
     seen = replace(rows, features=models.view.apply(rows.features))
-    fitted = {name: kinds[name].fit(seen, seed, options.get(name, {})) for name in again}
+    fitted = _fit({name: kinds[name] for name in again}, seen, seed, options)
     return replace(models, detectors={**models.detectors, **fitted})
 
 
