@@ -148,7 +148,7 @@ def measure(
     settings : `sim_*` but for the seed, `detectors`
     say : told what is being done, one sentence at a time
     days : of history to train on
-    hours : judged of each seed, and half of it of each day with many attacks
+    hours : judged of each seed; of days with many attacks at most one day
     attacks : that are left out one by one; all by default
 
     Returns
@@ -163,14 +163,7 @@ def measure(
     sets = join_attacks(plain, dense)
     with tempfile.TemporaryDirectory(prefix="waxwing-bench-") as folder:
         save_warm(Path(folder), settings, cat, done)
-        world = _World(settings, cat, Path(folder), say)
-        judged = {one: world.plain(one, hours) for one in SEEDS}
-        mixed = world.attacked(DENSE_SEED, min(hours, DENSE_HOURS), None)
-        single = {
-            strength: world.attacked(DENSE_SEED + i, min(hours, DENSE_HOURS), strength)
-            for i, strength in enumerate(STRENGTHS, 1)
-        }
-    weights = {name: 1.0 / share for name, share in world.shares(hours).items()}
+        judged, mixed, single, weights = _World(settings, cat, Path(folder), say).days(hours)
     say(f"fitting {', '.join(settings.detectors)}")
     scorer = _fitted(sets, cat, settings.detectors, say)
     every = _joined(list(judged.values()))
@@ -214,6 +207,20 @@ class _World:
 
     def __init__(self, settings: Settings, cat: Catalog, warm: Path, say: Say) -> None:
         self._settings, self._cat, self._warm, self._say = settings, cat, warm, say
+
+    def days(
+        self, hours: float
+    ) -> tuple[dict[int, Sets], Sets, dict[float, Sets], dict[str, float]]:
+        """Everything that is judged: plain rows by seed, anomalous ones of the default mix, and by
+        strength; how many genuine events a plain row of each event type stands for."""
+        plain = {seed: self.plain(seed, hours) for seed in SEEDS}
+        dense = min(hours, DENSE_HOURS)
+        mixed = self.attacked(DENSE_SEED, dense, None)
+        single = {
+            strength: self.attacked(DENSE_SEED + i, dense, strength)
+            for i, strength in enumerate(STRENGTHS, 1)
+        }
+        return plain, mixed, single, {n: 1.0 / share for n, share in self.shares(hours).items()}
 
     def shares(self, hours: float) -> dict[str, float]:
         """Share of the genuine rows of each event type that is kept of the plain days."""
