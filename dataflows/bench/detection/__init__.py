@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["DATASETS", "add_parser", "run"]
 
-DATASETS = ("fraud-handbook", "server-machine", "simulator", "skab")
+DATASETS = ("auth-log", "fraud-handbook", "server-machine", "simulator", "skab")
 """Names of the data sets; the module has the name with an underscore."""
 
 MADE = "simulator"

@@ -165,6 +165,50 @@ def _footer(report: Mapping[str, Any]) -> str:
     return f"Detectors: {', '.join(report['detectors'])}. {report['cpu_s']:,.0f} s of CPU.\n"
 
 
+def _auth_log(report: Mapping[str, Any]) -> str:
+    """Lines of a server's log."""
+    size, kinds, count = report["rows"], report["templates"], report["campaigns"]
+    about = (
+        f"{size['fit'] + size['test']:,} lines of sshd, sudo and cron, without labels; the first"
+        f" {size['fit']:,} are fitted on, {size['test']:,} are judged. {kinds['mined']} templates"
+        f" are mined from the first part: its lines have {kinds['fit']:,} different ones, the others {kinds['test']:,}. A"
+        " campaign is told by a rule from what sshd says, and no model sees it: five failed log-ins"
+        " or more from one address, with pauses of at most ten minutes. Break-in attempts go on all"
+        " the time here, in the part that is fitted on too, so that a small one is nothing unusual."
+    )
+    votes = {f"votes of {name}": of for name, of in report["against"].items()}
+    rows = [
+        [name, f"{of['alerts']:,}", f"{of['alerts'] / size['test']:.2%}",
+         f"{of['campaigns_met']} of {count}", f"{of['elsewhere_flagged']:,}"]
+        for name, of in ({"alerts of the flow": report} | votes).items()
+    ]  # fmt: skip
+    largest = [
+        [one["begin"], f"{one['failed']:,}", f"{one['users']:,}", f"{one['seconds']:,}",
+         _cell(one["says"]) if one["says"] else "not flagged"]
+        for one in report["largest"]
+    ]  # fmt: skip
+    told = [
+        [one["begin"], one["service"], f"{one['alerts']:,}", _cell(one["says"])]
+        for one in report["incidents"]
+    ]
+    parts = (
+        "## Application logs: a server's auth.log\n", _prose(about),
+        _table(["", "lines", "share", "campaigns met", "lines of no campaign"], rows),
+        _prose("The largest campaigns, with the words of the strangest alert among their lines:"),
+        _table(["begin", "failures", "users", "seconds", "in the words of the alert"], largest),
+        _prose("Incidents (alerts of one service with no longer pause than ten minutes), the"
+               " strangest first:"),
+        _table(["begin", "service", "alerts", "in the words of the strangest"], told),
+        _footer(report),
+    )  # fmt: skip
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    """A text that may stand in a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def _percent(value: float | None) -> str:
     """A share as a person reads it, a dash where it is not known."""
     return "-" if value is None else f"{value:.1%}"
@@ -238,4 +282,5 @@ _SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         "Server machines: SMD",
         "38 metrics of four machines (not all 28: not comparable with the means of papers).",
     ),
+    "auth-log": _auth_log,
 }
