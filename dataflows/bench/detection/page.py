@@ -171,10 +171,11 @@ def _auth_log(report: Mapping[str, Any]) -> str:
     about = (
         f"{size['fit'] + size['test']:,} lines of sshd, sudo and cron, without labels; the first"
         f" {size['fit']:,} are fitted on, {size['test']:,} are judged. {kinds['mined']} templates"
-        f" are mined from the first part: its lines have {kinds['fit']:,} different ones, the others {kinds['test']:,}. A"
-        " campaign is told by a rule from what sshd says, and no model sees it: five failed log-ins"
-        " or more from one address, with pauses of at most ten minutes. Break-in attempts go on all"
-        " the time here, in the part that is fitted on too, so that a small one is nothing unusual."
+        f" are mined from the first part: its lines have {kinds['fit']:,} different ones, the"
+        f" others {kinds['test']:,}. A campaign is told by a rule from what sshd says, and no model"
+        " sees it: five failed log-ins or more from one address, with pauses of at most ten"
+        " minutes. Break-in attempts go on all the time here, in the part that is fitted on too, so"
+        " that a small one is nothing unusual."
     )
     votes = {f"votes of {name}": of for name, of in report["against"].items()}
     rows = [
