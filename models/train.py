@@ -131,8 +131,8 @@ def train(
         faults.append("training: no rows at all; give history with events in it")
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
     faults += [
-        f"training: {name!r} has no sequences, and of the detectors asked for"
-        f" ({', '.join(detectors)}) each reads sequences alone; add another"
+        f"training: none of the detectors asked for ({', '.join(detectors)}) serves {name!r}: each"
+        " reads sequences, which it has none of, or other event types alone; add another"
         for name, serving in kinds.items()
         if not serving
     ]
@@ -171,12 +171,15 @@ def _left_out(
     fitted: Mapping[str, _Fitted],
     say: Say,
 ) -> dict[str, list[str]]:
-    """The detectors that no event type has in the end, where there are any; those that read
-    sequences are told."""
+    """The detectors that no event type has in the end, where there are any; those that serve none
+    here are told."""
     there = {name for f in fitted.values() for name in f.models.detectors}
     unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
-    if unread:
-        say(f"left out, since no event type here has sequences: {', '.join(unread)}")
+    blind = [name for name in unread if getattr(detector(name), "sequential", False)]
+    if blind:
+        say(f"left out, since no event type here has sequences: {', '.join(blind)}")
+    if others := [name for name in unread if name not in blind]:
+        say(f"left out, since they serve none of the event types here: {', '.join(others)}")
     left_out = [name for name in detectors if name not in there]
     return {"left_out": left_out} if left_out else {}
 
@@ -232,13 +235,19 @@ def _overdue(catalog: Catalog, rows: TrainingSet | None) -> tuple[EventModels, A
 
 def _serving(rows: TrainingSet, detectors: Sequence[str]) -> dict[str, type[Detector]]:
     """The detectors that an event type can have: one that reads sequences needs some, one that
-    reads a single event type serves no other."""
+    reads a single event type serves no other, and some say whom they serve."""
     kinds = {name: detector(name) for name in detectors}
     event = rows.features.event_type
-    kinds = {name: kind for name, kind in kinds.items() if getattr(kind, "reads", event) == event}
+    kinds = {name: kind for name, kind in kinds.items() if _serves(kind, event)}
     if rows.features.sequence is not None:
         return kinds
     return {name: k for name, k in kinds.items() if not getattr(k, "sequential", False)}
+
+
+def _serves(kind: type[Detector], event: str) -> bool:
+    """Whether a detector has a say on an event type."""
+    serves: Callable[[str], bool] = getattr(kind, "serves", lambda _: True)
+    return getattr(kind, "reads", event) == event and serves(event)
 
 
 def _about(rows: TrainingSet) -> dict[str, Any]:

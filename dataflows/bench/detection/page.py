@@ -15,7 +15,7 @@ __all__ = ["PAGE", "page_of"]
 PAGE = Path("docs/detection.md")
 
 _HEAD = """\
-# What is found in data that others made
+# What is found: on unseen simulated traffic, and in data that others made
 
 Written by `waxwing bench detection --render docs/detection/*.json`, of the files that
 `waxwing bench detection --dataset NAME --data F --json docs/detection/NAME.json` writes
