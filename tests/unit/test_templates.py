@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import polars as pl
 import pytest
 
 from dataflows.bench.detection import auth_log
+from dataflows.score import QUOTED_MAX, _quote
 from dataflows.settings import Settings
 from dataflows.sources.guess import guess_mapping
 from dataflows.sources.mapping import load_mapping
 from dataflows.sources.templates import Templates, mine
-from features.errors import ConfigError
+from features.errors import ConfigError, DeclarationError
+from features.events import event_type
 from tests.tables import BEGIN
 
 USERS = ("bob", "eve", "mallory", "trent", "peggy", "walter", "sybil", "oscar")
@@ -157,3 +160,13 @@ def test_a_campaign_is_failures_of_one_address_without_a_long_pause() -> None:
     assert (other.failed, other.rows) == (5, [11])
     slow = [i * 700_000_000 for i in range(5)]
     assert auth_log.campaigns_of(lines[:5], slow) == []
+
+
+def test_a_summary_quotes_the_line_and_cuts_a_long_one() -> None:
+    values = {"template": "Invalid user <*> from <*>", "service": "sshd"}
+    assert _quote(event_type("app_log"), values) == ' "Invalid user <*> from <*>":'
+    cut = _quote(event_type("app_log"), {"template": "x" * 500})
+    assert len(cut) == QUOTED_MAX + 4 and cut.endswith('...":')
+    assert _quote(event_type("payment"), values) == ""
+    with pytest.raises(DeclarationError, match="quotes 'words', which is no field"):
+        replace(event_type("app_log"), quotes="words")
