@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from river.anomaly import HalfSpaceTrees
 
-from tests.flow.harness import call, environment
+from tests.flow.harness import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/own-detectors.md").read_text(encoding="utf-8")
@@ -77,24 +77,7 @@ def test_a_detector_of_river_goes_through_every_command_of_the_page(tmp_path: Pa
     assert np.isfinite(said).all() and len(np.unique(said)) > 50
     alerts = (tmp_path / ".waxwing/state/alerts.jsonl").read_text(encoding="utf-8").splitlines()
     votes = [vote for line in alerts for vote in json.loads(line)["votes"]]
-    assert any(vote["detector"] == "half_space" and vote["voted"] for vote in votes)
-    changed_code_is_refused(tmp_path)
-
-
-def changed_code_is_refused(folder: Path) -> None:
-    """Another comment is the same code; another constant is not, and neither is no file."""
-    score = commands()[-1]
-    write(folder, "own/half_space.py", OWN.replace("ROWS_MAX = 5_000", "ROWS_MAX = 5_000  # few"))
-    assert in_order(folder, [score]).returncode == 0
-    write(folder, "own/half_space.py", OWN.replace("0.1 * self._window", "0.2 * self._window"))
-    done = call(*score, cwd=folder)
-    assert done.returncode == 2
-    assert "detector 'half_space' was trained with other code" in done.stderr
-    assert "half_space.py is now" in done.stderr and "train again" in done.stderr
-    write(folder, "own.toml", 'detectors = ["zscore"]\nevent_types = ["login"]\n')
-    done = call(*score, cwd=folder)
-    assert done.returncode == 2 and "unknown detector half_space" in done.stderr
-    assert "`detector_paths`" in done.stderr
+    assert any(vote["detector"] == "half_space" and vote["vote"] for vote in votes)
 
 
 def test_the_page_s_arrays_say_what_river_says(rng: np.random.Generator) -> None:

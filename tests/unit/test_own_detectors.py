@@ -13,9 +13,10 @@ from dataflows.cli.main import main
 from dataflows.settings import load
 from features.batch import FeatureMatrix
 from features.catalog import catalog
-from features.errors import ConfigError, DeclarationError
+from features.errors import BundleError, ConfigError, DeclarationError
 from models import own
 from models.base import TrainingSet
+from models.bundle import Bundle
 from models.detectors import detector, detector_names
 from models.train import train
 
@@ -151,13 +152,24 @@ def test_a_broken_promise_ends_the_training_with_file_and_line(what: str, declar
     assert fault.startswith("own/mean.py:") and words in fault
 
 
-def test_one_that_keeps_them_is_trained_and_its_code_stands_in_the_bundle(declare: Declare) -> None:
+def test_one_that_keeps_them_is_trained_and_changed_code_is_refused(
+    declare: Declare, tmp_path: Path
+) -> None:
     assert declare({"own/mean.py": MEAN}) == []
-    made = train({"login": rows()}, catalog(), ["zscore", "mean"], 1)
+    folder = tmp_path / "bundle"
+    made = train({"login": rows()}, catalog(), ["zscore", "mean"], 1).write(folder)
     code = made.training["own_detectors"]["mean"]
     assert own.own_detectors()["mean"].code == code and len(code) == 16
     again = MEAN.replace('"""The mean of a row."""', "# The mean.").replace("axis=1", "axis = 1")
     assert declare({"own/mean.py": again}) == []
-    assert own.own_detectors()["mean"].code == code
+    loaded = Bundle.load(folder, catalog())
+    raw = loaded.models["login"].detectors["mean"].raw(rows().features)
+    np.testing.assert_array_equal(raw, rows().features.values.mean(axis=1))
     assert declare({"own/mean.py": MEAN.replace("axis=1", "axis=-1")}) == []
-    assert own.own_detectors()["mean"].code != code
+    other = own.own_detectors()["mean"].code
+    with pytest.raises(BundleError, match=f"{code}.*mean.py is now .{other}.; put back") as told:
+        Bundle.load(folder, catalog())
+    assert "detector 'mean' was trained with other code" in str(told.value)
+    assert declare({}) == []
+    with pytest.raises(BundleError, match=r"unknown detector mean .*`detector_paths`"):
+        Bundle.load(folder, catalog())
