@@ -159,7 +159,9 @@ def train(
     about = {name: _about(rows) for name, rows in sets.items()}
     training: dict[str, Any] = {"seed": seed, "sets": about}
     training |= _left_out(detectors, kinds, fitted, say) | _own(detectors)
-    bundle = Bundle("", catalog.version, made, Voting(rules), training)
+    bundle = Bundle(
+        "", catalog.version, made, Voting(rules), training, declared=catalog.declarations()
+    )
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
