@@ -121,22 +121,8 @@ def train(
     ConfigError : too few rows of an event type, or none at all; unknown detectors
     """
     sets, rare = _without_rare(sets, say)
-    faults = [
-        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
-        " or leave the event type out"
-        for name, rows in sets.items()
-        if len(rows) < ROWS_MIN and name not in made_types()
-    ]
-    if not sets:
-        faults.append("training: no rows at all; give history with events in it")
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    faults += [
-        f"training: none of the detectors asked for ({', '.join(detectors)}) serves {name!r}: each"
-        " reads sequences, which it has none of, or other event types alone; add another"
-        for name, serving in kinds.items()
-        if not serving
-    ]
-    if faults:
+    if faults := _faults(sets, kinds, detectors):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
@@ -165,6 +151,28 @@ def train(
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _faults(
+    sets: Mapping[str, TrainingSet],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    detectors: Sequence[str],
+) -> list[str]:
+    """Why nothing can be learned from these rows with these detectors; empty where it can."""
+    faults = [
+        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
+        " or leave the event type out"
+        for name, rows in sets.items()
+        if len(rows) < ROWS_MIN and name not in made_types()
+    ]
+    if not sets:
+        faults.append("training: no rows at all; give history with events in it")
+    return faults + [
+        f"training: none of the detectors asked for ({', '.join(detectors)}) serves {name!r}: each"
+        " reads sequences, which it has none of, or other event types alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
 
 
 def _left_out(
