@@ -31,6 +31,7 @@ from features.errors import BundleError, DeclarationError
 from models.base import Arrays, Detector
 from models.calibration import Calibration
 from models.detectors import detector, detector_names
+from models.own import own_detectors
 from models.view import View
 from models.voting import Ensemble, Voting
 
@@ -337,8 +338,28 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
     if unknown:
         raise BundleError(
             f"bundle {path} has unknown detector {', '.join(unknown)} (there are"
-            f" {', '.join(detector_names())}); put its file into models/detectors or train again"
+            f" {', '.join(detector_names())}); name its file with `detector_paths` or train again"
             " with `waxwing train`"
+        )
+    _check_code(path, head, asked)
+
+
+def _check_code(path: Path, head: dict[str, Any], asked: set[str]) -> None:
+    """BundleError where a detector of the user is not the code that the bundle was trained with."""
+    then, now = head["training"].get("own_detectors", {}), own_detectors()
+    faults = []
+    for name in sorted(asked & (set(then) | set(now))):
+        if name not in now:
+            faults.append(f"detector {name!r} was trained with a file of yours, and is ours now")
+        elif then.get(name) != now[name].code:
+            faults.append(
+                f"detector {name!r} was trained with other code ({then.get(name, 'of waxwing')})"
+                f" than {now[name].path} is now ({now[name].code})"
+            )
+    if faults:
+        raise BundleError(
+            f"bundle {path}: {'; '.join(faults)}; put back the file of then, or train again with"
+            " `waxwing train`"
         )
 
 
