@@ -22,6 +22,7 @@ import polars as pl
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.currencies import base_of, priced_lines
+from dataflows.elsewhere import Remotes
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.base import Blind, LaneReader
@@ -243,7 +244,14 @@ def _learn(
     """Train on what a pass has left and write the bundle, with what else is known of its
     history."""
     begun = time.perf_counter()
-    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
+    remotes = Remotes(settings, say, patient=True)
+    try:
+        bundle = train(
+            sets, cat, settings.detectors, TRAINING_SEED,
+            attacks=attacks, say=say, place=remotes.in_training,
+        )  # fmt: skip
+    finally:
+        remotes.close()
     about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun

@@ -79,6 +79,9 @@ WORKERS = 2
 
 Say = Callable[[str], None]
 
+Place = Callable[[str, Mapping[str, Detector]], dict[str, Detector]]
+"""Puts in place of an event type's fitted detectors those that are asked elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
@@ -101,6 +104,7 @@ def train(
     attacks: Mapping[int, str] | None = None,
     false_positives: float = FALSE_POSITIVES,
     say: Say = lambda _: None,
+    place: Place = lambda _, found: dict(found),
 ) -> Bundle:
     """Fit everything; `Bundle.write` puts it on the disk.
 
@@ -113,33 +117,23 @@ def train(
     attacks : code -> name of an attack, for the metrics
     false_positives : share of genuine events each threshold may flag
     say : told what is being done, one sentence at a time
+    place : see `Place`
 
     Raises
     ------
     ConfigError : too few rows of an event type, or none at all; unknown detectors
+    AnswerError : a detector that is asked elsewhere gave no answer
     """
     sets, rare = _without_rare(sets, say)
-    faults = [
-        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
-        " or leave the event type out"
-        for name, rows in sets.items()
-        if len(rows) < ROWS_MIN and name not in made_types()
-    ]
-    if not sets:
-        faults.append("training: no rows at all; give history with events in it")
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    faults += [
-        f"training: {name!r} has no sequences, and of the detectors asked for"
-        f" ({', '.join(detectors)}) each reads sequences alone; add another"
-        for name, serving in kinds.items()
-        if not serving
-    ]
-    if faults:
+    if faults := _faults(sets, kinds, detectors):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
         mine = kinds[event]
-        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
+        fitted = _train_event(
+            catalog, sets[event], mine, seed, options or {}, false_positives, place
+        )
         odd = int(np.count_nonzero(sets[event].label == 1))
         there = fitted.models.detectors
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
@@ -161,6 +155,28 @@ def train(
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _faults(
+    sets: Mapping[str, TrainingSet],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    detectors: Sequence[str],
+) -> list[str]:
+    """Why nothing can be learned from these rows."""
+    faults = [
+        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
+        " or leave the event type out"
+        for name, rows in sets.items()
+        if len(rows) < ROWS_MIN and name not in made_types()
+    ]
+    if not sets:
+        faults.append("training: no rows at all; give history with events in it")
+    return faults + [
+        f"training: {name!r} has no sequences, and of the detectors asked for"
+        f" ({', '.join(detectors)}) each reads sequences alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
 
 
 def _left_out(
@@ -300,6 +316,7 @@ def _train_event(
     seed: int,
     options: Mapping[str, Mapping[str, float]],
     false_positives: float,
+    place: Place,
 ) -> _Fitted:
     """Everything for one event type."""
     parts = parts_of(rows)
@@ -309,6 +326,7 @@ def _train_event(
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
+    detectors = place(event, detectors)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(

@@ -68,7 +68,6 @@ class Endpoint:
     features, sequence : names of its inputs; an empty `sequence` sends none
     output : name of its output, of shape (n,) or (n, 1); NAME[K] takes column K of (n, C)
     datatype : FP64 or FP32, in which features are sent
-    bundle : id of the bundle that must answer; empty takes any
     timeout_s : longest wait for one answer, retries among it
     retries : of a request whose connection was closed or refused, or that was told to come later
     batch_rows : most rows of a request
@@ -82,7 +81,6 @@ class Endpoint:
     sequence: str = "sequence"
     output: str = "raw"
     datatype: str = "FP64"
-    bundle: str = ""
     timeout_s: float = 1.0
     retries: int = 2
     batch_rows: int = 1_000
