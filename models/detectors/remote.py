@@ -1,6 +1,6 @@
 """A model that runs elsewhere and is asked over the Open Inference Protocol v2, gRPC or REST.
 
-Two ways lead here. Detector `remote` is any model behind any server (KServe, Triton, MLServer):
+Two ways lead here. Detector `remote` is any model behind any server of the protocol:
 training calibrates what it answers like the numbers of every other detector. And a detector of the
 bundle may be asked of a server that has the same bundle (`waxwing serve`): then its answers are its
 own numbers, and a server with another bundle is refused.
