@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -364,6 +365,8 @@ class Ballots:
             known: dict[_Round, dict[str, Missed]] = {}
             for note in read_notes(path, self._after_round()):
                 rows = None if note["rows"] is None else np.array(note["rows"], np.intp)
+                if rows is not None and note.get("span"):
+                    rows = np.arange(rows[0], rows[1])
                 whose = note["round"], note["event_type"], note.get("bundle", "")
                 votes = known.setdefault(whose, {})
                 votes[note["detector"]] = Missed(rows, note["why"], noted=True)
@@ -378,8 +381,7 @@ class Ballots:
             whose = {"bundle": task.bundle} if task.bundle else {}
             self._notes[lane].append([
                 {"round": round_, "event_type": task.event_type, "detector": name,
-                 "why": missed.why,
-                 "rows": None if missed.rows is None else missed.rows.tolist(), **whose}
+                 "why": missed.why, **_rows_noted(missed.rows), **whose}
                 for name, missed in sorted(fresh.items())
             ])  # fmt: skip
         named = {_named(name, task.bundle): missed for name, missed in known.items()}
@@ -396,6 +398,14 @@ class Ballots:
         ours = {_named(name, task.bundle) for name in task.asked}
         self._failing -= {(task.event_type, name) for name in ours}
         self._failing |= {(task.event_type, name) for name in named}
+
+
+def _rows_noted(rows: Rows | None) -> dict[str, Any]:
+    """Rows as a note has them: where they follow each other, as most do of a model that gives no
+    answer at all, the first and the one after the last."""
+    if rows is None or len(rows) < 3 or rows[-1] - rows[0] + 1 != len(rows):
+        return {"rows": None if rows is None else rows.tolist()}
+    return {"rows": [int(rows[0]), int(rows[-1]) + 1], "span": True}
 
 
 def _tried(raw: Raw, features: FeatureMatrix, at: Rows, out: Float64) -> tuple[Rows, str]:

@@ -123,12 +123,19 @@ class Remotes:
             meant = self._settings.remote_bundle or (bundle if name != ALONE else "")
             if meant == "any":
                 meant = ""
-            found[name] = elsewhere(found[name], partial(self._ask, event_type, name, meant))
+            # A server of ours takes sequences where they are read; what others take is a setting.
+            reads = name == ALONE or getattr(found[name], "sequential", False)
+            ask = partial(self._ask, event_type, name, meant, reads)
+            found[name] = elsewhere(found[name], ask)
             self._needed = True
         return found
 
-    def _ask(self, event_type: str, detector: str, bundle: str, features: FeatureMatrix) -> Float64:
+    def _ask(
+        self, event_type: str, detector: str, bundle: str, reads: bool, features: FeatureMatrix
+    ) -> Float64:
         """float64 (n,), see `models.detectors.remote.Client.ask`."""
+        if not reads:
+            features = replace(features, sequence=None)
         return self._open().ask(event_type, detector, bundle, features)
 
     def _open(self) -> Client:

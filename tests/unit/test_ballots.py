@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,8 @@ def test_no_answer_from_elsewhere_is_about_all_rows_and_is_asked_for_once(tmp_pa
     assert scorer.calls == 1 and np.isnan(scores.scores[:, 1]).all()
     assert missed["bad"].of(3) == "no answer in time" and voting.missed == {"bad": ROWS}
     assert "no vote on 1,000 of 1,000 payment events of round 1: no answer in time" in said[0]
+    (note,) = (tmp_path / "journal/lane-00/missed.log").read_text().splitlines()
+    assert json.loads(note[9:])["rows"] == [0, ROWS], "not each of them by number"
     voting.close()
     again = ballots(tmp_path)
     scores, missed = again.scored(Far(noise), 0, 1, {"payment": features()}, {})["payment"]

@@ -97,6 +97,7 @@ def test_detectors_of_the_bundle_are_asked_of_a_server_with_the_same_bundle(
         found = Scorer(placed, ["zscore"]).score(rows.features, {})
         expected = Scorer(plain, ["zscore"]).score(rows.features, {})
         assert found.scores.tobytes() == expected.scores.tobytes()
+        assert set(script.asked[-1][1]) == {"features"}, "it reads no sequences"
         script.bundle = "another"
         with pytest.raises(AnswerError, match=f"bundle another answers, expected {plain.id}"):
             Scorer(placed, ["zscore"]).score(rows.features, {})
