@@ -150,12 +150,12 @@ def train(
     if ABSENCE not in sets and any(event_type(name).silence for name in sets):
         made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
         rules[rule.name] = rule
-    about = {name: _about(rows) for name, rows in sets.items()}
-    training: dict[str, Any] = {"seed": seed, "sets": about}
-    training |= _left_out(detectors, kinds, fitted, say) | _own(detectors)
-    bundle = Bundle(
-        "", catalog.version, made, Voting(rules), training, declared=catalog.declarations()
+    about: dict[str, Any] = {name: _about(rows) for name, rows in sets.items()}
+    training = (
+        {"seed": seed, "sets": about} | _left_out(detectors, kinds, fitted, say) | _own(detectors)
     )
+    voting, declared = Voting(rules), catalog.declarations()
+    bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
@@ -166,7 +166,7 @@ def _faults(
     kinds: Mapping[str, Mapping[str, type[Detector]]],
     detectors: Sequence[str],
 ) -> list[str]:
-    """Why nothing can be learned from these rows."""
+    """Why nothing can be learned from these rows with these detectors; empty where it can."""
     faults = [
         f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
         " or leave the event type out"
