@@ -172,7 +172,7 @@ def test_what_was_answered_elsewhere_is_kept_and_nobody_is_asked_again(tmp_path:
         if not replaying:  # the replay shall not find the answer to round 6
             log = tmp_path / "journal/lane-00/answers"
             (log,) = log.iterdir()
-            log.write_bytes(log.read_bytes()[: len(log.read_bytes()) // 2])
+            log.write_bytes(log.read_bytes()[:-100])
 
 
 def test_no_answer_from_elsewhere_is_about_all_rows_and_is_asked_for_once(tmp_path: Path) -> None:
