@@ -33,9 +33,10 @@ from models.absences import SilenceTally
 from models.analysis import Analysis, Judged, analyse, group_losses
 from models.base import Decisions, ScoreMatrix, TrainingSet
 from models.bundle import Bundle
+from models.coverage import coverage_of
 from models.evaluate import Tally
 from models.scoring import Scorer, take_rows
-from models.voting import Voting
+from models.voting import ENSEMBLE, Voting
 
 __all__ = ["Deep", "evaluate_files", "evaluate_simulated", "load_warm"]
 
@@ -142,11 +143,30 @@ class Deep:
             return Analysis({}, {})
         rows = Judged.join(self._parts)
         found = analyse(rows, scorer.detectors, self._names, self._costs, SEED)
+        found.report["coverage"] = _coverage(rows, scorer)
         samples = {name: _one(parts) for name, parts in self._samples.items()}
         samples = {name: one for name, one in samples.items() if name in scorer.bundle.models}
-        if found.report and samples and any((one.label == 1).any() for one in samples.values()):
+        if found.curves and samples and any((one.label == 1).any() for one in samples.values()):
             found.report["feature_groups"] = group_losses(catalog(), scorer, samples, SEED)
         return found
+
+
+def _coverage(rows: Judged, scorer: Scorer) -> dict[str, Any]:
+    """Shares of genuine events that were asked for and got; of rules in a file of their own it is
+    not known what was asked."""
+    asked = scorer.bundle.metrics.get("asked", {})
+    if scorer.voting is not scorer.bundle.voting:
+        asked = {name: {"scores": one["scores"]} for name, one in asked.items()}
+    at = np.flatnonzero(rows.truth == 0)
+    genuine = rows.take(at, rows.weight[at])
+    with np.errstate(divide="ignore"):
+        voted = -np.log10(1.0 - genuine.score)
+    surprise = {name: genuine.surprise[:, i] for i, name in enumerate(scorer.detectors)}
+    types = {event_code(name): name for name in scorer.bundle.models}
+    return coverage_of(
+        genuine.event_type, surprise | {ENSEMBLE: voted}, genuine.flagged, genuine.entity,
+        genuine.time_us, genuine.weight, types, asked, SEED,
+    )  # fmt: skip
 
 
 def _one(parts: list[TrainingSet]) -> TrainingSet:

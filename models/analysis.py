@@ -18,17 +18,15 @@ from features.catalog import Catalog
 from features.keys import UInt64
 from models.base import TrainingSet
 from models.calibration import Calibration
+from models.coverage import DRAWS, block_weights
 from models.evaluate import Curve, curve_of
 from models.scoring import Scorer
 from models.voting import ATTACKS_MIN, ENSEMBLE, Ensemble, weighted_sum
 
-__all__ = ["FPR_SHOWN", "Analysis", "Judged", "analyse", "group_losses"]
+__all__ = ["DRAWS", "FPR_SHOWN", "Analysis", "Judged", "analyse", "group_losses"]
 
 FPR_SHOWN = (0.001, 0.003, 0.01)
 """Shares of false positives at which recall is told; the middle one is the project's goal."""
-
-DRAWS = 200
-"""Bootstrap draws. Chosen: the ends of a 95 % interval are its fifth and 195th."""
 
 COVERED = (0.025, 0.975)
 """Ends of the intervals."""
@@ -193,13 +191,8 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
     share.
 
     The draws are the same for all scores, so that their differences are those of pairs.
-
-    Source: the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1 (2007): rows and columns
-    of a table (here entities and days) are drawn apart, and a row counts by both its draws.
     """
     rng = np.random.default_rng(seed)
-    entity = np.unique(rows.entity, return_inverse=True)[1]
-    day = np.unique(rows.time_us // 86_400_000_000, return_inverse=True)[1]
     odd = np.asarray(rows.truth > 0)
     order = {name: np.argsort(-_known(score), kind="stable") for name, score in scores.items()}
     ends = {}
@@ -207,10 +200,8 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
         values = _known(score)[order[name]]
         ends[name] = np.flatnonzero(np.append(values[1:] != values[:-1], True))
     found = {name: np.full((DRAWS, 1 + len(FPR_SHOWN)), np.nan) for name in scores}
-    for draw in range(DRAWS):
-        weight = rows.weight * _counts(rng, entity)
-        if day.max() > 0:
-            weight = weight * _counts(rng, day)
+    for draw, counts in enumerate(block_weights(rows.entity, rows.time_us, rng)):
+        weight = rows.weight * counts
         hit, miss = weight * odd, weight * ~odd
         n_hit, n_miss = float(hit.sum()), float(miss.sum())
         if not n_hit or not n_miss:
@@ -231,14 +222,6 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
 def _known(score: Float64) -> Float64:
     """Scores with those that are not known below all others."""
     return np.where(np.isnan(score), -np.inf, score)
-
-
-def _counts(rng: np.random.Generator, member: Int64) -> Float64:
-    """float64 (n,), how often each row's group is drawn when as many are drawn as there are."""
-    groups = int(member.max()) + 1
-    drawn = np.bincount(rng.integers(0, groups, groups), minlength=groups)
-    counts: Float64 = drawn[member].astype(np.float64)
-    return counts
 
 
 def _crossed(rows: Judged, used: Sequence[int]) -> Float64:

@@ -25,12 +25,13 @@ from features.plan import ABSENCE
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
 from models.calibration import Calibration, score_of
+from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
 from models.scoring import Scorer, gate_opens, take_rows
 from models.view import WEEK_SEEN_US, View
-from models.voting import AnomalyType, Ensemble, Voting, default_rule
+from models.voting import ENSEMBLE, AnomalyType, Ensemble, Voting, default_rule
 
 __all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
 
@@ -82,13 +83,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """Models of one event type, its rule with thresholds, the rows held out, and the models to
-    keep, some of them fitted on all rows."""
+    """Models of one event type, its rule with thresholds, the rows held out, the models to keep,
+    some of them fitted on all rows, and what shares were asked of the rule (`_asked`)."""
 
     models: EventModels
     rule: AnomalyType
     judged: TrainingSet
     full: EventModels
+    asked: dict[str, Any]
 
 
 def train(
@@ -158,7 +160,7 @@ def train(
     training: dict[str, Any] = {"seed": seed, "sets": about}
     training |= _left_out(detectors, kinds, fitted, say)
     bundle = Bundle("", catalog.version, made, Voting(rules), training)
-    metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
+    metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
 
@@ -323,7 +325,35 @@ def _train_event(
     )
     share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
-    return _Fitted(models, _fit_rule(models, judge, share), judge, full)
+    rule = _fit_rule(models, judge, share)
+    asked = _asked(models, rule, share, (scale, surprise), judge, seed)
+    return _Fitted(models, rule, judge, full, asked)
+
+
+def _asked(
+    models: EventModels,
+    rule: AnomalyType,
+    share: float,
+    scaled: tuple[TrainingSet, Float64],
+    judged: TrainingSet,
+    seed: int,
+) -> dict[str, Any]:
+    """The share of false alarms that a rule was fitted to, and how far off shares may be that were
+    counted on so many rows, of so many entities and days: for `models.coverage`."""
+    rows, surprise = scaled
+    rng = np.random.default_rng(seed)
+    genuine = rows.label <= 0
+    said = {name: surprise[:, i] for i, name in enumerate(models.detectors)}
+    said[ENSEMBLE] = models.ensemble.surprise(surprise)
+    scores = {
+        name: share_error(reached(one[genuine]), rows.entity[genuine], rows.time_us[genuine], rng)
+        for name, one in said.items()
+    }
+    scorer = _judge_scorer(models, rule)
+    flagged = scorer.decide(scorer.score(judged.features, {}), {}).flagged
+    genuine = judged.label <= 0
+    error = share_error(flagged[genuine], judged.entity[genuine], judged.time_us[genuine], rng)
+    return {"share": share, "error": error[0], "scores": scores}
 
 
 def _prior(detectors: Mapping[str, Detector]) -> Float64:
@@ -439,16 +469,18 @@ def _clipped(threshold: float) -> float:
 
 
 def _metrics(
-    bundle: Bundle, judged: Mapping[str, TrainingSet], attacks: Mapping[int, str] | None
+    bundle: Bundle, fitted: Mapping[str, _Fitted], attacks: Mapping[int, str] | None
 ) -> dict[str, Any]:
     """What the bundle does on the rows that nothing but its thresholds was fitted on."""
     scorer = Scorer(bundle, bundle.detectors)
     tally, apart = Tally(attacks), Tally(attacks)
-    for name, rows in judged.items():
+    for name, one in fitted.items():
+        rows = one.judged
         scores: ScoreMatrix = scorer.score(rows.features, {})
         decisions = scorer.decide(scores, {})
         odd = np.where(rows.label == 1, np.maximum(rows.attack, 1), 0).astype(np.int16)
         # Absences are no events of a source: they are judged by themselves.
         (apart if name in made_types() else tally).add(name, odd, scores, decisions)
     made = apart.report()
-    return tally.report() | ({"absences": made} if made else {})
+    asked = {"asked": {name: one.asked for name, one in fitted.items()}}
+    return tally.report() | ({"absences": made} if made else {}) | asked

@@ -39,7 +39,13 @@ def test_labelled_files_are_judged_with_curves_and_intervals(files: Path) -> Non
         report["by_attack"]
     )
     assert report["by_attack"].keys() == report["delay"].keys()
+    covered = report["coverage"]
+    assert covered["rule"]["low"] <= covered["rule"]["got"] <= covered["rule"]["high"]
+    wrong = report["detectors"]["ensemble"]["fpr"]
+    assert covered["rule"]["got"] == pytest.approx(wrong, rel=1e-6)
+    assert {"payment", "login"} <= set(covered["by_event_type"])
     said = (files / "said").read_text(encoding="utf-8")
+    assert "false alarms by the rules: asked" in said
     assert "recall at 0.3 % false positives" in said and "In brackets 95 %" in said
 
 
