@@ -14,6 +14,7 @@ from rich.table import Table
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
 from dataflows.observe.live import console_for
 from dataflows.report import write_text
+from dataflows.voting_report import voting_sections
 from models.analysis import FPR_SHOWN, Analysis
 from models.decisions.reasons import number_text
 from models.evaluate import Curve
@@ -138,7 +139,8 @@ def evaluation_html(report: Mapping[str, Any], analysis: Analysis) -> str:
             _attacks_section(report),
             _adds_section(report),
             _delay_section(report),
-            _cost_section(report, analysis.curves[ENSEMBLE]),
+            _cost_section(report, analysis.worth or analysis.curves[ENSEMBLE]),
+            *voting_sections(report.get("voting", {})),
         ],
     )
 
@@ -321,10 +323,8 @@ def _delay_section(report: Mapping[str, Any]) -> str:
 def _cost_section(report: Mapping[str, Any], curve: Curve) -> str:
     """What misses and false alarms cost, by how many false alarms are taken."""
     cost = report["cost"]
-    missed = cost["anomalous_events"] * (1.0 - curve.recall)
-    total = (
-        cost["of_a_miss"] * missed + cost["of_a_false_alarm"] * cost["genuine_events"] * curve.fpr
-    )
+    missed = cost["without_alerts"] * (1.0 - curve.recall)
+    total = missed + cost["of_a_false_alarm"] * cost["genuine_events"] * curve.fpr
     fpr = np.log10(np.maximum(curve.fpr, _FPR_LEAST))
     at = np.flatnonzero(np.append(np.diff(fpr) > 0.0, True))
     best = np.array([[math.log10(max(cost["best_fpr"], _FPR_LEAST)), cost["at_best"]]])
@@ -340,7 +340,8 @@ def _cost_section(report: Mapping[str, Any], curve: Curve) -> str:
         ["without any alert", f"{cost['without_alerts']:,.0f}"],
     ]
     note = (
-        f"A missed event costs {cost['of_a_miss']:g}, a false alarm {cost['of_a_false_alarm']:g}"
-        " (--cost-miss, --cost-alarm)."
+        f"A missed event costs {cost['of_a_miss']:g}"
+        + (" times its amount" if cost["by_amount"] else "")
+        + f", a false alarm {cost['of_a_false_alarm']:g} (--cost-miss, --cost-alarm)."
     )
     return section("What it costs", note, grid([drawn, table(("", "cost"), rows, (1,))]))

@@ -36,11 +36,13 @@ from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
-from models.train import join_sets, select_rows, train
+from models.costs import Costs
+from models.train import Aim, join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
     "Trained",
+    "costs_of",
     "is_trained",
     "moment_us",
     "read_attacks",
@@ -120,14 +122,14 @@ def train_simulated(
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
     say(f"{days:g} simulated days of history up to {settings.sim_start} (seed {seed})")
-    done, sets = _history(settings, cat, seed, days)
+    done, sets, often = _history(settings, cat, seed, days)
     warm = warm_folder(settings)
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in (ATTACKS | SILENCES).items()}
     about = {"traffic_seed": seed, "world": _world(settings)}
-    return _learn(settings, cat, done, sets, names, history_s, say, about)
+    return _learn(settings, cat, done, sets, often, names, history_s, say, about)
 
 
 def is_trained(settings: Settings) -> str | None:
@@ -227,7 +229,8 @@ def train_files(
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
-    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
+    often, names = collector.odd_per_genuine(), {1: "labelled"} | names
+    return _learn(settings, cat, done, sets, often, names, history_s, say, {})
 
 
 def _learn(
@@ -235,6 +238,7 @@ def _learn(
     cat: Catalog,
     done: Pass,
     sets: dict[str, TrainingSet],
+    odd_per_genuine: dict[str, float],
     attacks: dict[int, str],
     history_s: float,
     say: Say,
@@ -243,12 +247,21 @@ def _learn(
     """Train on what a pass has left and write the bundle, with what else is known of its
     history."""
     begun = time.perf_counter()
-    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
+    aim = Aim(settings.false_alarm_share, costs_of(settings), odd_per_genuine)
+    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim, say=say)
     about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
+
+
+def costs_of(settings: Settings) -> Costs | None:
+    """What mistakes cost by the settings; None where they do not say."""
+    miss, alarm = settings.cost_miss, settings.cost_alarm
+    if miss is None or alarm is None:
+        return None
+    return Costs(miss, alarm, settings.cost_by_amount)
 
 
 def _money(done: Pass, say: Say) -> dict[str, Any]:
@@ -326,9 +339,9 @@ def read_attacks(path: Path) -> pl.DataFrame:
 
 def _history(
     settings: Settings, cat: Catalog, seed: int, days: float
-) -> tuple[Pass, dict[str, TrainingSet]]:
-    """The pass over all of history, and the rows of its last days with attacks from the second
-    run."""
+) -> tuple[Pass, dict[str, TrainingSet], dict[str, float]]:
+    """The pass over all of history, the rows of its last days with attacks from the second run,
+    and how often there is an attack in the first."""
     end_us = time_us_of(settings.sim_start)
     start_us = end_us - round(days * _DAY_US)
     split_us = end_us - round(min(LEARNED_DAYS, days / 2) * _DAY_US)
@@ -354,7 +367,7 @@ def _history(
     early = rare.sets().get(ABSENCE)
     if early is not None:
         sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
-    return done, _joined(sets, attacked.sets())
+    return done, _joined(sets, attacked.sets()), collector.odd_per_genuine()
 
 
 def _joined(

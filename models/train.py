@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from features.plan import ABSENCE
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
 from models.calibration import Calibration, score_of
+from models.costs import Costs, Held, amounts, choose, curve_report
 from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
@@ -33,7 +34,7 @@ from models.scoring import Scorer, gate_opens, take_rows
 from models.view import WEEK_SEEN_US, View
 from models.voting import ENSEMBLE, AnomalyType, Ensemble, Voting, default_rule
 
-__all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
+__all__ = ["FALSE_POSITIVES", "Aim", "join_sets", "select_rows", "train"]
 
 FALSE_POSITIVES = 0.0018
 """Share of genuine events that each detector and the vote may flag. Chosen: the goal is 0.3 %; two
@@ -84,13 +85,32 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class _Fitted:
     """Models of one event type, its rule with thresholds, the rows held out, the models to keep,
-    some of them fitted on all rows, and what shares were asked of the rule (`_asked`)."""
+    some of them fitted on all rows, what shares were asked of the rule (`_asked`), and the curve
+    it was chosen from."""
 
     models: EventModels
     rule: AnomalyType
     judged: TrainingSet
     full: EventModels
     asked: dict[str, Any]
+    chosen: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where thresholds are set.
+
+    Parameters
+    ----------
+    false_positives : share of genuine events each threshold may flag
+    costs : of mistakes; where there are some, labelled event types have the share that costs least
+    odd_per_genuine : event type -> anomalies on each genuine event of the stream; of one that is
+        not there, as many as on the rows
+    """
+
+    false_positives: float = FALSE_POSITIVES
+    costs: Costs | None = None
+    odd_per_genuine: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -101,7 +121,7 @@ def train(
     *,
     options: Mapping[str, Mapping[str, float]] | None = None,
     attacks: Mapping[int, str] | None = None,
-    false_positives: float = FALSE_POSITIVES,
+    aim: Aim = Aim(),
     say: Say = lambda _: None,
 ) -> Bundle:
     """Fit everything; `Bundle.write` puts it on the disk.
@@ -113,7 +133,7 @@ def train(
     seed : of all chance in the fits
     options : detector -> its options
     attacks : code -> name of an attack, for the metrics
-    false_positives : share of genuine events each threshold may flag
+    aim : where thresholds are set
     say : told what is being done, one sentence at a time
 
     Raises
@@ -141,7 +161,7 @@ def train(
 
     def one(event: str) -> _Fitted:
         mine = kinds[event]
-        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
+        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, aim)
         odd = int(np.count_nonzero(sets[event].label == 1))
         there = fitted.models.detectors
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
@@ -301,7 +321,7 @@ def _train_event(
     kinds: Mapping[str, type[Detector]],
     seed: int,
     options: Mapping[str, Mapping[str, float]],
-    false_positives: float,
+    aim: Aim,
 ) -> _Fitted:
     """Everything for one event type."""
     parts = parts_of(rows)
@@ -323,11 +343,32 @@ def _train_event(
         gate,
         usual_values(known),
     )
-    share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
+    share = aim.false_positives
+    share = max(ABSENCES_FALSE, share) if event in made_types() else share
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
-    rule = _fit_rule(models, judge, share)
-    asked = _asked(models, rule, share, (scale, surprise), judge, seed)
-    return _Fitted(models, rule, judge, full, asked)
+    # Absences are judged by hours: what a payment costs says nothing of them.
+    costs = None if event in made_types() else aim.costs
+    choice = choose(default_rule(event), _held(models, judge, aim), share, costs)
+    asked = _asked(models, choice.rule, choice.point.share, (scale, surprise), judge, seed)
+    return _Fitted(models, choice.rule, judge, full, asked, curve_report(choice, costs))
+
+
+def _held(models: EventModels, rows: TrainingSet, aim: Aim) -> Held:
+    """Rows held out, scored."""
+    rule = default_rule(models.event_type)
+    rule = replace(rule, thresholds=dict.fromkeys(models.detectors, 0.0))
+    scorer = _judge_scorer(models, rule)
+    scores = scorer.score(rows.features, {})
+    odd = rows.label == 1
+    often = int(np.count_nonzero(odd)) / max(int(np.count_nonzero(~odd)), 1)
+    return Held(
+        scores.detectors,
+        scores.scores,
+        scorer.decide(scores, {}).score[:, 0],
+        odd,
+        amounts(rows.features),
+        aim.odd_per_genuine.get(models.event_type, often),
+    )
 
 
 def _asked(
@@ -442,32 +483,6 @@ def _judge_scorer(models: EventModels, rule: AnomalyType) -> Scorer:
     return Scorer(Bundle("", "", {models.event_type: models}, voting), tuple(models.detectors))
 
 
-def _fit_rule(models: EventModels, rows: TrainingSet, share: float) -> AnomalyType:
-    """The rule with thresholds that a share of the genuine rows reaches: detectors first, then the
-    vote.
-
-    The detectors' own thresholds may be reached by as many rows as the vote; the vote is flagged
-    only where one of them is too, so its threshold is set among those rows.
-    """
-    genuine = rows.label <= 0
-    rule = default_rule(models.event_type)
-    scorer = _judge_scorer(models, rule)
-    scores = scorer.score(rows.features, {})
-    thresholds = {
-        name: _clipped(threshold_at(scores.scores[genuine, i], share))
-        for i, name in enumerate(scores.detectors)
-    }
-    rule = replace(rule, thresholds=thresholds, ensemble=0.0)
-    decisions = _judge_scorer(models, rule).decide(scores, {})
-    voted = np.where(decisions.flagged[:, 0], decisions.score[:, 0], -np.inf)
-    return replace(rule, ensemble=_clipped(threshold_at(voted[genuine], share)))
-
-
-def _clipped(threshold: float) -> float:
-    """A threshold as a score in [0, 1]."""
-    return min(max(threshold, 0.0), 1.0)
-
-
 def _metrics(
     bundle: Bundle, fitted: Mapping[str, _Fitted], attacks: Mapping[int, str] | None
 ) -> dict[str, Any]:
@@ -482,5 +497,8 @@ def _metrics(
         # Absences are no events of a source: they are judged by themselves.
         (apart if name in made_types() else tally).add(name, odd, scores, decisions)
     made = apart.report()
-    asked = {"asked": {name: one.asked for name, one in fitted.items()}}
-    return tally.report() | ({"absences": made} if made else {}) | asked
+    more = {
+        "asked": {name: one.asked for name, one in fitted.items()},
+        "voting": {name: one.chosen for name, one in fitted.items()},
+    }
+    return tally.report() | ({"absences": made} if made else {}) | more

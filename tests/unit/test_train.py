@@ -15,7 +15,7 @@ from models import train as train_module
 from models.bundle import Bundle
 from models.detectors import detector
 from models.scoring import Scorer
-from models.train import join_sets, parts_of, select_rows, train
+from models.train import Aim, join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
 from tests.rows import training_set
 
@@ -42,7 +42,7 @@ def test_thresholds_are_reached_by_the_asked_share_of_genuine_rows(
     rng: np.random.Generator,
 ) -> None:
     rows = training_set(rng, rows=24_000, odd=600, entities=5_000)
-    bundle = train({"payment": rows}, catalog(), CHEAP, 1, false_positives=0.01)
+    bundle = train({"payment": rows}, catalog(), CHEAP, 1, aim=Aim(0.01))
     fresh = training_set(rng, rows=20_000, odd=400, entities=5_000)
     scorer = Scorer(bundle, CHEAP)
     scores = scorer.score(fresh.features, {})
