@@ -25,8 +25,8 @@ __all__ = ["KINDS", "Heard", "Standing", "heard", "history", "in_force", "is_cut
 _LOOK_S = 0.05
 """How often the journal is looked at for a record. Chosen: half a round."""
 
-KINDS = ("stage", "bundle", "rollback")
-"""Control records that change who has a say."""
+KINDS = ("stage", "bundle", "rollback", "recalibrate", "shift", "freeze")
+"""Control records that change who has a say, or how much is asked of them."""
 
 CUTTING_S = 5.0
 """A journal that was written within this time belongs to a flow that runs. Chosen: fifty rounds."""

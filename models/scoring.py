@@ -19,6 +19,7 @@ from features.sequence import STEPS, WIDTH
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
+from models.recalibration import margins_of, shifted
 from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
 
 __all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
@@ -226,6 +227,8 @@ class Scorer:
         thresholds: Mapping[tuple[str, str], float],
         stages: Stages | None = None,
         entity: UInt64 | None = None,
+        shifts: Mapping[str, float] | None = None,
+        margins: dict[str, Float64] | None = None,
     ) -> Decisions:
         """What the rules make of scores.
 
@@ -235,6 +238,8 @@ class Scorer:
         thresholds : (anomaly type, detector or `ensemble`) -> score, in place of the rules' own
         stages : off and shadow detectors have no part in the vote, a canary only for its entities
         entity : uint64 (n,), keys of the primary entities; needed where a detector is a canary
+        shifts : anomaly type -> by how much its thresholds have risen (`models.recalibration`)
+        margins : filled, for the anomaly types that are keys of it, with the events' margins
 
         Raises
         ------
@@ -255,11 +260,18 @@ class Scorer:
             for i, name in enumerate(scores.detectors):
                 heard[:, i] &= name in rule.thresholds
                 limits[a, i] = thresholds.get((rule.name, name), rule.thresholds.get(name, 1.0))
-            votes[:, a] = heard & (scores.scores >= limits[a])
+            limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
             if models is not None:
                 score[:, a] = score_of(_ensemble(models.ensemble, scores, heard))
-            limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
-            enough = np.count_nonzero(votes[:, a], axis=1) >= max(rule.votes_needed, 1)
+            needed = max(rule.votes_needed, 1)
+            if margins is not None and rule.name in margins:
+                said = np.where(heard, scores.scores, np.nan)
+                margins[rule.name] = margins_of(said, limits[a], score[:, a], limit, needed)
+            if shift := (shifts or {}).get(rule.name, 0.0):
+                limit = shifted(limit, shift)
+                limits[a] = [shifted(x, shift) for x in limits[a].tolist()]
+            votes[:, a] = heard & (scores.scores >= limits[a])
+            enough = np.count_nonzero(votes[:, a], axis=1) >= needed
             flagged[:, a] = enough & (score[:, a] >= limit)
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)

@@ -303,9 +303,28 @@ def _said(record: dict[str, Any]) -> str:
     """A record in words."""
     if record["kind"] == "rollback":
         return "rolled back" + (f" {record['bundle']}" if "bundle" in record else "")
+    if record["kind"] in ("recalibrate", "shift", "freeze"):
+        return _followed(record)
     name = record.get("detector") or f"bundle {record['bundle']}"
     share = f" for {record.get('percent', 100):g} % of the entities"
     return f"{name} is {record['stage']}" + (share if record["stage"] == "canary" else "")
+
+
+def _followed(record: dict[str, Any]) -> str:
+    """A record on thresholds that follow the traffic, in words."""
+    name, kind = record["anomaly_type"], record["kind"]
+    if kind == "freeze":
+        return f"{name} {'does not follow' if record['state'] == 'on' else 'may follow again'}"
+    if kind == "shift":
+        return (
+            f"{name} asks {10.0 ** record['value']:.3g} times as much (bundle {record['bundle']})"
+        )
+    if not record["percent_a_day"]:
+        return f"{name} is as training fitted it"
+    return (
+        f"{name} follows by at most {record['percent_a_day']:g} % a day, to"
+        f" {100 * record['share']:.3g} % of the events"
+    )
 
 
 def _standing_lines(found: dict[str, Any]) -> list[str]:
