@@ -115,7 +115,7 @@ def opinions(
     found = []
     for place, (seat, scores, missed) in enumerate(scored):
         if len(rows) < len(scores):
-            scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
+            scores = scores.take(rows)
         # Those of rules on other event types stay empty.
         margins = dict.fromkeys(control.followed, _NONE) if not place else {}
         decisions = seat.scorer.decide(

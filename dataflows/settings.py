@@ -285,6 +285,11 @@ class Settings(BaseSettings):
     cost_by_amount: bool = Field(
         False, description="a missed payment costs cost_miss times its amount"
     )
+    calibration_segments: dict[str, str] = Field(
+        {},
+        description="event type -> FEATURE:EDGE,... where training cuts its rows into segments that"
+        " have scales of their own, such as card_ever:30",
+    )
     control_file: Path | None = Field(
         None, description="control records (JSONL); none means control.jsonl in state_dir"
     )
@@ -465,6 +470,19 @@ class Settings(BaseSettings):
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
         _known(value, sorted(event_types()), "event type")
+        return value
+
+    @field_validator("calibration_segments")
+    @classmethod
+    def _segments_are_cuts(cls, value: dict[str, str]) -> dict[str, str]:
+        from models.segments import parse_cut
+
+        _known(value, sorted(event_types()), "event type")
+        for text in value.values():
+            try:
+                parse_cut(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("entity_ttl_h")

@@ -37,6 +37,7 @@ from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
 from models.costs import Costs
+from models.segments import parse_cut
 from models.train import Aim, join_sets, select_rows, train
 
 __all__ = [
@@ -248,7 +249,11 @@ def _learn(
     history."""
     begun = time.perf_counter()
     aim = Aim(settings.false_alarm_share, costs_of(settings), odd_per_genuine)
-    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim, say=say)
+    bundle = train(
+        sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim,
+        segments={name: parse_cut(text) for name, text in settings.calibration_segments.items()},
+        say=say,
+    )  # fmt: skip
     about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun

@@ -44,10 +44,8 @@ BINS = 300
 it is seen to be."""
 
 BLOCKS = 24
-"""Blocks whose median is moved to. Chosen: with the default block a day, all hours of it."""
-
-BLOCKS_MIN = 8
-"""Fewest blocks to move by. Chosen: the median of fewer is two hours' word."""
+"""Blocks whose median is moved to, and before which there is no move. Chosen: with the default
+block a day, all hours of it; with fewer to begin with, the first hours would be the majority."""
 
 ALERTS_MIN = 10
 """Fewest alerts that a block is to be asked for; it lasts until it has as many rows. Chosen: the
@@ -194,7 +192,7 @@ class Follower:
             self.blocks = [*self.blocks, shift_for(self.counts, self.rows, share)][-BLOCKS:]
         self.since_us, self.rows, self.flagged, self.tainted = now_us, 0, 0, False
         self.counts = np.zeros(BINS, np.int64)
-        return self._moved(shift, passed_us) if calm and len(self.blocks) >= BLOCKS_MIN else None
+        return self._moved(shift, passed_us) if calm and len(self.blocks) == BLOCKS else None
 
     def _moved(self, shift: float, passed_us: int) -> float | None:
         """The shift after a block, as far as it may move in its time."""

@@ -20,7 +20,7 @@ from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.recalibration import margins_of, shifted
-from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
+from models.voting import ENSEMBLE, Voting, weighted_sum
 
 __all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
 
@@ -199,6 +199,7 @@ class Scorer:
                 f" bundle {self.bundle.id}, got {len(features.names)} others; train again with"
                 " `waxwing train`"
             )
+        segment = None if models.segments is None else models.segments.cut.of(features)
         features = models.view.apply(features)
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [columns.index(name) for name in names]
@@ -206,7 +207,7 @@ class Scorer:
         every = np.arange(n)
         for i in cheap:
             said[:, places[i]] = ask(names[i], models.detectors[names[i]].raw, features, every)
-            surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
+            surprise[:, places[i]] = models.scaled(names[i], said[:, places[i]], segment)
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
             rows = np.flatnonzero(opened)
@@ -218,8 +219,9 @@ class Scorer:
                 for i in costly:
                     found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     said[rows, places[i]] = found
-                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
-        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise)
+                    part = None if segment is None else segment[rows]
+                    surprise[rows, places[i]] = models.scaled(names[i], found, part)
+        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise, segment)
 
     def decide(
         self,
@@ -262,7 +264,7 @@ class Scorer:
                 limits[a, i] = thresholds.get((rule.name, name), rule.thresholds.get(name, 1.0))
             limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
             if models is not None:
-                score[:, a] = score_of(_ensemble(models.ensemble, scores, heard))
+                score[:, a] = score_of(_ensemble(models, scores, heard))
             needed = max(rule.votes_needed, 1)
             if margins is not None and rule.name in margins:
                 said = np.where(heard, scores.scores, np.nan)
@@ -352,11 +354,12 @@ def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray
     return chosen
 
 
-def _ensemble(ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
+def _ensemble(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
+    ensemble = models.ensemble
     weights = np.zeros(len(scores.detectors))
     for i, name in enumerate(scores.detectors):
         if name in ensemble.detectors:
             weights[i] = ensemble.weights[ensemble.detectors.index(name)]
     surprise = np.where(heard, scores.surprise, np.nan)
-    return ensemble.calibration.surprise(weighted_sum(surprise, weights))
+    return models.scaled(ENSEMBLE, weighted_sum(surprise, weights), scores.segment)

@@ -24,15 +24,23 @@ from features.events import event_type, made_types
 from features.plan import ABSENCE
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
-from models.calibration import Calibration, score_of
+from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
 from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
 from models.scoring import Scorer, gate_opens, take_rows
+from models.segments import SEGMENT_ROWS_MIN, Cut, Segments
 from models.view import WEEK_SEEN_US, View
-from models.voting import ENSEMBLE, AnomalyType, Ensemble, Voting, default_rule
+from models.voting import (
+    ENSEMBLE,
+    AnomalyType,
+    Ensemble,
+    Voting,
+    default_rule,
+    weighted_sum,
+)
 
 __all__ = ["FALSE_POSITIVES", "Aim", "join_sets", "select_rows", "train"]
 
@@ -81,6 +89,8 @@ WORKERS = 2
 
 Say = Callable[[str], None]
 
+Rows = npt.NDArray[np.intp]
+
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
@@ -122,6 +132,7 @@ def train(
     options: Mapping[str, Mapping[str, float]] | None = None,
     attacks: Mapping[int, str] | None = None,
     aim: Aim = Aim(),
+    segments: Mapping[str, Cut] | None = None,
     say: Say = lambda _: None,
 ) -> Bundle:
     """Fit everything; `Bundle.write` puts it on the disk.
@@ -134,6 +145,7 @@ def train(
     options : detector -> its options
     attacks : code -> name of an attack, for the metrics
     aim : where thresholds are set
+    segments : event type -> where its rows are cut, to have scales of their own
     say : told what is being done, one sentence at a time
 
     Raises
@@ -150,6 +162,13 @@ def train(
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
+    cuts = {} if segments is None else segments
+    faults += [
+        f"segments of {name!r}: there is no feature {cut.column!r}; `waxwing features list` has"
+        " their names"
+        for name, cut in cuts.items()
+        if name in sets and cut.column not in sets[name].features.names
+    ]
     faults += [
         f"training: {name!r} has no sequences, and of the detectors asked for"
         f" ({', '.join(detectors)}) each reads sequences alone; add another"
@@ -161,7 +180,7 @@ def train(
 
     def one(event: str) -> _Fitted:
         mine = kinds[event]
-        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, aim)
+        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, aim, cuts.get(event))
         odd = int(np.count_nonzero(sets[event].label == 1))
         there = fitted.models.detectors
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
@@ -322,34 +341,42 @@ def _train_event(
     seed: int,
     options: Mapping[str, Mapping[str, float]],
     aim: Aim,
+    cut: Cut | None,
 ) -> _Fitted:
     """Everything for one event type."""
     parts = parts_of(rows)
     fit, scale, judge = (select_rows(rows, np.flatnonzero(parts == p)) for p in range(3))
     event = rows.features.event_type
     known = fit.features.values[fit.label <= 0]
+    parted = None if cut is None else _Parted(cut, scale)
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
     detectors = _speaking(detectors, scale)
-    calibrations, gate, surprise = _scale(detectors, scale)
+    calibrations, gate, surprise = _scale(detectors, scale, parted)
+    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors))
+    summed = weighted_sum(surprise, ensemble.weights)
+    if parted is not None:
+        parted.fit(ENSEMBLE, summed)
     models = EventModels(
         event,
         rows.features.names,
         view,
         detectors,
         calibrations,
-        Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors)),
+        ensemble,
         gate,
         usual_values(known),
+        None if parted is None else parted.segments(),
     )
+    voted = models.scaled(ENSEMBLE, summed, None if parted is None else parted.segment)
     share = aim.false_positives
     share = max(ABSENCES_FALSE, share) if event in made_types() else share
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
     # Absences are judged by hours: what a payment costs says nothing of them.
     costs = None if event in made_types() else aim.costs
     choice = choose(default_rule(event), _held(models, judge, aim), share, costs)
-    asked = _asked(models, choice.rule, choice.point.share, (scale, surprise), judge, seed)
+    asked = _asked(models, choice.rule, choice.point.share, (scale, surprise, voted), judge, seed)
     return _Fitted(models, choice.rule, judge, full, asked, curve_report(choice, costs))
 
 
@@ -375,17 +402,17 @@ def _asked(
     models: EventModels,
     rule: AnomalyType,
     share: float,
-    scaled: tuple[TrainingSet, Float64],
+    scaled: tuple[TrainingSet, Float64, Float64],
     judged: TrainingSet,
     seed: int,
 ) -> dict[str, Any]:
     """The share of false alarms that a rule was fitted to, and how far off shares may be that were
     counted on so many rows, of so many entities and days: for `models.coverage`."""
-    rows, surprise = scaled
+    rows, surprise, voted = scaled
     rng = np.random.default_rng(seed)
     genuine = rows.label <= 0
     said = {name: surprise[:, i] for i, name in enumerate(models.detectors)}
-    said[ENSEMBLE] = models.ensemble.surprise(surprise)
+    said[ENSEMBLE] = voted
     scores = {
         name: share_error(reached(one[genuine]), rows.entity[genuine], rows.time_us[genuine], rng)
         for name, one in said.items()
@@ -447,8 +474,41 @@ def _speaking(detectors: dict[str, Detector], rows: TrainingSet) -> dict[str, De
     return found
 
 
+class _Parted:
+    """Scales by segment while they are fitted.
+
+    Parameters
+    ----------
+    cut : where the segments are
+    rows : to calibrate on, with all features
+    """
+
+    def __init__(self, cut: Cut, rows: TrainingSet) -> None:
+        self._cut = cut
+        self._genuine = rows.label <= 0
+        self.segment = cut.of(rows.features)
+        codes = range(len(cut.edges) + 1)
+        self._at = [np.flatnonzero(self._genuine & (self.segment == code)) for code in codes]
+        self._scales: list[dict[str, Calibration]] = [{} for _ in codes]
+
+    def fit(self, name: str, raw: Float64) -> None:
+        """Scales of a detector, or of the vote, in the segments that have rows enough."""
+        for scales, at in zip(self._scales, self._at, strict=True):
+            enough = len(at) >= SEGMENT_ROWS_MIN
+            if enough and np.count_nonzero(raw[at] > -np.inf) >= TAIL_ROWS_MIN:
+                scales[name] = Calibration.fit(raw[at])
+
+    def surprise(self, name: str, whole: Calibration, raw: Float64, rows: Rows) -> Float64:
+        """Surprise of some rows, each on the scale of its segment."""
+        return self.segments().surprise(name, whole, raw, self.segment[rows])
+
+    def segments(self) -> Segments:
+        """What was fitted."""
+        return Segments(self._cut, tuple(self._scales), tuple(map(len, self._at)))
+
+
 def _scale(
-    detectors: Mapping[str, Detector], rows: TrainingSet
+    detectors: Mapping[str, Detector], rows: TrainingSet, parted: _Parted | None
 ) -> tuple[dict[str, Calibration], float, Float64]:
     """Calibrations, the gate, and surprises (n, D) of the rows they were made from.
 
@@ -459,11 +519,19 @@ def _scale(
     names = list(detectors)
     surprise = np.full((len(rows), len(names)), np.nan)
     calibrations: dict[str, Calibration] = {}
+
+    def fit(i: int, raw: Float64, at: Rows) -> None:
+        name = names[i]
+        calibrations[name] = Calibration.fit(raw[genuine])
+        if parted is None:
+            surprise[at, i] = calibrations[name].surprise(raw[at])
+        else:
+            parted.fit(name, raw)
+            surprise[at, i] = parted.surprise(name, calibrations[name], raw[at], at)
+
     cheap = [i for i, name in enumerate(names) if not detectors[name].expensive]
     for i in cheap:
-        raw = detectors[names[i]].raw(rows.features)
-        calibrations[names[i]] = Calibration.fit(raw[genuine])
-        surprise[:, i] = calibrations[names[i]].surprise(raw)
+        fit(i, detectors[names[i]].raw(rows.features), np.arange(len(rows)))
     gate = 0.0
     if cheap and len(cheap) < len(names):
         strongest = np.max(np.nan_to_num(surprise[:, cheap]), axis=1)
@@ -472,8 +540,7 @@ def _scale(
     for i in sorted(set(range(len(names))) - set(cheap)):
         raw = np.full(len(rows), -np.inf)
         raw[opened] = detectors[names[i]].raw(take_rows(rows.features, opened))
-        calibrations[names[i]] = Calibration.fit(raw[genuine])
-        surprise[opened, i] = calibrations[names[i]].surprise(raw[opened])
+        fit(i, raw, opened)
     return {name: calibrations[name] for name in names}, gate, surprise
 
 

@@ -12,7 +12,6 @@ from dataflows.control.records import Control, parse_record
 from features.batch import Float64
 from models.recalibration import (
     BLOCKS,
-    BLOCKS_MIN,
     SHIFT_MAX,
     Follower,
     Recalibration,
@@ -97,7 +96,8 @@ def test_an_attacker_of_some_hours_a_day_who_stays_below_the_limit_lifts_nothing
     def bursts(hour: int) -> int:
         return round(1.8 * SHARE * ROWS) if hour % 24 < 10 else 0
 
-    ours, _ = lived(LIVE, rng, 14, attack=bursts)
+    fast = Recalibration(SHARE, percent_a_day=1_000.0)
+    ours, _ = lived(fast, rng, 7, attack=bursts)
     assert max(ours) < 0.12, "the median of a day's hours hears the other fourteen"
 
 
@@ -135,9 +135,9 @@ def test_few_events_make_a_long_block_and_few_blocks_no_move(rng: np.random.Gene
     for hour in range(100):
         assert follower.take(hour * HOUR_US, spread, 0.0, False) is None
     assert follower.blocks == [], "a thousand events are asked for two alerts"
-    shifts, _ = lived(LIVE, rng, 1, lambda _hour: 0.3)
+    shifts, _ = lived(LIVE, rng, 2, lambda _hour: 0.3)
     first = next(hour for hour, shift in enumerate(shifts) if shift)
-    assert first == BLOCKS_MIN
+    assert first == BLOCKS
 
 
 def test_what_a_snapshot_holds_goes_on_as_if_nothing_had_been(rng: np.random.Generator) -> None:
