@@ -153,28 +153,9 @@ def train(
     ConfigError : too few rows of an event type, or none at all; unknown detectors
     """
     sets, rare = _without_rare(sets, say)
-    faults = [
-        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
-        " or leave the event type out"
-        for name, rows in sets.items()
-        if len(rows) < ROWS_MIN and name not in made_types()
-    ]
-    if not sets:
-        faults.append("training: no rows at all; give history with events in it")
-    kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
     cuts = {} if segments is None else segments
-    faults += [
-        f"segments of {name!r}: there is no feature {cut.column!r}; `waxwing features list` has"
-        " their names"
-        for name, cut in cuts.items()
-        if name in sets and cut.column not in sets[name].features.names
-    ]
-    faults += [
-        f"training: {name!r} has no sequences, and of the detectors asked for"
-        f" ({', '.join(detectors)}) each reads sequences alone; add another"
-        for name, serving in kinds.items()
-        if not serving
-    ]
+    kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
+    faults = _faults(sets, kinds, detectors, cuts)
     if faults:
         raise ConfigError(faults)
 
@@ -202,6 +183,35 @@ def train(
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _faults(
+    sets: Mapping[str, TrainingSet],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    detectors: Sequence[str],
+    cuts: Mapping[str, Cut],
+) -> list[str]:
+    """Everything for which nothing can be trained."""
+    faults = [
+        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
+        " or leave the event type out"
+        for name, rows in sets.items()
+        if len(rows) < ROWS_MIN and name not in made_types()
+    ]
+    if not sets:
+        faults.append("training: no rows at all; give history with events in it")
+    faults += [
+        f"segments of {name!r}: there is no feature {cut.column!r}; `waxwing features list` has"
+        " their names"
+        for name, cut in cuts.items()
+        if name in sets and cut.column not in sets[name].features.names
+    ]
+    return faults + [
+        f"training: {name!r} has no sequences, and of the detectors asked for"
+        f" ({', '.join(detectors)}) each reads sequences alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
 
 
 def _left_out(

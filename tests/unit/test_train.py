@@ -13,9 +13,9 @@ from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
 from models import train as train_module
 from models.bundle import Bundle
+from models.costs import Costs
 from models.detectors import detector
 from models.scoring import Scorer
-from models.costs import Costs
 from models.train import Aim, join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
 from tests.rows import training_set
