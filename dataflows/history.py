@@ -174,6 +174,7 @@ class Pass:
     rates : table of exchange rates it was run with; None where nothing was converted
     unpriced, old_rate : currency -> events of a currency, or a day, that the table of exchange
         rates does not know
+    odd_per_genuine : event type -> known anomalies on each other event, where that was counted
     """
 
     engine: OfflineEngine
@@ -187,6 +188,7 @@ class Pass:
     rates: Rates | None = None
     unpriced: Mapping[str, int] = field(default_factory=dict)
     old_rate: Mapping[str, int] = field(default_factory=dict)
+    odd_per_genuine: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_history(

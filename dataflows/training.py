@@ -45,9 +45,11 @@ __all__ = [
     "Trained",
     "costs_of",
     "is_trained",
+    "join_attacks",
     "moment_us",
     "read_attacks",
     "read_labels",
+    "run_simulated",
     "simulated",
     "train_files",
     "train_simulated",
@@ -123,14 +125,15 @@ def train_simulated(
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
     say(f"{days:g} simulated days of history up to {settings.sim_start} (seed {seed})")
-    done, sets, often = _history(settings, cat, seed, days)
+    done, plain, attacked = run_simulated(settings, cat, seed, days)
+    sets = join_attacks(plain, attacked)
     warm = warm_folder(settings)
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in (ATTACKS | SILENCES).items()}
     about = {"traffic_seed": seed, "world": _world(settings)}
-    return _learn(settings, cat, done, sets, often, names, history_s, say, about)
+    return _learn(settings, cat, done, sets, names, history_s, say, about)
 
 
 def is_trained(settings: Settings) -> str | None:
@@ -230,8 +233,8 @@ def train_files(
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
-    often, names = collector.odd_per_genuine(), {1: "labelled"} | names
-    return _learn(settings, cat, done, sets, often, names, history_s, say, {})
+    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
+    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
 
 
 def _learn(
@@ -239,7 +242,6 @@ def _learn(
     cat: Catalog,
     done: Pass,
     sets: dict[str, TrainingSet],
-    odd_per_genuine: dict[str, float],
     attacks: dict[int, str],
     history_s: float,
     say: Say,
@@ -248,7 +250,7 @@ def _learn(
     """Train on what a pass has left and write the bundle, with what else is known of its
     history."""
     begun = time.perf_counter()
-    aim = Aim(settings.false_alarm_share, costs_of(settings), odd_per_genuine)
+    aim = Aim(settings.false_alarm_share, costs_of(settings), done.odd_per_genuine)
     bundle = train(
         sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim,
         segments={name: parse_cut(text) for name, text in settings.calibration_segments.items()},
@@ -342,11 +344,17 @@ def read_attacks(path: Path) -> pl.DataFrame:
         ) from None
 
 
-def _history(
+def run_simulated(
     settings: Settings, cat: Catalog, seed: int, days: float
-) -> tuple[Pass, dict[str, TrainingSet], dict[str, float]]:
-    """The pass over all of history, the rows of its last days with attacks from the second run,
-    and how often there is an attack in the first."""
+) -> tuple[Pass, dict[str, TrainingSet], dict[str, TrainingSet]]:
+    """The pass over all of history, and the rows of its last days: those of the plain stream, and
+    the anomalous ones of the second run.
+
+    Parameters
+    ----------
+    seed : of the traffic
+    days : of history, up to `sim_start`
+    """
     end_us = time_us_of(settings.sim_start)
     start_us = end_us - round(days * _DAY_US)
     split_us = end_us - round(min(LEARNED_DAYS, days / 2) * _DAY_US)
@@ -372,13 +380,14 @@ def _history(
     early = rare.sets().get(ABSENCE)
     if early is not None:
         sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
-    return done, _joined(sets, attacked.sets()), collector.odd_per_genuine()
+    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
+    return done, sets, attacked.sets()
 
 
-def _joined(
+def join_attacks(
     plain: dict[str, TrainingSet], attacked: dict[str, TrainingSet]
 ) -> dict[str, TrainingSet]:
-    """The plain rows, with the attack rows of the second run."""
+    """The plain rows, with the anomalous ones of the second run."""
     found = {}
     for name, rows in plain.items():
         if name in attacked:
