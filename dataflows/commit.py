@@ -168,6 +168,7 @@ class Commit(StatefulSinkPartition[Any, int]):
     def _deliver(self, round_: int, outs: list[RoundOut], last: bool) -> None:
         """Write what a whole round decided, then count it."""
         begun = time.perf_counter()
+        self._context.fence()
         letters = [letter for out in outs for letter in out.rejects]
         if letters:
             self._letters.write(letters)

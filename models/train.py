@@ -157,8 +157,7 @@ def train(
     sets, rare = _without_rare(sets, say)
     cuts = {} if segments is None else segments
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    faults = _faults(sets, kinds, detectors, cuts)
-    if faults:
+    if faults := _faults(sets, kinds, detectors, cuts):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
@@ -195,7 +194,7 @@ def _faults(
     detectors: Sequence[str],
     cuts: Mapping[str, Cut],
 ) -> list[str]:
-    """Everything for which nothing can be trained."""
+    """Why nothing can be learned from these rows with these detectors; empty where it can."""
     faults = [
         f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
         " or leave the event type out"
