@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle
 from models.decisions.reasons import REASONS_MAX, number_text, reasons
+from models.recalibration import Spread, spread_of
 from models.scoring import take_rows
 
 __all__ = [
@@ -153,6 +154,7 @@ class RoundOut:
     batches: dict[str, EventBatch] | None = None
     features: dict[str, FeatureMatrix] | None = None
     beside: tuple[Beside, ...] = ()
+    spreads: tuple[Spread, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +230,26 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         tuple(seen),
         None if context.replaying is None else item.batches,
         beside=tuple(beside.values()),
+        spreads=_spreads(found.opinions[0] for found in judged.values()),
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
+    """Margins of the round's events, by rule that follows live traffic."""
+    return tuple(
+        spread_of(
+            name,
+            opinion.seat.bundle,
+            margins,
+            opinion.decisions.flagged[:, opinion.decisions.anomaly_types.index(name)],
+        )
+        for opinion in live
+        for name, margins in opinion.margins.items()
+    )
 
 
 def pass_round(item: Featured) -> RoundOut:
