@@ -27,7 +27,9 @@ from features.engine import (
 )
 from features.events import event_type
 from features.labels import Label
+from features.notes import UNSEEN
 from features.snapshots import join
+from features.windows import NOTED
 from tests.streams import START_US, cut, make_batch, stream
 
 Batches = dict[str, EventBatch]
@@ -212,6 +214,48 @@ def test_a_restart_between_a_row_and_a_late_one_before_it_changes_nothing(
                 saved[group] = [parts] if step == "full" else [*saved[group], parts]
     assert whole.corrected == cut_off.corrected > 0
     assert_same_rows(cut_off, whole)
+
+
+def as_before(engine: GroupEngine, dump: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot as it was before 2026-11-30: words of 64 bits for flags, links and notes."""
+    found = dict(dump)
+    for entity, one in engine._states.items():
+        row = f"{entity}.late.row."
+        meta, notes = dump[f"{row}meta"].astype(np.int64), found.pop(f"{row}notes").astype(np.int64)
+        code, lane, flags = meta[:, 1] & 255, meta[:, 1] >> 8, meta[:, 6]
+        more = meta[:, 7] << 31 if meta.shape[1] > 7 else 0
+        flags = (flags & (1 << 31) - 1) | more | np.where(flags < 0, -(1 << 63), 0)
+        before = np.where(meta[:, 5] == 0, 0, dump[f"{row}number"] - meta[:, 5])
+        wide = [*dump[f"{row}wide"].T, flags, before]
+        found[f"{row}wide"] = np.stack(wide, axis=1)
+        kept = (meta[:, 0], code, lane, meta[:, 2], meta[:, 3], meta[:, 4])
+        found[f"{row}meta"] = np.stack(kept, axis=1).astype(np.int32)
+        for i, ring in enumerate(one.rings):
+            first, many = int(ring.book[NOTED]), len(ring.ring.others)
+            low, middle, last = notes[:, first : first + 3 * many].reshape(len(notes), many, 3).T
+            level, never = middle >> 2 & 63, (middle >> 2 & 63) == 63
+            seq = np.where(never, np.where(low == 1, UNSEEN, -1), low << 6 | level)
+            last = np.where(never, -(1 << 61), (middle >> 8 << 32 | last) << 8 >> 8)
+            pairs = np.stack([seq, last]).T.reshape(len(notes), 2 * many)
+            # What was not written by a row is what was left there.
+            pairs[~ring.ring.feeds[code]] = 77
+            found[f"{row}pairs{i}"] = pairs
+    return found
+
+
+def test_a_log_of_an_older_release_goes_on_bit_for_bit(cat: Catalog) -> None:
+    before, after = streams(1)
+    parts = [*rounds_of(before, 3, LATE_S, 8), after]
+    whole, restored = Stream(cat, 2), Stream(cat, 2)
+    for i, part in enumerate(parts):
+        if i == len(parts) // 2:
+            for group, engine in enumerate(restored.engines):
+                old = as_before(engine, engine.full())
+                assert "card.late.row.notes" not in old
+                restored.engines[group] = GroupEngine.restore(cat, group, old, [], LATE_S)
+        assert_same_features(restored.feed(part), whole.feed(part))
+    assert whole.corrected == restored.corrected > 0
+    assert_same_rows(restored, whole)
 
 
 def test_rows_later_than_the_bound_go_behind_the_oldest_checkpoint_and_are_counted(
