@@ -29,6 +29,7 @@ from dataflows.sources.simulator import SimulatorReader, time_us_of
 from dataflows.state.manifest import read_manifest
 from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
+from features.currency import Rates
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
 from features.plan import ABSENCE
@@ -40,9 +41,13 @@ from models.train import join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
+    "ROWS_WANTED",
     "Trained",
     "is_trained",
+    "later_rows",
+    "learn",
     "moment_us",
+    "money_of",
     "read_attacks",
     "read_labels",
     "simulated",
@@ -88,13 +93,13 @@ class Trained:
     Parameters
     ----------
     bundle : as written to the settings' `bundle`
-    warm : folder of the warm state
+    warm : folder of the warm state; None where the flow has its own
     events : events of history
     history_s, training_s : wall time of the two parts
     """
 
     bundle: Bundle
-    warm: Path
+    warm: Path | None
     events: int
     history_s: float
     training_s: float
@@ -126,8 +131,8 @@ def train_simulated(
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in (ATTACKS | SILENCES).items()}
-    about = {"traffic_seed": seed, "world": _world(settings)}
-    return _learn(settings, cat, done, sets, names, history_s, say, about)
+    about = {"traffic_seed": seed, "world": _world(settings), **_money(done, say)}
+    return learn(settings, sets, names, done.events, history_s, say, about, warm)
 
 
 def is_trained(settings: Settings) -> str | None:
@@ -223,44 +228,60 @@ def train_files(
     )
     sets = collector.sets()
     if learn_from is None:
-        sets = {name: _later(one) for name, one in sets.items()}
+        sets = {name: later_rows(one) for name, one in sets.items()}
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
-    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
+    names = {1: "labelled"} | names
+    about = _money(done, say)
+    return learn(settings, sets, names, done.events, history_s, say, about, warm)
 
 
-def _learn(
+def learn(
     settings: Settings,
-    cat: Catalog,
-    done: Pass,
     sets: dict[str, TrainingSet],
     attacks: dict[int, str],
+    events: int,
     history_s: float,
     say: Say,
     about: dict[str, Any],
+    warm: Path | None = None,
 ) -> Trained:
-    """Train on what a pass has left and write the bundle, with what else is known of its
-    history."""
+    """Train on rows and write the bundle, with what else is known of its history.
+
+    Parameters
+    ----------
+    settings : `detectors`, `bundle`
+    attacks : code in the sets -> what it means
+    events, history_s, warm : as of `Trained`
+    about : further entries of the bundle's `training`
+
+    Raises
+    ------
+    ConfigError, BundleError : too few rows, or the bundle cannot be written
+    """
     begun = time.perf_counter()
-    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
-    about |= _money(done, say)
+    bundle = train(sets, catalog(), settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
-    return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
+    return Trained(bundle, warm, events, history_s, training_s)
 
 
-def _money(done: Pass, say: Say) -> dict[str, Any]:
-    """What the bundle says of the amounts it was trained on; what had no rate is told."""
-    rates = done.rates
+def money_of(rates: Rates | None) -> dict[str, Any]:
+    """What a bundle says of the amounts it was trained on; nothing where none was converted."""
     if rates is None:
         return {}
-    for text in priced_lines(done.unpriced, done.old_rate):
-        say(text)
     until = rates.days[1]
     made = {"base": rates.base, "until": str(until), "digest": rates.digest(until)}
     return {"currency": made}
+
+
+def _money(done: Pass, say: Say) -> dict[str, Any]:
+    """The same of a pass over history; what had no rate is told."""
+    for text in priced_lines(done.unpriced, done.old_rate) if done.rates is not None else ():
+        say(text)
+    return money_of(done.rates)
 
 
 def moment_us(text: str) -> int:
@@ -273,7 +294,7 @@ def moment_us(text: str) -> int:
         ) from None
 
 
-def _later(rows: TrainingSet) -> TrainingSet:
+def later_rows(rows: TrainingSet) -> TrainingSet:
     """The rows of the last two thirds of their time: before that everything is new to the
     features."""
     first, last = int(rows.time_us.min()), int(rows.time_us.max())
