@@ -137,6 +137,7 @@ class Ballots:
     patience_s : longest wait for a detector's answer; 0 waits for ever
     say : takes a sentence when a detector begins to fail
     replaying : a replay does without the votes that were missing then, and notes nothing
+    fence : called before a note is written; raises where another flow has the folder now
     """
 
     def __init__(
@@ -146,8 +147,9 @@ class Ballots:
         patience_s: float,
         say: Callable[[str], None],
         replaying: bool = False,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
-        self._replaying = replaying
+        self._replaying, self._fence = replaying, fence
         self._state_dir, self._after_round = state_dir, after_round
         self._patience_s, self._say = 0.0 if replaying else patience_s, say
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -309,6 +311,7 @@ class Ballots:
         fresh = {name: missed for name, missed in known.items() if not missed.noted}
         if fresh and not self._replaying:
             whose = {"bundle": task.bundle} if task.bundle else {}
+            self._fence()
             self._notes[lane].append([
                 {"round": round_, "event_type": task.event_type, "detector": name,
                  "why": missed.why,

@@ -24,6 +24,7 @@ from dataflows.control.records import Control
 from dataflows.currencies import base_of
 from dataflows.digests import header_of, open_certificate, record_of
 from dataflows.outcomes import Outcomes
+from dataflows.recalibration import AutoRecalibration
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.bases import keep_base
@@ -116,6 +117,7 @@ class _Snapshot:
     logs: dict[str, int]
     last: bool
     cut_time_us: int
+    recalibration: dict[str, Any]
 
 
 class Commit(StatefulSinkPartition[Any, int]):
@@ -141,7 +143,9 @@ class Commit(StatefulSinkPartition[Any, int]):
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
         self._bundles = Control.of(manifest.control).bundles
-        self._rollback = AutoRollback(settings, context.telemetry.say)
+        say = context.telemetry.say
+        self._rollback = AutoRollback(settings, say)
+        self._recalibration = AutoRecalibration(settings, say, manifest.recalibration)
         # Where the flow began: with the events after its warm state, or with its first one.
         since_us = manifest.until_us if manifest.round == 0 else None
         self._outcomes = Outcomes(settings.state_dir / "outcomes", manifest.round, since_us)
@@ -168,6 +172,7 @@ class Commit(StatefulSinkPartition[Any, int]):
     def _deliver(self, round_: int, outs: list[RoundOut], last: bool) -> None:
         """Write what a whole round decided, then count it."""
         begun = time.perf_counter()
+        self._context.fence()
         letters = [letter for out in outs for letter in out.rejects]
         if letters:
             self._letters.write(letters)
@@ -196,6 +201,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._round = round_
         self._count_bundles(outs)
         self._rollback.look(outs[0].cut_time_us, outs)
+        self._recalibration.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
         labels = [label for out in outs for label in out.labels]
@@ -217,8 +223,9 @@ class Commit(StatefulSinkPartition[Any, int]):
                 if position is not None:
                     logs[sink.name] = position()
             self._snapshots[round_] = _Snapshot(
-                dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us
-            )
+                dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us,
+                self._recalibration.kept(),
+            )  # fmt: skip
 
     def _count_bundles(self, outs: list[RoundOut]) -> None:
         """Count what bundles beside each other said; where others score now, begin anew."""
@@ -265,6 +272,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 snapshot.logs,
                 currency=base_of(settings),
                 token=self._token,
+                recalibration=snapshot.recalibration,
             )
             # As far apart as two bases of state.
             hold_rounds = (settings.deltas_max + 1) * settings.snapshot_rounds

@@ -194,6 +194,8 @@ class Context:
     """Set in a replay: nothing is saved, sent or told, only computed."""
     shelf: Shelf = field(init=False)
     """The bundles that control records name, and which of them scores when."""
+    _watched: Lease | None = None
+    """The lease that the first process holds, as another process of the cluster looks at it."""
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -214,6 +216,7 @@ class Context:
             self.settings.detector_timeout_s,
             self.telemetry.say,
             replaying=self.replaying is not None,
+            fence=self.fence,
         )
         self.telemetry.missed_votes = self.ballots.missed
         self.store_columns = {}
@@ -229,6 +232,19 @@ class Context:
         self.shelf.close()
         for lane in self.opened:
             lane.close()
+
+    def fence(self) -> None:
+        """To be called before anything is written in the state folder between two manifests.
+
+        Raises
+        ------
+        StateError : another flow has taken the folder over
+        """
+        lease = self.lease or self._watched
+        if lease is None and self.replaying is None and self.manifest.token:
+            lease = self._watched = Lease(self.settings.state_dir, self.manifest.token, held=False)
+        if lease is not None:
+            lease.check()
 
     def told_of_growth(self) -> None:
         """Tell what the restored state of another catalogue did not know."""
@@ -641,6 +657,7 @@ def open_journal(context: Context, lane: int) -> RoundJournal:
             lambda: oldest_round(settings.state_dir),
             lambda: _replayed_from(settings),
             synced=settings.journal_topic is None,
+            fence=context.fence,
         )
 
     if settings.journal_topic is None:

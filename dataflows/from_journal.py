@@ -57,6 +57,7 @@ class JournalRows:
     attacks : code in the sets -> what it means
     about : what the bundle says of where it comes from, JSON-able
     events : in the rounds that were replayed
+    odd_per_genuine : event type -> known frauds on each event known to be genuine
     """
 
     sets: dict[str, TrainingSet]
@@ -64,6 +65,7 @@ class JournalRows:
     attacks: dict[int, str]
     about: dict[str, Any]
     events: int
+    odd_per_genuine: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -201,7 +203,8 @@ def journal_rows(
         **looker.report(),
     }
     money = money_of(context.rates.of(looker.rates))
-    return JournalRows(sets, settings, attacks, {"journal": about} | money, looker.events)
+    odd = looker.collector.odd_per_genuine()
+    return JournalRows(sets, settings, attacks, {"journal": about} | money, looker.events, odd)
 
 
 def train_journal(
@@ -231,7 +234,9 @@ def train_journal(
         )
     rows = journal_rows(state_dir, config, given, say, **how)
     history_s = time.perf_counter() - begun
-    return learn(rows.settings, rows.sets, rows.attacks, rows.events, history_s, say, rows.about)
+    odd = rows.odd_per_genuine
+    told = (say, rows.about, None, odd)
+    return learn(rows.settings, rows.sets, rows.attacks, rows.events, history_s, *told)
 
 
 def _span(state_dir: Path, from_us: int | None, as_of_us: int | None) -> _Span:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle
 from models.decisions.reasons import REASONS_MAX, number_text, reasons
+from models.recalibration import Spread, spread_of
 from models.scoring import take_rows
 
 __all__ = [
@@ -157,6 +158,7 @@ class RoundOut:
     labels: tuple[Label, ...] = ()
     first_us: int | None = None
     """Event time of the first event, None where there was none."""
+    spreads: tuple[Spread, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +236,26 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         beside=tuple(beside.values()),
         labels=item.labels,
         first_us=min((int(b.time_us.min()) for b in events.values() if len(b)), default=None),
+        spreads=_spreads(found.opinions[0] for found in judged.values()),
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
+    """Margins of the round's events, by rule that follows live traffic."""
+    return tuple(
+        spread_of(
+            name,
+            opinion.seat.bundle,
+            margins,
+            opinion.decisions.flagged[:, opinion.decisions.anomaly_types.index(name)],
+        )
+        for opinion in live
+        for name, margins in opinion.margins.items()
+    )
 
 
 def pass_round(item: Featured) -> RoundOut:

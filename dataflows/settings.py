@@ -277,6 +277,31 @@ class Settings(BaseSettings):
     voting: Path | None = Field(
         None, description="voting rules (TOML) in place of the bundle's own voting.toml"
     )
+    false_alarm_share: float = Field(
+        0.0018,
+        ge=1e-6,
+        le=0.5,
+        description="share of the genuine events that training lets each detector, and the vote,"
+        " flag",
+    )
+    cost_miss: float | None = Field(
+        None,
+        ge=0,
+        le=1e12,
+        description="what a missed anomaly costs; with cost_alarm, training takes the share of"
+        " false alarms that costs least, where events are labelled",
+    )
+    cost_alarm: float | None = Field(
+        None, ge=0, le=1e12, description="what a false alarm costs, in the unit of cost_miss"
+    )
+    cost_by_amount: bool = Field(
+        False, description="a missed payment costs cost_miss times its amount"
+    )
+    calibration_segments: dict[str, str] = Field(
+        {},
+        description="event type -> FEATURE:EDGE,... where training cuts its rows into segments that"
+        " have scales of their own, such as card_ever:30",
+    )
     control_file: Path | None = Field(
         None, description="control records (JSONL); none means control.jsonl in state_dir"
     )
@@ -467,6 +492,19 @@ class Settings(BaseSettings):
         _known(value, sorted(event_types()), "event type")
         return value
 
+    @field_validator("calibration_segments")
+    @classmethod
+    def _segments_are_cuts(cls, value: dict[str, str]) -> dict[str, str]:
+        from models.segments import parse_cut
+
+        _known(value, sorted(event_types()), "event type")
+        for text in value.values():
+            try:
+                parse_cut(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return value
+
     @field_validator("entity_ttl_h")
     @classmethod
     def _entities_exist(cls, value: dict[str, float]) -> dict[str, float]:
@@ -547,6 +585,8 @@ class Settings(BaseSettings):
                 'source = "file" needs file_paths, a table of event type -> file'
                 " (or `--data EVENT_TYPE=FILE`)"
             )
+        if (self.cost_miss is None) != (self.cost_alarm is None):
+            raise ValueError("cost_miss and cost_alarm go together: set both, or neither")
         return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

@@ -11,7 +11,7 @@ learned from. The warm state is that of the plain stream, which the live flow go
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
-from models.train import join_sets, select_rows, train
+from models.costs import Costs
+from models.segments import parse_cut
+from models.train import Aim, join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
     "ROWS_WANTED",
     "Trained",
+    "costs_of",
     "is_trained",
     "join_attacks",
     "later_rows",
@@ -135,7 +138,8 @@ def train_simulated(
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in (ATTACKS | SILENCES).items()}
     about = {"traffic_seed": seed, "world": _world(settings), **_money(done, say)}
-    return learn(settings, sets, names, done.events, history_s, say, about, warm)
+    odd = done.odd_per_genuine
+    return learn(settings, sets, names, done.events, history_s, say, about, warm, odd)
 
 
 def is_trained(settings: Settings) -> str | None:
@@ -236,8 +240,9 @@ def train_files(
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
     names = {1: "labelled"} | names
+    odd = collector.odd_per_genuine()
     about = _money(done, say)
-    return learn(settings, sets, names, done.events, history_s, say, about, warm)
+    return learn(settings, sets, names, done.events, history_s, say, about, warm, odd)
 
 
 def learn(
@@ -249,6 +254,7 @@ def learn(
     say: Say,
     about: dict[str, Any],
     warm: Path | None = None,
+    odd_per_genuine: Mapping[str, float] | None = None,
 ) -> Trained:
     """Train on rows and write the bundle, with what else is known of its history.
 
@@ -258,17 +264,31 @@ def learn(
     attacks : code in the sets -> what it means
     events, history_s, warm : as of `Trained`
     about : further entries of the bundle's `training`
+    odd_per_genuine : event type -> known anomalies on each other event, where that was counted
 
     Raises
     ------
     ConfigError, BundleError : too few rows, or the bundle cannot be written
     """
     begun = time.perf_counter()
-    bundle = train(sets, catalog(), settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
+    aim = Aim(settings.false_alarm_share, costs_of(settings), odd_per_genuine or {})
+    bundle = train(
+        sets, catalog(), settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim,
+        segments={name: parse_cut(text) for name, text in settings.calibration_segments.items()},
+        say=say,
+    )  # fmt: skip
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm, events, history_s, training_s)
+
+
+def costs_of(settings: Settings) -> Costs | None:
+    """What mistakes cost by the settings; None where they do not say."""
+    miss, alarm = settings.cost_miss, settings.cost_alarm
+    if miss is None or alarm is None:
+        return None
+    return Costs(miss, alarm, settings.cost_by_amount)
 
 
 def money_of(rates: Rates | None) -> dict[str, Any]:
@@ -384,6 +404,7 @@ def run_simulated(
     early = rare.sets().get(ABSENCE)
     if early is not None:
         sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
+    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
     return done, sets, attacked.sets()
 
 

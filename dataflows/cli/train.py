@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,13 +46,16 @@ def add_parser(subparsers: Any) -> None:
         " genuine (default: label_delay_s)")  # fmt: skip
     add("--workers", type=int, default=1, metavar="N",
         help="with --from-journal: Bytewax workers (default 1)")  # fmt: skip
+    add("--html", metavar="R", help="write the curves that thresholds were chosen from")
     add("--json", metavar="P", help="write the figures on held-out rows; - is stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
-    from dataflows.report import write_json
+    from dataflows.report import check_json, write_json
+    from dataflows.voting_report import voting_lines, write_voting
 
+    check_json(args.html, "--html")
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:
@@ -59,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
     trained = _of_journal(args, say) if args.from_journal else _of_history(args, say)
     _show(trained, out)
+    told = trained.bundle.metrics["voting"]
+    for line in voting_lines(told):
+        say(line)
+    if args.html is not None:
+        write_voting(Path(args.html), told, f"bundle {trained.bundle.id}, rows held out")
+        say(f"report in {args.html}")
     write_json(args.json, _report(trained))
     return 0
 
@@ -112,8 +122,6 @@ def _of_journal(args: argparse.Namespace, say: Any) -> Trained:
 
 def _labels(args: argparse.Namespace) -> pl.Series | None:
     """Event ids of known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
-    from pathlib import Path
-
     from dataflows.training import read_labels
 
     if args.labels:
