@@ -18,6 +18,10 @@ many rows gets a checkpoint each `EVERY` rows, too, so that a row that is a litt
 Rings keep the records that their oldest checkpoint counts. A row for which no checkpoint is old
 enough is put behind the oldest and counted apart (`beyond`).
 
+What labels change is no row and has a place among them: counts of frauds are told to checkpoints,
+too, and a corrected row keeps what it was given of them, as of its own round; what a verdict makes
+usual it makes so again behind the rows that were before it (`features.verdicts`).
+
 Rows of the same time stand by event code, partition, offset and lane; so a row of the same time
 that comes later and sorts before counts as late, or a stream would depend on how it was cut.
 
@@ -76,6 +80,7 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
+from features.verdicts import Since, Verdicts
 from features.windows import HEAD as HEAD_AT
 from features.windows import KEPT, NOTED
 
@@ -110,12 +115,14 @@ class Changed:
     rounds : int64 (n,), the round in which each came
     values : float64 (n, width of the plan)
     vectors : int16 (n, 16, 12), or None where the entity has no sequence
+    differs : bool, as `values`: those that are others than without the late rows
     """
 
     head: Int64
     rounds: Int64
     values: Float64
     vectors: Int16 | None
+    differs: npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -174,6 +181,7 @@ class LateRows:
         self._checkpoints = Checkpoints(word)
         self._links = np.zeros((0, LINKS), np.int64)
         self._sources = np.zeros((0, 2), np.int64)
+        self._verdicts = Verdicts()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be a copy: its arrays lie elsewhere."""
@@ -263,6 +271,7 @@ class LateRows:
             generations.pop(0)
         self._rows.drop(generations[0].row)
         self._checkpoints.drop(generations[0].checkpoint)
+        self._verdicts.forget(self._checkpoints.first)
         for ring in self._state.rings:
             ring.thinned.forget(self._checkpoints.first)
         self._clock_us = max(self._clock_us, clock_us)
@@ -343,11 +352,17 @@ class LateRows:
         old = np.flatnonzero(past.numbers < first)
         before = _Given(state.plan, past.head[old])
         rhythms = state.rhythms(owners, self._clock_us)
+        verdicts = self._verdicts.since(owners, past.chosen, past.numbers, past.starts)
         self._go_back(past, old)
         if len(old):
-            before.put(np.arange(len(old)), self._run(past, old)[0])
+            wave = verdicts.waves(past.starts)[old]
+            for k in range(verdicts.many + 1):
+                at = np.flatnonzero(wave == k)
+                if len(at):
+                    before.put(at, self._run(past, old[at])[0])
+                state.accept_again(verdicts.slots(k))
             self._go_back(past, old)
-        now = self._go_on(past, rhythms)
+        now = self._go_on(past, rhythms, verdicts)
         new = np.flatnonzero(past.numbers >= first)
         given.copy(past.numbers[new] - first, now, new)
         return given.values, given.emitted(), _changed(past, before, now, old)
@@ -459,7 +474,7 @@ class LateRows:
         found = self._state.run(slots, head[:, 1].copy(), head, reals, notes, len(at))
         return found, notes
 
-    def _go_on(self, past: _Past, rhythms: Rhythms | None) -> _Given:
+    def _go_on(self, past: _Past, rhythms: Rhythms | None, verdicts: Since) -> _Given:
         """Let all rows pass from the checkpoints on; take the checkpoints on the way anew."""
         rows, checkpoints, state = self._rows, self._checkpoints, self._state
         chain = checkpoints.arrays["chain"]
@@ -482,7 +497,9 @@ class LateRows:
         )
         checkpoints.change(newer)
         given = _Given(state.plan, past.head)
-        last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)))
+        wave += verdicts.waves(past.starts)
+        verdicts.among(past.chosen, newer, refresh)
+        last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)), verdicts.last)
         for k in range(last + 1):
             at = np.flatnonzero(wave == k)
             if len(at):
@@ -494,6 +511,7 @@ class LateRows:
             due = newer[refresh == k]
             owners = chain[checkpoints.at(due), OWNER]
             checkpoints.take_anew(due, owners, self._sources)
+            state.accept_again(verdicts.slots(k))
         if rhythms is not None:
             rhythms.end()
         return given
@@ -501,6 +519,12 @@ class LateRows:
     def _note(self, numbers: Int64, notes: Notes) -> None:
         """Log what pairs said before rows."""
         self._rows.arrays["notes"][self._rows.at(numbers)] = notes
+
+    def accepted(self, slots: Int64) -> None:
+        """Note slots in which a verdict has changed what is usual: rows that pass again and were
+        before it shall not know of it."""
+        alive = slots[self._links[slots, MARK] >= self._checkpoints.first]
+        self._verdicts.add(alive, self._rows.top, self._checkpoints.top)
 
     def apply(self, slots: Int64, names: Sequence[str], change: Change) -> None:
         """Change checkpoints of slots as the slots themselves: going back does not forget it.
@@ -549,6 +573,7 @@ class LateRows:
             "counts": np.array([*counts, *bounds], np.int64),
             "generations": np.array(generations, np.int64).reshape(-1, 4),
             "links": self._links[slots],
+            "verdicts": self._verdicts.dump(),
         }
 
     @property
@@ -569,6 +594,8 @@ class LateRows:
         self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
         self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
         self._links[slots] = arrays["links"]
+        if "verdicts" in arrays:  # not in a snapshot of before they were kept
+            self._verdicts.load(arrays["verdicts"])
         for name, shelf, (first, top) in (
             ("row", self._rows, counts[4:6]),
             ("checkpoint", self._checkpoints, counts[6:8]),
@@ -649,11 +676,12 @@ class _Given:
 def _changed(past: _Past, before: _Given, now: _Given, old: Int64) -> Changed | None:
     """The old rows that give something else now; `before` holds these alone, `now` all."""
     a, b = before.values, now.values[old]
-    differs = np.any((a != b) & ~(np.isnan(a) & np.isnan(b)), axis=1)
+    each = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    differs = np.any(each, axis=1)
     if before.own is not None:
         differs |= np.any(before.vectors != now.vectors[old], axis=(1, 2))
     at = old[differs]
     if not len(at):
         return None
     vectors = None if now.own is None else now.vectors[at]
-    return Changed(past.head[at], past.rounds[at], now.values[at], vectors)
+    return Changed(past.head[at], past.rounds[at], now.values[at], vectors, each[differs])

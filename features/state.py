@@ -1067,12 +1067,19 @@ class EntityState:
         slots = np.unique(slots[slots >= 0])
         if "anchors" in self._fixed and len(slots):
             self.keep(slots)
-            rows = self._fixed["anchors"][slots]
-            accept(rows)
-            self._fixed["anchors"][slots] = rows
-            self.late.apply(slots, ("anchors",), lambda _which, _rows, states: accept(states[0]))
+            self.late.accepted(self.accept_again(slots))
             self.table.dirty[slots] = 1
         return len(slots)
+
+    def accept_again(self, slots: Int64) -> Int64:
+        """Let the level of the day be usual in slots, int64 (n,); gives those it is news to."""
+        if not len(slots):
+            return slots
+        rows = self._fixed["anchors"][slots]
+        before = rows.copy()
+        accept(rows)
+        self._fixed["anchors"][slots] = rows
+        return np.asarray(slots[(rows != before).any(axis=1)])
 
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment: of what has changed since the last, or of all.
