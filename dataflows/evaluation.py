@@ -14,6 +14,7 @@ import polars as pl
 
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
+from dataflows.elsewhere import Remotes
 from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.files import FileReader, truth_names
@@ -317,7 +318,7 @@ def evaluate_simulated(
 
 def _scorer(settings: Settings, cat: Catalog) -> Scorer:
     """The models and rules of the settings."""
-    bundle = Bundle.load(settings.bundle, cat)
+    bundle = Remotes(settings, patient=True).placed(Bundle.load(settings.bundle, cat))
     voting = None if settings.voting is None else Voting.load(settings.voting)
     return Scorer(bundle, settings.detectors, voting)
 

@@ -521,7 +521,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         """The lane's round, whole again."""
         begun = time.perf_counter()
         for record in waiting.control:
-            self._control = self._control.apply(record)
+            self._control = self._control.apply(record, waiting.cut_time_us)
         self._control = self._control.expire(waiting.cut_time_us)
         batches = dict(own.batches or {})
         told = (one for group in waiting.features for one in group.absences)

@@ -22,6 +22,7 @@ import polars as pl
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.currencies import base_of, priced_lines
+from dataflows.elsewhere import Remotes
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.base import Blind, LaneReader
@@ -251,11 +252,15 @@ def _learn(
     history."""
     begun = time.perf_counter()
     aim = Aim(settings.false_alarm_share, costs_of(settings), done.odd_per_genuine)
-    bundle = train(
-        sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, aim=aim,
-        segments={name: parse_cut(text) for name, text in settings.calibration_segments.items()},
-        say=say,
-    )  # fmt: skip
+    remotes = Remotes(settings, say, patient=True)
+    cuts = {name: parse_cut(text) for name, text in settings.calibration_segments.items()}
+    try:
+        bundle = train(
+            sets, cat, settings.detectors, TRAINING_SEED,
+            attacks=attacks, aim=aim, segments=cuts, say=say, place=remotes.in_training,
+        )  # fmt: skip
+    finally:
+        remotes.close()
     about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun

@@ -148,7 +148,14 @@ class Scorer:
                 self.bundle.catalog_version,
             )
             for name in self._names(models):
-                models.detectors[name].raw(models.view.apply(features))
+                if name not in self.far(event):  # a start asks nobody
+                    models.detectors[name].raw(models.view.apply(features))
+
+    def far(self, event_type: str) -> frozenset[str]:
+        """Detectors of an event type that are asked elsewhere (`models.detectors.remote`)."""
+        models = self.bundle.models.get(event_type)
+        detectors = {} if models is None else models.detectors
+        return frozenset(n for n, one in detectors.items() if getattr(one, "remote", False))
 
     def _names(self, models: EventModels) -> tuple[str, ...]:
         """Detectors that this scorer runs on an event type, in its own order."""

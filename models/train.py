@@ -91,6 +91,9 @@ WORKERS = 2
 
 Say = Callable[[str], None]
 
+Place = Callable[[str, Mapping[str, Detector]], dict[str, Detector]]
+"""Puts in place of an event type's fitted detectors those that are asked elsewhere."""
+
 Rows = npt.NDArray[np.intp]
 
 
@@ -136,6 +139,7 @@ def train(
     aim: Aim = Aim(),
     segments: Mapping[str, Cut] | None = None,
     say: Say = lambda _: None,
+    place: Place = lambda _, found: dict(found),
 ) -> Bundle:
     """Fit everything; `Bundle.write` puts it on the disk.
 
@@ -149,10 +153,12 @@ def train(
     aim : where thresholds are set
     segments : event type -> where its rows are cut, to have scales of their own
     say : told what is being done, one sentence at a time
+    place : see `Place`
 
     Raises
     ------
     ConfigError : too few rows of an event type, or none at all; unknown detectors
+    AnswerError : a detector that is asked elsewhere gave no answer
     """
     sets, rare = _without_rare(sets, say)
     cuts = {} if segments is None else segments
@@ -162,7 +168,9 @@ def train(
 
     def one(event: str) -> _Fitted:
         mine = kinds[event]
-        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, aim, cuts.get(event))
+        fitted = _train_event(
+            catalog, sets[event], mine, seed, options or {}, aim, cuts.get(event), place
+        )
         odd = int(np.count_nonzero(sets[event].label == 1))
         there = fitted.models.detectors
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
@@ -370,6 +378,7 @@ def _train_event(
     options: Mapping[str, Mapping[str, float]],
     aim: Aim,
     cut: Cut | None,
+    place: Place,
 ) -> _Fitted:
     """Everything for one event type."""
     parts = parts_of(rows)
@@ -380,6 +389,7 @@ def _train_event(
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = _fit(kinds, fit, seed, options)
+    detectors = place(event, detectors)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale, parted)
     ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors))

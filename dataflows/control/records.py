@@ -97,6 +97,23 @@ _TEXT_MAX = 256
 _NOTES = ("id", "by", "why")
 """Text that every record may have; it decides nothing."""
 
+_NOTED: dict[str, tuple[str, ...]] = {
+    "threshold": ("anomaly_type", "detector", "value"),
+    "stage": ("detector", "stage"),
+    "mute": ("entity_type", "entity", "until_us"),
+    "bundle": ("bundle", "stage"),
+    "recalibrate": ("anomaly_type", "percent_a_day"),
+    "shift": ("anomaly_type", "value", "bundle"),
+    "freeze": ("anomaly_type", "state"),
+}
+"""Kind of what is in force -> what it says: who said so is told with it."""
+
+_AT = "at_us"
+"""Cut time of the round in which a record came, beside its notes."""
+
+NOTES_MIN = 64
+"""Notes kept of what is no longer in force, before they are gone through. Chosen."""
+
 SHOWN_MAX = 120
 """Most characters of a value in what is said about it. Chosen: a line on a screen."""
 
@@ -419,6 +436,8 @@ class Control:
     followed : anomaly type -> how its rule may follow live traffic
     shifts : anomaly type -> (by how much its thresholds have risen, for which bundle)
     frozen : anomaly types whose rule is not to follow for now
+    notes : what a record said that is in force -> its `id`, `by`, `why` and cut time; decides
+        nothing, and is no part of what two are compared by
     """
 
     thresholds: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -429,6 +448,7 @@ class Control:
     followed: dict[str, Recalibration] = field(default_factory=dict)
     shifts: dict[str, tuple[float, str]] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    notes: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def shift(self, anomaly_type: str, bundle: str) -> float:
         """By how much the thresholds of a bundle's rule have risen, in log10 of the tail
@@ -436,8 +456,35 @@ class Control:
         value, of = self.shifts.get(anomaly_type, (0.0, ""))
         return value if of == bundle else 0.0
 
-    def apply(self, record: dict[str, Any]) -> Control:
-        """What is in force once `record` is."""
+    def apply(self, record: dict[str, Any], at_us: int | None = None) -> Control:
+        """What is in force once `record` is; the same object where it changes nothing.
+
+        Parameters
+        ----------
+        at_us : cut time of the round in which it came; None where the record itself says it
+        """
+        then = self._folded(record)
+        key = _key(record)
+        if then is self or key is None:
+            return then
+        note = {name: record[name] for name in (*_NOTES, _AT) if name in record}
+        if at_us is not None:
+            note[_AT] = at_us
+        notes = {k: v for k, v in then.notes.items() if k != key} | {key: note}
+        then = replace(then, notes=notes)
+        return then._tidied() if len(notes) > NOTES_MIN + 2 * len(then.records()) else then
+
+    def _tidied(self) -> Control:
+        """Without notes on what is no longer in force."""
+        now = {_key(record) for record in self.records()}
+        return replace(self, notes={k: v for k, v in self.notes.items() if k in now})
+
+    def noted(self) -> list[dict[str, Any]]:
+        """`records`, each with its `id`, `by`, `why` and `at_us`, as far as they are known."""
+        return [record | self.notes.get(_key(record) or (), {}) for record in self.records()]
+
+    def _folded(self, record: dict[str, Any]) -> Control:
+        """See `apply`."""
         kind = record["kind"]
         if kind == "threshold":
             key = (record["anomaly_type"], record["detector"])
@@ -518,7 +565,7 @@ class Control:
         """What the manifest keeps: the records, and what can be rolled back."""
         # Also where nothing can be: the records alone would leave steps of their own.
         steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
-        return [*self.records(), {"kind": "undo", "steps": steps}]
+        return [*self.noted(), {"kind": "undo", "steps": steps}]
 
     def records(self) -> list[dict[str, Any]]:
         """Records that put the same in force again."""
@@ -556,6 +603,15 @@ class Control:
         for record in records:
             state = state.apply(record)
         return state
+
+
+def _key(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What a record puts in force; None where it is of a kind that leaves nothing by its name."""
+    kind = record["kind"]
+    if kind not in _NOTED:
+        return None
+    percent = (float(record.get("percent", 100)),) if kind in ("stage", "bundle") else ()
+    return kind, *(record[name] for name in _NOTED[kind]), *percent
 
 
 def _live(bundles: Stages) -> str | None:

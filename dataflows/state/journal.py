@@ -43,6 +43,13 @@ _MAGIC = b"WXJ1"
 _MARKER = b"\xf7WXR"
 """Begins each record; its first byte is in no JSON text, so that records are found again behind
 damage."""
+FORMAT = 1
+"""Layout of a record; a topic's records bear it, a segment's beginning says it for its own."""
+
+_KEYS = frozenset("rtpncksfqem")
+"""Names of what a record may hold. A newer version may write more, which must not be passed over:
+a replay would not be what was."""
+
 _FRAME = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
 
@@ -106,8 +113,19 @@ class Cut:
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Cut:
-        """The cut that `to_bytes` wrote."""
+        """The cut that `to_bytes` wrote.
+
+        Raises
+        ------
+        StateError : it holds what this version does not know
+        """
         d = json.loads(payload)
+        if unknown := sorted(d.keys() - _KEYS):
+            raise StateError(
+                f"journal: round {d.get('r')} holds {', '.join(map(repr, unknown))}, which this"
+                " version does not know: a journal of a newer version; run the version that wrote"
+                " it, or start with an empty state_dir"
+            )
         faults = [
             (at, line, fault, partition[0] if partition else 0)
             for at, line, fault, *partition in d.get("f", [])
