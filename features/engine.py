@@ -396,8 +396,9 @@ def _corrections(plan: EntityPlan, changed: Changed) -> Iterator[tuple[int, Corr
             own = plan.sequence is not None and plan.sequence.own == code
             vectors = changed.vectors[at] if own and changed.vectors is not None else None
             values = np.ascontiguousarray(changed.values[at, : len(features)])
+            differs = changed.differs[at, : len(features)]
             rounds, rows = changed.rounds[at], np.ascontiguousarray(head[at, 4])
-            yield lane, Correction(event, plan.entity, rounds, rows, values, vectors)
+            yield lane, Correction(event, plan.entity, rounds, rows, values, vectors, differs)
 
 
 class OfflineEngine:

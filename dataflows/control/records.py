@@ -37,6 +37,7 @@ __all__ = [
     "append_record",
     "parse_record",
     "read_line",
+    "shown_line",
 ]
 
 STAGES = ("off", "shadow", "canary", "live")
@@ -53,16 +54,10 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
     "stage": {"detector": (str,), "stage": (str,)},
     "bundle": {"bundle": (str,), "stage": (str,)},
     "rollback": {},
+    "label": {"event_type": (str,), "event_id": (str,), "verdict": (str,)},
     "recalibrate": {"anomaly_type": (str,), "percent_a_day": (int, float)},
     "shift": {"anomaly_type": (str,), "bundle": (str,), "value": (int, float)},
     "freeze": {"anomaly_type": (str,), "state": (str,)},
-    "label": {
-        "event_type": (str,),
-        "event_id": (str,),
-        "verdict": (str,),
-        "event_time_us": (int,),
-        "entities": (dict,),
-    },
 }
 """Kind -> the fields it must have."""
 
@@ -73,7 +68,7 @@ _MAY: dict[str, tuple[str, ...]] = {
     "stage": ("percent",),
     "bundle": ("percent", "path"),
     "rollback": ("bundle", "off"),
-    "label": ("source",),
+    "label": ("source", "time_us", "event_time_us", "entities"),
     "recalibrate": ("share", "freeze_ratio", "block_s"),
 }
 """Kind -> fields it may have beside `_NOTES`."""
@@ -127,12 +122,14 @@ class Fault(NamedTuple):
     raw : what it held, at most LINE_BYTES_MAX bytes
     reason : what is wrong with it
     partition : of the topic; 0 for a file
+    of : `label` where it stood among the labels; empty among the control records
     """
 
     offset: int
     raw: bytes
     reason: str
     partition: int = 0
+    of: str = ""
 
 
 class ControlReader(Protocol):
@@ -366,12 +363,24 @@ def _wrong_recalibration(record: Mapping[str, Any]) -> list[str]:
 
 def _wrong_label(record: Mapping[str, Any]) -> list[str]:
     """Faults of a label: its event type and entities are of the code, whatever flow hears it."""
-    name, entities = record["event_type"], record["entities"]
+    name, entities = record["event_type"], record.get("entities", {})
     faults = _unknown("label", "verdict", record["verdict"], VERDICTS)
-    if not 0 < record["event_time_us"] < 1 << 62:
+    for field_ in ("event_time_us", "time_us"):
+        at_us = record.get(field_, 1)
+        if not isinstance(at_us, int) or isinstance(at_us, bool) or not 0 < at_us < 1 << 62:
+            faults.append(
+                f"control record label: expected `{field_}` in microseconds since 1970, got"
+                f" {_shown(at_us)}"
+            )
+    if not isinstance(entities, dict):
+        return [
+            *faults,
+            f"control record label: expected `entities` as dict, got {_shown(entities)}",
+        ]
+    if ("entities" in record) != ("event_time_us" in record):
         faults.append(
-            "control record label: expected `event_time_us` in microseconds since 1970, got"
-            f" {_shown(record['event_time_us'])}"
+            "control record label: expected `event_time_us` and `entities`, or neither: what is"
+            " known of an entity depends on when its event was"
         )
     if not _is_name(record["event_id"]) or not _is_name(record.get("source", "-")):
         faults.append(
@@ -380,7 +389,7 @@ def _wrong_label(record: Mapping[str, Any]) -> list[str]:
     if name not in event_types():
         return faults + _unknown("label", "event type", name, event_types())
     valid = event_types()[name].entities
-    if not entities:
+    if "entities" in record and not entities:
         faults.append(
             f"control record label: expected `entities` of {name}: some of {', '.join(valid)}"
         )
@@ -413,8 +422,12 @@ def read_line(
             )
         return parse_record(raw.decode("utf-8", "replace"), names) if raw.strip() else None
     except ConfigError as error:
-        shown = masked(raw.decode("latin-1")).encode("latin-1")
-        return Fault(at, shown[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
+        return Fault(at, shown_line(raw), "; ".join(error.faults), partition)
+
+
+def shown_line(raw: bytes) -> bytes:
+    """A line or message as a dead letter may hold it: without secrets, at most LINE_BYTES_MAX."""
+    return masked(raw.decode("latin-1")).encode("latin-1")[:LINE_BYTES_MAX]
 
 
 Stages = dict[str, tuple[str, float]]
@@ -701,14 +714,25 @@ class ControlFile:
         faults: list[Fault] = []
         at = self._at
         for line in whole.split(b"\n"):
-            found = read_line(line, at, 0, self._names)
+            found = self._read_line(line, at)
             if isinstance(found, Fault):
                 faults.append(found)
+            elif found is not None and self._holds(found):
+                self._at = at
+                return records, faults
             elif found is not None:
                 records.append(found)
             at += len(line) + 1
         self._at += len(whole)
         return records, faults
+
+    def _read_line(self, line: bytes, at: int) -> dict[str, Any] | Fault | None:
+        """As of `read_line`."""
+        return read_line(line, at, 0, self._names)
+
+    def _holds(self, _record: dict[str, Any]) -> bool:
+        """Whether a record is not to be taken yet, nor what is behind it."""
+        return False
 
     def close(self) -> None:
         """Nothing is held."""
