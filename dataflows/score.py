@@ -33,7 +33,7 @@ from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
-from features.batch import EventBatch, FeatureMatrix, Int64
+from features.batch import EventBatch, FeatureMatrix, Int64, stack
 from features.events import EventType, event_type, made_types
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
@@ -50,6 +50,7 @@ __all__ = [
     "StoreRows",
     "pass_round",
     "score_round",
+    "score_rounds",
 ]
 
 STORE_SHARDS = 4
@@ -163,13 +164,98 @@ class StoreRows:
     final: bool
 
 
-def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRows]:
+Asked = Mapping[Seat, Mapping[str, tuple[ScoreMatrix, Mapping[str, Missed]]]]
+"""What the bundles of a line-up make of a round: event type -> scores and missing votes."""
+
+
+def score_rounds(
+    context: Context,
+    items: Sequence[Featured],
+    features: Mapping[str, FeatureMatrix],
+    bounds: Mapping[str, Int64],
+) -> Iterator[RoundOut]:
+    """As `score_round` for a lane's rounds in a row, whose detectors are asked once for all.
+
+    Parameters
+    ----------
+    items : the rounds
+    features : of the events of all of them
+    bounds : event type -> int64 (R + 1,), where each round begins and ends there
+    """
+    noted = context.ballots.noted(items[0].lane)
+    first = 0
+    while first < len(items):
+        end = first + 1
+        while end < len(items) and _alike(context, items[first], items[end], noted):
+            end += 1
+        run = items[first:end]
+        asked = None if len(run) == 1 else _asked(context, run, features, bounds, first)
+        for r, item in enumerate(run):
+            for out in score_round(context, item, None if asked is None else asked[r]):
+                if isinstance(out, RoundOut):
+                    yield out
+        first = end
+
+
+def _alike(context: Context, one: Featured, other: Featured, noted: frozenset[int]) -> bool:
+    """Whether two rounds are scored by the same detectors, with no missing vote noted."""
+    lineups = [context.shelf.lineup(item.control) for item in (one, other)]
+    same = lineups[0] == lineups[1] and one.control.stages == other.control.stages
+    return same and not noted & {one.round, other.round}
+
+
+def _asked(
+    context: Context,
+    run: Sequence[Featured],
+    features: Mapping[str, FeatureMatrix],
+    bounds: Mapping[str, Int64],
+    first: int,
+) -> list[Asked] | None:
+    """What each of some rounds' scores are, asked for in one go; None where a vote is missing.
+
+    Parameters
+    ----------
+    first : place of the first of them in `bounds`
+    """
+    whole: dict[str, FeatureMatrix] = {}
+    for name in dict.fromkeys(name for item in run for name in item.features):
+        if name in features:
+            begin, end = int(bounds[name][first]), int(bounds[name][first + len(run)])
+            whole[name] = features[name].rows(begin, end)
+        else:
+            whole[name] = stack([item.features[name] for item in run if name in item.features])
+    asked: list[dict[Seat, dict[str, tuple[ScoreMatrix, Mapping[str, Missed]]]]] = [{} for _ in run]
+    for seat in context.shelf.lineup(run[0].control):
+        made = context.ballots.scored(
+            seat.scorer, run[0].lane, run[0].round, whole, run[0].control.stages, seat.name
+        )
+        if any(missed for _, missed in made.values()):
+            return None
+        at = dict.fromkeys(whole, 0)
+        for item, found in zip(run, asked, strict=True):
+            found[seat] = {}
+            for name, matrix in item.features.items():
+                rows = slice(at[name], at[name] + len(matrix))
+                at[name] = rows.stop
+                scores = made[name][0]
+                mine = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
+                found[seat][name] = mine, {}
+    return list(asked)
+
+
+def score_round(
+    context: Context, item: Featured, asked: Asked | None = None
+) -> Iterator[RoundOut | StoreRows]:
     """Score a lane's round, decide, and say what follows from it.
 
     A function of the round alone: no clock is read but for measuring how long it took.
+
+    Parameters
+    ----------
+    asked : what the detectors say, where they have been asked before
     """
     begun = time.perf_counter()
-    item, judged, taken_s = _judged(context, item)
+    item, judged, taken_s = _judged(context, item, asked)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
@@ -252,7 +338,7 @@ class _Judged:
 
 
 def _judged(
-    context: Context, item: Featured
+    context: Context, item: Featured, asked: Asked | None
 ) -> tuple[Featured, dict[str, _Judged], dict[Seat, float]]:
     """Scores, votes and alerts of a round by event type; without events that make them raise.
 
@@ -265,8 +351,12 @@ def _judged(
     taken_s: dict[Seat, float] = {}
     for seat in context.shelf.lineup(item.control):
         begun = time.perf_counter()
-        made = context.ballots.scored(
-            seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
+        made = (
+            context.ballots.scored(
+                seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
+            )
+            if asked is None
+            else asked[seat]
         )
         scored = {name: (*scored[name], (seat, *found)) for name, found in made.items()}
         taken_s[seat] = time.perf_counter() - begun
