@@ -244,9 +244,10 @@ class Flow:
         self.log = field.folder / "flow.log"
         self.report_path = field.folder / "report.json"
 
-    def start(self) -> Self:
-        """Start it and come back at once."""
+    def start(self, workers: int = 1) -> Self:
+        """Start it, as so many processes, and come back at once."""
         run = ["run", *self._field.sets(), "--json", str(self.report_path)]
+        run += ["--workers", str(workers)] if workers > 1 else []
         self.report_path.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -266,6 +267,12 @@ class Flow:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def workers(self) -> list[int]:
+        """The processes that it has started."""
+        assert self.process is not None
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(n) for thread in threads for n in (thread / "children").read_text().split()]
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM; the report. AssertionError where the end is not clean."""

@@ -82,6 +82,28 @@ def kills(make: Make, short: bool) -> Row:
     return row
 
 
+def worker_killed(make: Make, short: bool) -> Row:
+    """kill -9 of one process of two, again and again: all begin again together, by themselves."""
+    field = make()
+    times = 1 if short else 10
+    field.flow.start(workers=2)
+    field.live()
+    field.sender.begin(PER_S)
+    for _ in range(times):
+        time.sleep(field.chance.uniform(0.0, 3.0))
+        before = set(field.flow.workers())
+        assert len(before) == 2, field.flow.said()
+        os.kill(field.chance.choice(sorted(before)), signal.SIGKILL)
+        wait(lambda before=before: not before & set(field.flow.workers()), "both have ended")
+        seconds = field.live()
+    field.sender.end()
+    wait(lambda: field.has(field.sender.acked), "everything is through")
+    report = field.flow.stop()
+    row = field.account(kills=times, duplicates=report["duplicates"])
+    row.seconds_to_live = seconds
+    return row
+
+
 def broker_away(make: Make, short: bool) -> Row:
     """The broker is gone for half a minute, and comes back with its data."""
     field = make()
@@ -420,7 +442,7 @@ def malformed(make: Make, short: bool) -> Row:
 FAULTS: dict[str, Callable[[Make, bool], Row]] = {
     f.__name__: f
     for f in (
-        kills, broker_away, retention, topic_made_anew, partitions_added, redis_gone,
+        kills, worker_killed, broker_away, retention, topic_made_anew, partitions_added, redis_gone,
         redis_emptied, redis_slow, registry_away, disk_full, poison, detector_hangs, overload,
         two_instances, malformed,
     )
