@@ -219,6 +219,7 @@ def _open_lane(context: Context, lane: int, last: int, after: int | None = None)
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
+        stage=context.telemetry.stage,
         withheld=withheld_of(settings, lane, context.manifest.round),
     )
     opened.last = last

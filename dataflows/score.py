@@ -189,7 +189,9 @@ def score_rounds(
         while end < len(items) and _alike(context, items[first], items[end], noted):
             end += 1
         run = items[first:end]
+        begun = time.perf_counter()
         asked = None if len(run) == 1 else _asked(context, run, features, bounds, first)
+        context.telemetry.stage("ask", time.perf_counter() - begun)
         for r, item in enumerate(run):
             for out in score_round(context, item, None if asked is None else asked[r]):
                 if isinstance(out, RoundOut):

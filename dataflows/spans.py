@@ -8,6 +8,7 @@ all lanes, so that a barrier is one on spans.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,12 +148,13 @@ class _SpanPartition(StatefulSourcePartition[Span, int]):
     def next_batch(self) -> list[Span]:
         if self._ended:
             raise StopIteration
-        end = self._ends[self._number]
+        begun, end = time.perf_counter(), self._ends[self._number]
         self._number += 1
         parts: list[Part] = []
         while not self._ended and self._lane.round < end:
             parts.append(self._lane.cut())
             self._ended = parts[-1].final
+        self._lane.stage("source", time.perf_counter() - begun)
         return [Span(self._lane.lane, self._number, parts, self._ended)]
 
     def snapshot(self) -> int:
@@ -204,7 +206,7 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
 
     def _one(self, span: Span, door: Admission) -> Iterator[ToGroup | Own]:
         """The items one span becomes."""
-        context = self._context
+        context, begun = self._context, time.perf_counter()
         done = [
             door.admit(p.batches, p.ids, p.cut_time_us, p.round, context.rates.of(p.rates))
             for p in span.parts
@@ -236,6 +238,7 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
         for g in context.groups:
             yield ToGroup(span.lane, span.number, g, rows[g], cut_time_us, control, span.final)
         yield Own(span.lane, span.number, span.parts, done, batches, bounds)
+        context.telemetry.stage("admit", time.perf_counter() - begun)
 
     def snapshot(self) -> int:
         return self._round
@@ -266,10 +269,12 @@ class Group(StatefulBatchLogic[ToGroup, Back, int]):
 
     def _one(self, number: int, items: dict[int, ToGroup], engine: GroupEngine) -> Iterator[Back]:
         """What one whole span gives each lane."""
+        begun = time.perf_counter()
         rows = merge_spans([item.rows for item in items.values()])
         rounds = range(len(rows.clock_us))
         here = [[one for one in items.values() if len(one.cut_time_us) > r] for r in rounds]
         found = engine.process_span(rows, [tuple(one.lane for one in ones) for ones in here])
+        self._context.telemetry.stage("features", time.perf_counter() - begun)
         cut_time_us = tuple(max(one.cut_time_us[r] for one in here[r]) for r in rounds)
         control = tuple(
             tuple(record for one in here[r] for record in one.control[r]) for r in rounds
@@ -327,7 +332,7 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
 
     def _one(self, own: Own, back: list[Back]) -> FeaturedSpan:
         """The lane's rounds, whole again."""
-        context, rounds = self._context, len(own.parts)
+        context, rounds, begun = self._context, len(own.parts), time.perf_counter()
         replaying = context.replaying
         passes = replaying is not None and own.parts[0].round < replaying.first
         features: dict[str, FeatureMatrix] = {}
@@ -355,6 +360,7 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
                 if digest is not None:
                     digest.add(name, mine[name])
             items.append(_featured(own, r, back[0].cut_time_us[r], batches, mine, control, digest))
+        context.telemetry.stage("assemble", time.perf_counter() - begun)
         return FeaturedSpan(items, features, own.bounds)
 
     def _in_force(self, back: Back, r: int) -> Control:
