@@ -6,7 +6,7 @@ beside the live one would have said is counted, so that one knows before it is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,10 +23,20 @@ from features.events import event_type
 from features.keys import UInt64, hash_columns
 from models.base import Decisions, ScoreMatrix
 
-__all__ = ["Beside", "Opinion", "ScoredBy", "besides", "opinions", "opinions_again", "owned"]
+__all__ = [
+    "Beside",
+    "Opinion",
+    "ScoredBy",
+    "besides",
+    "has_canary",
+    "opinions",
+    "opinions_again",
+    "owned",
+]
 
-ScoredBy = tuple[Seat, ScoreMatrix, Mapping[str, Missed]]
-"""A bundle of the line-up, its scores of the rows of a round, and its missing votes."""
+ScoredBy = tuple[Seat, ScoreMatrix, Mapping[str, Missed], Decisions | None]
+"""A bundle of the line-up, its scores of the rows of a round, its missing votes, and its votes
+where they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +114,24 @@ def opinions(
     scored : of each bundle in the line-up, scores of all rows of the round
     rows : int64 (n,), which of them
     """
-    lineup = tuple(seat for seat, _, _ in scored)
+    lineup = tuple(seat for seat, *_ in scored)
     entity = _entities(batch, control, lineup)
     owner = _owner(batch, lineup, entity)
     found = []
-    for place, (seat, scores, missed) in enumerate(scored):
+    for place, (seat, scores, missed, decisions) in enumerate(scored):
         if len(rows) < len(scores):
             scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
-        decisions = seat.scorer.decide(scores, control.thresholds, control.stages, entity)
+            decisions = None
+        if decisions is None:
+            decisions = seat.scorer.decide(scores, control.thresholds, control.stages, entity)
         found.append(Opinion(seat, scores, decisions, missed, owner == place))
     return tuple(found)
+
+
+def has_canary(control: Control, lineup: Sequence[Seat]) -> bool:
+    """Whether votes depend on whose the rows are."""
+    canaries = any(stage == "canary" for stage, _ in control.stages.values())
+    return canaries or any(seat.stage == "canary" for seat in lineup)
 
 
 def opinions_again(
@@ -167,8 +185,7 @@ def besides(found: tuple[Opinion, ...]) -> tuple[Beside, ...]:
 
 def _entities(batch: EventBatch, control: Control, lineup: tuple[Seat, ...]) -> UInt64 | None:
     """uint64 (n,), keys of the primary entities, where a canary asks for them."""
-    canaries = any(stage == "canary" for stage, _ in control.stages.values())
-    if not canaries and all(seat.stage != "canary" for seat in lineup):
+    if not has_canary(control, lineup):
         return None
     declared = event_type(batch.event_type)
     return hash_columns(batch.frame, declared.entities[declared.primary])

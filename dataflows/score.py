@@ -24,6 +24,7 @@ from dataflows.opinions import (
     Opinion,
     ScoredBy,
     besides,
+    has_canary,
     opinions,
     opinions_again,
     owned,
@@ -164,8 +165,11 @@ class StoreRows:
     final: bool
 
 
-Asked = Mapping[Seat, Mapping[str, tuple[ScoreMatrix, Mapping[str, Missed]]]]
-"""What the bundles of a line-up make of a round: event type -> scores and missing votes."""
+_Said = tuple[ScoreMatrix, Mapping[str, Missed], Decisions | None]
+
+Asked = Mapping[Seat, Mapping[str, _Said]]
+"""What the bundles of a line-up make of a round: event type -> scores, missing votes, and votes
+where they are known."""
 
 
 def score_rounds(
@@ -202,8 +206,12 @@ def score_rounds(
 def _alike(context: Context, one: Featured, other: Featured, noted: frozenset[int]) -> bool:
     """Whether two rounds are scored by the same detectors, with no missing vote noted."""
     lineups = [context.shelf.lineup(item.control) for item in (one, other)]
-    same = lineups[0] == lineups[1] and one.control.stages == other.control.stages
-    return same and not noted & {one.round, other.round}
+    return (
+        lineups[0] == lineups[1]
+        and one.control.stages == other.control.stages
+        and one.control.thresholds == other.control.thresholds
+        and not noted & {one.round, other.round}
+    )
 
 
 def _asked(
@@ -226,23 +234,42 @@ def _asked(
             whole[name] = features[name].rows(begin, end)
         else:
             whole[name] = stack([item.features[name] for item in run if name in item.features])
-    asked: list[dict[Seat, dict[str, tuple[ScoreMatrix, Mapping[str, Missed]]]]] = [{} for _ in run]
-    for seat in context.shelf.lineup(run[0].control):
+    control = run[0].control
+    lineup = context.shelf.lineup(control)
+    alone = has_canary(control, lineup)
+    asked: list[dict[Seat, dict[str, _Said]]] = [{} for _ in run]
+    for seat in lineup:
         made = context.ballots.scored(
-            seat.scorer, run[0].lane, run[0].round, whole, run[0].control.stages, seat.name
+            seat.scorer, run[0].lane, run[0].round, whole, control.stages, seat.name
         )
         if any(missed for _, missed in made.values()):
             return None
+        votes = {
+            name: seat.scorer.decide(scores, control.thresholds, control.stages)
+            for name, (scores, _) in (() if alone else made.items())
+        }
         at = dict.fromkeys(whole, 0)
         for item, found in zip(run, asked, strict=True):
             found[seat] = {}
             for name, matrix in item.features.items():
                 rows = slice(at[name], at[name] + len(matrix))
                 at[name] = rows.stop
-                scores = made[name][0]
+                scores, votes_now = made[name][0], votes.get(name)
                 mine = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
-                found[seat][name] = mine, {}
+                if votes_now is not None:
+                    votes_now = _some(votes_now, rows)
+                found[seat][name] = mine, {}, votes_now
     return list(asked)
+
+
+def _some(decisions: Decisions, rows: slice) -> Decisions:
+    """Votes on some rows."""
+    return replace(
+        decisions,
+        score=decisions.score[rows],
+        flagged=decisions.flagged[rows],
+        votes=decisions.votes[rows],
+    )
 
 
 def score_round(
@@ -353,13 +380,14 @@ def _judged(
     taken_s: dict[Seat, float] = {}
     for seat in context.shelf.lineup(item.control):
         begun = time.perf_counter()
-        made = (
-            context.ballots.scored(
+        made: Mapping[str, _Said]
+        if asked is not None:
+            made = asked[seat]
+        else:
+            answers = context.ballots.scored(
                 seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
             )
-            if asked is None
-            else asked[seat]
-        )
+            made = {name: (*answer, None) for name, answer in answers.items()}
         scored = {name: (*scored[name], (seat, *found)) for name, found in made.items()}
         taken_s[seat] = time.perf_counter() - begun
     batches, features = dict(item.batches), dict(item.features)

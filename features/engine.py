@@ -26,7 +26,7 @@ from features.late import Changed
 from features.layout import LAYOUT, carry_over, layout_array
 from features.operations import DISTINCT_MAX
 from features.pairs import warm_up as warm_up_pairs
-from features.plan import ABSENCE, EntityPlan, plan_of
+from features.plan import ABSENCE, HEAD, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.silence import DUE_MAX, Overdue
 from features.silence import warm_up as warm_up_silence
@@ -55,6 +55,9 @@ LATE_S = 60.0
 
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
+
+_NO_ROWS, _NO_REALS = np.zeros((0, HEAD), np.int64), np.zeros((0, 0))
+"""What comes of an entity type in rounds without a row of it."""
 
 STATE_FORMAT = 7
 """Layout of snapshots; one with another number is refused."""
@@ -227,23 +230,32 @@ class GroupEngine:
                 self.labels += state.label(rows.labels)
         for entity, state in self._states.items():
 
-            def after(r: int, entity: str = entity, state: EntityState = state) -> None:
+            def after(
+                r: int, rounds: int, entity: str = entity, state: EntityState = state
+            ) -> None:
                 for lane, one in _overdue(entity, state, dues[r], due_max, tuple(told[r])):
                     told[r][lane].append(one)
-                state.expire(clocks[r])
+                state.expire(clocks[r], rounds)
 
             head = rows.heads.get(entity)
+            if head is None and state.wheel is None:
+                state.expire(clocks[-1], len(clocks))
+                continue
+            found = head if head is not None else _NO_ROWS
+            out, emitted = pass_rounds(
+                state,
+                found,
+                rows.reals.get(entity, _NO_REALS),
+                rows.ends.get(entity, np.zeros(len(clocks), np.int64)),
+                rows.clock_us,
+                dues,
+                rows.names.get(entity),
+                after,
+            )
             if head is not None:
-                ends, names = rows.ends[entity], rows.names.get(entity)
-                out, emitted = pass_rounds(
-                    state, head, rows.reals[entity], ends, rows.clock_us, names, after
-                )
                 self._home(state, rows.lane, head, out, emitted, results)
-            elif state.wheel is not None:
-                for r in range(len(clocks)):
-                    after(r)
             if state.wheel is None:
-                state.expire(clocks[-1])
+                state.expire(clocks[-1], len(clocks))
         self.clock_us = clocks[-1]
         return SpanFeatures(results, told)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from features.catalog import Catalog
 from features.events import event_code
 from features.labels import Label
 from features.rows import GroupFeatures
+from features.silence import DUE, GAPS, KNOWN_FROM, TOLD
 from features.split import split
 from features.state import EntityState
 
@@ -155,8 +157,9 @@ def pass_rounds(
     reals: Float64,
     ends: Int64,
     clock_us: Sequence[int],
+    due_us: Sequence[int],
     names: Named | None,
-    after: Callable[[int], None],
+    after: Callable[[int, int], None],
 ) -> tuple[Float64, Int16 | None]:
     """Let the rows of rounds pass, as many rounds together as may.
 
@@ -164,8 +167,9 @@ def pass_rounds(
     ----------
     state : whose rows
     head, reals, ends, names : of `SpanRows`
-    clock_us : of the rounds
-    after : called at the end of each round where the entity type has a rhythm
+    clock_us, due_us : of the rounds
+    after : where the entity type has a rhythm, called at the end of a round with how many rounds
+        have passed since the last call; not of rounds in which nobody is due and none was
 
     Returns
     -------
@@ -190,23 +194,70 @@ def pass_rounds(
             if names is not None:
                 state.name(*names)
         if state.wheel is not None:
-            for r in range(first, end):
-                _hear(state, heard, starts[r] - begin, starts[r + 1] - begin)
-                after(r)
+            at = [start - begin for start in starts[first : end + 1]]
+            _end_rounds(state, heard, at, due_us[first:end], partial(_from, first, after))
         first = end
+    if not outs:
+        return np.zeros((0, state.plan.width)), None
     values = outs[0] if len(outs) == 1 else np.concatenate(outs)
     if not vectors:
         return values, None
     return values, vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
 
 
-def _hear(
-    state: EntityState, heard: list[tuple[Int64, Int64]] | None, begin: int, end: int
+def _from(first: int, after: Callable[[int, int], None], r: int, rounds: int) -> None:
+    """Call `after` with rounds counted from another one."""
+    after(first + r, rounds)
+
+
+def _end_rounds(
+    state: EntityState,
+    heard: Sequence[tuple[Int64, Int64]] | None,
+    starts: Sequence[int],
+    due_us: Sequence[int],
+    after: Callable[[int, int], None],
 ) -> None:
-    """Let rhythms hear of the rows of one round of those that were held back."""
+    """Let rhythms hear of rows that were held back, round by round, and speak after each.
+
+    Parameters
+    ----------
+    heard : slots and rows of all rounds; None where they have been heard of
+    starts : (R + 1,), where the rows of each round begin
+    due_us, after : of R rounds, see `pass_rounds`
+    """
+    rounds = len(due_us)
+    for r in range(rounds):
+        _hear(state, heard, starts[r], starts[r + 1])
+        after(r, 1)
+        if r == 0 and rounds > 1 and _quiet(state, heard, starts[1], max(due_us)):
+            _hear(state, heard, starts[1], starts[-1])
+            after(rounds - 1, rounds - 1)
+            return
+
+
+def _hear(
+    state: EntityState, heard: Sequence[tuple[Int64, Int64]] | None, begin: int, end: int
+) -> None:
+    """Let rhythms hear of rows of those that were held back."""
     for slots, head in heard or ():
         if end > begin:
             state.listen(slots[begin:end], head[begin:end])
+
+
+def _quiet(
+    state: EntityState, heard: Sequence[tuple[Int64, Int64]] | None, begin: int, until_us: int
+) -> bool:
+    """Whether there is nothing to tell of silence in rounds to come, as their rows are heard of.
+
+    Nobody is due, nobody who was told of speaks again, nobody gets a rhythm.
+    """
+    arrays = state.arrays
+    ints, floats = arrays["silence_ints"], arrays["silence_floats"]
+    due_us = ints[: state.table.used, DUE]
+    if np.any((due_us > 0) & (due_us < until_us)):
+        return False
+    slots = np.concatenate([np.zeros(0, np.int64), *(slots[begin:] for slots, _ in heard or ())])
+    return not (np.any(ints[slots, TOLD] > 0) or np.any(floats[slots, GAPS] < KNOWN_FROM))
 
 
 def _together(

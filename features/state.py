@@ -1003,16 +1003,17 @@ class EntityState:
             frozen[slot, 0] = until_us
             self.table.dirty[slot] = 1
 
-    def expire(self, clock_us: int) -> None:
+    def expire(self, clock_us: int, rounds: int = 1) -> None:
         """Forget, after a round, entities that have left their slots, and a few of the silent.
 
         Parameters
         ----------
         clock_us : event-time clock; 0, not known: none is found silent
+        rounds : how many have passed since the last call
         """
         self.table.hear(clock_us)
         if self.table.ttl_us and clock_us:
-            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
+            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, rounds * SWEPT)
         slots = self.table.take_left()
         if self.wheel is not None and len(slots):
             waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
