@@ -83,6 +83,7 @@ class Certified:
     base_round : the base state the replay began at
     workers : Bytewax workers of the replay
     seconds : the replay took, wall time
+    us_per_event : stage -> its time over all events of the stretch
     difference : the first one, None where there is none
     other_versions : package -> (then, now), where they differ
     """
@@ -97,6 +98,7 @@ class Certified:
     base_round: int
     workers: int
     seconds: float
+    us_per_event: dict[str, float]
     difference: Difference | None
     other_versions: dict[str, tuple[str, str]]
 
@@ -171,6 +173,10 @@ def certify(
         base_round,
         workers,
         round(time.monotonic() - begun, 3),
+        {
+            stage: round(seconds / max(events, 1) * 1e6, 3)
+            for stage, seconds in sorted(context.telemetry.stage_s.items())
+        },
         difference,
         {name: (then.get(name, ""), now[name]) for name in now if then.get(name) != now[name]},
     )
