@@ -194,6 +194,9 @@ def pass_rounds(
             if names is not None:
                 state.name(*names)
         if state.wheel is not None:
+            if heard is not None and len(heard) > 1:
+                slots, marked = (np.concatenate(part) for part in zip(*heard, strict=True))
+                heard = [(slots, marked)]
             at = [start - begin for start in starts[first : end + 1]]
             _end_rounds(state, heard, at, due_us[first:end], partial(_from, first, after))
         first = end
@@ -275,21 +278,26 @@ def _together(
     stop = _spoken(state, head, starts, first) if state.wheel is not None else rounds
     clock, newest = late.clock_us, late.newest_us
     begin_us = before_us = top = 0
+    old = False
     for r in range(first, rounds):
         begin, end = starts[r], starts[r + 1]
         if end == begin:
             continue
+        if r > first and r >= stop:
+            return r
         first_us, last_us = int(times[begin]), int(times[end - 1])
+        since_us = clock_us[r] - late.late_us
+        far = newest < first_us < since_us  # so far back in order that no log is needed
         if not begin_us:
-            begin_us, before_us = first_us, newest
-        if r > first and (
-            r >= stop
-            or last_us < newest
-            or not (begin_us >= clock_us[r] - late.late_us or begin_us <= before_us)
+            begin_us, before_us, old = first_us, newest, far
+        elif (
+            last_us < newest
+            or far != old
+            or not (old or begin_us >= since_us or begin_us <= before_us)
             or (first_us <= top and _meets(head, starts[first], begin, end, top))
         ):
             return r
-        if not late.calm(clock, newest, first_us, clock_us[r]):
+        if not old and not late.calm(clock, newest, first_us, clock_us[r]):
             return max(r, first + 1)
         top, newest, clock = max(top, last_us), max(newest, last_us), max(clock, clock_us[r])
     return rounds
