@@ -288,10 +288,6 @@ def score_round(
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
-    beside = {
-        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
-        for seat, seconds in taken_s.items()
-    }
     for name, found in judged.items():
         batch, live = item.batches[name], found.opinions[0]
         flagged[name] = owned(found.opinions)
@@ -304,8 +300,6 @@ def score_round(
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
-        for one in besides(found.opinions):
-            beside[one.bundle] = one + beside[one.bundle]
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
@@ -339,12 +333,24 @@ def score_round(
         None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
         tuple(seen),
         None if context.replaying is None else item.batches,
-        beside=tuple(beside.values()),
+        beside=_counted(judged, taken_s),
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _counted(judged: Mapping[str, _Judged], taken_s: Mapping[Seat, float]) -> tuple[Beside, ...]:
+    """What each bundle of the line-up made of a round, in counts."""
+    beside = {
+        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
+        for seat, seconds in taken_s.items()
+    }
+    for found in judged.values():
+        for one in besides(found.opinions):
+            beside[one.bundle] = one + beside[one.bundle]
+    return tuple(beside.values())
 
 
 def pass_round(item: Featured) -> RoundOut:
