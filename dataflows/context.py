@@ -95,6 +95,10 @@ class StopSwitch:
     def __call__(self) -> bool:
         return self._event.is_set() or (self._shared is not None and self._shared.exists())
 
+    def wait(self, seconds: float) -> None:
+        """Wait until somebody asks in this process, at most so long."""
+        self._event.wait(seconds)
+
     def set(self) -> None:
         """Ask."""
         self._event.set()

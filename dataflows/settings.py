@@ -10,6 +10,7 @@ import difflib
 import os
 import pkgutil
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -66,6 +67,12 @@ def _modules(package: str, without: Sequence[str] = ("base",)) -> list[str]:
     path = Path(__file__).resolve().parent.parent.joinpath(*package.split("."))
     found = (m.name for m in pkgutil.iter_modules([str(path)]))
     return [name for name in found if name not in without and not name.startswith("_")]
+
+
+def _own_detectors() -> list[str]:
+    """Names of the user's detectors; where none were declared nothing is imported to say so."""
+    own = sys.modules.get("models.own")
+    return [] if own is None else list(own.own_detectors())
 
 
 def _known(names: Iterable[str], valid: Iterable[str], what: str) -> None:
@@ -260,7 +267,12 @@ class Settings(BaseSettings):
     # -- models -----------------------------------------------------------------------------------
     detectors: list[str] = Field(
         ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
-        description="detectors that score; names of files in models/detectors",
+        description="detectors that score; names of files in models/detectors or `detector_paths`",
+    )
+    detector_paths: list[Path] = Field(
+        [],
+        description="Python files, or folders of them, with detectors of your own (`Model`);"
+        " loaded by path, never put on sys.path",
     )
     voting: Path | None = Field(
         None, description="voting rules (TOML) in place of the bundle's own voting.toml"
@@ -469,7 +481,8 @@ class Settings(BaseSettings):
     @classmethod
     def _detectors_exist(cls, value: list[str]) -> list[str]:
         shipped = cls.model_fields["detectors"].default
-        _known(value, sorted({*_modules("models.detectors"), *shipped}), "detector")
+        own = _own_detectors()
+        _known(value, sorted({*_modules("models.detectors"), *shipped, *own}), "detector")
         return value
 
     @field_validator("alerts", "notify")
@@ -697,7 +710,8 @@ def declaration_faults(
     environ: Mapping[str, str] | None = None,
     **overrides: Any,
 ) -> list[str]:
-    """Declare what the files of `event_paths` and `feature_paths` hold, and nothing else yet.
+    """Declare what the files of `event_paths`, `feature_paths` and `detector_paths` hold, and
+    nothing else yet.
 
     For who must know event types before there are settings; `load` does it too, and raises what
     is returned here.
@@ -709,16 +723,23 @@ def declaration_faults(
 def _declare(values: Mapping[str, Any]) -> list[str]:
     """Faults of the user's own files; nothing is loaded where none are named."""
     named: list[list[Path]] = []
-    for setting in ("event_paths", "feature_paths"):
+    for setting in ("event_paths", "feature_paths", "detector_paths"):
         given = values.get(setting, [])
         fits = isinstance(given, list) and all(isinstance(p, str | Path) for p in given)
         named.append([Path(p) for p in given] if fits else [])
-    if not any(named):
-        declare_own(Own())
-        return []
-    from features.own import declare_files
+    events, features, detectors = named
+    faults = []
+    if events or features:
+        from features.own import declare_files
 
-    return declare_files(*named)
+        faults += declare_files(events, features)
+    else:
+        declare_own(Own())
+    if detectors or _own_detectors():
+        from models.own import declare_detectors
+
+        faults += declare_detectors(detectors, _modules("models.detectors"))
+    return faults
 
 
 def _merged(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,19 @@ from dataflows.state.journal import Cut, CutFollower, read_cuts
 from dataflows.state.manifest import read_manifest
 from features.errors import BundleError
 
-__all__ = ["KINDS", "Heard", "Standing", "heard", "history", "in_force", "is_cutting", "standing"]
+__all__ = [
+    "KINDS",
+    "Heard",
+    "Standing",
+    "heard",
+    "history",
+    "in_force",
+    "is_cutting",
+    "live_bundle",
+    "said",
+    "standing",
+    "target_of",
+]
 
 _LOOK_S = 0.05
 """How often the journal is looked at for a record. Chosen: half a round."""
@@ -85,14 +98,10 @@ def standing(settings: Settings) -> dict[str, Any]:
     """What is in force, as plain data (docs/json.md)."""
     # Not above: a change is to be heard within a second, and needs none of the models' libraries.
     from dataflows.shelf import shelf_folder
-    from models.bundle import read_head
 
     found = in_force(settings)
     bundles = dict(found.control.bundles)
-    base: str | None = None
-    with contextlib.suppress(BundleError):
-        base = str(read_head(settings.bundle)["id"])
-    live = next((k for k, (stage, _) in bundles.items() if stage == "live"), base)
+    base, live = _base_of(settings), live_bundle(settings, found.control)
     if base is not None and live == base:
         bundles = {base: ("live", 100.0)} | bundles
     on_shelf = sorted(p.name for p in shelf_folder(settings.state_dir).glob("[0-9a-f]*"))
@@ -116,6 +125,59 @@ def standing(settings: Settings) -> dict[str, Any]:
         ],
         "rollbacks": len(found.control.undo),
     }
+
+
+def live_bundle(settings: Settings, control: Control) -> str | None:
+    """The bundle that decides; None where it is that of the settings, and none is there."""
+    lives = (name for name, (stage, _) in control.bundles.items() if stage == "live")
+    return next(lives, None) or _base_of(settings)
+
+
+def _base_of(settings: Settings) -> str | None:
+    """The id of the bundle of the settings; None where there is none."""
+    from models.bundle import read_head
+
+    with contextlib.suppress(BundleError):
+        return str(read_head(settings.bundle)["id"])
+    return None
+
+
+def target_of(name: str) -> dict[str, Any]:
+    """What a model's name means: `detector`, or `bundle` and the `path` where it is.
+
+    Parameters
+    ----------
+    name : folder, archive, URL or id of a bundle; or a detector
+
+    Raises
+    ------
+    BundleError : there is no such bundle
+    """
+    import tempfile
+
+    from dataflows.fetching import brought
+    from models.bundle import read_head
+    from models.detectors import detector_names
+
+    if name in detector_names() and not Path(name).exists():
+        return {"detector": name}
+    if re.fullmatch("[0-9a-f]{16}", name) and not Path(name).exists():
+        return {"bundle": name}
+    place = name if "://" in name else str(Path(name).resolve())
+    with tempfile.TemporaryDirectory(prefix="waxwing-") as folder:
+        try:
+            return {"bundle": str(read_head(brought(place, Path(folder)))["id"]), "path": place}
+        except BundleError as error:
+            raise BundleError(str(error).replace(folder, place)) from None
+
+
+def said(record: dict[str, Any]) -> str:
+    """A record of a stage in words."""
+    if record["kind"] == "rollback":
+        return "rolled back" + (f" {record['bundle']}" if "bundle" in record else "")
+    name = record.get("detector") or f"bundle {record['bundle']}"
+    share = f" for {record.get('percent', 100):g} % of the entities"
+    return f"{name} is {record['stage']}" + (share if record["stage"] == "canary" else "")
 
 
 def _told_of(settings: Settings, bundle: str, base: str | None) -> dict[str, Any]:

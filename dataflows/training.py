@@ -42,9 +42,11 @@ __all__ = [
     "HISTORY_DAYS",
     "Trained",
     "is_trained",
+    "join_attacks",
     "moment_us",
     "read_attacks",
     "read_labels",
+    "run_simulated",
     "simulated",
     "train_files",
     "train_simulated",
@@ -120,7 +122,8 @@ def train_simulated(
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
     say(f"{days:g} simulated days of history up to {settings.sim_start} (seed {seed})")
-    done, sets = _history(settings, cat, seed, days)
+    done, plain, attacked = run_simulated(settings, cat, seed, days)
+    sets = join_attacks(plain, attacked)
     warm = warm_folder(settings)
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
@@ -324,11 +327,17 @@ def read_attacks(path: Path) -> pl.DataFrame:
         ) from None
 
 
-def _history(
+def run_simulated(
     settings: Settings, cat: Catalog, seed: int, days: float
-) -> tuple[Pass, dict[str, TrainingSet]]:
-    """The pass over all of history, and the rows of its last days with attacks from the second
-    run."""
+) -> tuple[Pass, dict[str, TrainingSet], dict[str, TrainingSet]]:
+    """The pass over all of history, and the rows of its last days: those of the plain stream, and
+    the anomalous ones of the second run.
+
+    Parameters
+    ----------
+    seed : of the traffic
+    days : of history, up to `sim_start`
+    """
     end_us = time_us_of(settings.sim_start)
     start_us = end_us - round(days * _DAY_US)
     split_us = end_us - round(min(LEARNED_DAYS, days / 2) * _DAY_US)
@@ -354,13 +363,13 @@ def _history(
     early = rare.sets().get(ABSENCE)
     if early is not None:
         sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
-    return done, _joined(sets, attacked.sets())
+    return done, sets, attacked.sets()
 
 
-def _joined(
+def join_attacks(
     plain: dict[str, TrainingSet], attacked: dict[str, TrainingSet]
 ) -> dict[str, TrainingSet]:
-    """The plain rows, with the attack rows of the second run."""
+    """The plain rows, with the anomalous ones of the second run."""
     found = {}
     for name, rows in plain.items():
         if name in attacked:

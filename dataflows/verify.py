@@ -30,10 +30,10 @@ from features.errors import ConfigError
 from features.events import event_code, event_types
 from features.operations import OPERATIONS
 from features.oracle import Question, answer_table, operands, question, why_not
-from features.panes import pane_exact_us
+from features.panes import PANE_US, pane_exact_us
 from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
-from features.spec import Feature, inputs_of
+from features.spec import Feature
 
 __all__ = [
     "REL_ERROR_MAX",
@@ -280,6 +280,10 @@ def _verify_one(
         return _compare(oracle, rows, catalog, rows.close(), far, merged, sampled)
 
 
+PANE_S = PANE_US // 1_000_000
+"""Length of a pane: so far may a window reach back beyond its own length."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Merged:
     """Features (`event.name`) that panes make inexact, and by how many events at most."""
@@ -287,17 +291,91 @@ class _Merged:
     names: frozenset[str]
     excess_max: int
 
-    def bounded(self, feature: Feature, found: _Found, actual: Float64) -> bool:
-        """Whether a feature's wrong rows are no more wrong than the panes tell.
+    def bounded(
+        self, oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, found: _Found,
+        actual: Float64,
+    ) -> bool:  # fmt: skip
+        """Whether a feature's wrong rows are no more wrong than panes make them.
 
-        That is asked of numbers of events; of what else is inexact nothing is known.
+        A window with panes holds all that is in the window, and beside it some of the events of one
+        more pane, never more than `excess_max`. DuckDB is asked for the longer window too.
         """
         if f"{feature.event}.{feature.name}" not in self.names:
             return False
-        if feature.op != "count":
-            return True
-        over = actual[found.wrong] - found.expected[found.wrong]
-        return bool(np.all((over > 0) & (over <= self.excess_max)))
+        ask = _Longer(oracle, feature, ties, len(actual), found.wrong)
+        value, exact = actual[found.wrong], found.expected[found.wrong]
+        count = ask("count", column=None, other=None, where=None)
+        longer = ask("count", PANE_S, column=None, other=None, where=None)
+        excess = np.minimum(longer - count, self.excess_max)
+        low, high = _ends(feature.op, ask, exact, count, excess)
+        slack = REL_ERROR_MAX * np.maximum(np.abs(low), np.abs(high))
+        return bool(np.all((value >= low - slack) & (value <= high + slack)))
+
+
+class _Longer:
+    """Asks DuckDB for what else is known of a feature's window, and of one a pane longer.
+
+    Parameters
+    ----------
+    feature : of a window
+    ties : of the table of events
+    n : rows of its event type
+    rows : those that are asked for
+    """
+
+    def __init__(
+        self, oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, n: int, rows: Int64
+    ) -> None:
+        self._oracle = oracle
+        self._feature = feature
+        self._ties = ties
+        self._n = n
+        self._rows = rows
+
+    def __call__(self, op: str, more_s: int = 0, **changed: Any) -> Float64:
+        """float64 (rows,), another operation on the window; NaN where it is unknown."""
+        window_s = (self._feature.window_s or 0) + more_s
+        asked = replace(self._feature, op=op, window_s=window_s, **changed)
+        return _answer(self._oracle, question(asked, self._ties), self._n)[self._rows]
+
+
+def _ends(
+    op: str, ask: _Longer, exact: Float64, count: Float64, excess: Float64
+) -> tuple[Float64, Float64]:
+    """The least and the most that a window may give with so many events more than its own.
+
+    Parameters
+    ----------
+    exact : float64 (rows,), without them
+    count : float64 (rows,), events of the window
+    excess : float64 (rows,), most events beside them
+
+    Raises
+    ------
+    ValueError : nobody has said what more events do to the operation
+    """
+    if op in ("count", "distinct"):
+        return exact, np.minimum(exact + excess, ask(op, PANE_S))
+    if op == "share":
+        held = np.nan_to_num(exact) * count
+        return held / (count + excess), np.minimum(held + excess, count + excess) / (count + excess)
+    if op == "max":
+        return exact, ask("max", PANE_S)
+    if op == "min":
+        return ask("min", PANE_S), exact
+    least, most = ask("min", PANE_S), ask("max", PANE_S)
+    if op == "sum":
+        return exact + excess * np.minimum(least, 0.0), exact + excess * np.maximum(most, 0.0)
+    if op == "mean":
+        off = (most - least) * excess / (count + excess)
+        return np.fmax(exact - off, least), np.fmin(exact + off, most)
+    if op == "std":
+        # More values never lower the sum of the squares about their mean.
+        squares = np.nan_to_num(exact) ** 2 * np.maximum(count - 1.0, 0.0)
+        degrees = np.maximum(count + excess - 1.0, 1.0)
+        wider = squares + excess * (most - least) ** 2
+        return np.sqrt(squares / degrees), np.sqrt(wider / np.maximum(count - 1.0, 1.0))
+    raise ValueError(f"no bound is known of operation {op!r} in a window with panes")
 
 
 SIGMAS = 6.0
@@ -322,46 +400,43 @@ class _Sampled:
             found[most > self.exact_max * found] *= 2
         return found
 
-    def bounded(self, feature: Feature, found: _Found, actual: Float64, met: Float64) -> bool:
+    def bounded(
+        self, oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, found: _Found,
+        actual: Float64,
+    ) -> bool:  # fmt: skip
         """Whether a feature's wrong rows are no more wrong than the sample tells.
 
-        That is asked of counts of different others, and of whether a pair is new, which is not
-        known of many; of what else is inexact nothing is known. Whoever has met no more others than
-        the bound is exact.
-
-        Parameters
-        ----------
-        met : float64 (rows,), different others that each row's entity has met up to it
+        A count of different others is off by no more than its error; whether a pair is new is not
+        known of many. Whoever has met no more others than the bound is exact.
         """
         if f"{feature.event}.{feature.name}" not in self.names:
             return False
+        met = _met(oracle, feature, ties, len(actual))[found.wrong]
         value, expected = actual[found.wrong], found.expected[found.wrong]
-        met = met[found.wrong]
         if np.any(met <= self.exact_max):
             return False
         if feature.op in ("first_time", "since_pair"):
             return bool(np.isnan(value).all())
-        if feature.op != "distinct":
-            return True
+        if feature.op not in ("distinct", "distinct_ever"):
+            return False
         bound = SIGMAS * np.sqrt(expected * (self.weights(met) - 1))
         return bool(np.all(np.abs(value - expected) <= bound))
 
 
 def sampled_features(catalog: Catalog) -> frozenset[str]:
-    """Features (`event.name`) of the pairs of an entity, and those that read them."""
-    return _with_readers(
-        catalog,
-        {
-            f"{f.event}.{f.name}"
-            for event in catalog.event_types
-            for f in catalog.features(event)
-            if OPERATIONS[f.op].family == "ring" and OPERATIONS[f.op].other
-        },
+    """Features (`event.name`) of the pairs of an entity; what reads them must be exact, of what
+    they are."""
+    return frozenset(
+        f"{f.event}.{f.name}"
+        for event in catalog.event_types
+        for f in catalog.features(event)
+        if OPERATIONS[f.op].family == "ring" and OPERATIONS[f.op].other
     )
 
 
 def paned_features(catalog: Catalog) -> frozenset[str]:
-    """Features (`event.name`) over a window that may have panes, and those that read them."""
+    """Features (`event.name`) over a window that may have panes; what reads them must be exact, of
+    what they are."""
     found: set[str] = set()
     for entity, plan in plan_of(catalog).entities.items():
         for ring in plan.rings:
@@ -376,22 +451,7 @@ def paned_features(catalog: Catalog) -> frozenset[str]:
                 if f.entity == entity and OPERATIONS[f.op].family == "ring"
                 if (f.window_s or 0) * 1_000_000 == longest_us and set(f.feeds or (f.event,)) == fed
             }
-    return _with_readers(catalog, found)
-
-
-def _with_readers(catalog: Catalog, found: set[str]) -> frozenset[str]:
-    """Features by name, and those that read them."""
-    while True:
-        more = {
-            f"{f.event}.{f.name}"
-            for event in catalog.event_types
-            for f in catalog.features(event)
-            for read in (f.column and inputs_of(f.column)[0], f.other, f.count)
-            if f"{f.event}.{read}" in found
-        }
-        if more <= found:
-            return frozenset(found)
-        found |= more
+    return frozenset(found)
 
 
 def oracle_in(folder: Path) -> duckdb.DuckDBPyConnection:
@@ -594,12 +654,16 @@ def _compare(
             if not found.known:
                 not_compared[f"{event}.{feature.name}"] = NO_VALUE
                 continue
-            if len(found.wrong) and merged.bounded(feature, found, actual):
-                approximated.append(_about(rows, feature, found, actual))
-                continue
-            inexact = len(found.wrong) > 0 and len(sampled.names) > 0
-            if inexact and sampled.bounded(feature, found, actual, _met(oracle, feature, ties, n)):
-                estimated.append(_about(rows, feature, found, actual))
+            inexact = None
+            if len(found.wrong) and merged.bounded(oracle, feature, ties, found, actual):
+                inexact = approximated
+            elif len(found.wrong) and sampled.bounded(oracle, feature, ties, found, actual):
+                inexact = estimated
+            if inexact is not None:
+                inexact.append(_about(rows, feature, found, actual))
+                if feature.name in read:
+                    # What reads it is exact, of what it is.
+                    _put(oracle, answer_table(event, feature.name), actual)
                 continue
             compared[f"{event}.{feature.name}"] = found.rel_error
             if len(found.wrong):
@@ -636,18 +700,26 @@ def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[
 
 
 def _met(oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, n: int) -> Float64:
-    """float64 (n,), different others that each row's entity has met up to it.
-
-    Infinite where the feature is of no pairs, and only reads others that are.
-    """
-    op = OPERATIONS[feature.op]
-    if op.family != "ring" or not op.other:
-        return np.full(n, np.inf)
+    """float64 (n,), different others that each row's entity has met up to it."""
     asked = replace(feature, op="distinct_ever", window_s=None, unit="1")
-    answer = oracle.execute(f"SELECT i, v FROM ({question(asked, ties).sql})").fetchnumpy()
-    found = np.zeros(n)
+    return np.nan_to_num(_answer(oracle, question(asked, ties), n))
+
+
+def _answer(oracle: duckdb.DuckDBPyConnection, made: Question, n: int) -> Float64:
+    """float64 (n,), what DuckDB says; NaN where it says nothing."""
+    sql = f"SELECT i, coalesce(v, 'NaN') AS v FROM ({made.sql})"
+    answer = oracle.execute(sql).fetchnumpy()
+    found = np.full(n, np.nan)
     found[answer["i"]] = answer["v"]
     return found
+
+
+def _put(oracle: duckdb.DuckDBPyConnection, table: str, values: Float64) -> None:
+    """Make a table of answers what the kernels gave."""
+    frame = pl.DataFrame({"i": np.arange(len(values)), "v": pl.Series(values).fill_nan(None)})
+    oracle.register("given", frame.to_arrow())
+    oracle.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT i, v, v AS size FROM given")
+    oracle.unregister("given")
 
 
 def _hold(oracle: duckdb.DuckDBPyConnection, made: Question, actual: Float64, n: int) -> _Found:

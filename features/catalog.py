@@ -12,10 +12,11 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache, cached_property
+from typing import Any
 
 from features import definitions
 from features.columns import derived_columns, flag_names, key_names, real_names
@@ -122,8 +123,32 @@ class Catalog:
                     found.setdefault((name, feature.entity), []).append(feature)
         return {key: tuple(features) for key, features in found.items()}
 
-    def differences(self, names: dict[str, Sequence[str]]) -> list[str]:
-        """What a list of names by event type has that this catalogue has not, and the reverse."""
+    def declarations(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Event type -> feature -> what is declared of it, as plain JSON; without what is empty."""
+        return {
+            event: {
+                f.name: {
+                    name: list(value) if isinstance(value, tuple) else value
+                    for name, value in _declaration(f).items()
+                    if name not in ("name", "event") and value not in (None, "", ())
+                }
+                for f in found
+            }
+            for event, found in self._features.items()
+        }
+
+    def differences(
+        self,
+        names: Mapping[str, Sequence[str]],
+        declared: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    ) -> list[str]:
+        """What a list of names by event type has that this catalogue has not, and the reverse.
+
+        Parameters
+        ----------
+        declared : what `declarations` of the other catalogue gave, where it is known: of features
+            that both have, what is declared in another way is told too
+        """
         lines = []
         for event in sorted(set(names) | set(self._features)):
             theirs, ours = list(names.get(event, ())), list(self.names(event))
@@ -131,6 +156,12 @@ class Catalog:
             lines += [f"{event}: `{n}` is new here" for n in ours if n not in theirs]
             if sorted(theirs) == sorted(ours) and theirs != ours:
                 lines.append(f"{event}: the order of the features differs")
+        ours_declared = self.declarations()
+        for event, features in (declared or {}).items():
+            for name, theirs_ in features.items():
+                ours_ = ours_declared.get(event, {}).get(name)
+                if ours_ is not None and ours_ != theirs_:
+                    lines.append(f"{event}: `{name}`: {_changes(theirs_, ours_)}")
         return lines
 
 
@@ -139,6 +170,12 @@ def _declaration(feature: Feature) -> dict[str, object]:
     said = asdict(feature)
     del said["declared_at"]
     return said
+
+
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What is declared in another way: `window_s 3600 -> 1800`."""
+    changed = [k for k in dict.fromkeys([*theirs, *ours]) if theirs.get(k) != ours.get(k)]
+    return ", ".join(f"{k} {theirs.get(k, '-')} -> {ours.get(k, '-')}" for k in changed)
 
 
 def _ordered(event: str, declared: tuple[Feature, ...]) -> tuple[Feature, ...]:

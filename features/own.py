@@ -29,7 +29,15 @@ from features.events import EventType, built_in_types
 from features.registry import Own, declare_own
 from features.spec import Feature, place_of
 
-__all__ = ["declare_files"]
+__all__ = [
+    "FILES_MAX",
+    "declare_files",
+    "load_module",
+    "python_files",
+    "said_of",
+    "syntax_tree",
+    "where_in",
+]
 
 X = TypeVar("X")
 
@@ -112,21 +120,12 @@ def _files(
         ("feature_paths", feature_paths, "FEATURES"),
     ):
         for path in paths:
-            inside = sorted(p for p in path.glob("*.py") if not p.name.startswith("_"))
-            if path.is_dir() and not inside:
-                faults.append(f"{setting}: folder {str(path)!r} has no file *.py")
-            elif not path.is_dir() and not path.is_file():
-                faults.append(
-                    f"{setting}: {str(path)!r} does not exist (looked in {Path.cwd()}); expected a"
-                    " Python file, or a folder of them"
-                )
-            elif path.is_file() and path.suffix != ".py":
-                faults.append(f"{setting}: {str(path)!r} is no Python file (*.py)")
-            else:
-                for one in inside if path.is_dir() else [path]:
-                    file = found.setdefault(one.resolve(), _File(one.resolve(), set()))
-                    # A file of a folder may be there for the other setting's sake.
-                    file.wanted |= set(_NAMES) if path.is_dir() else {name}
+            inside, wrong = python_files(setting, path)
+            faults += wrong
+            for one in inside:
+                file = found.setdefault(one.resolve(), _File(one.resolve(), set()))
+                # A file of a folder may be there for the other setting's sake.
+                file.wanted |= set(_NAMES) if path.is_dir() else {name}
     if len(found) > FILES_MAX:
         faults.append(
             f"event_paths, feature_paths: {len(found)} files, at most {FILES_MAX} are loaded; name"
@@ -134,6 +133,22 @@ def _files(
         )
         return [], faults
     return list(found.values()), faults
+
+
+def python_files(setting: str, path: Path) -> tuple[list[Path], list[str]]:
+    """The files that a setting names by a path: itself, or of a folder each `*.py` that does not
+    begin with an underscore; what is wrong with the path."""
+    if path.is_dir():
+        inside = sorted(p for p in path.glob("*.py") if not p.name.startswith("_"))
+        return inside, [] if inside else [f"{setting}: folder {str(path)!r} has no file *.py"]
+    if not path.is_file():
+        return [], [
+            f"{setting}: {str(path)!r} does not exist (looked in {Path.cwd()}); expected a"
+            " Python file, or a folder of them"
+        ]
+    if path.suffix != ".py":
+        return [], [f"{setting}: {str(path)!r} is no Python file (*.py)"]
+    return [path], []
 
 
 @cache
@@ -150,12 +165,9 @@ def _loaded(
 
 def _load(file: _File) -> None:
     """Run a file and take what it declares."""
-    try:
-        tree = ast.parse(file.source, str(file.path))
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        said = getattr(error, "msg", None) or str(error)
-        file.faults.append(f"{place_of(f'{file.path}:{line}')}: syntax error: {said}")
+    tree = syntax_tree(file.path, file.source)
+    if isinstance(tree, str):
+        file.faults.append(tree)
         return
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -163,17 +175,30 @@ def _load(file: _File) -> None:
             if isinstance(target, ast.Name) and target.id in _NAMES:
                 file.lines[target.id] = node.lineno
     try:
-        module = _module(file.path)
+        module = load_module(file.path)
     except DeclarationError as error:
-        file.faults += [f"{_where(file, error)}: {fault}" for fault in error.faults]
+        file.faults += [f"{where_in(file.path, error)}: {fault}" for fault in error.faults]
     except (Exception, SystemExit) as error:
-        file.faults.append(f"{_where(file, error)}: {_said(error)}")
+        file.faults.append(f"{where_in(file.path, error)}: {said_of(error)}")
     else:
         _take(file, module, _meaning(tree))
 
 
-def _module(path: Path) -> ModuleType:
-    """The module of a file, under a name made of its path; `sys.path` is left alone."""
+def syntax_tree(path: Path, source: bytes) -> ast.Module | str:
+    """What a file says, or the fault with file and line where it does not parse."""
+    try:
+        return ast.parse(source, str(path))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        said = getattr(error, "msg", None) or str(error)
+        return f"{place_of(f'{path}:{line}')}: syntax error: {said}"
+
+
+def load_module(path: Path) -> ModuleType:
+    """The module of a file, under a name made of its path; `sys.path` is left alone.
+
+    Whatever the file raises is raised.
+    """
     name = f"waxwing_own_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -189,17 +214,17 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _where(file: _File, error: BaseException) -> str:
-    """The innermost line of the file that an exception passed."""
+def where_in(path: Path, error: BaseException) -> str:
+    """The innermost line of a file that an exception passed, with the file."""
     lines = [
         frame.lineno or 1
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename) == file.path
+        if Path(frame.filename) == path
     ]
-    return place_of(f"{file.path}:{lines[-1] if lines else 1}")
+    return place_of(f"{path}:{lines[-1] if lines else 1}")
 
 
-def _said(error: BaseException) -> str:
+def said_of(error: BaseException) -> str:
     """An exception in one line."""
     first, *_ = f"{type(error).__name__}: {error}".splitlines()
     return first
@@ -322,8 +347,8 @@ def _tried(file: _File, column: Derived) -> list[str]:
         made = make(Columns(sample_batch(column.event, rows)))
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError):
-            return [f"{_where(file, error)}: {name}: {fault}" for fault in error.faults]
-        return [f"{_where(file, error)}: {name}: {_said(error)}"]
+            return [f"{where_in(file.path, error)}: {name}: {fault}" for fault in error.faults]
+        return [f"{where_in(file.path, error)}: {name}: {said_of(error)}"]
     if not isinstance(made, np.ndarray) or made.shape != (rows,) or made.dtype != wanted:
         got = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
         return [

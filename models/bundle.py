@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from features.errors import BundleError, DeclarationError
 from models.base import Arrays, Detector
 from models.calibration import Calibration
 from models.detectors import detector, detector_names
+from models.own import own_detectors
 from models.view import View
 from models.voting import Ensemble, Voting
 
@@ -38,6 +39,9 @@ __all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
 
 FORMAT = 1
 """Layout of a bundle; one with another number is refused."""
+
+_DECLARED = "features.json"
+"""What is declared of each feature, so that a mismatch names what has changed."""
 
 _UNSEALED = ("voting.toml", "metrics.json")
 """Not part of the id: thresholds are a person's to edit, metrics are words about the models."""
@@ -81,6 +85,8 @@ class Bundle:
     voting : the rules beside the models
     training : what it was trained on: rows, spans, fingerprint
     metrics : what training found on held-out rows
+    declared : event type -> feature -> what was declared of it (`Catalog.declarations`); empty in
+        bundles of before 2026-12
     """
 
     id: str
@@ -89,6 +95,7 @@ class Bundle:
     voting: Voting
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -119,9 +126,7 @@ class Bundle:
                 f"bundle {path} could not be written ({error.strerror}); free space, or name"
                 " another folder with the setting `bundle`"
             ) from error
-        return Bundle(
-            id_, self.catalog_version, self.models, self.voting, self.training, self.metrics
-        )
+        return replace(self, id=id_)
 
     @classmethod
     def load(cls, path: Path, catalog: Catalog) -> Bundle:
@@ -141,7 +146,15 @@ class Bundle:
         }
         voting = Voting.load(path / "voting.toml")
         metrics = _json(path / "metrics.json")
-        return cls(head["id"], head["catalog_version"], models, voting, head["training"], metrics)
+        return cls(
+            head["id"], head["catalog_version"], models, voting, head["training"], metrics,
+            _declared(path, head),
+        )  # fmt: skip
+
+
+def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What was declared of the features of a bundle; empty where it does not say."""
+    return dict(_json(path / _DECLARED)) if _DECLARED in head["files"] else {}
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:
@@ -190,6 +203,8 @@ def _write(bundle: Bundle, folder: Path) -> str:
         _save_json(folder / event / "scales.json", {"gate": models.gate})
     (folder / "voting.toml").write_text(bundle.voting.text(), encoding="utf-8")
     _save_json(folder / "metrics.json", bundle.metrics)
+    if bundle.declared:
+        _save_json(folder / _DECLARED, bundle.declared)
     sums = {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
@@ -307,7 +322,8 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
     if head["catalog_version"] != catalog.version:
         lines = catalog.differences(
             # An event type that was not trained on is no difference.
-            {event: catalog.names(event) for event in catalog.event_types} | head["names"]
+            {event: catalog.names(event) for event in catalog.event_types} | head["names"],
+            {k: v for k, v in _declared(path, head).items() if k in head["names"]},
         )
         shown = lines[:DIFFERENCES_SHOWN_MAX]
         if len(lines) > len(shown):
@@ -322,8 +338,28 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
     if unknown:
         raise BundleError(
             f"bundle {path} has unknown detector {', '.join(unknown)} (there are"
-            f" {', '.join(detector_names())}); put its file into models/detectors or train again"
+            f" {', '.join(detector_names())}); name its file with `detector_paths` or train again"
             " with `waxwing train`"
+        )
+    _check_code(path, head, asked)
+
+
+def _check_code(path: Path, head: dict[str, Any], asked: set[str]) -> None:
+    """BundleError where a detector of the user is not the code that the bundle was trained with."""
+    then, now = head["training"].get("own_detectors", {}), own_detectors()
+    faults = []
+    for name in sorted(asked & (set(then) | set(now))):
+        if name not in now:
+            faults.append(f"detector {name!r} was trained with a file of yours, and is ours now")
+        elif then.get(name) != now[name].code:
+            faults.append(
+                f"detector {name!r} was trained with other code ({then.get(name, 'of waxwing')})"
+                f" than {now[name].path} is now ({now[name].code})"
+            )
+    if faults:
+        raise BundleError(
+            f"bundle {path}: {'; '.join(faults)}; put back the file of then, or train again with"
+            " `waxwing train`"
         )
 
 

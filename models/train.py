@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from models.calibration import Calibration, score_of
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
+from models.own import guarded, misfits, own_detectors
 from models.scoring import Scorer, gate_opens, take_rows
 from models.view import WEEK_SEEN_US, View
 from models.voting import AnomalyType, Ensemble, Voting, default_rule
@@ -119,22 +121,8 @@ def train(
     ConfigError : too few rows of an event type, or none at all; unknown detectors
     """
     sets, rare = _without_rare(sets, say)
-    faults = [
-        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
-        " or leave the event type out"
-        for name, rows in sets.items()
-        if len(rows) < ROWS_MIN and name not in made_types()
-    ]
-    if not sets:
-        faults.append("training: no rows at all; give history with events in it")
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    faults += [
-        f"training: {name!r} has no sequences, and of the detectors asked for"
-        f" ({', '.join(detectors)}) each reads sequences alone; add another"
-        for name, serving in kinds.items()
-        if not serving
-    ]
-    if faults:
+    if faults := _faults(sets, kinds, detectors):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
@@ -154,13 +142,37 @@ def train(
     if ABSENCE not in sets and any(event_type(name).silence for name in sets):
         made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
         rules[rule.name] = rule
-    about = {name: _about(rows) for name, rows in sets.items()}
-    training: dict[str, Any] = {"seed": seed, "sets": about}
-    training |= _left_out(detectors, kinds, fitted, say)
-    bundle = Bundle("", catalog.version, made, Voting(rules), training)
+    about: dict[str, Any] = {name: _about(rows) for name, rows in sets.items()}
+    training = (
+        {"seed": seed, "sets": about} | _left_out(detectors, kinds, fitted, say) | _own(detectors)
+    )
+    voting, declared = Voting(rules), catalog.declarations()
+    bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _faults(
+    sets: Mapping[str, TrainingSet],
+    kinds: Mapping[str, Mapping[str, type[Detector]]],
+    detectors: Sequence[str],
+) -> list[str]:
+    """Why nothing can be learned from these rows with these detectors; empty where it can."""
+    faults = [
+        f"training: {len(rows)} rows of {name!r}, expected at least {ROWS_MIN}; give more history"
+        " or leave the event type out"
+        for name, rows in sets.items()
+        if len(rows) < ROWS_MIN and name not in made_types()
+    ]
+    if not sets:
+        faults.append("training: no rows at all; give history with events in it")
+    return faults + [
+        f"training: none of the detectors asked for ({', '.join(detectors)}) serves {name!r}: each"
+        " reads sequences, which it has none of, or other event types alone; add another"
+        for name, serving in kinds.items()
+        if not serving
+    ]
 
 
 def _left_out(
@@ -169,14 +181,23 @@ def _left_out(
     fitted: Mapping[str, _Fitted],
     say: Say,
 ) -> dict[str, list[str]]:
-    """The detectors that no event type has in the end, where there are any; those that read
-    sequences are told."""
+    """The detectors that no event type has in the end, where there are any; those that serve none
+    here are told."""
     there = {name for f in fitted.values() for name in f.models.detectors}
     unread = [name for name in detectors if not any(name in mine for mine in kinds.values())]
-    if unread:
-        say(f"left out, since no event type here has sequences: {', '.join(unread)}")
+    blind = [name for name in unread if getattr(detector(name), "sequential", False)]
+    if blind:
+        say(f"left out, since no event type here has sequences: {', '.join(blind)}")
+    if others := [name for name in unread if name not in blind]:
+        say(f"left out, since they serve none of the event types here: {', '.join(others)}")
     left_out = [name for name in detectors if name not in there]
     return {"left_out": left_out} if left_out else {}
+
+
+def _own(detectors: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The code of the user's own detectors, where there are any."""
+    own = {name: one.code for name, one in own_detectors().items() if name in detectors}
+    return {"own_detectors": own} if own else {}
 
 
 def _without_rare(
@@ -224,13 +245,19 @@ def _overdue(catalog: Catalog, rows: TrainingSet | None) -> tuple[EventModels, A
 
 def _serving(rows: TrainingSet, detectors: Sequence[str]) -> dict[str, type[Detector]]:
     """The detectors that an event type can have: one that reads sequences needs some, one that
-    reads a single event type serves no other."""
+    reads a single event type serves no other, and some say whom they serve."""
     kinds = {name: detector(name) for name in detectors}
     event = rows.features.event_type
-    kinds = {name: kind for name, kind in kinds.items() if getattr(kind, "reads", event) == event}
+    kinds = {name: kind for name, kind in kinds.items() if _serves(kind, event)}
     if rows.features.sequence is not None:
         return kinds
     return {name: k for name, k in kinds.items() if not getattr(k, "sequential", False)}
+
+
+def _serves(kind: type[Detector], event: str) -> bool:
+    """Whether a detector has a say on an event type."""
+    serves: Callable[[str], bool] = getattr(kind, "serves", lambda _: True)
+    return getattr(kind, "reads", event) == event and serves(event)
 
 
 def _about(rows: TrainingSet) -> dict[str, Any]:
@@ -308,7 +335,7 @@ def _train_event(
     known = fit.features.values[fit.label <= 0]
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
-    detectors = {name: kind.fit(fit, seed, options.get(name, {})) for name, kind in kinds.items()}
+    detectors = _fit(kinds, fit, seed, options)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale)
     models = EventModels(
@@ -324,6 +351,31 @@ def _train_event(
     share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
     return _Fitted(models, _fit_rule(models, judge, share), judge, full)
+
+
+def _fit(
+    kinds: Mapping[str, type[Detector]],
+    rows: TrainingSet,
+    seed: int,
+    options: Mapping[str, Mapping[str, float]],
+) -> dict[str, Detector]:
+    """Each detector, fitted on the rows; of the user's own it is seen whether they keep to what
+    a detector promises.
+
+    Raises
+    ------
+    ConfigError : one of the user's own raises, or does not
+    """
+    fitted: dict[str, Detector] = {}
+    faults: list[str] = []
+    few = take_rows(rows.features, np.arange(min(len(rows), ROWS_TRIED)))
+    for name, kind in kinds.items():
+        work = partial(kind.fit, rows, seed, options.get(name, {}))
+        fitted[name] = guarded(name, "fit", work)
+        faults += misfits(name, fitted[name], few)
+    if faults:
+        raise ConfigError(faults)
+    return fitted
 
 
 def _prior(detectors: Mapping[str, Detector]) -> Float64:
@@ -355,7 +407,7 @@ def _fitted_on_all(
     if not again or not 0 < odd < FULL_BELOW:
         return models
     seen = replace(rows, features=models.view.apply(rows.features))
-    fitted = {name: kinds[name].fit(seen, seed, options.get(name, {})) for name in again}
+    fitted = _fit({name: kinds[name] for name in again}, seen, seed, options)
     return replace(models, detectors={**models.detectors, **fitted})
 
 

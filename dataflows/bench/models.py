@@ -17,12 +17,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dataflows.history import Pass
     from dataflows.settings import Settings
     from features.batch import FeatureMatrix
     from models.base import TrainingSet
     from models.bundle import Bundle, EventModels
 
-__all__ = ["add_parser", "measure", "run"]
+__all__ = ["add_parser", "against_torch", "gate_cost", "measure", "run"]
 
 FOLDER = Path(".waxwing/bench/models")
 """Where the small bundle lies."""
@@ -41,6 +42,13 @@ ROWS = 5 * BATCHES[-1]
 
 PASSES = 2
 """Times all rows are scored; chosen: ten measurements of the larger batches."""
+
+FPR = 0.003
+"""Share of genuine events at which recall with and without the gate is compared; the project's
+goal."""
+
+TORCH_ROWS = 1_000
+"""Rows of a batch on which the transformer's kernel is held against torch."""
 
 Rows = Mapping[str, "TrainingSet"]
 
@@ -74,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if small:
         _prepare(settings, args.train, say)
     bundle = Bundle.load(settings.bundle, catalog())
-    report = {"bundle": bundle.id, **measure(bundle, _rows(settings, bundle, say))}
+    rows, attacked = _rows(settings, bundle, say)
+    report = {"bundle": bundle.id, **measure(bundle, rows)}
+    report["gate"] = gate_cost(bundle, rows, attacked)
+    report["transformer"] = against_torch(bundle, rows)
     if args.json != "-":
         _print(report)
     write_json(args.json, report)
@@ -115,6 +126,107 @@ def measure(bundle: Bundle, rows: Rows) -> dict[str, Any]:
             for size in BATCHES
         }  # fmt: skip
     return report
+
+
+def gate_cost(bundle: Bundle, rows: Rows, attacked: Rows) -> dict[str, Any]:
+    """Recall with the gate as it is, and with one that is open for every row.
+
+    Both are taken where the same share of genuine rows, `FPR`, is flagged; event types weigh as in
+    the simulator's mix.
+
+    Parameters
+    ----------
+    rows : event type -> plain rows
+    attacked : event type -> anomalous rows; others among them are left out
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from features.simulate.mix import TYPE_SHARES
+    from models.evaluate import curve_of
+    from models.scoring import Scorer
+
+    opened = {name: replace(one, gate=-np.inf) for name, one in bundle.models.items()}
+    found: dict[str, Any] = {"attack_events": 0}
+    for key, models in (("recall", bundle.models), ("recall_open", opened)):
+        scorer = Scorer(replace(bundle, models=models), bundle.detectors)
+        scores, odd, weight = [], [], []
+        for name in (name for name in rows if name in models):
+            for one, anomalous in ((rows[name], False), (attacked.get(name), True)):
+                if one is None:
+                    continue
+                at = np.flatnonzero((one.label == 1) == anomalous)
+                if not len(at):
+                    continue
+                said = scorer.decide(scorer.score(_part(one, at), {}), {})
+                scores.append(said.score.max(axis=1, initial=0.0))
+                odd.append(np.full(len(at), anomalous))
+                share = 1.0 if anomalous else TYPE_SHARES[name] / len(at)
+                weight.append(np.full(len(at), share))
+        which = np.concatenate(odd)
+        found["attack_events"] = int(which.sum())
+        curve = curve_of(np.concatenate(scores), which, np.concatenate(weight))
+        found[key] = round(curve.recall_at(FPR), 4)
+    return found | {"lost": round(found["recall_open"] - found["recall"], 4)}
+
+
+def against_torch(bundle: Bundle, rows: Rows) -> dict[str, Any]:
+    """The transformer by its kernel and by torch, on one thread, batch by batch in turn.
+
+    Returns
+    -------
+    `kernel_us` and `torch_us`, us of CPU a row, medians; `difference_max` of what they say,
+    relative to 1 or to the number, whichever is larger; empty where no event type has one
+    """
+    import numpy as np
+    import torch
+
+    from models.detectors import transformer
+    from models.scoring import take_rows
+
+    kernel_s, torch_s, apart = [], [], 0.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, models in bundle.models.items():
+            model = models.detectors.get("transformer")
+            if not isinstance(model, transformer.Model) or name not in rows:
+                continue
+            parameters = {k: torch.from_numpy(np.array(v)) for k, v in model.save()[0].items()}
+            for start in range(0, len(rows[name]) - TORCH_ROWS + 1, TORCH_ROWS):
+                part = take_rows(rows[name].features, np.arange(start, start + TORCH_ROWS))
+                if part.sequence is None or not parameters:
+                    continue
+                sequence = np.ascontiguousarray(part.sequence)
+                begun = time.thread_time()
+                ours = model.parts(sequence)
+                kernel_s.append(time.thread_time() - begun)
+                begun = time.thread_time()
+                with torch.inference_mode():
+                    theirs = transformer.forward(parameters, torch.from_numpy(sequence))
+                torch_s.append(time.thread_time() - begun)
+                for mine, other in zip(ours, theirs, strict=True):
+                    known = other.numpy().astype(np.float64)
+                    gap = np.abs(mine - known) / np.maximum(np.abs(known), 1.0)
+                    apart = max(apart, float(gap.max()))
+    finally:
+        torch.set_num_threads(threads)
+    if not kernel_s:
+        return {}
+    us = 1e6 / TORCH_ROWS
+    return {
+        "kernel_us": round(median(kernel_s) * us, 3),
+        "torch_us": round(median(torch_s) * us, 3),
+        "difference_max": float(f"{apart:.3g}"),
+    }
+
+
+def _part(rows: TrainingSet, at: Any) -> FeatureMatrix:
+    """Features of some rows."""
+    from models.scoring import take_rows
+
+    return take_rows(rows.features, at)
 
 
 def _passed(report: Mapping[str, Any], bundle: Bundle, event: str, stage: str) -> float:
@@ -159,14 +271,15 @@ def _prepare(settings: Settings, anew: bool, say: Callable[[str], None]) -> None
         train_simulated(settings, say, SMALL_DAYS)
 
 
-def _rows(settings: Settings, bundle: Bundle, say: Callable[[str], None]) -> Rows:
-    """Rows of the world the bundle was trained in, from its warm state on."""
+def _rows(settings: Settings, bundle: Bundle, say: Callable[[str], None]) -> tuple[Rows, Rows]:
+    """Rows of the world the bundle was trained in, from its warm state on, and the anomalous ones
+    of a day with many attacks."""
     import numpy as np
 
     from dataflows.evaluation import load_warm
     from dataflows.history import Collector, run_history
     from dataflows.sources.simulator import time_us_of
-    from dataflows.training import simulated, warm_folder
+    from dataflows.training import ATTACK_SHARE, simulated, warm_folder
     from features.catalog import catalog
     from features.engine import warm_up
     from features.simulate.mix import TYPE_SHARES
@@ -176,19 +289,28 @@ def _rows(settings: Settings, bundle: Bundle, say: Callable[[str], None]) -> Row
     cat = catalog()
     warm_up(cat)
     start_us = time_us_of(settings.sim_start)
-    begin = load_warm(settings.warm_state or warm_folder(settings), settings, cat)
-    if begin is None or begin.until_us != start_us:
-        begin = None
+
+    def begin() -> Pass | None:
+        found = load_warm(settings.warm_state or warm_folder(settings), settings, cat)
+        return found if found is not None and found.until_us == start_us else None
+
+    if begin() is None:
         say("no warm state up to sim_start: rows of a cold start, which the gate may not be for")
-    share = min(TYPE_SHARES[name] for name in bundle.models)
+    share = min(TYPE_SHARES[name] for name in bundle.models if name in TYPE_SHARES)
     end_us = start_us + round(1.1e6 * ROWS / share / settings.sim_events_per_s)
-    collector = Collector(cat, 0, 1.0)
-    reader = simulated(settings, settings.sim_seed, start_us, end_us, settings.sim_anomaly_share)
-    run_history(settings, cat, reader, collector, begin=begin)
-    return {
+    found: list[Rows] = []
+    for anomalous, kept in ((settings.sim_anomaly_share, 1.0), (ATTACK_SHARE, 0.0)):
+        collector = Collector(cat, 0, kept)
+        seed = settings.sim_seed + len(found)
+        reader = simulated(settings, seed, start_us, end_us, anomalous)
+        run_history(settings, cat, reader, collector, begin=begin())
+        found.append(collector.sets())
+    plain = {
         name: select_rows(one, np.arange(min(ROWS, len(one))))
-        for name, one in collector.sets().items()
+        for name, one in found[0].items()
+        if name in TYPE_SHARES
     }
+    return plain, found[1]
 
 
 def _print(report: Mapping[str, Any]) -> None:
@@ -204,3 +326,13 @@ def _print(report: Mapping[str, Any]) -> None:
     print("all, us an event, the expensive ones at their gates")
     for stage, by_size in report["us_per_event"].items():
         print(f"  {stage:26}" + "".join(f"{by_size[n]:>16.2f}" for n in sizes))
+    gate, torch = report["gate"], report["transformer"]
+    print(
+        f"recall at {FPR:.1%} false positives {gate['recall']:.2%}, with the gate open for all"
+        f" {gate['recall_open']:.2%}, of {gate['attack_events']:,} attack events"
+    )
+    if torch:
+        print(
+            f"transformer, us a row: kernel {torch['kernel_us']:.2f}, torch"
+            f" {torch['torch_us']:.2f}; they differ by {torch['difference_max']:.1g} at the most"
+        )

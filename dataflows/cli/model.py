@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import uuid
 from pathlib import Path
@@ -17,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataflows.settings import Settings
+    from dataflows.stages import Standing
 
 __all__ = ["add_parser", "run"]
 
 WAIT_S = 10.0
 """How long a change is waited for. Chosen: a bundle is copied and loaded in a second or two."""
+
+FLAGS_EVERY_S = 2.0
+"""How often flags are looked at. Chosen: what a person who has switched one waits for."""
+
+DAY_S = 86_400.0
 
 DAYS_MAX = 366.0
 """Longest comparison. Chosen: longer than any retention in use."""
@@ -63,9 +68,24 @@ def add_parser(subparsers: Any) -> None:
     rollback = acts.add_parser("rollback", help="as it was before the last change of a stage")
     rollback.add_argument("model", nargs="?", help="a bundle: only where it has a say")
     _compare_arguments(acts.add_parser("compare", help="a bundle beside the live one, before"))
+    follow = acts.add_parser(
+        "follow", help="do what the flags of an OpenFeature provider say",
+        description="Flags waxwing.bundle, waxwing.candidate and waxwing.detector.NAME become"
+        " control records when their text changes (docs/models.md).",
+    )  # fmt: skip
+    follow.add_argument(
+        "--provider", metavar="P", required=True,
+        help="MODULE:NAME or FILE.py:NAME; NAME, called without arguments, gives the provider",
+    )  # fmt: skip
+    follow.add_argument(
+        "--every", type=float, default=FLAGS_EVERY_S, metavar="S",
+        help=f"seconds between looks at the flags ({FLAGS_EVERY_S:g})",
+    )  # fmt: skip
+    follow.add_argument("--once", action="store_true", help="look once, and wait as others do")
     for act in (stage, promote, rollback):
         act.add_argument("--why", default="", help="kept in the journal")
         act.add_argument("--by", help="who says so (default: the user)")
+    for act in (stage, promote, rollback, follow):
         act.add_argument(
             "--wait", type=float, default=WAIT_S, metavar="S",
             help=f"how long to wait until the flow has heard it ({WAIT_S:g}); 0 does not",
@@ -167,6 +187,8 @@ def run(args: argparse.Namespace) -> int:
     if args.act == "compare":
         return _compare(args)
     settings = load(args.config, **overrides_of(args))
+    if args.act == "follow":
+        return _follow(args, settings)
     if args.act not in ("list", "history"):
         return _change(args, settings)
     out = sys.stderr if args.json == "-" else sys.stdout
@@ -191,15 +213,27 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
     from dataflows.cli.control import names_of
     from dataflows.control.records import parse_record
     from dataflows.control.writing import write_record
-    from features.errors import ConfigError
 
     record = _record(args, settings)
     record |= {"id": uuid.uuid4().hex, "by": args.by or getpass.getuser(), "why": args.why}
     names = names_of(settings) if record["kind"] == "stage" else None
     parse_record(json.dumps(record), names)
     before = stages.in_force(settings)
+    return _waited(args, settings, record, before, write_record(settings, record))
+
+
+def _waited(
+    args: argparse.Namespace,
+    settings: Settings,
+    record: dict[str, Any],
+    before: Standing,
+    where: str,
+) -> int:
+    """Wait until a record that was written to `where` is in force, and say so."""
+    from dataflows import stages
+    from features.errors import ConfigError
+
     cutting = stages.is_cutting(settings)
-    where = write_record(settings, record)
     if not cutting or args.wait <= 0.0:
         when = "" if cutting else "; no flow cuts rounds there now, one that starts will hear it"
         print(f"written to {where}{when}")
@@ -222,7 +256,37 @@ def _change(args: argparse.Namespace, settings: Settings) -> int:
         )
         print(f"heard in round {found.round}: nothing changed, {what}")
         return 0
-    print(f"in force from round {found.round} on: {_said(record)}")
+    print(f"in force from round {found.round} on: {stages.said(record)}")
+    return 0
+
+
+def _follow(args: argparse.Namespace, settings: Settings) -> int:
+    """Write a record whenever a flag changes, until it is stopped."""
+    from dataflows import stages
+    from dataflows.cli.control import names_of
+    from dataflows.context import StopSwitch, stop_on_signals
+    from dataflows.flags import FlagFollower, flag_client
+    from features.errors import ConfigError
+
+    if not 0.0 < args.every <= DAY_S:
+        raise ConfigError(f"--every {args.every:g}: expected more than 0 and at most {DAY_S:g} s")
+
+    def say(text: str) -> None:
+        print(f"waxwing: {text}", file=sys.stderr, flush=True)
+
+    follower = FlagFollower(settings, flag_client(args.provider), names_of(settings), say)
+    if args.once:
+        before = stages.in_force(settings)
+        written = follower.look()
+        ends = [_waited(args, settings, record, before, "control") for record in written]
+        if not written:
+            print("nothing changed")
+        return max(ends, default=0)
+    stop = StopSwitch()
+    stop_on_signals(stop)
+    while not stop():
+        follower.look()
+        stop.wait(args.every)
     return 0
 
 
@@ -233,10 +297,11 @@ def _record(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     ------
     ConfigError, BundleError : a model that nobody knows, a percent without a canary
     """
+    from dataflows.stages import target_of
     from features.errors import ConfigError
 
     if args.act == "rollback":
-        target = {} if args.model is None else _target(args.model)
+        target = {} if args.model is None else target_of(args.model)
         if "detector" in target:
             raise ConfigError(
                 "rollback: expected a bundle or nothing; a detector goes back with `waxwing model"
@@ -245,7 +310,7 @@ def _record(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         target.pop("path", None)
         return {"kind": "rollback"} | target
     stage = "live" if args.act == "promote" else args.stage
-    target = _target(args.model) if args.model is not None else _only_one(settings)
+    target = target_of(args.model) if args.model is not None else _only_one(settings)
     record = {"kind": "stage" if "detector" in target else "bundle"} | target | {"stage": stage}
     if getattr(args, "percent", None) is not None:
         if stage != "canary":
@@ -255,27 +320,6 @@ def _record(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             )
         record["percent"] = args.percent
     return record
-
-
-def _target(name: str) -> dict[str, Any]:
-    """`detector`, or `bundle` and the `path` where it is."""
-    import tempfile
-
-    from dataflows.fetching import brought
-    from features.errors import BundleError
-    from models.bundle import read_head
-    from models.detectors import detector_names
-
-    if name in detector_names() and not Path(name).exists():
-        return {"detector": name}
-    if re.fullmatch("[0-9a-f]{16}", name) and not Path(name).exists():
-        return {"bundle": name}
-    place = name if "://" in name else str(Path(name).resolve())
-    with tempfile.TemporaryDirectory(prefix="waxwing-") as folder:
-        try:
-            return {"bundle": str(read_head(brought(place, Path(folder)))["id"]), "path": place}
-        except BundleError as error:
-            raise BundleError(str(error).replace(folder, place)) from None
 
 
 def _only_one(settings: Settings) -> dict[str, Any]:
@@ -297,15 +341,6 @@ def _only_one(settings: Settings) -> dict[str, Any]:
             " say which (its folder or id)"
         )
     return {"bundle": beside[0]}
-
-
-def _said(record: dict[str, Any]) -> str:
-    """A record in words."""
-    if record["kind"] == "rollback":
-        return "rolled back" + (f" {record['bundle']}" if "bundle" in record else "")
-    name = record.get("detector") or f"bundle {record['bundle']}"
-    share = f" for {record.get('percent', 100):g} % of the entities"
-    return f"{name} is {record['stage']}" + (share if record["stage"] == "canary" else "")
 
 
 def _standing_lines(found: dict[str, Any]) -> list[str]:
@@ -332,6 +367,7 @@ def _standing_lines(found: dict[str, Any]) -> list[str]:
 
 def _change_line(change: dict[str, Any]) -> str:
     """A line of the history."""
+    from dataflows import stages
     from dataflows.alerts.base import printable
     from dataflows.certify import moment
 
@@ -339,7 +375,7 @@ def _change_line(change: dict[str, Any]) -> str:
     said = "refused" if change["refused"] else ""
     text = f"{moment(change['cut_time_us'])} round {change['round']:>8}  "
     try:
-        text += _said(record)
+        text += stages.said(record)
     except (KeyError, TypeError, ValueError):  # a refused one may lack anything
         text += json.dumps(record)
     notes = [said and f"refused: {change['refused']}"]

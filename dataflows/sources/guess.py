@@ -22,10 +22,12 @@ from dataflows.sources.mapping import (
     SERIES_MAX,
     UNITS,
     Column,
+    masked,
     read_time,
     time_us,
 )
 from dataflows.sources.tables import LineTable, PatternTable, columns_of_lines, open_table
+from dataflows.sources.templates import mine
 from features.errors import ConfigError, SourceError
 
 __all__ = ["Guess", "Line", "guess_mapping"]
@@ -520,8 +522,13 @@ class _Finder:
             self._fill(name, names[name], number=True)
         seen = self._first(names["template"], number=False)
         if seen is not None:
-            source = f"{{ column = {_quoted(seen.name)}, mask = true }}"
-            self._put("template", seen, SURE, "the message without what varies in it", source)
+            texts = seen.values.drop_nulls().cast(pl.String)
+            found = mine(pl.select(masked(pl.lit(texts))).to_series())
+            listed = "".join(f"\n  {_quoted(text)}," for text in found)
+            more = f", templates = [{listed}\n]" if found else ""
+            source = f"{{ column = {_quoted(seen.name)}, mask = true{more} }}"
+            why = f"the message without what varies in it; {len(found)} templates mined"
+            self._put("template", seen, SURE, why, source)
 
     def _find_metric(self) -> None:
         """The fields of metrics: a long table where a column names the series, else a wide one."""

@@ -8,6 +8,7 @@ r"""Foreign column names to our fields: a small TOML table, shipped or one's own
     event_id = { template = "order-{order_no}" }   # columns put into a text; or { row = "order-" }
     currency = { constant = "EUR" }                # the same for all rows
     channel = { column = "kind", names = { W = "online" } }   # words of ours for theirs
+    level = { column = "text", patterns = { "fail|denied" = "warning" } }   # by what is found in it
 
     [wide]                                         # optional: each of these columns is a series,
     columns = ["Pressure", "Voltage"]              # and each of its cells an event
@@ -35,10 +36,20 @@ from typing import Any
 
 import polars as pl
 
+from dataflows.sources.templates import TEMPLATES_MAX, Templates
 from features.errors import ConfigError
 from features.events import EventType, Field, event_type, event_types
 
-__all__ = ["ROW", "UNITS", "Column", "TableMapping", "Wide", "load_mapping", "own_mapping"]
+__all__ = [
+    "ROW",
+    "UNITS",
+    "Column",
+    "TableMapping",
+    "Wide",
+    "load_mapping",
+    "masked",
+    "own_mapping",
+]
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 
@@ -62,7 +73,7 @@ SERIES_BYTES_MAX = 64
 """Longest name of such a column; chosen: with the row's own id it makes the event's."""
 
 _KEYS = ("column", "template", "constant", "row", "unit", "format", "year", "step_s", "mask",
-         "names")  # fmt: skip
+         "templates", "patterns", "names")  # fmt: skip
 """What may stand in the table of a field."""
 
 _MASKS = (
@@ -102,6 +113,9 @@ class Column:
         year where the text has none
     step_s : from one row to the next, of a time made from the row
     mask : whether what varies in a text is taken out, so that a template is left
+    templates : of a masked text, those that were mined; a text of none of them stays
+    patterns : regular expression -> our word for a text it is found in, the first that is; a text
+        with none of them takes the field's default
     names : their word -> ours; others stay
     """
 
@@ -114,6 +128,8 @@ class Column:
     year: int | None = None
     step_s: float = 1.0
     mask: bool = False
+    templates: tuple[str, ...] = ()
+    patterns: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -229,7 +245,9 @@ class TableMapping:
             value = read_time(column, schema[source.column], source)
         else:
             value = _cast(_named(column, source), _named_type(schema, source), declared)
-        if declared.default is not None:
+        if declared.default is not None and source.patterns:
+            value = value.fill_null(pl.lit(declared.default))
+        elif declared.default is not None:
             value = pl.when(column.is_null()).then(pl.lit(declared.default)).otherwise(value)
         return value
 
@@ -238,16 +256,37 @@ def _named(column: pl.Expr, source: Column) -> pl.Expr:
     """A column with our words for theirs, and without what varies where a template is asked for."""
     if source.names:
         column = column.cast(pl.String, strict=False).replace(dict(source.names))
+    if source.patterns:
+        text, column = column.cast(pl.String, strict=False), pl.lit(None, pl.String)
+        for pattern, word in reversed(list(source.patterns.items())):
+            column = pl.when(text.str.contains(pattern)).then(pl.lit(word)).otherwise(column)
     if source.mask:
-        column = column.cast(pl.String, strict=False).str.replace_all(r"\s+", " ")
-        for pattern, word in _MASKS:
-            column = column.str.replace_all(pattern, word)
+        column = masked(column.cast(pl.String, strict=False))
+    if source.templates:
+        known = Templates(source.templates)
+        column = column.map_batches(lambda texts: _looked_up(texts, known), pl.String)
     return column
+
+
+def masked(column: pl.Expr) -> pl.Expr:
+    """A text without what varies in it, with single spaces."""
+    column = column.str.replace_all(r"\s+", " ")
+    for pattern, word in _MASKS:
+        column = column.str.replace_all(pattern, word)
+    return column
+
+
+def _looked_up(texts: pl.Series, known: Templates) -> pl.Series:
+    """Each text's template; a text is looked up once."""
+    once = texts.drop_nulls().unique()
+    found = pl.Series([known.of(text) for text in once], dtype=pl.String)
+    return texts.replace_strict(once, found, default=None, return_dtype=pl.String)
 
 
 def _named_type(schema: Mapping[str, pl.DataType], source: Column) -> pl.DataType:
     """The type of what `_named` gives."""
-    return pl.String() if source.names or source.mask else schema[str(source.column)]
+    texts = source.names or source.mask or source.patterns
+    return pl.String() if texts else schema[str(source.column)]
 
 
 def times_of_rows(number: pl.Expr, source: Column) -> pl.Expr:
@@ -543,7 +582,9 @@ def _column(value: Any, declared: Field, where: str, faults: list[str]) -> Colum
     elif not wrong:
         wrong = _misfits(value, given[0], declared, where)
     faults += wrong
-    return None if wrong else Column(**value)
+    if wrong:
+        return None
+    return Column(**(value | {"templates": tuple(value.get("templates", ()))}))
 
 
 def _misfits(value: Mapping[str, Any], way: str, declared: Field, where: str) -> list[str]:
@@ -573,6 +614,7 @@ def _misfits(value: Mapping[str, Any], way: str, declared: Field, where: str) ->
         faults.append(f"{where}.year: expected a year from 1970 to 2100, got {year!r}")
     if not isinstance(value.get("mask", False), bool):
         faults.append(f"{where}.mask: expected true or false, got {value['mask']!r}")
+    faults += _text_faults(value, declared, where)
     names = value.get("names", {})
     if not isinstance(names, dict) or any(not isinstance(word, str) for word in names.values()):
         faults.append(f"{where}.names: expected a table of words, got {names!r}")
@@ -580,12 +622,38 @@ def _misfits(value: Mapping[str, Any], way: str, declared: Field, where: str) ->
         "unit": is_time and way == "column", "format": is_time and way == "column",
         "year": "format" in value, "step_s": is_time and way == "row",
         "mask": is_text and way == "column", "names": not is_time and way == "column",
+        "templates": bool(value.get("mask")), "patterns": is_text and way == "column",
     }  # fmt: skip
     faults += [
         f"{where}: {key} means nothing here; take it out"
         for key, fit in fits.items()
         if key in value and not fit
     ]
+    return faults
+
+
+def _text_faults(value: Mapping[str, Any], declared: Field, where: str) -> list[str]:
+    """What is wrong with the templates and patterns of a field."""
+    faults = []
+    texts = value.get("templates", [])
+    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
+        faults.append(f"{where}.templates: expected a list of texts, got {texts!r}")
+    elif len(texts) > TEMPLATES_MAX:
+        faults.append(f"{where}.templates: {len(texts)}, the most are {TEMPLATES_MAX}")
+    patterns = value.get("patterns", {})
+    if not isinstance(patterns, dict) or any(not isinstance(w, str) for w in patterns.values()):
+        return [*faults, f"{where}.patterns: expected a table of words, got {patterns!r}"]
+    for pattern, word in patterns.items():
+        try:
+            pl.Series([""]).str.contains(pattern)
+        except pl.exceptions.ComputeError as error:
+            said = str(error).splitlines()[0]
+            faults.append(f"{where}.patterns: {pattern!r} is no regular expression: {said}")
+        if declared.values and word not in declared.values:
+            faults.append(
+                f"{where}.patterns: {word!r} is no {declared.name} (there are"
+                f" {', '.join(declared.values)})"
+            )
     return faults
 
 

@@ -50,4 +50,5 @@ EVENT = EventType(
     },
     primary="service",
     silence={"service": (), "host": ("service",)},
+    quotes="template",
 )

@@ -90,6 +90,7 @@ class EventType:
         as it has them (entities or string fields of the event): `features.silence`
     subject : fields that hold entity type and name, where the event tells of any entity; None where
         it tells of its primary one
+    quotes : field whose words a summary of an alert quotes; empty where ids and numbers are all
     """
 
     name: str
@@ -100,6 +101,7 @@ class EventType:
     primary: str = ""
     silence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subject: tuple[str, str] | None = None
+    quotes: str = ""
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields]
@@ -136,6 +138,8 @@ class EventType:
                 f"event type {self.name!r}: primary entity {self.primary!r} is not one of"
                 f" {', '.join(self.entities)}"
             )
+        if self.quotes and self.quotes not in names:
+            faults.append(f"event type {self.name!r}: quotes {self.quotes!r}, which is no field")
         faults += self._silence_faults(names)
         if faults:
             raise DeclarationError(faults)

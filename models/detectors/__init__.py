@@ -1,4 +1,4 @@
-"""Detectors: one file each, the file name is the name."""
+"""Detectors: one file each, the file name is the name; the user's own are known by `models.own`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import cast
 
 from features.errors import DeclarationError
 from models.base import Detector
+from models.own import own_detectors
 
 __all__ = ["detector", "detector_names"]
 
 
 def detector_names() -> tuple[str, ...]:
-    """Names of all detectors, sorted."""
-    found = (m.name for m in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    """Names of all detectors, sorted: files beside this one, and the user's own."""
+    found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+    return tuple(sorted(found | set(own_detectors())))
 
 
 def detector(name: str) -> type[Detector]:
@@ -32,6 +33,8 @@ def detector(name: str) -> type[Detector]:
         raise DeclarationError(
             f"unknown detector {name!r}{hint} (there are {', '.join(detector_names())})"
         )
+    if name in own_detectors():
+        return own_detectors()[name].model
     module = importlib.import_module(f"models.detectors.{name}")
     model = getattr(module, "Model", None)
     if model is None:

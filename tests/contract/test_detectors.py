@@ -1,13 +1,14 @@
 """Every detector file crossed with every check of the protocol.
 
-A new file in `models/detectors` is taken up by its name; the detector that CONTRIBUTING.md shows is
-taken up from the page.
+A new file in `models/detectors` is taken up by its name; the detectors that CONTRIBUTING.md and
+docs/own-detectors.md show (one of River) are taken up from the pages.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -65,24 +66,32 @@ OPTIONS: dict[str, dict[str, float]] = {
 """Smaller models where the shipped ones take long."""
 
 
+OWN = re.findall(
+    r"<!-- file: (own/\w+\.py) -->\n```python\n(.*?)```",
+    (ROOT / "docs/own-detectors.md").read_text(encoding="utf-8"),
+    flags=re.DOTALL,
+)
+EXAMPLES = {Path(name).stem: (name, text) for name, text in (one("models/detectors"), *OWN)}
+
+
 @cache
-def example() -> type[Detector]:
-    """The detector CONTRIBUTING.md shows."""
-    name, text = one("models/detectors")
-    module = types.ModuleType(Path(name).stem)
-    exec(compile(text, name, "exec"), module.__dict__)
+def example(name: str) -> type[Detector]:
+    """The detector of that name that a page shows."""
+    path, text = EXAMPLES[name]
+    module = types.ModuleType(name)
+    exec(compile(text, path, "exec"), module.__dict__)
     return module.Model  # type: ignore[no-any-return]
 
 
 def model_of(name: str) -> type[Detector]:
-    """A detector by name: a file's, or the page's."""
-    return detector(name) if name in detector_names() else example()
+    """A detector by name: a file's, or a page's."""
+    return detector(name) if name in detector_names() else example(name)
 
 
-ALL = (*detector_names(), Path(one("models/detectors")[0]).stem)
+ALL = (*detector_names(), *EXAMPLES)
 every = pytest.mark.parametrize("name", ALL)
 every_file = pytest.mark.parametrize("name", detector_names())
-"""Without the page's example, which leaves out what would not fit a page."""
+"""Without the pages' examples, which leave out what would not fit a page."""
 
 
 def matrix(values: Any, sequence: Any) -> FeatureMatrix:

@@ -133,6 +133,13 @@ def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
 
 def without_mismatch(folder: Path, payments: pl.DataFrame, **more: int) -> dict[str, Any]:
     """What a verification of payments as they are says, in which nothing is wrong."""
+    one = as_they_are(folder, payments, **more)
+    assert one["mismatches"] == 0, one["mismatched"]
+    return one
+
+
+def as_they_are(folder: Path, payments: pl.DataFrame, **more: int) -> dict[str, Any]:
+    """What a verification of payments as they are says."""
     path = folder / "payment.parquet"
     payments.write_parquet(path)
     settings = load(None, source="file", file_paths={"payment": path}, groups=2, **more)
@@ -140,15 +147,30 @@ def without_mismatch(folder: Path, payments: pl.DataFrame, **more: int) -> dict[
         settings, catalog(), lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
     )
     one: dict[str, Any] = report["variants"]["as_is"]
-    assert report["mismatches"] == 0, one["mismatched"]
     return one
 
 
-def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) -> None:
-    rng = np.random.default_rng(6)
+def payments_of_three_hours(seed: int, **columns: pl.Series) -> pl.DataFrame:
+    """3,000 payments, columns of which may be given."""
+    rng = np.random.default_rng(seed)
     times = START_US + np.sort(rng.integers(0, 3 * 3_600_000_000, 3_000))
     frame = made_of("payment", 3_000, rng).with_columns(time_us=pl.Series(times))
-    one = without_mismatch(tmp_path, frame, exact_events_max=100)
+    return frame.with_columns(**columns)
+
+
+def spoilt(monkeypatch: pytest.MonkeyPatch, spoil: dict[str, Callable[[Any], Any]]) -> None:
+    """Have the kernels give other values of some features of payments."""
+    given, names = module._Rows.column, catalog().names("payment")
+
+    def column(rows: Any, event: str, at: int) -> Any:
+        values = given(rows, event, at)
+        return spoil.get(names[at], lambda same: same)(values)
+
+    monkeypatch.setattr(module._Rows, "column", column)
+
+
+def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) -> None:
+    one = without_mismatch(tmp_path, payments_of_three_hours(6), exact_events_max=100)
     told_apart = {entry["feature"] for entry in one["approximated"]}
     assert {"payment.merchant_count_1h", "payment.card_amount_sum_1h"} <= told_apart
     assert all("1h" in name for name in told_apart if name.endswith(("m", "h"))), told_apart
@@ -159,19 +181,53 @@ def test_what_panes_make_inexact_is_told_apart_with_its_bound(tmp_path: Path) ->
     assert "payment.merchant_count_5m" in one["compared"]
 
 
+def test_more_than_panes_explain_is_a_mismatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil: dict[str, Callable[[Any], Any]] = {
+        "card_amount_sum_1h": lambda v: v * 2,
+        "card_amount_mean_1h": lambda v: v * 1.5,
+        "card_amount_max_1h": lambda v: v - 1,
+        "card_amount_min_1h": lambda v: v + 1,
+        "merchant_amount_std_1h": lambda v: v * 3,
+        "merchant_small_share_1h": lambda v: 1 - v,
+        "card_merchants_1h": lambda v: v + 1,
+        "merchant_count_1h": lambda v: v - 1,
+        "merchant_declined_surprise_1h": lambda v: v + 1e-6,
+    }
+    spoilt(monkeypatch, spoil)
+    one = as_they_are(tmp_path, payments_of_three_hours(6), exact_events_max=100)
+    wrong = {entry["feature"].removeprefix("payment.") for entry in one["mismatched"]}
+    assert wrong >= set(spoil), set(spoil) - wrong
+
+
+SAMPLED = {
+    "card_id": pl.Series([f"c{i}" for i in np.random.default_rng(7).integers(0, 2_000, 3_000)])
+}
+
+
 def test_what_samples_make_inexact_is_told_apart_within_its_error(tmp_path: Path) -> None:
-    rng = np.random.default_rng(7)
-    times = START_US + np.sort(rng.integers(0, 3 * 3_600_000_000, 3_000))
-    frame = made_of("payment", 3_000, rng).with_columns(
-        time_us=pl.Series(times),
-        card_id=pl.Series([f"c{i}" for i in rng.integers(0, 2_000, 3_000)]),
-    )
+    frame = payments_of_three_hours(7, **SAMPLED)
     one = without_mismatch(tmp_path, frame, distinct_exact_max=30)
     told_apart = {entry["feature"] for entry in one["estimated"]}
     assert {"payment.merchant_cards_1h", "payment.merchant_card_first"} <= told_apart
     assert one["estimated_one_in_max"] >= 2
     assert "payment.merchant_count_1h" in one["compared"]
     assert "payment.merchant_count_1h" not in told_apart
+
+
+def test_more_than_samples_explain_is_a_mismatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil: dict[str, Callable[[Any], Any]] = {
+        "merchant_cards_1h": lambda v: v * 3,
+        "merchant_card_first": lambda v: np.where(np.isnan(v), 0.0, v),
+        "device_cards_ever": lambda v: v + 1,
+    }
+    spoilt(monkeypatch, spoil)
+    one = as_they_are(tmp_path, payments_of_three_hours(7, **SAMPLED), distinct_exact_max=30)
+    wrong = {entry["feature"].removeprefix("payment.") for entry in one["mismatched"]}
+    assert wrong >= set(spoil), set(spoil) - wrong
 
 
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: Path) -> None:

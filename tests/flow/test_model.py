@@ -58,11 +58,38 @@ def model(
     return call("model", *bench.sets(state_dir=state, **more), *arguments, cwd=bench.folder)
 
 
-def change(bench: Bench, state: Path, *arguments: str) -> int:
-    """Change a stage by command; the round that it says the change is in force from."""
-    done = model(bench, state, *arguments, "--wait", "60")
+PROVIDER = """
+import json
+from pathlib import Path
+
+from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
+
+
+def make():
+    flags = json.loads(Path({path!r}).read_text())
+    kept = {{name: InMemoryFlag("on", {{"on": text}}) for name, text in flags.items()}}
+    return InMemoryProvider(kept)
+"""
+
+
+def flagged(bench: Bench, state: Path, flags: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Look once at flags of a provider in a file of the user's."""
+    path = state.parent / "flags.json"
+    path.write_text(json.dumps(flags), encoding="utf-8")
+    file = state.parent / "provider.py"
+    file.write_text(PROVIDER.format(path=str(path)), encoding="utf-8")
+    return model(bench, state, "follow", "--provider", f"{file}:make", "--once", "--wait", "60")
+
+
+def in_force_from(done: subprocess.CompletedProcess[str]) -> int:
+    """The round that a command says its change is in force from."""
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("from round ")[1].split()[0])
+
+
+def change(bench: Bench, state: Path, *arguments: str) -> int:
+    """Change a stage by command; the round that it says the change is in force from."""
+    return in_force_from(model(bench, state, *arguments, "--wait", "60"))
 
 
 def by_itself(state: Path) -> int:
@@ -96,11 +123,14 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
 
     with running("run", *run.options(), cwd=bench.folder) as process:
         at_least(5)
-        canary = change(bench, state, "stage", str(folder), "canary", "--percent", "50")
+        flags = {"waxwing.candidate": f"canary 50 {folder}", "waxwing.detector.zscore": "live"}
+        canary = in_force_from(flagged(bench, state, flags))
         at_least(len(alerts_of(state)) + 20)
         live = change(bench, state, "promote", "--why", "better")
         at_least(len(alerts_of(state)) + 20)
         half = change(bench, state, "rollback")
+        again = flagged(bench, state, flags)
+        assert again.stdout == "nothing changed\n", "what was rolled back is not done again"
         end = change(bench, state, "rollback", "--why", "page flood")
         at_least(len(alerts_of(state)) + 5)
         worst = change(bench, state, "promote", str(flood))
@@ -144,6 +174,8 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
         ("bundle", "live", None),
         ("rollback", None, None),
     ]
+    assert changes[0]["record"]["by"] == "openfeature"
+    assert changes[0]["record"]["why"] == f"flag waxwing.candidate = canary 50 {folder}"
     assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
     assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
     assert "are usual (rollback_alerts_ratio_max = 10)" in changes[-1]["record"]["why"]

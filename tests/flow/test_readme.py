@@ -119,7 +119,7 @@ def test_own_events_and_the_flow_of_bytewax_and_feast(clone: Path) -> None:
     assert "starts from the warm state in .waxwing/warm" in ran
     judged = re.search(r"^ *ensemble +[\d.]+ % +([\d.]+) %", ran, flags=re.MULTILINE)
     assert judged is not None and float(judged[1]) >= PRECISE, ran
-    assert len(helps) == 4 and all(text.startswith("usage: waxwing ") for text in helps)
+    assert len(helps) == 5 and all(text.startswith("usage: waxwing ") for text in helps)
     alerts = (clone / ".waxwing/state/alerts.jsonl").read_text(encoding="utf-8").splitlines()
     shutil.rmtree(clone / ".waxwing/state")
     flow = "As a Bytewax flow, with Feast, on Kubernetes"

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import average_precision_score
 
-from dataflows.bench.detection import fraud_handbook, skab
+from dataflows.bench.detection import fraud_handbook, simulator, skab
 from dataflows.bench.detection.measures import (
     card_precision,
     delays,
@@ -22,9 +22,12 @@ from dataflows.bench.detection.measures import (
 )
 from dataflows.bench.detection.page import page_of
 from dataflows.bench.detection.sensors import _ecod
-from dataflows.settings import Settings
+from dataflows.cli.main import main
+from dataflows.settings import Settings, load
 from features.errors import ConfigError
+from features.simulate import ATTACKS
 from models.detectors import detector_names
+from models.train import train
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -191,6 +194,57 @@ def test_a_sensor_off_its_level_is_found_for_as_long_as_it_is(report: dict[str, 
     }
 
 
+SMALL = {
+    "sim_cards": 1_000, "sim_events_per_s": 1.0, "sim_anomaly_share": 0.02,
+    "detectors": ["zscore", "gradient_boosting"],
+}  # fmt: skip
+"""A world of which a day is simulated in a second."""
+
+
+def test_the_simulator_is_judged_by_models_that_never_saw_the_attack_or_a_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted: list[dict[str, Any]] = []
+
+    def recorded(sets: dict[str, Any], *args: Any, **more: Any) -> Any:
+        fitted.append(sets)
+        return train(sets, *args, **more)
+
+    monkeypatch.setattr(simulator, "train", recorded)
+    settings = load(None, {}, **SMALL)
+    report = simulator.measure(None, settings, lambda _: None, 1.0, 1.0, ["card_testing"])
+    whole, blind, without = fitted
+    code = ATTACKS["card_testing"]
+    assert (whole["payment"].attack == code).sum() > 100
+    assert list(without) == ["payment"] and not (without["payment"].attack == code).any()
+    assert (without["payment"].attack > 0).sum() > 100, "the others are there"
+    assert all((rows.label == -1).all() for rows in blind.values())
+    assert 0.005 < (blind["payment"].attack > 0).mean() < 0.05, "as rare as in the stream"
+    assert report["recall"] > 0.6 and report["fpr"] < 0.02
+    assert set(report["by_detector"]) == {"zscore", "gradient_boosting", "ensemble"}
+    assert set(report["unlabelled"]["by_detector"]) == {"zscore", "ensemble"}
+    assert set(report["by_seed"]) == {str(seed) for seed in simulator.SEEDS}
+    lost = report["left_out"]["card_testing"]
+    assert lost["events"] == report["by_attack"]["card_testing"]["events"] > 0
+    strong, weak = (
+        np.nanmean([of.get(s, np.nan) for of in report["strength"].values()]) for s in ("1", "0.1")
+    )
+    assert strong > weak + 0.3
+    assert undocumented(report) == set()
+
+
+def test_what_the_simulator_is_told_is_told_to_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ["--days", "0", "--attacks", "card_tasting", "--data", "x"]
+    assert main(["bench", "detection", "--dataset", "simulator", *more]) == 2
+    said = capsys.readouterr().err
+    assert "--days 0: expected" in said and "no attack 'card_tasting'" in said
+    assert "--data x: the simulator makes its own" in said
+    assert main(["bench", "detection", "--dataset", "skab", "--data", ".", "--hours", "3"]) == 2
+    assert "--hours: of --dataset simulator alone" in capsys.readouterr().err
+
+
 def test_the_page_is_that_of_the_figures_beside_it() -> None:
     files = sorted((DOCS / "detection").glob("*.json"))
     assert files, "docs/detection holds what `bench detection --json` wrote"
@@ -204,16 +258,27 @@ def test_figures_that_are_none_are_refused(tmp_path: Path) -> None:
         page_of([path])
 
 
-def test_every_key_stands_on_the_page(report: dict[str, Any]) -> None:
+NAMED = ("against", "published", "splits", "by_attack", "by_seed", "left_out", "strength")
+"""Keys below which names stand."""
+
+
+def undocumented(report: object) -> set[str]:
+    """Keys of a report that docs/json.md does not tell of."""
+
     def keys(found: object, names: bool = False) -> set[str]:
         if not isinstance(found, dict):
             return set()
-        inner = (keys(v, k in ("against", "published", "splits")) for k, v in found.items())
-        return set().union(set() if names else set(found), *inner) - {*detector_names()}
+        inner = (keys(v, k in NAMED) for k, v in found.items())
+        return set().union(set() if names else set(found), *inner)
 
+    strengths = {f"{strength:g}" for strength in simulator.STRENGTHS}
     page = (DOCS / "json.md").read_text(encoding="utf-8")
     page = page.partition("## `waxwing bench detection`")[2]
     told = {w for code in re.findall(r"`([^`\n]+)`", page) for w in re.split(r"[.\s]", code)}
+    return keys(report) - told - strengths - {*detector_names()}
+
+
+def test_every_key_stands_on_the_page(report: dict[str, Any]) -> None:
     for path in (DOCS / "detection").glob("*.json"):
-        assert keys(json.loads(path.read_text(encoding="utf-8"))) - told == set(), path.name
-    assert keys(report) - told == set()
+        assert undocumented(json.loads(path.read_text(encoding="utf-8"))) == set(), path.name
+    assert undocumented(report) == set()

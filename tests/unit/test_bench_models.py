@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from dataflows.bench.models import BATCHES, measure
+from dataflows.bench.models import BATCHES, against_torch, gate_cost, measure
 from features.catalog import catalog
 from features.events import event_types
 from models.detectors import detector_names
@@ -39,9 +41,40 @@ def test_every_detector_has_figures_by_event_type_and_batch(rng: np.random.Gener
     assert parts["transformer"]["batch_1000"] <= 0.5 * gated, "only rows that pass the gate count"
 
 
+def test_a_gate_that_is_shut_costs_what_the_transformer_alone_finds(
+    rng: np.random.Generator,
+) -> None:
+    rows = {"payment": training_set(rng, rows=3_000, odd=120)}
+    options = {"transformer": {"epochs": 2.0}}
+    bundle = train(rows, catalog(), ("zscore", "transformer"), 1, options=options)
+    heard = {
+        name: replace(one, ensemble=replace(one.ensemble, weights=np.array([0.1, 1.0])))
+        for name, one in bundle.models.items()
+    }
+    bundle = replace(bundle, models=heard)
+    cost = gate_cost(bundle, rows, rows)
+    assert cost["attack_events"] == 120 and cost["recall_open"] > 0.0
+    assert cost["lost"] == pytest.approx(cost["recall_open"] - cost["recall"])
+    shut = {name: replace(one, gate=np.inf) for name, one in bundle.models.items()}
+    closed = gate_cost(replace(bundle, models=shut), rows, rows)
+    assert closed["recall_open"] == cost["recall_open"]
+    assert closed["recall"] != cost["recall"], (closed, cost)
+
+
+def test_the_kernel_says_what_torch_says(rng: np.random.Generator) -> None:
+    rows = {"payment": training_set(rng, rows=2_100, odd=60)}
+    options = {"transformer": {"epochs": 1.0}}
+    bundle = train(rows, catalog(), ("zscore", "transformer"), 1, options=options)
+    told = against_torch(bundle, rows)
+    assert 0.0 < told["difference_max"] <= 1e-5
+    assert told["kernel_us"] > 0.0 and told["torch_us"] > 0.0
+    assert against_torch(train(rows, catalog(), ("zscore",), 1), rows) == {}
+
+
 def test_the_keys_stand_on_the_page(rng: np.random.Generator) -> None:
     rows = {"payment": training_set(rng, rows=1_500, odd=60)}
-    report = measure(train(rows, catalog(), ("zscore",), 1), rows)
+    bundle = train(rows, catalog(), ("zscore",), 1)
+    report = measure(bundle, rows) | {"gate": gate_cost(bundle, rows, rows)}
     named = {*detector_names(), *event_types()}
 
     def keys(found: object) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,28 @@ def test_another_catalogue_is_refused_with_the_differences(copy: Path) -> None:
     with pytest.raises(BundleError, match="`user_failed_count_1h` is missing here") as caught:
         Bundle.load(copy, Catalog(fewer))
     assert "train again" in str(caught.value) and "payment" not in str(caught.value)
+
+
+def test_a_feature_computed_in_another_way_is_named_with_what_changed(copy: Path) -> None:
+    other = [
+        replace(f, window_s=1800) if f.name == "user_failed_count_1h" else f
+        for f in declared_features()
+    ]
+    told = r"`user_failed_count_1h`: window_s 3600 -> 1800; train again"
+    with pytest.raises(BundleError, match=told) as caught:
+        Bundle.load(copy, Catalog(other))
+    assert "payment" not in str(caught.value), "an event type it was not trained on"
+
+
+def test_a_bundle_of_before_says_that_something_changed(folder: Path, tmp_path: Path) -> None:
+    old = replace(Bundle.load(folder, catalog()), declared={}).write(tmp_path / "old")
+    other = [
+        replace(f, window_s=1800) if f.name == "user_failed_count_1h" else f
+        for f in declared_features()
+    ]
+    assert old.id and not (tmp_path / "old" / "features.json").exists()
+    with pytest.raises(BundleError, match="computed in another way"):
+        Bundle.load(tmp_path / "old", Catalog(other))
 
 
 def test_a_detector_nobody_knows_is_refused_with_those_there_are(

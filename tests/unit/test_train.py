@@ -157,6 +157,20 @@ def test_without_labels_what_lasts_counts_as_much_as_what_is_unlike(
     )
 
 
+def test_what_lasts_has_a_say_on_metrics_alone(rng: np.random.Generator) -> None:
+    rows = {name: training_set(rng, name, rows=1_500) for name in ("payment", "metric")}
+    told: list[str] = []
+    bundle = train(rows, catalog(), ("zscore", "level"), 1, say=told.append)
+    assert list(bundle.models["payment"].detectors) == ["zscore"]
+    assert bundle.voting.anomaly_types["payment_fraud"].thresholds.keys() == {"zscore"}
+    assert detector("level").serves("parcel"), "a user's own"  # type: ignore[attr-defined]
+    alone = train({"payment": rows["payment"]}, catalog(), ("zscore", "level"), 1, say=told.append)
+    assert "left out, since they serve none of the event types here: level" in told
+    assert alone.training["left_out"] == ["level"]
+    with pytest.raises(ConfigError, match="none of the detectors asked for"):
+        train({"payment": rows["payment"]}, catalog(), ("level",), 1)
+
+
 def test_detectors_do_not_see_what_only_grows_with_time(rng: np.random.Generator) -> None:
     rows = training_set(rng, rows=1_000)
     view = View.fit(catalog(), "payment", rows.features.values[rows.label == 0], 2 * DAY_SEEN_US)
