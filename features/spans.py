@@ -260,7 +260,9 @@ def _quiet(
     if np.any((due_us > 0) & (due_us < until_us)):
         return False
     slots = np.concatenate([np.zeros(0, np.int64), *(slots[begin:] for slots, _ in heard or ())])
-    return not (np.any(ints[slots, TOLD] > 0) or np.any(floats[slots, GAPS] < KNOWN_FROM))
+    gaps = floats[slots, GAPS]
+    nears = (gaps < KNOWN_FROM) & (gaps + np.bincount(slots)[slots] >= KNOWN_FROM)
+    return not (np.any(ints[slots, TOLD] > 0) or np.any(nears))
 
 
 def _together(
