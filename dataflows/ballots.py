@@ -4,6 +4,9 @@ A detector is code of others: it may raise on one event in a million, or hang. T
 failed on have no vote of it, the others vote on, the alert says whose vote is missing and why, and
 the verdict is noted beside the lane's journal before it is used: a restart and a replay do without
 the same votes, whatever the detector would answer by then.
+
+One that is asked elsewhere (`models.detectors.remote`) is asked once: what it answered is kept
+beside the journal too, before it is used, and a restart and a replay take it from there.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dataflows.alerts.base import printable
 from dataflows.sources.rounds import journal_folder
+from dataflows.state.answers import Answer, AnswerLog, Whose
 from dataflows.state.notes import RoundNotes, read_notes
 from features.batch import FeatureMatrix, Float64
-from features.errors import ShapeError
+from features.errors import AnswerError, ShapeError
 from models.base import ScoreMatrix
 from models.scoring import Raw, Scorer, Stages, take_rows
 
@@ -42,6 +47,9 @@ milliseconds."""
 
 SAID_MAX = 20
 """Most sentences about failing detectors; all votes that are missing are counted. Chosen."""
+
+NOT_KEPT = "its answer was not kept"
+"""Why a vote is missing in a replay of a round in which nobody was asked elsewhere."""
 
 REASON_CHARS_MAX = 200
 """Longest reason; chosen: a line."""
@@ -88,6 +96,14 @@ class _Task:
     known: dict[str, Missed]
     hung: Callable[[str], str]
     bundle: str = ""
+    far: frozenset[str] = frozenset()
+    """Detectors that are asked elsewhere."""
+    kept: Callable[[str], Answer | None] = lambda _: None
+    """What such a one answered when the round was scored before."""
+    asks_far: bool = True
+    """Whether they are asked where nothing is kept: not in a replay."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """What they have answered now."""
     missed: dict[str, Missed] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
     at: tuple[str, float] | None = None
@@ -100,6 +116,13 @@ class _Task:
         self.asked.add(name)
         out = np.full(len(features), np.nan)
         known = self.known.get(name)
+        if name in self.far and known is None:
+            kept = self.kept(name)
+            if kept is not None and np.array_equal(kept.rows, rows):
+                return kept.values
+            if not self.asks_far:
+                self.missed[name] = Missed(None, NOT_KEPT)
+                return out
         why = "" if known is not None else self.hung(name)
         if why:
             self.missed[name] = Missed(None, why)
@@ -119,7 +142,34 @@ class _Task:
             if known is not None and known.rows is not None:
                 failed = np.union1d(failed, known.rows)
             self.missed[name] = Missed(failed, why)
+        elif name in self.far and known is None:
+            self.answers[name] = Answer(rows, out)
         return out
+
+
+@dataclass(slots=True)
+class _Recalled:
+    """What was answered elsewhere about one event type of a round: kept before, or just now.
+
+    Parameters
+    ----------
+    log : of the lane
+    whose : round, event type, bundle
+    fresh : detector -> what it answered now, which is not kept yet
+    """
+
+    log: AnswerLog
+    whose: _Round
+    fresh: dict[str, Answer] = field(default_factory=dict)
+    kept: dict[str, Answer | None] = field(default_factory=dict)
+
+    def __call__(self, detector: str) -> Answer | None:
+        """A detector's answer; None where there is none yet."""
+        if detector in self.fresh:
+            return self.fresh[detector]
+        if detector not in self.kept:
+            self.kept[detector] = self.log.take((*self.whose, detector))
+        return self.kept[detector]
 
 
 class _Abandoned(Exception):
@@ -137,6 +187,7 @@ class Ballots:
     patience_s : longest wait for a detector's answer; 0 waits for ever
     say : takes a sentence when a detector begins to fail
     replaying : a replay does without the votes that were missing then, and notes nothing
+    fence : called before a note is written; raises where another flow has the folder now
     """
 
     def __init__(
@@ -146,14 +197,16 @@ class Ballots:
         patience_s: float,
         say: Callable[[str], None],
         replaying: bool = False,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
-        self._replaying = replaying
+        self._replaying, self._fence = replaying, fence
         self._state_dir, self._after_round = state_dir, after_round
         self._patience_s, self._say = 0.0 if replaying else patience_s, say
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
         self._notes: dict[int, RoundNotes] = {}
         self._known: dict[int, dict[_Round, dict[str, Missed]]] = {}
+        self._answers: dict[int, AnswerLog] = {}
         self._stuck: dict[tuple[str, str], tuple[_Task, int]] = {}
         self._failing: set[tuple[str, str]] = set()
         self._said = 0
@@ -182,22 +235,33 @@ class Ballots:
         StateError : a missing vote could not be noted
         """
         known = self._open(lane)
+        answers: dict[Whose, tuple[Answer, int]] = {}
         begun: dict[str, tuple[_Task, Future[ScoreMatrix]]] = {}
+        recalled = {
+            name: _Recalled(self._answers[lane], (round_, name, bundle)) for name in features
+        }
         for name, matrix in features.items():
             noted = known.pop((round_, name, bundle), {})
-            begun[name] = self._begin(scorer, name, matrix, stages, noted, bundle)
+            kept = recalled[name]
+            begun[name] = self._begin(scorer, name, matrix, stages, noted, bundle, kept)
         found = {}
         for name, (task, future) in begun.items():
-            scores = None
+            kept, scores = recalled[name], None
             while scores is None:
                 scores = self._waited(task, future)
+                kept.fresh |= task.answers
                 if scores is None:
                     given_up = self._give_up(task, round_)
                     task, future = self._begin(
-                        scorer, name, features[name], stages, given_up, bundle
+                        scorer, name, features[name], stages, given_up, bundle, kept
                     )
             self._note(lane, round_, task, len(features[name]))
+            for detector, answer in kept.fresh.items():
+                answers[round_, name, bundle, detector] = answer, len(features[name])
             found[name] = scores, task.known | task.missed
+        if answers:
+            self._fence()
+            self._answers[lane].append(answers)
         return found
 
     def noted(self, lane: int) -> frozenset[int]:
@@ -209,7 +273,10 @@ class Ballots:
     ) -> ScoreMatrix:
         """Scores of rows that are only compared; what a detector raises on has none of it."""
         event = features.event_type
-        task = _Task(event, {}, lambda name: self._hung(event, _named(name, bundle)))
+        far = scorer.far(event)
+        # Nobody is asked elsewhere about rows that are only compared: a replay could not.
+        hung = lambda name: self._hung(event, _named(name, bundle))  # noqa: E731
+        task = _Task(event, {}, hung, bundle, far, asks_far=False)
         return scorer.score(features, stages, ask=task.ask)
 
     def close(self) -> None:
@@ -219,6 +286,8 @@ class Ballots:
         self._threads = 0
         for notes in self._notes.values():
             notes.close()
+        for log in self._answers.values():
+            log.close()
 
     # -- threads ----------------------------------------------------------------------------------
 
@@ -230,10 +299,11 @@ class Ballots:
         stages: Stages,
         known: dict[str, Missed],
         bundle: str,
+        kept: Callable[[str], Answer | None],
     ) -> tuple[_Task, Future[ScoreMatrix]]:
         """Have an event type scored by a thread."""
         hung = lambda detector: self._hung(name, _named(detector, bundle))  # noqa: E731
-        task = _Task(name, known, hung, bundle)
+        task = _Task(name, known, hung, bundle, scorer.far(name), kept, not self._replaying)
         future: Future[ScoreMatrix] = Future()
 
         def work() -> None:
@@ -296,11 +366,15 @@ class Ballots:
     def _open(self, lane: int) -> dict[_Round, dict[str, Missed]]:
         """What is noted of a lane's rounds since the manifest, read once."""
         if lane not in self._known:
-            path = journal_folder(self._state_dir, lane) / MISSED_FILE
+            folder = journal_folder(self._state_dir, lane)
+            self._answers[lane] = AnswerLog(folder, self._after_round())
+            path = folder / MISSED_FILE
             self._notes[lane] = RoundNotes(path)
             known: dict[_Round, dict[str, Missed]] = {}
             for note in read_notes(path, self._after_round()):
                 rows = None if note["rows"] is None else np.array(note["rows"], np.intp)
+                if rows is not None and note.get("span"):
+                    rows = np.arange(rows[0], rows[1])
                 whose = note["round"], note["event_type"], note.get("bundle", "")
                 votes = known.setdefault(whose, {})
                 votes[note["detector"]] = Missed(rows, note["why"], noted=True)
@@ -313,10 +387,10 @@ class Ballots:
         fresh = {name: missed for name, missed in known.items() if not missed.noted}
         if fresh and not self._replaying:
             whose = {"bundle": task.bundle} if task.bundle else {}
+            self._fence()
             self._notes[lane].append([
                 {"round": round_, "event_type": task.event_type, "detector": name,
-                 "why": missed.why,
-                 "rows": None if missed.rows is None else missed.rows.tolist(), **whose}
+                 "why": missed.why, **_rows_noted(missed.rows), **whose}
                 for name, missed in sorted(fresh.items())
             ])  # fmt: skip
         named = {_named(name, task.bundle): missed for name, missed in known.items()}
@@ -333,6 +407,14 @@ class Ballots:
         ours = {_named(name, task.bundle) for name in task.asked}
         self._failing -= {(task.event_type, name) for name in ours}
         self._failing |= {(task.event_type, name) for name in named}
+
+
+def _rows_noted(rows: Rows | None) -> dict[str, Any]:
+    """Rows as a note has them: where they follow each other, as most do of a model that gives no
+    answer at all, the first and the one after the last."""
+    if rows is None or len(rows) < 3 or rows[-1] - rows[0] + 1 != len(rows):
+        return {"rows": None if rows is None else rows.tolist()}
+    return {"rows": [int(rows[0]), int(rows[-1]) + 1], "span": True}
 
 
 def _tried(raw: Raw, features: FeatureMatrix, at: Rows, out: Float64) -> tuple[Rows, str]:
@@ -363,6 +445,10 @@ def _tried(raw: Raw, features: FeatureMatrix, at: Rows, out: Float64) -> tuple[R
             if answer.shape != part.shape:
                 raise ShapeError(f"{answer.shape} numbers for {len(part)} rows")
             out[at[part]] = answer
+        except AnswerError as error:
+            # About no row: asking for fewer would only ask more often.
+            why = why or str(error)
+            failed.append(part)
         except Exception as error:  # whatever a detector may raise
             why = why or f"{type(error).__name__}: {error}"
             if len(part) > 1:

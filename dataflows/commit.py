@@ -23,6 +23,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.currencies import base_of
 from dataflows.digests import header_of, open_certificate, record_of
+from dataflows.recalibration import AutoRecalibration
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.bases import keep_base
@@ -115,6 +116,7 @@ class _Snapshot:
     logs: dict[str, int]
     last: bool
     cut_time_us: int
+    recalibration: dict[str, Any]
 
 
 class Commit(StatefulSinkPartition[Any, int]):
@@ -140,7 +142,9 @@ class Commit(StatefulSinkPartition[Any, int]):
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
         self._bundles = Control.of(manifest.control).bundles
-        self._rollback = AutoRollback(settings, context.telemetry.say)
+        say = context.telemetry.say
+        self._rollback = AutoRollback(settings, say)
+        self._recalibration = AutoRecalibration(settings, say, manifest.recalibration)
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
@@ -164,6 +168,7 @@ class Commit(StatefulSinkPartition[Any, int]):
     def _deliver(self, round_: int, outs: list[RoundOut], last: bool) -> None:
         """Write what a whole round decided, then count it."""
         begun = time.perf_counter()
+        self._context.fence()
         letters = [letter for out in outs for letter in out.rejects]
         if letters:
             self._letters.write(letters)
@@ -192,6 +197,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._round = round_
         self._count_bundles(outs)
         self._rollback.look(outs[0].cut_time_us, outs)
+        self._recalibration.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
         telemetry = self._context.telemetry
@@ -206,8 +212,9 @@ class Commit(StatefulSinkPartition[Any, int]):
                 if position is not None:
                     logs[sink.name] = position()
             self._snapshots[round_] = _Snapshot(
-                dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us
-            )
+                dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us,
+                self._recalibration.kept(),
+            )  # fmt: skip
 
     def _count_bundles(self, outs: list[RoundOut]) -> None:
         """Count what bundles beside each other said; where others score now, begin anew."""
@@ -254,6 +261,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 snapshot.logs,
                 currency=base_of(settings),
                 token=self._token,
+                recalibration=snapshot.recalibration,
             )
             # As far apart as two bases of state.
             hold_rounds = (settings.deltas_max + 1) * settings.snapshot_rounds

@@ -25,6 +25,7 @@ from dataflows.ballots import Ballots
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
+from dataflows.elsewhere import Remotes
 from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
 from dataflows.settings import Settings
@@ -190,6 +191,10 @@ class Context:
     """Set in a replay: nothing is saved, sent or told, only computed."""
     shelf: Shelf = field(init=False)
     """The bundles that control records name, and which of them scores when."""
+    remotes: Remotes | None = None
+    """Who is asked elsewhere; in a replay nobody is."""
+    _watched: Lease | None = None
+    """The lease that the first process holds, as another process of the cluster looks at it."""
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -203,6 +208,7 @@ class Context:
             self.scorer,
             self.settings.bundle,
             fixed=replaying is not None and replaying.base_alone,
+            placed=None if self.remotes is None else partial(self.remotes.placed, own=False),
         )
         self.ballots = Ballots(
             self.settings.state_dir,
@@ -210,8 +216,11 @@ class Context:
             self.settings.detector_timeout_s,
             self.telemetry.say,
             replaying=self.replaying is not None,
+            fence=self.fence,
         )
         self.telemetry.missed_votes = self.ballots.missed
+        if self.remotes is not None:
+            self.telemetry.asked_elsewhere = self.remotes.report
         self.store_columns = {}
         for (name, entity), features in self.catalog.views().items():
             names = self.catalog.names(name)
@@ -223,8 +232,23 @@ class Context:
         self.writing.shutdown()
         self.ballots.close()
         self.shelf.close()
+        if self.remotes is not None:
+            self.remotes.close()
         for lane in self.opened:
             lane.close()
+
+    def fence(self) -> None:
+        """To be called before anything is written in the state folder between two manifests.
+
+        Raises
+        ------
+        StateError : another flow has taken the folder over
+        """
+        lease = self.lease or self._watched
+        if lease is None and self.replaying is None and self.manifest.token:
+            lease = self._watched = Lease(self.settings.state_dir, self.manifest.token, held=False)
+        if lease is not None:
+            lease.check()
 
     def told_of_growth(self) -> None:
         """Tell what the restored state of another catalogue did not know."""
@@ -502,10 +526,12 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         for name in unknown
     ]
     cat = catalog()
+    remotes = Remotes(settings, telemetry.say)
     scorer: Scorer | None = None
     no_bundle: BundleError | None = None
     try:
-        bundle = Bundle.load(settings.bundle, cat)
+        bundle = remotes.placed(Bundle.load(settings.bundle, cat))
+        remotes.begin()
         voting = None if settings.voting is None else Voting.load(settings.voting)
         scorer = Scorer(bundle, settings.detectors, voting)
     except ConfigError as error:
@@ -538,8 +564,9 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     book = None if manifest is None else RateBook(settings, telemetry.say)
     stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(
-        settings, cat, scorer, manifest, telemetry, store, book, lease, stop, restored=restored
-    )
+        settings, cat, scorer, manifest, telemetry, store, book, lease, stop,
+        restored=restored, remotes=remotes,
+    )  # fmt: skip
     context.told_of_growth()
     if manifest is not None:
         # What is in force loads before the first round; bundles that come later, beside the flow.
@@ -634,6 +661,7 @@ def open_journal(context: Context, lane: int) -> RoundJournal:
             lambda: oldest_round(settings.state_dir),
             lambda: _replayed_from(settings),
             synced=settings.journal_topic is None,
+            fence=context.fence,
         )
 
     if settings.journal_topic is None:

@@ -14,6 +14,7 @@ import polars as pl
 
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
+from dataflows.elsewhere import Remotes
 from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.files import FileReader, truth_names
@@ -33,9 +34,12 @@ from models.absences import SilenceTally
 from models.analysis import Analysis, Judged, analyse, group_losses
 from models.base import Decisions, ScoreMatrix, TrainingSet
 from models.bundle import Bundle
+from models.calibration import score_of
+from models.costs import Costs, Held, amounts, choose, curve_report
+from models.coverage import coverage_of
 from models.evaluate import Tally
 from models.scoring import Scorer, take_rows
-from models.voting import Voting
+from models.voting import ENSEMBLE, Voting
 
 __all__ = ["Deep", "evaluate_files", "evaluate_simulated", "load_warm"]
 
@@ -56,10 +60,10 @@ class Deep:
 
     Parameters
     ----------
-    costs : of a missed anomaly, of a false alarm
+    costs : of mistakes
     """
 
-    def __init__(self, costs: tuple[float, float] = (100.0, 1.0)) -> None:
+    def __init__(self, costs: Costs = Costs(100.0, 1.0)) -> None:  # noqa: B008, it is frozen
         self._costs = costs
         self._parts: list[Judged] = []
         self._ids: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
@@ -94,6 +98,7 @@ class Deep:
             entity,
             batch.time_us,
             np.ones(n),
+            amounts(features),
         )
         ids = hash_strings(batch.frame["event_id"])
         self._keep(rows, ids)
@@ -135,6 +140,32 @@ class Deep:
             )
             self._samples.setdefault(batch.event_type, []).append(rows)
 
+    def voting(self, share: float, costs: Costs | None) -> tuple[Voting, dict[str, Any]]:
+        """The rules with thresholds fitted on what was kept, and what there is to say of them.
+
+        Of an event type with several anomaly types, or none of its events, rules stay as they are:
+        which of them an anomaly belongs to is not known.
+
+        Parameters
+        ----------
+        share : of false alarms
+        costs : of mistakes, in place of the share
+        """
+        scorer = self._scorer
+        if not self._parts or scorer is None:
+            raise ConfigError("--fit-voting: there is nothing to fit thresholds on")
+        rows = Judged.join(self._parts)
+        rules, told = dict(scorer.voting.anomaly_types), {}
+        for event in scorer.bundle.models:
+            at = np.flatnonzero(rows.event_type == event_code(event))
+            mine = scorer.voting.of(event)
+            if len(at) and len(mine) == 1:
+                held = _held(rows.take(at, rows.weight[at]), scorer.detectors)
+                choice = choose(mine[0], held, share, costs)
+                rules[mine[0].name] = choice.rule
+                told[event] = curve_report(choice, costs)
+        return Voting(rules), told
+
     def analysis(self) -> Analysis:
         """Everything that can be said of what was kept."""
         scorer = self._scorer
@@ -142,11 +173,38 @@ class Deep:
             return Analysis({}, {})
         rows = Judged.join(self._parts)
         found = analyse(rows, scorer.detectors, self._names, self._costs, SEED)
+        found.report["coverage"] = _coverage(rows, scorer)
         samples = {name: _one(parts) for name, parts in self._samples.items()}
         samples = {name: one for name, one in samples.items() if name in scorer.bundle.models}
-        if found.report and samples and any((one.label == 1).any() for one in samples.values()):
+        if found.curves and samples and any((one.label == 1).any() for one in samples.values()):
             found.report["feature_groups"] = group_losses(catalog(), scorer, samples, SEED)
         return found
+
+
+def _held(rows: Judged, detectors: tuple[str, ...]) -> Held:
+    """Judged rows of one event type, to set thresholds on."""
+    odd = np.asarray(rows.truth > 0)
+    often = float(rows.weight[odd].sum()) / max(float(rows.weight[~odd].sum()), 1.0)
+    amount = np.full(len(rows), np.nan) if rows.amount is None else rows.amount
+    return Held(detectors, score_of(rows.surprise), rows.score, odd, amount, often)
+
+
+def _coverage(rows: Judged, scorer: Scorer) -> dict[str, Any]:
+    """Shares of genuine events that were asked for and got; of rules in a file of their own it is
+    not known what was asked."""
+    asked = scorer.bundle.metrics.get("asked", {})
+    if scorer.voting is not scorer.bundle.voting:
+        asked = {name: {"scores": one["scores"]} for name, one in asked.items()}
+    at = np.flatnonzero(rows.truth == 0)
+    genuine = rows.take(at, rows.weight[at])
+    with np.errstate(divide="ignore"):
+        voted = -np.log10(1.0 - genuine.score)
+    surprise = {name: genuine.surprise[:, i] for i, name in enumerate(scorer.detectors)}
+    types = {event_code(name): name for name in scorer.bundle.models}
+    return coverage_of(
+        genuine.event_type, surprise | {ENSEMBLE: voted}, genuine.flagged, genuine.entity,
+        genuine.time_us, genuine.weight, types, asked, SEED,
+    )  # fmt: skip
 
 
 def _one(parts: list[TrainingSet]) -> TrainingSet:
@@ -260,7 +318,7 @@ def evaluate_simulated(
 
 def _scorer(settings: Settings, cat: Catalog) -> Scorer:
     """The models and rules of the settings."""
-    bundle = Bundle.load(settings.bundle, cat)
+    bundle = Remotes(settings, patient=True).placed(Bundle.load(settings.bundle, cat))
     voting = None if settings.voting is None else Voting.load(settings.voting)
     return Scorer(bundle, settings.detectors, voting)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
 from dataflows.observe.live import console_for
 from dataflows.report import write_text
+from dataflows.voting_report import voting_sections
 from models.analysis import FPR_SHOWN, Analysis
 from models.decisions.reasons import number_text
 from models.evaluate import Curve
@@ -33,9 +34,11 @@ _CURVE_POINTS_MAX = 600
 
 def print_analysis(report: Mapping[str, Any], out: IO[str]) -> None:
     """Rankings with their intervals, what each detector adds, and what it costs."""
+    console = console_for(out, _PLAIN_COLUMNS)
+    for line in _coverage_lines(report.get("coverage", {})):
+        console.print(line)
     if not report.get("ranking"):
         return
-    console = console_for(out, _PLAIN_COLUMNS)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     shown.add_column("ranking by")
     for title in ("average precision", "area under ROC", "recall at 0.3 % false positives"):
@@ -56,6 +59,25 @@ def print_analysis(report: Mapping[str, Any], out: IO[str]) -> None:
     if report["adds_nothing"]:
         nothing = ", ".join(map(_words, report["adds_nothing"]))
         console.print(f"Adds nothing that chance does not explain: {nothing}")
+
+
+def _coverage_lines(found: Mapping[str, Any]) -> list[str]:
+    """What share of the genuine events was asked for, and what share was got."""
+    if not found:
+        return []
+    lines = [f"the vote's scores: {_asked(found['scores'][ENSEMBLE][1])}"]
+    if "rule" in found:
+        lines.insert(0, f"false alarms by the rules: {_asked(found['rule'])}")
+    return ["", *lines]
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """Asked and got in words."""
+    kept = "as asked" if row["holds"] else "NOT as asked"
+    return (
+        f"asked {100 * row['asked']:.3g} %, got {100 * row['got']:.3f} %"
+        f" [{100 * row['low']:.3f}, {100 * row['high']:.3f}], {kept}"
+    )
 
 
 def _words(name: str) -> str:
@@ -97,7 +119,8 @@ def evaluation_html(report: Mapping[str, Any], analysis: Analysis) -> str:
     ]
     if not analysis.curves:
         note = "Neither curves nor intervals: there are no anomalous events, or no genuine ones."
-        return page("How well it finds", about, [cards(numbers), section("Curves", note, "")])
+        parts = [cards(numbers), section("Curves", note, ""), *_coverage_section(report)]
+        return page("How well it finds", about, parts)
     ranking = report["ranking"]
     numbers.append((f"{ranking[ENSEMBLE]['average_precision']:.3f}", "average precision"))
     best = max((n for n in ranking if n != ENSEMBLE), default="",
@@ -112,10 +135,12 @@ def evaluation_html(report: Mapping[str, Any], analysis: Analysis) -> str:
             cards(numbers),
             _curves_section(analysis.curves, whole),
             _rankings_section(report),
+            *_coverage_section(report),
             _attacks_section(report),
             _adds_section(report),
             _delay_section(report),
-            _cost_section(report, analysis.curves[ENSEMBLE]),
+            _cost_section(report, analysis.worth or analysis.curves[ENSEMBLE]),
+            *voting_sections(report.get("voting", {})),
         ],
     )
 
@@ -199,6 +224,35 @@ def _rankings_section(report: Mapping[str, Any]) -> str:
                    table(header, rows, (1, 2, 3)))  # fmt: skip
 
 
+def _coverage_section(report: Mapping[str, Any]) -> list[str]:
+    """Shares of genuine events that were asked for, beside those that were got."""
+    found = report.get("coverage", {})
+    if not found:
+        return []
+    rows = []
+    for title, part in {"all": found, **found["by_event_type"]}.items():
+        lines = [("rules", part["rule"])] if "rule" in part else []
+        lines += [("score of the vote", line) for line in part["scores"][ENSEMBLE]]
+        if part is found:
+            named = {n: lines for n, lines in part["scores"].items() if n != ENSEMBLE}
+            lines += [(f"score of {_words(n)}", line) for n, some in named.items() for line in some]
+        rows += [
+            [
+                _words(title), what, f"{100 * line['asked']:.3g} %", _per_cent(line["got"], 3),
+                f"{_per_cent(line['low'], 3)} to {_per_cent(line['high'], 3)}",
+                "yes" if line["holds"] else "no",
+            ]
+            for what, line in lines
+        ]  # fmt: skip
+    header = ("events", "what", "asked", "got", "95 % of the draws", "as asked")
+    note = (
+        f"Of the genuine events, {found['entities']:,} entities on {found['days']:,} days: the"
+        " share that a threshold or a score was to be reached by, and the share that reached it."
+        " The interval is of other entities and days, and of other rows to fit on."
+    )
+    return [section("Asked and got", note, table(header, rows, (2, 3, 4)))]
+
+
 def _attacks_section(report: Mapping[str, Any]) -> str:
     """Recall of each attack by each detector, all at the same false positives."""
     found = report["recall_by_attack"]
@@ -269,10 +323,8 @@ def _delay_section(report: Mapping[str, Any]) -> str:
 def _cost_section(report: Mapping[str, Any], curve: Curve) -> str:
     """What misses and false alarms cost, by how many false alarms are taken."""
     cost = report["cost"]
-    missed = cost["anomalous_events"] * (1.0 - curve.recall)
-    total = (
-        cost["of_a_miss"] * missed + cost["of_a_false_alarm"] * cost["genuine_events"] * curve.fpr
-    )
+    missed = cost["without_alerts"] * (1.0 - curve.recall)
+    total = missed + cost["of_a_false_alarm"] * cost["genuine_events"] * curve.fpr
     fpr = np.log10(np.maximum(curve.fpr, _FPR_LEAST))
     at = np.flatnonzero(np.append(np.diff(fpr) > 0.0, True))
     best = np.array([[math.log10(max(cost["best_fpr"], _FPR_LEAST)), cost["at_best"]]])
@@ -288,7 +340,8 @@ def _cost_section(report: Mapping[str, Any], curve: Curve) -> str:
         ["without any alert", f"{cost['without_alerts']:,.0f}"],
     ]
     note = (
-        f"A missed event costs {cost['of_a_miss']:g}, a false alarm {cost['of_a_false_alarm']:g}"
-        " (--cost-miss, --cost-alarm)."
+        f"A missed event costs {cost['of_a_miss']:g}"
+        + (" times its amount" if cost["by_amount"] else "")
+        + f", a false alarm {cost['of_a_false_alarm']:g} (--cost-miss, --cost-alarm)."
     )
     return section("What it costs", note, grid([drawn, table(("", "cost"), rows, (1,))]))

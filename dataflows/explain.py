@@ -38,6 +38,7 @@ from features.events import event_type, made_types
 from features.keys import group_of, hash_columns
 from models.bundle import Bundle
 from models.decisions.reasons import every_feature
+from models.recalibration import shifted
 from models.voting import ENSEMBLE
 
 __all__ = ["EVENTS_MAX", "explain", "find_alert"]
@@ -265,12 +266,13 @@ def _vote(witness: _Witness) -> dict[str, Any]:
     mine = _opinion(witness)
     rule = mine.seat.scorer.voting.anomaly_types[name]
     changed: Mapping[tuple[str, str], float] = {} if control is None else control.thresholds
+    shift = 0.0 if control is None else control.shift(name, mine.seat.bundle)
     place = mine.decisions.anomaly_types.index(name)
     score = float(mine.decisions.score[witness.row, place])
     return {
         "anomaly_type": name,
         "score": score,
-        "threshold": changed.get((name, ENSEMBLE), rule.ensemble),
+        "threshold": shifted(changed.get((name, ENSEMBLE), rule.ensemble), shift),
         "votes_needed": rule.votes_needed,
         "severity": rule.severity,
         "action": rule.action,

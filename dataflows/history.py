@@ -83,6 +83,7 @@ class Collector:
         self._share = share
         self._labels = labels
         self._kept: dict[str, _Kept] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
         self.known = False
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
@@ -102,7 +103,12 @@ class Collector:
         if isinstance(self._share, Mapping):
             share = self._share.get(batch.event_type, 1.0)  # of absences there are few: all
         sampled = (ids % np.uint64(1_000_000)) < np.uint64(round(share * 1e6))
-        rows = np.flatnonzero((sampled | (attack > 0)) & (batch.time_us >= self._from_us))
+        taken = batch.time_us >= self._from_us
+        odd = int(np.count_nonzero(taken & (attack > 0)))
+        genuine, before = self._seen.get(batch.event_type, (0, 0))
+        genuine += int(np.count_nonzero(taken)) - odd
+        self._seen[batch.event_type] = genuine, before + odd
+        rows = np.flatnonzero((sampled | (attack > 0)) & taken)
         if not len(rows):
             return
         kept = self._kept.setdefault(batch.event_type, _Kept())
@@ -116,6 +122,10 @@ class Collector:
         kept.label.append(
             (attack[rows] > 0).astype(np.int8) if known else np.full(len(rows), -1, np.int8)
         )
+
+    def odd_per_genuine(self) -> dict[str, float]:
+        """Known anomalies on each other event of the stream, by event type."""
+        return {name: odd / max(genuine, 1) for name, (genuine, odd) in self._seen.items()}
 
     def sets(self) -> dict[str, TrainingSet]:
         """Training rows by event type, in time order."""
@@ -164,6 +174,7 @@ class Pass:
     rates : table of exchange rates it was run with; None where nothing was converted
     unpriced, old_rate : currency -> events of a currency, or a day, that the table of exchange
         rates does not know
+    odd_per_genuine : event type -> known anomalies on each other event, where that was counted
     """
 
     engine: OfflineEngine
@@ -177,6 +188,7 @@ class Pass:
     rates: Rates | None = None
     unpriced: Mapping[str, int] = field(default_factory=dict)
     old_rate: Mapping[str, int] = field(default_factory=dict)
+    odd_per_genuine: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_history(

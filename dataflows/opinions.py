@@ -7,7 +7,7 @@ beside the live one would have said is counted, so that one knows before it is p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.corrections import Corrected
 from dataflows.shelf import Seat, owners
-from features.batch import EventBatch, FeatureMatrix, Int64
+from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.events import event_type
 from features.keys import UInt64, hash_columns
 from models.base import Decisions, ScoreMatrix
@@ -32,7 +32,10 @@ __all__ = [
     "opinions",
     "opinions_again",
     "owned",
+    "shifts_of",
 ]
+
+_NONE: Float64 = np.zeros(0)
 
 ScoredBy = tuple[Seat, ScoreMatrix, Mapping[str, Missed], Decisions | None]
 """A bundle of the line-up, its scores of the rows of a round, its missing votes, and its votes
@@ -49,6 +52,8 @@ class Opinion:
     scores, decisions : of n rows
     missed : detector -> votes that are missing, by rows of the whole round
     decides : bool (n,), rows on which its word counts
+    margins : anomaly type -> float64 (n,), see `models.recalibration`; of rules that follow live
+        traffic, by the live bundle
     """
 
     seat: Seat
@@ -56,6 +61,7 @@ class Opinion:
     decisions: Decisions
     missed: Mapping[str, Missed]
     decides: npt.NDArray[np.bool_]
+    margins: Mapping[str, Float64] = field(default_factory=dict)
 
     @property
     def flagged(self) -> npt.NDArray[np.bool_]:
@@ -120,11 +126,18 @@ def opinions(
     found = []
     for place, (seat, scores, missed, decisions) in enumerate(scored):
         if len(rows) < len(scores):
-            scores = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
-            decisions = None
+            scores, decisions = scores.take(rows), None
+        margins: dict[str, Float64] = {}
         if decisions is None:
-            decisions = seat.scorer.decide(scores, control.thresholds, control.stages, entity)
-        found.append(Opinion(seat, scores, decisions, missed, owner == place))
+            # Those of rules on other event types stay empty.
+            margins = dict.fromkeys(control.followed, _NONE) if not place else {}
+            shifts = shifts_of(control, seat)
+            decisions = seat.scorer.decide(
+                scores, control.thresholds, control.stages, entity, shifts, margins
+            )
+            names = decisions.anomaly_types
+            margins = {name: margins[name] for name in names if name in margins}
+        found.append(Opinion(seat, scores, decisions, missed, owner == place, margins))
     return tuple(found)
 
 
@@ -147,7 +160,9 @@ def opinions_again(
         if seat.stage == "shadow":
             continue
         scores = context.ballots.plainly(seat.scorer, features, control.stages, seat.name)
-        made = seat.scorer.decide(scores, control.thresholds, control.stages, entity)
+        made = seat.scorer.decide(
+            scores, control.thresholds, control.stages, entity, shifts_of(control, seat)
+        )
         decides = np.ones(len(features), np.bool_) if owner is None else owner == place
         found.append(Opinion(seat, scores, made, {}, decides))
     return found
@@ -181,6 +196,11 @@ def besides(found: tuple[Opinion, ...]) -> tuple[Beside, ...]:
             )
         )
     return tuple(told)
+
+
+def shifts_of(control: Control, seat: Seat) -> dict[str, float]:
+    """By how much the thresholds of a bundle have risen, of its anomaly types that are shifted."""
+    return {name: control.shift(name, seat.bundle) for name in control.shifts}
 
 
 def _entities(batch: EventBatch, control: Control, lineup: tuple[Seat, ...]) -> UInt64 | None:

@@ -25,6 +25,7 @@ from dataflows.commit import COMMIT_KEY, Store
 from dataflows.context import Context, Replaying, lanes_of, open_reader, withheld_of
 from dataflows.currencies import RateBook
 from dataflows.detect import scored_rounds
+from dataflows.elsewhere import Remotes
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows
@@ -170,7 +171,8 @@ def _scorer(
 ) -> Scorer:
     """The models and rules of then; see `replay_context`."""
     try:
-        bundle = Bundle.load(settings.bundle, cat)
+        # Nobody is asked in a replay; who was asked then must not be computed here.
+        bundle = Remotes(settings).placed(Bundle.load(settings.bundle, cat))
     except BundleError as error:
         raise BundleError(
             f"{error}; a replay scores with the models of then: --set bundle=FOLDER names a copy"

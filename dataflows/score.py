@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from dataflows.opinions import (
     opinions,
     opinions_again,
     owned,
+    shifts_of,
 )
 from dataflows.poison import culprits, letters, told
 from dataflows.shelf import Seat
@@ -40,6 +41,7 @@ from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle
 from models.decisions.reasons import REASONS_MAX, number_text, reasons
+from models.recalibration import Spread, spread_of
 from models.scoring import take_rows
 
 __all__ = [
@@ -155,6 +157,7 @@ class RoundOut:
     batches: dict[str, EventBatch] | None = None
     features: dict[str, FeatureMatrix] | None = None
     beside: tuple[Beside, ...] = ()
+    spreads: tuple[Spread, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,7 @@ def _alike(context: Context, one: Featured, other: Featured, noted: frozenset[in
         lineups[0] == lineups[1]
         and one.control.stages == other.control.stages
         and one.control.thresholds == other.control.thresholds
+        and one.control.shifts == other.control.shifts
         and not noted & {one.round, other.round}
     )
 
@@ -239,7 +243,8 @@ def _asked(
             whole[name] = stack([item.features[name] for item in run if name in item.features])
     control = run[0].control
     lineup = context.shelf.lineup(control)
-    alone = has_canary(control, lineup)
+    # Where votes depend on entities, or margins are to be told, each round is decided by itself.
+    alone = has_canary(control, lineup) or bool(control.followed)
     asked: list[dict[Seat, dict[str, _Said]]] = [{} for _ in run]
     for seat in lineup:
         made = context.ballots.scored(
@@ -248,7 +253,9 @@ def _asked(
         if any(missed for _, missed in made.values()):
             return None
         votes = {
-            name: seat.scorer.decide(scores, control.thresholds, control.stages)
+            name: seat.scorer.decide(
+                scores, control.thresholds, control.stages, shifts=shifts_of(control, seat)
+            )
             for name, (scores, _) in (() if alone else made.items())
         }
         at = dict.fromkeys(whole, 0)
@@ -258,7 +265,7 @@ def _asked(
                 rows = slice(at[name], at[name] + len(matrix))
                 at[name] = rows.stop
                 scores, votes_now = made[name][0], votes.get(name)
-                mine = replace(scores, scores=scores.scores[rows], surprise=scores.surprise[rows])
+                mine = scores.take(rows)
                 if votes_now is not None:
                     votes_now = _some(votes_now, rows)
                 found[seat][name] = mine, {}, votes_now
@@ -337,6 +344,7 @@ def score_round(
         tuple(seen),
         None if context.replaying is None else item.batches,
         beside=_counted(judged, taken_s),
+        spreads=_spreads(found.opinions[0] for found in judged.values()),
     )
     if context.store is not None:
         begun = time.perf_counter()
@@ -354,6 +362,20 @@ def _counted(judged: Mapping[str, _Judged], taken_s: Mapping[Seat, float]) -> tu
         for one in besides(found.opinions):
             beside[one.bundle] = one + beside[one.bundle]
     return tuple(beside.values())
+
+
+def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
+    """Margins of the round's events, by rule that follows live traffic."""
+    return tuple(
+        spread_of(
+            name,
+            opinion.seat.bundle,
+            margins,
+            opinion.decisions.flagged[:, opinion.decisions.anomaly_types.index(name)],
+        )
+        for opinion in live
+        for name, margins in opinion.margins.items()
+    )
 
 
 def pass_round(item: Featured) -> RoundOut:

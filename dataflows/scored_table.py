@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from dataflows.arrivals import Arrivals
+from dataflows.elsewhere import Remotes
 from dataflows.entry import faults_of
 from dataflows.evaluation import load_warm
 from dataflows.history import Pass, run_history
@@ -145,7 +146,7 @@ def _opened(settings: Settings, cat: Catalog) -> tuple[Scorer, FileReader]:
     faults: list[str] = []
     scorer = files = None
     try:
-        bundle = Bundle.load(settings.bundle, cat)
+        bundle = Remotes(settings, patient=True).placed(Bundle.load(settings.bundle, cat))
         voting = None if settings.voting is None else Voting.load(settings.voting)
         scorer = Scorer(bundle, settings.detectors, voting)
     except WaxwingError as error:

@@ -277,6 +277,31 @@ class Settings(BaseSettings):
     voting: Path | None = Field(
         None, description="voting rules (TOML) in place of the bundle's own voting.toml"
     )
+    false_alarm_share: float = Field(
+        0.0018,
+        ge=1e-6,
+        le=0.5,
+        description="share of the genuine events that training lets each detector, and the vote,"
+        " flag",
+    )
+    cost_miss: float | None = Field(
+        None,
+        ge=0,
+        le=1e12,
+        description="what a missed anomaly costs; with cost_alarm, training takes the share of"
+        " false alarms that costs least, where events are labelled",
+    )
+    cost_alarm: float | None = Field(
+        None, ge=0, le=1e12, description="what a false alarm costs, in the unit of cost_miss"
+    )
+    cost_by_amount: bool = Field(
+        False, description="a missed payment costs cost_miss times its amount"
+    )
+    calibration_segments: dict[str, str] = Field(
+        {},
+        description="event type -> FEATURE:EDGE,... where training cuts its rows into segments that"
+        " have scales of their own, such as card_ever:30",
+    )
     control_file: Path | None = Field(
         None, description="control records (JSONL); none means control.jsonl in state_dir"
     )
@@ -305,6 +330,64 @@ class Settings(BaseSettings):
         ge=0,
         description="limit: time its scores of a round take, on average over twenty; for a shadow"
         " too, which alerts wait for; 0: none",
+    )
+
+    # -- models that are asked elsewhere ----------------------------------------------------------
+    remote_url: str | None = Field(
+        None,
+        description="server of the Open Inference Protocol v2 that detector `remote` and"
+        " remote_detectors ask: grpc://HOST:PORT, grpcs://, http:// or https://",
+    )
+    remote_detectors: list[str] = Field(
+        [],
+        description="detectors of the bundle that are asked there, of a server that has the same"
+        " bundle (`waxwing serve`); those of bundles that control records name are not",
+    )
+    remote_event_types: list[str] = Field(
+        [], description="event types whose rows are sent there; none: all"
+    )
+    remote_model: str = Field(
+        "{event_type}.{detector}", description="name of the model there, with these two filled in"
+    )
+    remote_features: str = Field(
+        "features", min_length=1, description="name of its input: rows x features"
+    )
+    remote_sequence: str = Field(
+        "sequence", description="name of its input of sequences; empty: none is sent"
+    )
+    remote_output: str = Field(
+        "raw",
+        description="name of its output, a number a row, higher is stranger; NAME[K]: column K of"
+        " several",
+    )
+    remote_datatype: Literal["FP64", "FP32"] = Field(
+        "FP64", description="datatype in which features are sent"
+    )
+    remote_bundle: str = Field(
+        "",
+        description="id of the bundle that must answer; empty: for remote_detectors the flow's own,"
+        " for detector `remote` any; any: any",
+    )
+    remote_timeout_s: float = Field(
+        1.0, gt=0, le=60, description="longest wait for an answer about a round, retries among it"
+    )
+    remote_retries_max: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="retries of a request that was cut off, not taken, or told to come later",
+    )
+    remote_rows_max: int = Field(
+        1_000, ge=1, le=50_000, description="most rows of a request, of 4 MB at most"
+    )
+    remote_requests_max: int = Field(
+        4, ge=1, le=64, description="most requests of a process on their way"
+    )
+    remote_faults_max: int = Field(
+        5, ge=1, le=1_000, description="faults in a row after which a model is left alone"
+    )
+    remote_rest_s: float = Field(
+        5.0, gt=0, le=3_600, description="time it is left alone, until one question tries it"
     )
 
     # -- simulator --------------------------------------------------------------------------------
@@ -453,10 +536,23 @@ class Settings(BaseSettings):
             raise ValueError("expected a code of ISO 4217, such as EUR")
         return value
 
-    @field_validator("event_types", "file_paths")
+    @field_validator("event_types", "file_paths", "remote_event_types")
     @classmethod
     def _event_types_exist(cls, value: Any) -> Any:
         _known(value, sorted(event_types()), "event type")
+        return value
+
+    @field_validator("calibration_segments")
+    @classmethod
+    def _segments_are_cuts(cls, value: dict[str, str]) -> dict[str, str]:
+        from models.segments import parse_cut
+
+        _known(value, sorted(event_types()), "event type")
+        for text in value.values():
+            try:
+                parse_cut(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("entity_ttl_h")
@@ -477,7 +573,32 @@ class Settings(BaseSettings):
             raise ValueError("expected at least one name")
         return value
 
-    @field_validator("detectors")
+    @field_validator("remote_url")
+    @classmethod
+    def _remote_url_is_an_address(cls, value: str | None) -> str | None:
+        scheme = re.fullmatch(r"(grpcs?|https?)://([^/@\s]+)(/[^@\s]*)?", value or "grpc://x")
+        if scheme is None or (scheme[1].startswith("grpc") and scheme[3]):
+            raise ValueError(
+                "expected grpc://HOST:PORT, grpcs://HOST:PORT, http://HOST:PORT or https://...,"
+                " with no user or password in it"
+            )
+        return value
+
+    @field_validator("remote_model")
+    @classmethod
+    def _remote_model_is_a_name(cls, value: str) -> str:
+        if not value or "{" in re.sub(r"\{(event_type|detector)\}", "", value):
+            raise ValueError("expected a name, in which {event_type} and {detector} are filled in")
+        return value
+
+    @field_validator("remote_output")
+    @classmethod
+    def _remote_output_is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[^\[\]]+(\[\d+\])?", value):
+            raise ValueError("expected NAME, or NAME[K] for column K")
+        return value
+
+    @field_validator("detectors", "remote_detectors")
     @classmethod
     def _detectors_exist(cls, value: list[str]) -> list[str]:
         shipped = cls.model_fields["detectors"].default
@@ -530,6 +651,17 @@ class Settings(BaseSettings):
                 'source = "file" needs file_paths, a table of event type -> file'
                 " (or `--data EVENT_TYPE=FILE`)"
             )
+        if self.remote_url is None and (self.remote_detectors or "remote" in self.detectors):
+            raise ValueError(
+                "remote_detectors and detector `remote` need remote_url, the server that is asked"
+            )
+        if 0.0 < self.detector_timeout_s <= self.remote_timeout_s and self.remote_url is not None:
+            raise ValueError(
+                f"remote_timeout_s {self.remote_timeout_s:g}: expected less than detector_timeout_s"
+                f" ({self.detector_timeout_s:g}), after which nobody waits for it"
+            )
+        if (self.cost_miss is None) != (self.cost_alarm is None):
+            raise ValueError("cost_miss and cost_alarm go together: set both, or neither")
         return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

@@ -115,14 +115,24 @@ def detectors_of(bundle: Bundle, base: Scorer) -> tuple[str, ...]:
     return tuple(name for name in bundle.detectors if name not in left_out | stand_in)
 
 
-def load_scorer(path: Path, cat: Catalog, base: Scorer) -> Scorer:
+def load_scorer(
+    path: Path,
+    cat: Catalog,
+    base: Scorer,
+    placed: Callable[[Bundle], Bundle] | None = None,
+) -> Scorer:
     """A warm scorer with a bundle from a folder, beside the one of the settings.
+
+    Parameters
+    ----------
+    placed : the bundle with the detectors that are asked elsewhere; None asks nobody
 
     Raises
     ------
     BundleError : it is damaged, of another catalogue or currency, or with a detector nobody knows
     """
     bundle = Bundle.load(path, cat)
+    bundle = bundle if placed is None else placed(bundle)
     made, wanted = (
         (b.training.get("currency") or {}).get("base", "") for b in (bundle, base.bundle)
     )
@@ -152,6 +162,7 @@ class Shelf:
     beside : one more bundle to score as a shadow in every round, for a comparison; no other is
         beside the live one then
     fixed : score with `base` alone, whatever control records say
+    placed : as of `load_scorer`
     """
 
     def __init__(
@@ -162,11 +173,13 @@ class Shelf:
         base_path: Path,
         beside: Scorer | None = None,
         fixed: bool = False,
+        placed: Callable[[Bundle], Bundle] | None = None,
     ) -> None:
         self.folder = shelf_folder(state_dir)
         self._base_path = base_path
         self._catalog, self._base = catalog, base
         self._beside, self._fixed = beside, fixed
+        self._placed = placed
         self._scorers: dict[str, Scorer] = {}
         self._lock = threading.RLock()
         self._asked: queue.SimpleQueue[tuple[Future[None], str, str | None] | None] | None = None
@@ -241,7 +254,9 @@ class Shelf:
                         f"bundle {bundle} is in force and gone from {self.folder}; copy it there"
                         " again (`waxwing model stage FOLDER shadow` does while the flow runs)"
                     )
-                self._scorers[bundle] = load_scorer(self.folder / bundle, self._catalog, self._base)
+                self._scorers[bundle] = load_scorer(
+                    self.folder / bundle, self._catalog, self._base, self._placed
+                )
             return self._scorers[bundle]
 
     def _copies(self) -> list[tuple[int, Path]]:
@@ -321,7 +336,7 @@ class Shelf:
                     " name its folder"
                 )
             self._copy(bundle, path, place)
-        scorer = load_scorer(place, self._catalog, self._base)
+        scorer = load_scorer(place, self._catalog, self._base, self._placed)
         with self._lock:
             self._scorers[bundle] = scorer
 

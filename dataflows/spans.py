@@ -366,7 +366,7 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
     def _in_force(self, back: Back, r: int) -> Control:
         """What is in force in a round."""
         for record in back.control[r]:
-            self._control = self._control.apply(record)
+            self._control = self._control.apply(record, back.cut_time_us[r])
         self._control = self._control.expire(back.cut_time_us[r])
         return self._control
 

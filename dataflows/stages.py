@@ -38,8 +38,8 @@ __all__ = [
 _LOOK_S = 0.05
 """How often the journal is looked at for a record. Chosen: half a round."""
 
-KINDS = ("stage", "bundle", "rollback")
-"""Control records that change who has a say."""
+KINDS = ("stage", "bundle", "rollback", "recalibrate", "shift", "freeze")
+"""Control records that change who has a say, or how much is asked of them."""
 
 CUTTING_S = 5.0
 """A journal that was written within this time belongs to a flow that runs. Chosen: fifty rounds."""
@@ -175,9 +175,28 @@ def said(record: dict[str, Any]) -> str:
     """A record of a stage in words."""
     if record["kind"] == "rollback":
         return "rolled back" + (f" {record['bundle']}" if "bundle" in record else "")
+    if record["kind"] in ("recalibrate", "shift", "freeze"):
+        return _followed(record)
     name = record.get("detector") or f"bundle {record['bundle']}"
     share = f" for {record.get('percent', 100):g} % of the entities"
     return f"{name} is {record['stage']}" + (share if record["stage"] == "canary" else "")
+
+
+def _followed(record: dict[str, Any]) -> str:
+    """A record on thresholds that follow the traffic, in words."""
+    name, kind = record["anomaly_type"], record["kind"]
+    if kind == "freeze":
+        return f"{name} {'does not follow' if record['state'] == 'on' else 'may follow again'}"
+    if kind == "shift":
+        return (
+            f"{name} asks {10.0 ** record['value']:.3g} times as much (bundle {record['bundle']})"
+        )
+    if not record["percent_a_day"]:
+        return f"{name} is as training fitted it"
+    return (
+        f"{name} follows by at most {record['percent_a_day']:g} % a day, to"
+        f" {100 * record['share']:.3g} % of the events"
+    )
 
 
 def _told_of(settings: Settings, bundle: str, base: str | None) -> dict[str, Any]:

@@ -266,6 +266,7 @@ class _Shard:
         since_us: int,
     ) -> int:
         """Write a log's next file and drop those no restart can need; the thread's part."""
+        self.context.fence()
         size = self.log.write(round_, arrays, us, since_us, last)
         folder = self.context.settings.state_dir
         self.log.forget_before(oldest_round(folder), held_rounds(folder))
@@ -274,6 +275,7 @@ class _Shard:
     def _save(self, round_: int, last: bool, base: bool, parts: list[Arrays]) -> int:
         """Write a base or a delta and drop what no restart can need any more; the thread's part."""
         arrays = join(parts)
+        self.context.fence()
         size = self.store.write(round_, "base" if base else "delta", arrays, {"last": last})
         if base:
             folder = self.context.settings.state_dir

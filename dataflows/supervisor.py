@@ -443,8 +443,9 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             what: _added(report["currencies"][what] for report in reports)
             for what in found["currencies"]
         }
-    if "missed_votes" in found:
-        found["missed_votes"] = _added(report.get("missed_votes", {}) for report in reports)
+    for name in ("missed_votes", "asked_elsewhere"):
+        if name in found:
+            found[name] = _added(report.get(name, {}) for report in reports)
     return found
 
 

@@ -22,6 +22,7 @@ import polars as pl
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.currencies import base_of, priced_lines
+from dataflows.elsewhere import Remotes
 from dataflows.history import Collector, Pass, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.base import Blind, LaneReader
@@ -36,11 +37,14 @@ from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
 from models.bundle import Bundle, read_head
-from models.train import join_sets, select_rows, train
+from models.costs import Costs
+from models.segments import parse_cut
+from models.train import Aim, join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
     "Trained",
+    "costs_of",
     "is_trained",
     "join_attacks",
     "moment_us",
@@ -230,6 +234,7 @@ def train_files(
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
+    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
     return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
 
 
@@ -246,12 +251,29 @@ def _learn(
     """Train on what a pass has left and write the bundle, with what else is known of its
     history."""
     begun = time.perf_counter()
-    bundle = train(sets, cat, settings.detectors, TRAINING_SEED, attacks=attacks, say=say)
+    aim = Aim(settings.false_alarm_share, costs_of(settings), done.odd_per_genuine)
+    remotes = Remotes(settings, say, patient=True)
+    cuts = {name: parse_cut(text) for name, text in settings.calibration_segments.items()}
+    try:
+        bundle = train(
+            sets, cat, settings.detectors, TRAINING_SEED,
+            attacks=attacks, aim=aim, segments=cuts, say=say, place=remotes.in_training,
+        )  # fmt: skip
+    finally:
+        remotes.close()
     about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
+
+
+def costs_of(settings: Settings) -> Costs | None:
+    """What mistakes cost by the settings; None where they do not say."""
+    miss, alarm = settings.cost_miss, settings.cost_alarm
+    if miss is None or alarm is None:
+        return None
+    return Costs(miss, alarm, settings.cost_by_amount)
 
 
 def _money(done: Pass, say: Say) -> dict[str, Any]:
@@ -363,6 +385,7 @@ def run_simulated(
     early = rare.sets().get(ABSENCE)
     if early is not None:
         sets[ABSENCE] = join_sets(early, sets[ABSENCE]) if ABSENCE in sets else early
+    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
     return done, sets, attacked.sets()
 
 

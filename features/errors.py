@@ -8,7 +8,8 @@
     ├── BundleError         a model bundle that is missing, damaged or made for another catalogue
     ├── StateError          a journal, delta or manifest that cannot be used
     ├── SourceError         a broker, file or registry that cannot be reached or read
-    └── SinkError           alerts that could not be delivered to where they should go
+    ├── SinkError           alerts that could not be delivered to where they should go
+    └── AnswerError         a model elsewhere that gave no answer which can be used
 
 Each message says where, what was expected, what was got, and the cure. Bad data never raises in
 the flow (it goes to the dead-letter stream); bad configuration stops the program before the first
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "AnswerError",
     "BundleError",
     "ConfigError",
     "ContractError",
@@ -70,3 +72,16 @@ class SourceError(WaxwingError):
 
 class SinkError(WaxwingError):
     """Alerts that a sink could not deliver."""
+
+
+class AnswerError(WaxwingError):
+    """A model that is asked elsewhere gave no answer, or none that can be used.
+
+    Parameters
+    ----------
+    kind : time_out, connection, status, rubbish, shape, bundle, or open (it was not asked)
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.kind = kind
+        super().__init__(text)

@@ -18,17 +18,16 @@ from features.catalog import Catalog
 from features.keys import UInt64
 from models.base import TrainingSet
 from models.calibration import Calibration
+from models.costs import Costs
+from models.coverage import DRAWS, block_weights
 from models.evaluate import Curve, curve_of
 from models.scoring import Scorer
 from models.voting import ATTACKS_MIN, ENSEMBLE, Ensemble, weighted_sum
 
-__all__ = ["FPR_SHOWN", "Analysis", "Judged", "analyse", "group_losses"]
+__all__ = ["DRAWS", "FPR_SHOWN", "Analysis", "Judged", "analyse", "group_losses"]
 
 FPR_SHOWN = (0.001, 0.003, 0.01)
 """Shares of false positives at which recall is told; the middle one is the project's goal."""
-
-DRAWS = 200
-"""Bootstrap draws. Chosen: the ends of a 95 % interval are its fifth and 195th."""
 
 COVERED = (0.025, 0.975)
 """Ends of the intervals."""
@@ -52,6 +51,7 @@ class Judged:
     entity : uint64 (n,), key of the primary entity
     time_us : int64 (n,)
     weight : float64 (n,), how many events each stands for
+    amount : float64 (n,), what each is worth, NaN where nothing says it; None where nobody asks
     """
 
     event_type: npt.NDArray[np.int16]
@@ -62,6 +62,7 @@ class Judged:
     entity: UInt64
     time_us: Int64
     weight: Float64
+    amount: Float64 | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -77,11 +78,13 @@ class Judged:
             self.entity[at],
             self.time_us[at],
             weight,
+            None if self.amount is None else self.amount[at],
         )
 
     @classmethod
     def join(cls, parts: Sequence[Judged]) -> Judged:
         """All rows of some, at least one."""
+        worth = [part.amount for part in parts if part.amount is not None]
         return cls(
             np.concatenate([part.event_type for part in parts]),
             np.concatenate([part.truth for part in parts]),
@@ -91,6 +94,7 @@ class Judged:
             np.concatenate([part.entity for part in parts]),
             np.concatenate([part.time_us for part in parts]),
             np.concatenate([part.weight for part in parts]),
+            np.concatenate(worth) if len(worth) == len(parts) else None,
         )
 
 
@@ -102,17 +106,19 @@ class Analysis:
     ----------
     report : in the keys of docs/json.md
     curves : detector, or the ensemble -> its curve
+    worth : the vote's curve, in which an anomaly counts as much as it costs to miss it
     """
 
     report: dict[str, Any]
     curves: dict[str, Curve]
+    worth: Curve | None = None
 
 
 def analyse(
     rows: Judged,
     detectors: Sequence[str],
     names: Mapping[int, str],
-    costs: tuple[float, float],
+    costs: Costs,
     seed: int,
 ) -> Analysis:
     """Curves, intervals, ablation, delay and cost; empty without anomalies or without genuine rows.
@@ -121,7 +127,7 @@ def analyse(
     ----------
     detectors : (D,), in the order of the surprises
     names : code in the truth -> name of the attack
-    costs : of a missed anomaly, of a false alarm
+    costs : of mistakes
     seed : of the draws
     """
     odd = np.asarray(rows.truth > 0)
@@ -157,9 +163,9 @@ def analyse(
     report["ablation"] = [{"without": name, **lost} for name, lost in ablation]
     report["adds_nothing"] = [name for name, lost in ablation if lost["low"] <= 0.0]
     report["delay"] = _delays(rows, names)
-    report["cost"] = _cost(rows, curves[ENSEMBLE], costs)
+    report["cost"], worth = _cost(rows, costs)
     report["recall_by_attack"] = _by_attack(rows, scores, curves, names)
-    return Analysis(report, curves)
+    return Analysis(report, curves, worth)
 
 
 def _ranking(curve: Curve, drawn: Float64) -> dict[str, Any]:
@@ -193,13 +199,8 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
     share.
 
     The draws are the same for all scores, so that their differences are those of pairs.
-
-    Source: the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1 (2007): rows and columns
-    of a table (here entities and days) are drawn apart, and a row counts by both its draws.
     """
     rng = np.random.default_rng(seed)
-    entity = np.unique(rows.entity, return_inverse=True)[1]
-    day = np.unique(rows.time_us // 86_400_000_000, return_inverse=True)[1]
     odd = np.asarray(rows.truth > 0)
     order = {name: np.argsort(-_known(score), kind="stable") for name, score in scores.items()}
     ends = {}
@@ -207,10 +208,8 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
         values = _known(score)[order[name]]
         ends[name] = np.flatnonzero(np.append(values[1:] != values[:-1], True))
     found = {name: np.full((DRAWS, 1 + len(FPR_SHOWN)), np.nan) for name in scores}
-    for draw in range(DRAWS):
-        weight = rows.weight * _counts(rng, entity)
-        if day.max() > 0:
-            weight = weight * _counts(rng, day)
+    for draw, counts in enumerate(block_weights(rows.entity, rows.time_us, rng)):
+        weight = rows.weight * counts
         hit, miss = weight * odd, weight * ~odd
         n_hit, n_miss = float(hit.sum()), float(miss.sum())
         if not n_hit or not n_miss:
@@ -231,14 +230,6 @@ def _draws(rows: Judged, scores: Mapping[str, Float64], seed: int) -> dict[str, 
 def _known(score: Float64) -> Float64:
     """Scores with those that are not known below all others."""
     return np.where(np.isnan(score), -np.inf, score)
-
-
-def _counts(rng: np.random.Generator, member: Int64) -> Float64:
-    """float64 (n,), how often each row's group is drawn when as many are drawn as there are."""
-    groups = int(member.max()) + 1
-    drawn = np.bincount(rng.integers(0, groups, groups), minlength=groups)
-    counts: Float64 = drawn[member].astype(np.float64)
-    return counts
 
 
 def _crossed(rows: Judged, used: Sequence[int]) -> Float64:
@@ -299,27 +290,32 @@ def _quantile(values: Float64, share: float) -> float:
     return float(np.quantile(values, share)) if len(values) else float("nan")
 
 
-def _cost(rows: Judged, curve: Curve, costs: tuple[float, float]) -> dict[str, float]:
+def _cost(rows: Judged, costs: Costs) -> tuple[dict[str, Any], Curve]:
     """What misses and false alarms cost: as the rules are set, at the best threshold of the vote,
-    and without any alert."""
-    miss, alarm = costs
+    and without any alert; and the vote's curve by what is missed."""
     odd = np.asarray(rows.truth > 0)
-    n_odd, n_genuine = float(rows.weight[odd].sum()), float(rows.weight[~odd].sum())
-    missed = float(rows.weight[odd & ~rows.flagged].sum())
+    amount = np.full(len(rows), np.nan) if rows.amount is None else rows.amount
+    of_miss = rows.weight * costs.of_misses(amount)
+    n_genuine, total = float(rows.weight[~odd].sum()), float(of_miss[odd].sum())
+    missed = float(of_miss[odd & ~rows.flagged].sum())
     false = float(rows.weight[~odd & rows.flagged].sum())
-    at = miss * n_odd * (1.0 - curve.recall) + alarm * n_genuine * curve.fpr
+    # Where a miss costs nothing, all weigh the same.
+    weight = np.where(odd & (total > 0.0), of_miss, rows.weight)
+    curve = curve_of(rows.score, odd, weight)
+    at = total * (1.0 - curve.recall) + costs.alarm * n_genuine * curve.fpr
     best = int(np.argmin(at))
     return {
-        "of_a_miss": miss,
-        "of_a_false_alarm": alarm,
-        "as_set": miss * missed + alarm * false,
+        "of_a_miss": costs.miss,
+        "of_a_false_alarm": costs.alarm,
+        "by_amount": costs.by_amount,
+        "as_set": missed + costs.alarm * false,
         "at_best": float(at[best]),
         "best_fpr": float(curve.fpr[best]),
         "best_recall": float(curve.recall[best]),
-        "without_alerts": miss * n_odd,
-        "anomalous_events": n_odd,
+        "without_alerts": total,
+        "anomalous_events": float(rows.weight[odd].sum()),
         "genuine_events": n_genuine,
-    }
+    }, curve
 
 
 def _by_attack(

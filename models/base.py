@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, Self, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from features.batch import FeatureMatrix, Float64
+from features.batch import FeatureMatrix, Float64, Int64
 from features.errors import ShapeError
 
 __all__ = ["Arrays", "Decisions", "Detector", "ScoreMatrix", "TrainingSet"]
@@ -98,12 +98,15 @@ class ScoreMatrix:
         event in a thousand looks this strange; NaN where the detector did not score the row
     surprise : float64 (n, D), -log10 of the tail probability (the same scale, not squeezed against
         1)
+    segment : int8 (n,), the part of the traffic each row belongs to, where the vote has scales by
+        part (`models.segments`); None elsewhere
     """
 
     event_type: str
     detectors: tuple[str, ...]
     scores: Float64
     surprise: Float64
+    segment: npt.NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         if self.scores.shape != self.surprise.shape or self.scores.shape[1:] != (
@@ -116,6 +119,12 @@ class ScoreMatrix:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def take(self, rows: npt.NDArray[np.intp] | Int64 | slice) -> ScoreMatrix:
+        """The given rows."""
+        segment = None if self.segment is None else self.segment[rows]
+        scores, surprise = self.scores[rows], self.surprise[rows]
+        return ScoreMatrix(self.event_type, self.detectors, scores, surprise, segment)
 
 
 @dataclass(frozen=True, slots=True)

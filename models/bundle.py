@@ -3,13 +3,14 @@
     bundle.json                     format, id, catalogue, feature names, training data, checksums
     metrics.json                    what training found on rows it had held out
     voting.toml                     thresholds and rules; a person may edit it
+    card.md                         all of it in words
     EVENT_TYPE/DETECTOR.npz, .json  what each detector saved
     EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual
     values
 
 It is written beside its place and renamed, and read only where every checksum holds. Its id is the
-hash of its content without `voting.toml` and the metrics, so that alerts of the same models have
-the same ids whatever their thresholds.
+hash of its content without `voting.toml`, the metrics and the card, so that alerts of the same
+models have the same ids whatever their thresholds.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from features.batch import Float64
 from features.catalog import Catalog
 from features.errors import BundleError, DeclarationError
 from models.base import Arrays, Detector
 from models.calibration import Calibration
+from models.card import card_text
 from models.detectors import detector, detector_names
 from models.own import own_detectors
+from models.segments import Cut, Segments
 from models.view import View
-from models.voting import Ensemble, Voting
+from models.voting import ENSEMBLE, Ensemble, Voting
 
 __all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
 
@@ -43,8 +47,13 @@ FORMAT = 1
 _DECLARED = "features.json"
 """What is declared of each feature, so that a mismatch names what has changed."""
 
-_UNSEALED = ("voting.toml", "metrics.json")
-"""Not part of the id: thresholds are a person's to edit, metrics are words about the models."""
+_UNSEALED = ("voting.toml", "metrics.json", "card.md")
+"""Not part of the id: thresholds are a person's to edit, metrics and card are words about the
+models."""
+
+
+_SEGMENT = "segment"
+"""What names of arrays of a segment's scale begin with, before its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class EventModels:
     gate : surprise that any cheap detector must reach for the expensive ones to look at a row
     usual : float64 (F, Q), quantiles of each feature on genuine rows, NaN where it never has a
         value
+    segments : scales by segment, where training was asked for them
     """
 
     event_type: str
@@ -71,6 +81,21 @@ class EventModels:
     ensemble: Ensemble
     gate: float
     usual: Float64
+    segments: Segments | None = None
+
+    def scaled(self, name: str, raw: Float64, segment: npt.NDArray[np.int8] | None) -> Float64:
+        """float64 (n,), surprise of what a detector, or the vote, said of rows.
+
+        Parameters
+        ----------
+        name : detector, or `ensemble`
+        raw : float64 (n,), the detector's raw numbers, the vote's weighted sums
+        segment : int8 (n,), of the rows; None where there are no segments
+        """
+        whole = self.ensemble.calibration if name == ENSEMBLE else self.calibrations[name]
+        if self.segments is None:
+            return whole.surprise(raw)
+        return self.segments.surprise(name, whole, raw, segment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +213,31 @@ def _write(bundle: Bundle, folder: Path) -> str:
     for event, models in bundle.models.items():
         (folder / event).mkdir()
         for name, model in models.detectors.items():
-            arrays, header = model.save()
+            arrays, told = model.save()
             _save_arrays(folder / event / f"{name}.npz", arrays)
-            _save_json(folder / event / f"{name}.json", header)
+            _save_json(folder / event / f"{name}.json", told)
         scales: Arrays = {
             "usual": models.usual,
             "weights": models.ensemble.weights,
             **models.view.save(),
         }
-        calibrations = {**models.calibrations, "ensemble": models.ensemble.calibration}
+        calibrations = {**models.calibrations, ENSEMBLE: models.ensemble.calibration}
+        header: dict[str, object] = {"gate": models.gate}
+        if models.segments is not None:
+            parts = models.segments
+            calibrations |= {
+                f"{_SEGMENT}{code}.{name}": one
+                for code, scales in enumerate(parts.scales)
+                for name, one in scales.items()
+            }
+            header["segments"] = {**asdict(parts.cut), "rows": parts.rows}
         for name, calibration in calibrations.items():
             scales |= {f"{name}.{k}": v for k, v in calibration.save().items()}
         _save_arrays(folder / event / "scales.npz", scales)
-        _save_json(folder / event / "scales.json", {"gate": models.gate})
+        _save_json(folder / event / "scales.json", header)
     (folder / "voting.toml").write_text(bundle.voting.text(), encoding="utf-8")
     _save_json(folder / "metrics.json", bundle.metrics)
+    (folder / "card.md").write_text(_card(bundle), encoding="utf-8")
     if bundle.declared:
         _save_json(folder / _DECLARED, bundle.declared)
     sums = {
@@ -223,6 +258,19 @@ def _write(bundle: Bundle, folder: Path) -> str:
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
     return str(head["id"])
+
+
+def _card(bundle: Bundle) -> str:
+    """The card of a bundle."""
+    models = bundle.models
+    return card_text(
+        bundle.catalog_version,
+        bundle.training,
+        bundle.metrics,
+        bundle.voting,
+        {event: tuple(m.detectors) for event, m in models.items()},
+        {event: m.segments for event, m in models.items()},
+    )
 
 
 def _id_of(head: Mapping[str, Any]) -> str:
@@ -363,6 +411,24 @@ def _check_code(path: Path, head: dict[str, Any], asked: set[str]) -> None:
         )
 
 
+def _segments(
+    told: Mapping[str, Any] | None,
+    keys: set[str],
+    names: tuple[str, ...],
+    calibration: Callable[[str], Calibration],
+) -> Segments | None:
+    """Scales by segment from what `scales.json` says of them and the keys of the arrays."""
+    if told is None:
+        return None
+    cut = Cut(told["column"], tuple(told["edges"]))
+    places = [[(f"{_SEGMENT}{code}.{n}", n) for n in names] for code in range(len(told["rows"]))]
+    scales = tuple(
+        {name: calibration(place) for place, name in mine if f"{place}.knots" in keys}
+        for mine in places
+    )
+    return Segments(cut, scales, tuple(told["rows"]))
+
+
 def _load_event(
     folder: Path, event: str, names: tuple[str, ...], detectors: list[str]
 ) -> EventModels:
@@ -382,8 +448,9 @@ def _load_event(
                 {k[len(prefix) :]: v for k, v in scales.items() if k.startswith(prefix)}
             )
 
+        header = _json(folder / "scales.json")
         ensemble = Ensemble(
-            tuple(detectors), np.asarray(scales["weights"], np.float64), calibration("ensemble")
+            tuple(detectors), np.asarray(scales["weights"], np.float64), calibration(ENSEMBLE)
         )
         return EventModels(
             event,
@@ -392,8 +459,9 @@ def _load_event(
             models,
             {name: calibration(name) for name in detectors},
             ensemble,
-            float(_json(folder / "scales.json")["gate"]),
+            float(header["gate"]),
             np.asarray(scales["usual"], np.float64),
+            _segments(header.get("segments"), set(scales), (*detectors, ENSEMBLE), calibration),
         )
     except (OSError, KeyError, ValueError, TypeError, IndexError, DeclarationError) as error:
         raise BundleError(

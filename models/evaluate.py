@@ -19,7 +19,7 @@ from features.simulate import ATTACKS, SILENCES
 from models.base import Decisions, ScoreMatrix
 from models.voting import ENSEMBLE
 
-__all__ = ["Curve", "Tally", "curve_of", "threshold_at"]
+__all__ = ["Curve", "Tally", "curve_of", "threshold_at", "threshold_of_sorted"]
 
 
 def threshold_at(genuine: Float64, share: float) -> float:
@@ -35,8 +35,12 @@ def threshold_at(genuine: Float64, share: float) -> float:
     >>> threshold_at(np.arange(10.0), 0.2)
     8.0
     """
-    allowed = int(share * len(genuine))
-    values = np.sort(np.where(np.isnan(genuine), -np.inf, genuine))[::-1]
+    return threshold_of_sorted(np.sort(np.where(np.isnan(genuine), -np.inf, genuine))[::-1], share)
+
+
+def threshold_of_sorted(values: Float64, share: float) -> float:
+    """`threshold_at` of falling scores without NaN: for those who ask more than once."""
+    allowed = int(share * len(values))
     if allowed >= len(values):
         return float(values[-1]) if len(values) else float("inf")
     # The value that is one too many, and all equal to it, stay below the threshold.

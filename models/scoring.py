@@ -19,7 +19,8 @@ from features.sequence import STEPS, WIDTH
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
-from models.voting import ENSEMBLE, Ensemble, Voting, weighted_sum
+from models.recalibration import margins_of, shifted
+from models.voting import ENSEMBLE, Voting, weighted_sum
 
 __all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
 
@@ -147,7 +148,14 @@ class Scorer:
                 self.bundle.catalog_version,
             )
             for name in self._names(models):
-                models.detectors[name].raw(models.view.apply(features))
+                if name not in self.far(event):  # a start asks nobody
+                    models.detectors[name].raw(models.view.apply(features))
+
+    def far(self, event_type: str) -> frozenset[str]:
+        """Detectors of an event type that are asked elsewhere (`models.detectors.remote`)."""
+        models = self.bundle.models.get(event_type)
+        detectors = {} if models is None else models.detectors
+        return frozenset(n for n, one in detectors.items() if getattr(one, "remote", False))
 
     def _names(self, models: EventModels) -> tuple[str, ...]:
         """Detectors that this scorer runs on an event type, in its own order."""
@@ -198,6 +206,7 @@ class Scorer:
                 f" bundle {self.bundle.id}, got {len(features.names)} others; train again with"
                 " `waxwing train`"
             )
+        segment = None if models.segments is None else models.segments.cut.of(features)
         features = models.view.apply(features)
         names = [name for name in self._names(models) if stages.get(name, _LIVE)[0] != "off"]
         places = [columns.index(name) for name in names]
@@ -205,7 +214,7 @@ class Scorer:
         every = np.arange(n)
         for i in cheap:
             said[:, places[i]] = ask(names[i], models.detectors[names[i]].raw, features, every)
-            surprise[:, places[i]] = models.calibrations[names[i]].surprise(said[:, places[i]])
+            surprise[:, places[i]] = models.scaled(names[i], said[:, places[i]], segment)
         if costly:
             opened = gate_opens(surprise, [places[i] for i in cheap], models.gate)
             rows = np.flatnonzero(opened)
@@ -217,8 +226,9 @@ class Scorer:
                 for i in costly:
                     found = ask(names[i], models.detectors[names[i]].raw, seen, rows)
                     said[rows, places[i]] = found
-                    surprise[rows, places[i]] = models.calibrations[names[i]].surprise(found)
-        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise)
+                    part = None if segment is None else segment[rows]
+                    surprise[rows, places[i]] = models.scaled(names[i], found, part)
+        return ScoreMatrix(features.event_type, columns, score_of(surprise), surprise, segment)
 
     def decide(
         self,
@@ -226,6 +236,8 @@ class Scorer:
         thresholds: Mapping[tuple[str, str], float],
         stages: Stages | None = None,
         entity: UInt64 | None = None,
+        shifts: Mapping[str, float] | None = None,
+        margins: dict[str, Float64] | None = None,
     ) -> Decisions:
         """What the rules make of scores.
 
@@ -235,6 +247,8 @@ class Scorer:
         thresholds : (anomaly type, detector or `ensemble`) -> score, in place of the rules' own
         stages : off and shadow detectors have no part in the vote, a canary only for its entities
         entity : uint64 (n,), keys of the primary entities; needed where a detector is a canary
+        shifts : anomaly type -> by how much its thresholds have risen (`models.recalibration`)
+        margins : filled, for the anomaly types that are keys of it, with the events' margins
 
         Raises
         ------
@@ -255,11 +269,18 @@ class Scorer:
             for i, name in enumerate(scores.detectors):
                 heard[:, i] &= name in rule.thresholds
                 limits[a, i] = thresholds.get((rule.name, name), rule.thresholds.get(name, 1.0))
-            votes[:, a] = heard & (scores.scores >= limits[a])
-            if models is not None:
-                score[:, a] = score_of(_ensemble(models.ensemble, scores, heard))
             limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
-            enough = np.count_nonzero(votes[:, a], axis=1) >= max(rule.votes_needed, 1)
+            if models is not None:
+                score[:, a] = score_of(_ensemble(models, scores, heard))
+            needed = max(rule.votes_needed, 1)
+            if margins is not None and rule.name in margins:
+                said = np.where(heard, scores.scores, np.nan)
+                margins[rule.name] = margins_of(said, limits[a], score[:, a], limit, needed)
+            if shift := (shifts or {}).get(rule.name, 0.0):
+                limit = shifted(limit, shift)
+                limits[a] = [shifted(x, shift) for x in limits[a].tolist()]
+            votes[:, a] = heard & (scores.scores >= limits[a])
+            enough = np.count_nonzero(votes[:, a], axis=1) >= needed
             flagged[:, a] = enough & (score[:, a] >= limit)
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
@@ -340,11 +361,12 @@ def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray
     return chosen
 
 
-def _ensemble(ensemble: Ensemble, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
+def _ensemble(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
+    ensemble = models.ensemble
     weights = np.zeros(len(scores.detectors))
     for i, name in enumerate(scores.detectors):
         if name in ensemble.detectors:
             weights[i] = ensemble.weights[ensemble.detectors.index(name)]
     surprise = np.where(heard, scores.surprise, np.nan)
-    return ensemble.calibration.surprise(weighted_sum(surprise, weights))
+    return models.scaled(ENSEMBLE, weighted_sum(surprise, weights), scores.segment)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,16 +25,26 @@ from features.events import event_type, made_types
 from features.plan import ABSENCE
 from models.base import Detector, ScoreMatrix, TrainingSet
 from models.bundle import Bundle, EventModels
-from models.calibration import Calibration, score_of
+from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
+from models.costs import Costs, Held, amounts, choose, curve_report
+from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
 from models.own import guarded, misfits, own_detectors
 from models.scoring import Scorer, gate_opens, take_rows
+from models.segments import SEGMENT_ROWS_MIN, Cut, Segments
 from models.view import WEEK_SEEN_US, View
-from models.voting import AnomalyType, Ensemble, Voting, default_rule
+from models.voting import (
+    ENSEMBLE,
+    AnomalyType,
+    Ensemble,
+    Voting,
+    default_rule,
+    weighted_sum,
+)
 
-__all__ = ["FALSE_POSITIVES", "join_sets", "select_rows", "train"]
+__all__ = ["FALSE_POSITIVES", "Aim", "join_sets", "select_rows", "train"]
 
 FALSE_POSITIVES = 0.0018
 """Share of genuine events that each detector and the vote may flag. Chosen: the goal is 0.3 %; two
@@ -81,16 +91,41 @@ WORKERS = 2
 
 Say = Callable[[str], None]
 
+Place = Callable[[str, Mapping[str, Detector]], dict[str, Detector]]
+"""Puts in place of an event type's fitted detectors those that are asked elsewhere."""
+
+Rows = npt.NDArray[np.intp]
+
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """Models of one event type, its rule with thresholds, the rows held out, and the models to
-    keep, some of them fitted on all rows."""
+    """Models of one event type, its rule with thresholds, the rows held out, the models to keep,
+    some of them fitted on all rows, what shares were asked of the rule (`_asked`), and the curve
+    it was chosen from."""
 
     models: EventModels
     rule: AnomalyType
     judged: TrainingSet
     full: EventModels
+    asked: dict[str, Any]
+    chosen: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where thresholds are set.
+
+    Parameters
+    ----------
+    false_positives : share of genuine events each threshold may flag
+    costs : of mistakes; where there are some, labelled event types have the share that costs least
+    odd_per_genuine : event type -> anomalies on each genuine event of the stream; of one that is
+        not there, as many as on the rows
+    """
+
+    false_positives: float = FALSE_POSITIVES
+    costs: Costs | None = None
+    odd_per_genuine: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -101,8 +136,10 @@ def train(
     *,
     options: Mapping[str, Mapping[str, float]] | None = None,
     attacks: Mapping[int, str] | None = None,
-    false_positives: float = FALSE_POSITIVES,
+    aim: Aim = Aim(),
+    segments: Mapping[str, Cut] | None = None,
     say: Say = lambda _: None,
+    place: Place = lambda _, found: dict(found),
 ) -> Bundle:
     """Fit everything; `Bundle.write` puts it on the disk.
 
@@ -113,21 +150,27 @@ def train(
     seed : of all chance in the fits
     options : detector -> its options
     attacks : code -> name of an attack, for the metrics
-    false_positives : share of genuine events each threshold may flag
+    aim : where thresholds are set
+    segments : event type -> where its rows are cut, to have scales of their own
     say : told what is being done, one sentence at a time
+    place : see `Place`
 
     Raises
     ------
     ConfigError : too few rows of an event type, or none at all; unknown detectors
+    AnswerError : a detector that is asked elsewhere gave no answer
     """
     sets, rare = _without_rare(sets, say)
+    cuts = {} if segments is None else segments
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    if faults := _faults(sets, kinds, detectors):
+    if faults := _faults(sets, kinds, detectors, cuts):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
         mine = kinds[event]
-        fitted = _train_event(catalog, sets[event], mine, seed, options or {}, false_positives)
+        fitted = _train_event(
+            catalog, sets[event], mine, seed, options or {}, aim, cuts.get(event), place
+        )
         odd = int(np.count_nonzero(sets[event].label == 1))
         there = fitted.models.detectors
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
@@ -148,7 +191,7 @@ def train(
     )
     voting, declared = Voting(rules), catalog.declarations()
     bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
-    metrics = _metrics(bundle, {name: f.judged for name, f in fitted.items()}, attacks)
+    metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
 
@@ -157,6 +200,7 @@ def _faults(
     sets: Mapping[str, TrainingSet],
     kinds: Mapping[str, Mapping[str, type[Detector]]],
     detectors: Sequence[str],
+    cuts: Mapping[str, Cut],
 ) -> list[str]:
     """Why nothing can be learned from these rows with these detectors; empty where it can."""
     faults = [
@@ -167,6 +211,12 @@ def _faults(
     ]
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
+    faults += [
+        f"segments of {name!r}: there is no feature {cut.column!r}; `waxwing features list` has"
+        " their names"
+        for name, cut in cuts.items()
+        if name in sets and cut.column not in sets[name].features.names
+    ]
     return faults + [
         f"training: none of the detectors asked for ({', '.join(detectors)}) serves {name!r}: each"
         " reads sequences, which it has none of, or other event types alone; add another"
@@ -326,31 +376,90 @@ def _train_event(
     kinds: Mapping[str, type[Detector]],
     seed: int,
     options: Mapping[str, Mapping[str, float]],
-    false_positives: float,
+    aim: Aim,
+    cut: Cut | None,
+    place: Place,
 ) -> _Fitted:
     """Everything for one event type."""
     parts = parts_of(rows)
     fit, scale, judge = (select_rows(rows, np.flatnonzero(parts == p)) for p in range(3))
     event = rows.features.event_type
     known = fit.features.values[fit.label <= 0]
+    parted = None if cut is None else _Parted(cut, scale)
     view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = _fit(kinds, fit, seed, options)
+    detectors = place(event, detectors)
     detectors = _speaking(detectors, scale)
-    calibrations, gate, surprise = _scale(detectors, scale)
+    calibrations, gate, surprise = _scale(detectors, scale, parted)
+    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors))
+    summed = weighted_sum(surprise, ensemble.weights)
+    if parted is not None:
+        parted.fit(ENSEMBLE, summed)
     models = EventModels(
         event,
         rows.features.names,
         view,
         detectors,
         calibrations,
-        Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors)),
+        ensemble,
         gate,
         usual_values(known),
+        None if parted is None else parted.segments(),
     )
-    share = max(ABSENCES_FALSE, false_positives) if event in made_types() else false_positives
+    voted = models.scaled(ENSEMBLE, summed, None if parted is None else parted.segment)
+    share = aim.false_positives
+    share = max(ABSENCES_FALSE, share) if event in made_types() else share
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
-    return _Fitted(models, _fit_rule(models, judge, share), judge, full)
+    # Absences are judged by hours: what a payment costs says nothing of them.
+    costs = None if event in made_types() else aim.costs
+    choice = choose(default_rule(event), _held(models, judge, aim), share, costs)
+    asked = _asked(models, choice.rule, choice.point.share, (scale, surprise, voted), judge, seed)
+    return _Fitted(models, choice.rule, judge, full, asked, curve_report(choice, costs))
+
+
+def _held(models: EventModels, rows: TrainingSet, aim: Aim) -> Held:
+    """Rows held out, scored."""
+    rule = default_rule(models.event_type)
+    rule = replace(rule, thresholds=dict.fromkeys(models.detectors, 0.0))
+    scorer = _judge_scorer(models, rule)
+    scores = scorer.score(rows.features, {})
+    odd = rows.label == 1
+    often = int(np.count_nonzero(odd)) / max(int(np.count_nonzero(~odd)), 1)
+    return Held(
+        scores.detectors,
+        scores.scores,
+        scorer.decide(scores, {}).score[:, 0],
+        odd,
+        amounts(rows.features),
+        aim.odd_per_genuine.get(models.event_type, often),
+    )
+
+
+def _asked(
+    models: EventModels,
+    rule: AnomalyType,
+    share: float,
+    scaled: tuple[TrainingSet, Float64, Float64],
+    judged: TrainingSet,
+    seed: int,
+) -> dict[str, Any]:
+    """The share of false alarms that a rule was fitted to, and how far off shares may be that were
+    counted on so many rows, of so many entities and days: for `models.coverage`."""
+    rows, surprise, voted = scaled
+    rng = np.random.default_rng(seed)
+    genuine = rows.label <= 0
+    said = {name: surprise[:, i] for i, name in enumerate(models.detectors)}
+    said[ENSEMBLE] = voted
+    scores = {
+        name: share_error(reached(one[genuine]), rows.entity[genuine], rows.time_us[genuine], rng)
+        for name, one in said.items()
+    }
+    scorer = _judge_scorer(models, rule)
+    flagged = scorer.decide(scorer.score(judged.features, {}), {}).flagged
+    genuine = judged.label <= 0
+    error = share_error(flagged[genuine], judged.entity[genuine], judged.time_us[genuine], rng)
+    return {"share": share, "error": error[0], "scores": scores}
 
 
 def _fit(
@@ -428,8 +537,41 @@ def _speaking(detectors: dict[str, Detector], rows: TrainingSet) -> dict[str, De
     return found
 
 
+class _Parted:
+    """Scales by segment while they are fitted.
+
+    Parameters
+    ----------
+    cut : where the segments are
+    rows : to calibrate on, with all features
+    """
+
+    def __init__(self, cut: Cut, rows: TrainingSet) -> None:
+        self._cut = cut
+        self._genuine = rows.label <= 0
+        self.segment = cut.of(rows.features)
+        codes = range(len(cut.edges) + 1)
+        self._at = [np.flatnonzero(self._genuine & (self.segment == code)) for code in codes]
+        self._scales: list[dict[str, Calibration]] = [{} for _ in codes]
+
+    def fit(self, name: str, raw: Float64) -> None:
+        """Scales of a detector, or of the vote, in the segments that have rows enough."""
+        for scales, at in zip(self._scales, self._at, strict=True):
+            enough = len(at) >= SEGMENT_ROWS_MIN
+            if enough and np.count_nonzero(raw[at] > -np.inf) >= TAIL_ROWS_MIN:
+                scales[name] = Calibration.fit(raw[at])
+
+    def surprise(self, name: str, whole: Calibration, raw: Float64, rows: Rows) -> Float64:
+        """Surprise of some rows, each on the scale of its segment."""
+        return self.segments().surprise(name, whole, raw, self.segment[rows])
+
+    def segments(self) -> Segments:
+        """What was fitted."""
+        return Segments(self._cut, tuple(self._scales), tuple(map(len, self._at)))
+
+
 def _scale(
-    detectors: Mapping[str, Detector], rows: TrainingSet
+    detectors: Mapping[str, Detector], rows: TrainingSet, parted: _Parted | None
 ) -> tuple[dict[str, Calibration], float, Float64]:
     """Calibrations, the gate, and surprises (n, D) of the rows they were made from.
 
@@ -440,11 +582,19 @@ def _scale(
     names = list(detectors)
     surprise = np.full((len(rows), len(names)), np.nan)
     calibrations: dict[str, Calibration] = {}
+
+    def fit(i: int, raw: Float64, at: Rows) -> None:
+        name = names[i]
+        calibrations[name] = Calibration.fit(raw[genuine])
+        if parted is None:
+            surprise[at, i] = calibrations[name].surprise(raw[at])
+        else:
+            parted.fit(name, raw)
+            surprise[at, i] = parted.surprise(name, calibrations[name], raw[at], at)
+
     cheap = [i for i, name in enumerate(names) if not detectors[name].expensive]
     for i in cheap:
-        raw = detectors[names[i]].raw(rows.features)
-        calibrations[names[i]] = Calibration.fit(raw[genuine])
-        surprise[:, i] = calibrations[names[i]].surprise(raw)
+        fit(i, detectors[names[i]].raw(rows.features), np.arange(len(rows)))
     gate = 0.0
     if cheap and len(cheap) < len(names):
         strongest = np.max(np.nan_to_num(surprise[:, cheap]), axis=1)
@@ -453,8 +603,7 @@ def _scale(
     for i in sorted(set(range(len(names))) - set(cheap)):
         raw = np.full(len(rows), -np.inf)
         raw[opened] = detectors[names[i]].raw(take_rows(rows.features, opened))
-        calibrations[names[i]] = Calibration.fit(raw[genuine])
-        surprise[opened, i] = calibrations[names[i]].surprise(raw[opened])
+        fit(i, raw, opened)
     return {name: calibrations[name] for name in names}, gate, surprise
 
 
@@ -464,43 +613,22 @@ def _judge_scorer(models: EventModels, rule: AnomalyType) -> Scorer:
     return Scorer(Bundle("", "", {models.event_type: models}, voting), tuple(models.detectors))
 
 
-def _fit_rule(models: EventModels, rows: TrainingSet, share: float) -> AnomalyType:
-    """The rule with thresholds that a share of the genuine rows reaches: detectors first, then the
-    vote.
-
-    The detectors' own thresholds may be reached by as many rows as the vote; the vote is flagged
-    only where one of them is too, so its threshold is set among those rows.
-    """
-    genuine = rows.label <= 0
-    rule = default_rule(models.event_type)
-    scorer = _judge_scorer(models, rule)
-    scores = scorer.score(rows.features, {})
-    thresholds = {
-        name: _clipped(threshold_at(scores.scores[genuine, i], share))
-        for i, name in enumerate(scores.detectors)
-    }
-    rule = replace(rule, thresholds=thresholds, ensemble=0.0)
-    decisions = _judge_scorer(models, rule).decide(scores, {})
-    voted = np.where(decisions.flagged[:, 0], decisions.score[:, 0], -np.inf)
-    return replace(rule, ensemble=_clipped(threshold_at(voted[genuine], share)))
-
-
-def _clipped(threshold: float) -> float:
-    """A threshold as a score in [0, 1]."""
-    return min(max(threshold, 0.0), 1.0)
-
-
 def _metrics(
-    bundle: Bundle, judged: Mapping[str, TrainingSet], attacks: Mapping[int, str] | None
+    bundle: Bundle, fitted: Mapping[str, _Fitted], attacks: Mapping[int, str] | None
 ) -> dict[str, Any]:
     """What the bundle does on the rows that nothing but its thresholds was fitted on."""
     scorer = Scorer(bundle, bundle.detectors)
     tally, apart = Tally(attacks), Tally(attacks)
-    for name, rows in judged.items():
+    for name, one in fitted.items():
+        rows = one.judged
         scores: ScoreMatrix = scorer.score(rows.features, {})
         decisions = scorer.decide(scores, {})
         odd = np.where(rows.label == 1, np.maximum(rows.attack, 1), 0).astype(np.int16)
         # Absences are no events of a source: they are judged by themselves.
         (apart if name in made_types() else tally).add(name, odd, scores, decisions)
     made = apart.report()
-    return tally.report() | ({"absences": made} if made else {})
+    more = {
+        "asked": {name: one.asked for name, one in fitted.items()},
+        "voting": {name: one.chosen for name, one in fitted.items()},
+    }
+    return tally.report() | ({"absences": made} if made else {}) | more

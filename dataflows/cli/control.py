@@ -56,7 +56,21 @@ def add_parser(subparsers: Any) -> None:
         "entities", nargs="+", metavar="entity=name", help="those it touched: card=c1 merchant=m9"
     )
     label.add_argument("--source", help="who says so: chargeback, analyst, ...")
-    for kind in (threshold, mute, unmute, stage, label):
+    follow = kinds.add_parser("recalibrate", help="let a rule follow live traffic, slowly")
+    follow.add_argument("anomaly_type")
+    follow.add_argument(
+        "percent_a_day", help="most by which it moves in a day; off: as training fitted it"
+    )
+    follow.add_argument("--share", type=float, help="of the events that are to alert")
+    follow.add_argument(
+        "--freeze-ratio", type=float, help="stand still while so many times the share alert (3)"
+    )
+    follow.add_argument("--block-s", type=float, help="s that an estimate is made of (3600)")
+    freeze = kinds.add_parser("freeze", help="a rule is not to follow for now")
+    unfreeze = kinds.add_parser("unfreeze", help="it may follow again")
+    for kind in (freeze, unfreeze):
+        kind.add_argument("anomaly_type")
+    for kind in (threshold, mute, unmute, stage, label, follow, freeze, unfreeze):
         kind.add_argument("--why", default="", help="kept in the journal")
 
 
@@ -98,7 +112,7 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
     """
     from features.errors import ConfigError
 
-    kind = "mute" if args.kind == "unmute" else args.kind
+    kind = args.kind.removeprefix("un")
     record: dict[str, Any] = {"kind": kind, "id": uuid.uuid4().hex, "why": args.why}
     if kind == "threshold":
         named = ["anomaly_type", "detector", "value"]
@@ -117,10 +131,28 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
         record["entities"] = _entities(args.entities)
         if args.source is not None:
             record["source"] = args.source
+    elif kind == "recalibrate":
+        named = ["anomaly_type"]
+        record["percent_a_day"] = _percent(args.percent_a_day)
+        told = {name: getattr(args, name) for name in ("share", "freeze_ratio", "block_s")}
+        record |= {name: value for name, value in told.items() if value is not None}
+    elif kind == "freeze":
+        named = ["anomaly_type"]
+        record["state"] = "on" if args.kind == kind else "off"
     else:
         named = ["entity_type", "entity"]
         record["until_us"] = LIFTED_US if args.kind == "unmute" else _until_us(args.until)
     return record | {name: getattr(args, name) for name in named}
+
+
+def _percent(text: str) -> float:
+    """A number of per cent, 0 for off; ConfigError where it is neither."""
+    from features.errors import ConfigError
+
+    try:
+        return 0.0 if text == "off" else float(text)
+    except ValueError:
+        raise ConfigError(f"percent_a_day: expected a number or off, got {text!r}") from None
 
 
 def _until_us(text: str) -> int:

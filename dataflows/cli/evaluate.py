@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
+    from dataflows.evaluation import Deep
     from dataflows.settings import Settings
+    from models.costs import Costs
 
 __all__ = ["add_parser", "run"]
 
 _COST_MAX = 1e12
 """Highest cost of one event. Chosen: beyond any sum of money an event has."""
+
+_COST_MISS, _COST_ALARM = 100.0, 1.0
+"""What mistakes cost where nobody says it. Chosen: a hundred looks for one fraud."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,10 +47,16 @@ def add_parser(subparsers: Any) -> None:
     add("--hours", type=float, metavar="N", help="of simulated traffic (default 24)")
     add("--seed", type=int, metavar="N", help="seed of the traffic (default: sim_seed)")
     add("--cold", action="store_true", help="start without warm state")
-    add("--cost-miss", type=float, default=100.0, metavar="C",
-        help="what a missed anomaly costs (default 100)")  # fmt: skip
-    add("--cost-alarm", type=float, default=1.0, metavar="C",
-        help="what a false alarm costs (default 1)")  # fmt: skip
+    add("--cost-miss", type=float, metavar="C",
+        help="what a missed anomaly costs (default: cost_miss, or 100)")  # fmt: skip
+    add("--cost-alarm", type=float, metavar="C",
+        help="what a false alarm costs (default: cost_alarm, or 1)")  # fmt: skip
+    add("--cost-by-amount", action="store_true",
+        help="a missed payment costs --cost-miss times its amount")  # fmt: skip
+    add("--fit-voting", metavar="F",
+        help="write voting rules with thresholds that cost least on these events")  # fmt: skip
+    add("--false-alarms", type=float, metavar="S",
+        help="with --fit-voting: thresholds at this share of false alarms instead")  # fmt: skip
     add("--html", metavar="R", help="write a report to look at")
     add("--json", metavar="P", help="write the figures as JSON; - is stdout")
 
@@ -61,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    deep = Deep((args.cost_miss, args.cost_alarm))
+    costs = _costs(args, settings)
+    deep = Deep(costs)
     if args.data:
         labels = _labels(args)
         report = evaluate_files(settings, labels, say, cold=args.cold, deep=deep)
@@ -70,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     say("curves, intervals and what each part adds")
     analysis = deep.analysis()
     report |= analysis.report
+    if args.fit_voting is not None:
+        report["voting"] = _fit_voting(args, deep, costs, say)
     judgement_table(report, out)
     print_analysis(report, out)
     if args.html is not None:
@@ -77,6 +93,33 @@ def run(args: argparse.Namespace) -> int:
         say(f"report in {args.html}")
     write_json(args.json, report)
     return 0
+
+
+def _costs(args: argparse.Namespace, settings: Settings) -> Costs:
+    """What mistakes cost: by the options, else by the settings."""
+    from dataflows.training import costs_of
+    from models.costs import Costs
+
+    known = costs_of(settings) or Costs(_COST_MISS, _COST_ALARM, settings.cost_by_amount)
+    miss = known.miss if args.cost_miss is None else args.cost_miss
+    alarm = known.alarm if args.cost_alarm is None else args.cost_alarm
+    return Costs(miss, alarm, args.cost_by_amount or known.by_amount)
+
+
+def _fit_voting(
+    args: argparse.Namespace, deep: Deep, costs: Costs, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write rules with thresholds of these events; what is reported of them."""
+    from dataflows.report import write_text
+
+    share = args.false_alarms
+    if share is None:
+        voting, told = deep.voting(1.0, costs)
+    else:
+        voting, told = deep.voting(share, None)
+    write_text(Path(args.fit_voting), voting.text(), "--fit-voting")
+    say(f"rules in {args.fit_voting}; `--set voting={args.fit_voting}` takes them")
+    return told
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -92,17 +135,22 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.seed is not None and args.seed < 0:
         faults.append(f"--seed {args.seed}: expected a number from 0 on")
     for option, cost in (("--cost-miss", args.cost_miss), ("--cost-alarm", args.cost_alarm)):
-        if not 0 <= cost <= _COST_MAX:
+        if cost is not None and not 0 <= cost <= _COST_MAX:
             faults.append(f"{option} {cost:g}: expected a cost from 0 to {_COST_MAX:g}")
+    if args.false_alarms is not None and args.fit_voting is None:
+        faults.append("--false-alarms goes with --fit-voting; `evaluate` judges rules as they are")
+    if args.false_alarms is not None and not 0 < args.false_alarms <= 0.5:
+        faults.append(f"--false-alarms {args.false_alarms:g}: expected a share up to 0.5")
     simulated = [o for o, v in (("--hours", args.hours), ("--seed", args.seed)) if v is not None]
     if args.data and simulated:
         faults.append(f"{' and '.join(simulated)}: of simulated traffic, and --data names files")
     if args.labels and not args.data:
         faults.append("--labels goes with --data; simulated traffic knows its attacks")
-    try:
-        check_json(args.html, "--html")
-    except ConfigError as error:
-        faults += error.faults
+    for option, place in (("--html", args.html), ("--fit-voting", args.fit_voting)):
+        try:
+            check_json(place, option)
+        except ConfigError as error:
+            faults += error.faults
     bundle = {} if args.bundle is None else {"bundle": args.bundle}
     try:
         settings = load(args.config, **(with_data(args) | overrides_of(args) | bundle))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,17 +41,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="days of simulated history (default 14)",
     )
+    add("--html", metavar="R", help="write the curves that thresholds were chosen from")
     add("--json", metavar="P", help="write the figures on held-out rows; - is stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.cli.run import overrides_of, with_data
-    from dataflows.report import write_json
+    from dataflows.report import check_json, write_json
     from dataflows.settings import load
     from dataflows.training import train_files, train_simulated
+    from dataflows.voting_report import voting_lines, write_voting
     from features.errors import ConfigError
 
+    check_json(args.html, "--html")
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
     out = sys.stderr if args.json == "-" else sys.stdout
 
@@ -66,14 +70,18 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--days {args.days:g}: expected more than 0 and at most ten years")
         trained = train_simulated(settings, say, days=args.days)
     _show(trained, out)
+    told = trained.bundle.metrics["voting"]
+    for line in voting_lines(told):
+        say(line)
+    if args.html is not None:
+        write_voting(Path(args.html), told, f"bundle {trained.bundle.id}, rows held out")
+        say(f"report in {args.html}")
     write_json(args.json, _report(trained))
     return 0
 
 
 def _labels(args: argparse.Namespace) -> pl.Series | None:
     """Event ids of known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
-    from pathlib import Path
-
     from dataflows.training import read_labels
 
     if args.labels:

@@ -14,13 +14,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dataflows.addresses import address_fault, masked
 from features.errors import ConfigError, StateError
 from features.events import event_types
+from models.recalibration import SHIFT_MAX, Recalibration
 
 if TYPE_CHECKING:
     from models.voting import Voting
@@ -52,6 +53,9 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
     "stage": {"detector": (str,), "stage": (str,)},
     "bundle": {"bundle": (str,), "stage": (str,)},
     "rollback": {},
+    "recalibrate": {"anomaly_type": (str,), "percent_a_day": (int, float)},
+    "shift": {"anomaly_type": (str,), "bundle": (str,), "value": (int, float)},
+    "freeze": {"anomaly_type": (str,), "state": (str,)},
     "label": {
         "event_type": (str,),
         "event_id": (str,),
@@ -70,6 +74,7 @@ _MAY: dict[str, tuple[str, ...]] = {
     "bundle": ("percent", "path"),
     "rollback": ("bundle", "off"),
     "label": ("source",),
+    "recalibrate": ("share", "freeze_ratio", "block_s"),
 }
 """Kind -> fields it may have beside `_NOTES`."""
 
@@ -183,6 +188,9 @@ class Names:
             return _unknown(kind, "detector", record["detector"], self.detectors)
         if kind in ("label", "bundle", "rollback"):
             return []
+        if kind in ("recalibrate", "shift", "freeze"):
+            anomaly = record["anomaly_type"]
+            return [] if self.votes is None else _unknown(kind, "anomaly type", anomaly, self.votes)
         anomaly, detector = record["anomaly_type"], record["detector"]
         if self.votes is not None and anomaly in self.votes:
             return _unknown(kind, f"detector of {anomaly}", detector, self.votes[anomaly])
@@ -263,6 +271,8 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
         ]
     if kind == "label":
         return _wrong_label(record)
+    if kind in ("recalibrate", "shift", "freeze"):
+        return _wrong_recalibration(record)
     if kind not in ("stage", "bundle", "rollback"):
         return []
     faults = []
@@ -293,6 +303,46 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
     if not (number and 0 <= percent <= 100):
         faults.append(
             f"control record {kind}: expected `percent` in [0, 100], got {_shown(percent)}"
+        )
+    return faults
+
+
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "recalibrate": {
+        "percent_a_day": (0.0, 1e6),
+        "share": (1e-6, 0.5),
+        "freeze_ratio": (1.0, 1e6),
+        "block_s": (1.0, 7 * 86_400.0),
+    },
+    "shift": {"value": (-SHIFT_MAX, SHIFT_MAX)},
+}
+"""Kind -> what its numbers may be. A block of a week and a share of one in a million are far beyond
+any use; a hundred per cent a day is already no protection."""
+
+
+def _wrong_recalibration(record: Mapping[str, Any]) -> list[str]:
+    """Faults of a record on thresholds that follow the traffic."""
+    kind = record["kind"]
+    if kind == "freeze":
+        return _unknown(kind, "state", record["state"], ("on", "off"))
+    faults = []
+    for name, (low, high) in RANGES[kind].items():
+        value = record.get(name, low)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and low <= value <= high):
+            faults.append(
+                f"control record {kind}: expected `{name}` in [{low:g}, {high:g}], got"
+                f" {_shown(value)}"
+            )
+    if kind == "recalibrate" and record["percent_a_day"] and "share" not in record:
+        faults.append(
+            "control record recalibrate: expected `share`, of the events that are to alert (of a"
+            " good week: alerts over events scored)"
+        )
+    if kind == "shift" and not _BUNDLE_ID.fullmatch(record["bundle"]):
+        faults.append(
+            "control record shift: expected `bundle` as the 16 hex digits of its id, got"
+            f" {_shown(record['bundle'])}"
         )
     return faults
 
@@ -366,6 +416,9 @@ class Control:
     bundles : id -> (stage, percent), of those that are not off; where none is live, the bundle of
         the settings is
     undo : (stages, bundles) before each change of them, the oldest first
+    followed : anomaly type -> how its rule may follow live traffic
+    shifts : anomaly type -> (by how much its thresholds have risen, for which bundle)
+    frozen : anomaly types whose rule is not to follow for now
     """
 
     thresholds: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -373,6 +426,15 @@ class Control:
     mutes: dict[tuple[str, str], int] = field(default_factory=dict)
     bundles: Stages = field(default_factory=dict)
     undo: tuple[tuple[Stages, Stages], ...] = ()
+    followed: dict[str, Recalibration] = field(default_factory=dict)
+    shifts: dict[str, tuple[float, str]] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+
+    def shift(self, anomaly_type: str, bundle: str) -> float:
+        """By how much the thresholds of a bundle's rule have risen, in log10 of the tail
+        probability; 0 for any other bundle than the one that was recalibrated."""
+        value, of = self.shifts.get(anomaly_type, (0.0, ""))
+        return value if of == bundle else 0.0
 
     def apply(self, record: dict[str, Any]) -> Control:
         """What is in force once `record` is."""
@@ -389,10 +451,29 @@ class Control:
             return self._changed(self.stages, _staged(self.bundles, record))
         if kind == "rollback":
             return self._undone(record.get("bundle"), bool(record.get("off")))
+        if kind in ("recalibrate", "shift", "freeze"):
+            return self._recalibrated(record)
         if kind == "undo":
             return replace(self, undo=tuple(map(_step, record["steps"])))
         mute = {(record["entity_type"], record["entity"]): int(record["until_us"])}
         return replace(self, mutes=self.mutes | mute)
+
+    def _recalibrated(self, record: Mapping[str, Any]) -> Control:
+        """With a rule that follows live traffic, or no more, or by a step."""
+        name, kind = record["anomaly_type"], record["kind"]
+        if kind == "shift":
+            shift = (float(record["value"]), str(record["bundle"]))
+            return replace(self, shifts=self.shifts | {name: shift})
+        if kind == "freeze":
+            stopped = {name} if record["state"] == "on" else set()
+            return replace(self, frozen=(self.frozen - {name}) | stopped)
+        if not record["percent_a_day"]:
+            followed = {k: v for k, v in self.followed.items() if k != name}
+            shifts = {k: v for k, v in self.shifts.items() if k != name}
+            return replace(self, followed=followed, shifts=shifts)
+        names = ("percent_a_day", *_MAY[kind])
+        options = Recalibration(**{k: float(record[k]) for k in names if k in record})
+        return replace(self, followed=self.followed | {name: options})
 
     def _changed(self, stages: Stages, bundles: Stages) -> Control:
         """With other stages, and a memory of those there were; none where nothing changes."""
@@ -457,6 +538,15 @@ class Control:
             {"kind": "bundle", "bundle": b, "stage": s, "percent": p}
             for b, (s, p) in self.bundles.items()
         ]
+        found += [
+            {"kind": "recalibrate", "anomaly_type": a, **asdict(o)}
+            for a, o in self.followed.items()
+        ]
+        found += [
+            {"kind": "shift", "anomaly_type": a, "value": v, "bundle": b}
+            for a, (v, b) in self.shifts.items()
+        ]
+        found += [{"kind": "freeze", "anomaly_type": a, "state": "on"} for a in sorted(self.frozen)]
         return found
 
     @classmethod

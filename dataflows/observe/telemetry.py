@@ -135,6 +135,8 @@ class Telemetry:
         """Bundle -> its counts while several scored, with the stage it has now."""
         self.missed_votes: dict[str, int] = {}
         """Detector -> votes that were missing since it raised or took too long."""
+        self.asked_elsewhere: Callable[[], dict[str, int]] = dict
+        """What was asked of models elsewhere, in counts."""
         self.flips: deque[Flip] = deque(maxlen=FLIPS_KEPT_MAX)
         self._on_alert = on_alert
         self._lock = threading.Lock()
@@ -272,6 +274,7 @@ class Telemetry:
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},
                 "reasons": dict(self.reasons),
                 "missed_votes": dict(self.missed_votes),
+                "asked_elsewhere": self.asked_elsewhere(),
                 "bundles": [
                     {"bundle": one.bundle, "stage": one.stage, **one.counts()}
                     for one in self.beside.values()

@@ -291,6 +291,10 @@ def _nothing_durable() -> int:
     return 0
 
 
+def _no_fence() -> None:
+    """Nobody else can write there."""
+
+
 class LaneJournal:
     """Append-only journal of one lane, one file handle, one writer.
 
@@ -303,6 +307,7 @@ class LaneJournal:
     replayed : says the round before which no replay can begin: older segments are removed; 0 keeps
         them
     synced : whether `append` waits for the disk; not where the rounds are durable elsewhere
+    fence : called before a cut is written; raises where another flow has the folder now
 
     Raises
     ------
@@ -317,9 +322,11 @@ class LaneJournal:
         durable: Callable[[], int] = _nothing_durable,
         replayed: Callable[[], int] = _nothing_durable,
         synced: bool = True,
+        fence: Callable[[], None] = _no_fence,
     ) -> None:
         self.folder = folder
         self.synced = synced
+        self.fence = fence
         self.segment_bytes = segment_bytes
         self.bytes_max = bytes_max
         self._durable = durable
@@ -352,8 +359,9 @@ class LaneJournal:
 
         Raises
         ------
-        StateError : the disk refused it (full, gone); the record is taken back
+        StateError : the disk refused it (full, gone); the record is taken back; or the fence did
         """
+        self.fence()
         begins = self._file is None or self._size >= self.segment_bytes
         schemas = self._schemas | cut.schemas
         record = _record((replace(cut, schemas=schemas) if begins else cut).to_bytes())

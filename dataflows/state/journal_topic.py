@@ -154,6 +154,7 @@ class TopicJournal:
         ------
         StateError : they had it not within ACKED_S, or the flow was to end while no broker answered
         """
+        self._copy.fence()
         self._schemas |= cut.schemas
         whole = self._since_schemas >= SCHEMAS_EVERY
         sent = replace(cut, schemas=dict(self._schemas)) if whole else cut

@@ -3,7 +3,9 @@
 A flow takes the lease when it starts; each new holder has a token above all before it, and the
 manifest bears its writer's. So a flow that was thought dead and wakes up (a machine that hung, a
 network that came back) cannot write over what the flow after it has made durable: its token is
-older than the manifest's.
+older than the manifest's. What is written between manifests (journal, logs, state files) is asked
+for with `Lease.check`: a holder that has not beaten for a while beats first, and hears then that
+another has taken over. What it was writing at the very moment at which it hung is not held back.
 
 A holder on this machine is alive or it is not, so a dead one's lease is taken at once. Of another
 machine one knows only that it no longer beats: its lease is taken when it has been watched for
@@ -31,6 +33,7 @@ from features.errors import StateError
 
 __all__ = [
     "BEAT_S",
+    "CHECK_S",
     "LEASE_S",
     "Lease",
     "Record",
@@ -46,6 +49,10 @@ LEASE_S = 10.0
 
 BEAT_S = 2.0
 """How often a holder says that it lives. Chosen: five beats may be lost."""
+
+CHECK_S = 2.5 * BEAT_S
+"""Age of the last good beat from which on nothing is written before the next. Chosen: half of
+`LEASE_S`, before which nobody on another machine takes over."""
 
 _NAME = "lease.json"
 
@@ -127,6 +134,11 @@ def _alive(record: Record) -> bool | None:
     return abs(begun_s - record.begun_s) < 1.0
 
 
+def _now_s() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Lease:
     """The lease of this process; `beat` says that it lives, `give_back` that it is done.
 
@@ -134,23 +146,42 @@ class Lease:
     ----------
     folder : the state folder
     token : the number that goes with it
+    held : False where another process of the cluster holds it for this one, which only looks
     """
 
-    def __init__(self, folder: Path, token: int) -> None:
-        self.folder, self.token = folder, token
+    def __init__(self, folder: Path, token: int, held: bool = True) -> None:
+        self.folder, self.token, self._held = folder, token, held
         self._ended = threading.Event()
+        self._good_s = _now_s()
+        self._lost: Callable[[StateError], None] = lambda _: None
 
     def beat(self) -> bool:
         """Say that the holder lives; False where another has taken over."""
+        begun_s = _now_s()
         with locked(self.folder):
             record = read_lease(self.folder) or _me(self.token)
             if record.token != self.token:
                 return False
-            _write(self.folder, replace(record, beat=record.beat + 1))
-            return True
+            if self._held:
+                _write(self.folder, replace(record, beat=record.beat + 1))
+        self._good_s = begun_s
+        return True
+
+    def check(self) -> None:
+        """Before anything is written: beat where the last good beat is older than `CHECK_S`.
+
+        Raises
+        ------
+        StateError : another has taken over, or the disk does not take the beat
+        """
+        if _now_s() - self._good_s > CHECK_S and not self.beat():
+            fault = superseded(self.folder, self.token)
+            self._lost(fault)
+            raise fault
 
     def keep(self, lost: Callable[[StateError], None], every_s: float = BEAT_S) -> None:
         """Beat from a thread of its own; `lost` is called once another has taken over."""
+        self._lost = lost
 
         def beats() -> None:
             while not self._ended.wait(every_s):

@@ -55,6 +55,7 @@ class Manifest:
     until_us : event time up to which a backfill has gone; None for a live run
     currency : the currency of all amounts in the state; empty where they are as they were paid
     token : of the lease its writer held; 0 where nobody else can write there
+    recalibration : anomaly type -> what its rule knows of the traffic it follows
     """
 
     round: int
@@ -68,6 +69,7 @@ class Manifest:
     format: int = FORMAT
     currency: str = ""
     token: int = 0
+    recalibration: dict[str, Any] = field(default_factory=dict)
 
 
 def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> None:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,10 +34,12 @@ from models.detectors import (
     detector_names,
     gradient_boosting,
     isolation_forest,
+    remote,
     transformer,
 )
 from models.detectors._options import read_options
 from tests.contract.test_contributing import one
+from tests.v2 import Script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,8 +86,48 @@ def example(name: str) -> type[Detector]:
     return module.Model  # type: ignore[no-any-return]
 
 
+@cache
+def server() -> Script:
+    """Where detector `remote` asks: fitted models of `zscore` by the name they got there."""
+
+    def answer(model: str, inputs: dict[str, Any]) -> Any:
+        return SERVED[model].raw(matrix(inputs["features"], inputs["sequence"]))
+
+    return Script(answer).__enter__()  # its threads end with the process
+
+
+SERVED: dict[str, Detector] = {}
+
+
+class Remote(remote.Model):
+    """Detector `remote` as in a flow: put in place, and asked over the wire.
+
+    Each model that is fitted is fitted there too; what is loaded asks the first one.
+    """
+
+    @classmethod
+    def fit(cls, train: TrainingSet, seed: int, options: Mapping[str, float]) -> Any:
+        own = remote.Model.fit(train, seed, options)
+        SERVED[f"model{len(SERVED)}"] = detector("zscore").fit(train, seed, {})
+        return placed(own, f"model{len(SERVED) - 1}")
+
+    @classmethod
+    def load(cls, arrays: Arrays, header: Mapping[str, object]) -> Any:
+        return placed(remote.Model.load(arrays, header), "model0")
+
+
+def placed(own: remote.Model, model: str) -> Detector:
+    """The model, asked at the server."""
+    endpoint = remote.Endpoint(server().urls["grpc"], model=model, timeout_s=60.0)
+    client = remote.Client(endpoint, lambda: 0.0)
+    return remote.elsewhere(own, lambda rows: client.ask(EVENT, "remote", "", rows))
+
+
 def model_of(name: str) -> type[Detector]:
     """A detector by name: a file's, or a page's."""
+    if name == "remote":
+        fitted("remote")  # `model0`
+        return Remote
     return detector(name) if name in detector_names() else example(name)
 
 
@@ -188,7 +231,8 @@ def fitted(name: str) -> Detector:
 
 def fit(name: str, train: TrainingSet, seed: int = 1) -> Detector:
     """A model."""
-    return model_of(name).fit(train, seed, OPTIONS.get(name, {}))
+    kind = Remote if name == "remote" else model_of(name)
+    return kind.fit(train, seed, OPTIONS.get(name, {}))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -21,7 +21,7 @@ def files(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = [part for s in sets if s.startswith("sim_") for part in ("--set", s)]
     done = call("simulate", *MADE, *world, "--to", "parquet", cwd=folder)
     assert done.returncode == 0, done.stderr
-    told = ("--data", "made", "--html", "e.html", "--json", "e.json")
+    told = ("--data", "made", "--html", "e.html", "--json", "e.json", "--fit-voting", "v.toml")
     done = call("evaluate", *bench.sets(), *told, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stdout, encoding="utf-8")
@@ -39,15 +39,38 @@ def test_labelled_files_are_judged_with_curves_and_intervals(files: Path) -> Non
         report["by_attack"]
     )
     assert report["by_attack"].keys() == report["delay"].keys()
+    covered = report["coverage"]
+    assert covered["rule"]["low"] <= covered["rule"]["got"] <= covered["rule"]["high"]
+    wrong = report["detectors"]["ensemble"]["fpr"]
+    assert covered["rule"]["got"] == pytest.approx(wrong, rel=1e-6)
+    assert {"payment", "login"} <= set(covered["by_event_type"])
     said = (files / "said").read_text(encoding="utf-8")
+    assert "false alarms by the rules: asked" in said
     assert "recall at 0.3 % false positives" in said and "In brackets 95 %" in said
 
 
 def test_the_page_stands_alone_and_has_every_detector(files: Path) -> None:
     text = (files / "e.html").read_text(encoding="utf-8")
     assert "<script" not in text and "http" not in text and "url(" not in text
-    for word in ("gradient boosting", "Precision and recall", "What each part adds", "How late"):
+    for word in (
+        "gradient boosting", "Precision and recall", "What each part adds", "How late",
+        "Asked and got", "The vote on payment",
+    ):  # fmt: skip
         assert word in text
+
+
+def test_rules_fitted_to_costs_cost_less_than_those_of_training(files: Path, bench: Bench) -> None:
+    before = json.loads((files / "e.json").read_text(encoding="utf-8"))
+    told = ("--data", "made", "--json", "again.json")
+    done = call("evaluate", *bench.sets(voting="v.toml"), *told, cwd=files)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((files / "again.json").read_text(encoding="utf-8"))
+    assert after["cost"]["as_set"] <= before["cost"]["as_set"]
+    for name, one in before["voting"].items():
+        judged = after["by_event_type"][name]
+        assert judged["fpr"] == pytest.approx(one["chosen"]["fpr"], rel=0.1, abs=5e-4), name
+        assert judged["recall"] == pytest.approx(one["chosen"]["recall"], abs=0.02), name
+    assert "rule" not in after["coverage"], "nobody asked a share of these"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +81,7 @@ def test_the_page_stands_alone_and_has_every_detector(files: Path) -> None:
             ["--data", "made", "--hours", "2", "--cost-miss", "-1"],
             "--cost-miss -1: expected a cost",
         ),
+        (["--data", "made", "--false-alarms", "0.1"], "--false-alarms goes with --fit-voting"),
         (["--data", "made", "--seed", "2"], "--seed: of simulated traffic"),
         (["--labels", "made/labels.parquet"], "--labels goes with --data"),
         (["--html", "none/e.html"], "--html none/e.html: cannot be written"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.state.manifest import read_manifest
-from tests.flow.harness import WORLD, Bench, alerts_of, without_clock
+from tests.flow.harness import WORLD, Bench, Run, alerts_of, without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = {"sim_paced": False, "sim_seconds": 4, "sim_speed": 7200, "round_rows_max": 3000}
@@ -56,3 +56,23 @@ def test_one_worker_and_three_give_the_same_alerts_and_counts(bench: Bench, tmp_
     first, second = read_manifest(one), read_manifest(three)
     assert first is not None and second is not None
     assert first.totals == second.totals and first.totals["in"] > 50_000
+
+
+def test_what_bounds_on_memory_make_inexact_is_counted_alike_by_one_process_and_two(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bounds = {"exact_events_max": 30, "distinct_exact_max": 15}
+    told: list[dict[str, Any]] = []
+    alerts = []
+    for workers in ("1", "2"):
+        state = tmp_path / workers
+        told.append(Run(bench, state, DAY | bounds, ("--workers", workers)).to_end())
+        alerts.append(without_clock(alerts_of(state)))
+    names = (
+        "approximated", "approximated_excess_max", "estimated", "estimated_one_in_max",
+    )  # fmt: skip
+    one, two = ({name: report[name] for name in names} for report in told)
+    assert one == two
+    assert all(one[name] > 0 for name in names), one
+    assert one["estimated_one_in_max"] >= 2 and one["approximated"] < told[0]["in"]
+    assert alerts[0] == alerts[1] and len(alerts[0]) > 0

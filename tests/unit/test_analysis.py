@@ -9,6 +9,7 @@ import pytest
 
 from models.analysis import DRAWS, Judged, analyse
 from models.calibration import score_of
+from models.costs import Costs
 
 NAMES = {1: "plain", 2: "late"}
 HOUR_US = 3_600_000_000
@@ -34,7 +35,7 @@ def judged(rng: np.random.Generator, entities: int = 300, each: int = 20) -> Jud
 def test_a_detector_that_says_nothing_is_named_and_the_good_one_is_not(
     rng: np.random.Generator,
 ) -> None:
-    found = analyse(judged(rng), DETECTORS, NAMES, (100.0, 1.0), 3).report
+    found = analyse(judged(rng), DETECTORS, NAMES, Costs(100.0, 1.0), 3).report
     assert "noise" in found["adds_nothing"] and "good" not in found["adds_nothing"]
     lost = {one["without"]: one for one in found["ablation"]}
     assert lost["good"]["low"] > 0.3 and abs(lost["noise"]["average_precision"]) < 0.05
@@ -45,7 +46,7 @@ def test_intervals_hold_their_figures_and_narrow_with_more_entities(
     rng: np.random.Generator,
 ) -> None:
     def width(entities: int) -> float:
-        found = analyse(judged(rng, entities), DETECTORS, NAMES, (1.0, 1.0), 3).report
+        found = analyse(judged(rng, entities), DETECTORS, NAMES, Costs(1.0, 1.0), 3).report
         row = found["ranking"]["good"]
         assert row["low"] < row["average_precision"] < row["high"]
         for at in row["recall_at"]:
@@ -58,7 +59,7 @@ def test_intervals_hold_their_figures_and_narrow_with_more_entities(
 def test_the_ensemble_is_compared_with_each_detector_on_the_same_draws(
     rng: np.random.Generator,
 ) -> None:
-    found = analyse(judged(rng), DETECTORS, NAMES, (1.0, 1.0), 3).report
+    found = analyse(judged(rng), DETECTORS, NAMES, Costs(1.0, 1.0), 3).report
     assert found["draws"] == DRAWS
     same = found["against"]["good"]
     assert same["average_precision"] == pytest.approx(0.0)
@@ -71,7 +72,7 @@ def test_a_sample_with_weights_stands_for_all(rng: np.random.Generator) -> None:
     odd = rows.truth > 0
     kept = np.flatnonzero(odd | (rng.random(len(rows)) < 0.5))
     sample = rows.take(kept, np.where(odd[kept], 1.0, 2.0))
-    whole, part = (analyse(r, DETECTORS, NAMES, (10.0, 1.0), 3).report for r in (rows, sample))
+    whole, part = (analyse(r, DETECTORS, NAMES, Costs(10.0, 1.0), 3).report for r in (rows, sample))
     for key in ("average_precision", "auc_roc"):
         assert part["ranking"]["good"][key] == pytest.approx(whole["ranking"]["good"][key], abs=0.1)
     assert part["cost"]["as_set"] == pytest.approx(whole["cost"]["as_set"], rel=0.15)
@@ -88,7 +89,7 @@ def test_delay_runs_from_the_first_event_of_a_campaign_to_its_first_alert() -> N
         np.where(flagged, 0.999, 0.1), flagged, np.array([1, 1, 1, 1, 1, 2, 2], np.uint64),
         time_us, np.ones(n),
     )  # fmt: skip
-    delay = analyse(rows, ("one",), NAMES, (1.0, 1.0), 3).report["delay"]
+    delay = analyse(rows, ("one",), NAMES, Costs(1.0, 1.0), 3).report["delay"]
     late, plain = delay["late"], delay["plain"]
     assert (late["campaigns"], late["found"]) == (2, 1), "a pause of three hours parts them"
     assert late["delay_s_p50"] == 300.0 and late["events_before_p50"] == 1.0
@@ -97,7 +98,7 @@ def test_delay_runs_from_the_first_event_of_a_campaign_to_its_first_alert() -> N
 
 def test_costs_are_those_counted_by_hand(rng: np.random.Generator) -> None:
     rows = judged(rng)
-    cost = analyse(rows, DETECTORS, NAMES, (50.0, 2.0), 3).report["cost"]
+    cost = analyse(rows, DETECTORS, NAMES, Costs(50.0, 2.0), 3).report["cost"]
     odd = rows.truth > 0
     missed = int(np.count_nonzero(odd & ~rows.flagged))
     false = int(np.count_nonzero(~odd & rows.flagged))
@@ -109,4 +110,4 @@ def test_costs_are_those_counted_by_hand(rng: np.random.Generator) -> None:
 def test_without_anomalies_nothing_is_said(rng: np.random.Generator) -> None:
     rows = judged(rng)
     none = replace(rows, truth=np.zeros(len(rows), np.int16))
-    assert analyse(none, DETECTORS, NAMES, (1.0, 1.0), 3).report == {}
+    assert analyse(none, DETECTORS, NAMES, Costs(1.0, 1.0), 3).report == {}

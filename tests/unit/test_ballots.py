@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataflows.ballots import TRIES_MAX, Ballots
+from dataflows.ballots import NOT_KEPT, TRIES_MAX, Ballots
 from dataflows.poison import POISON_ROUND_MAX, culprits
 from features.batch import FeatureMatrix
-from features.errors import StateError
+from features.errors import AnswerError, StateError
 from models.base import ScoreMatrix
 
 ROWS = 1000
@@ -26,6 +27,10 @@ class Scorer:
     def __init__(self, bad: Any) -> None:
         self.bad = bad
         self.calls = 0
+
+    def far(self, event_type: str) -> frozenset[str]:
+        """Nobody is asked elsewhere."""
+        return frozenset()
 
     def score(self, features: FeatureMatrix, stages: Any, ask: Any) -> ScoreMatrix:
         """As `models.scoring.Scorer.score`, without calibration."""
@@ -128,6 +133,90 @@ def test_one_that_hangs_is_left_alone_until_it_comes_back(tmp_path: Path) -> Non
         _, missed = voting.scored(scorer, 0, round_, {"payment": features()}, {})["payment"]
         round_ += 1
     voting.close()
+
+
+class Far(Scorer):
+    """`bad` is asked elsewhere."""
+
+    def far(self, event_type: str) -> frozenset[str]:
+        """It alone."""
+        return frozenset({"bad"})
+
+
+def noise(matrix: FeatureMatrix) -> Any:
+    """Another answer each time."""
+    return np.random.default_rng().normal(size=len(matrix))
+
+
+def silent(_matrix: FeatureMatrix) -> Any:
+    """No answer."""
+    raise AnswerError("time_out", "no answer in time")
+
+
+def test_what_was_answered_elsewhere_is_kept_and_nobody_is_asked_again(tmp_path: Path) -> None:
+    voting = ballots(tmp_path)
+    scorer = Far(noise)
+    first = voting.scored(scorer, 0, 5, {"payment": features()}, {})["payment"][0].scores
+    voting.close()
+    for replaying in (False, True):
+        again = Ballots(tmp_path, lambda: 0, 0.0, lambda _: None, replaying)
+        other = Far(noise)
+        found, missed = again.scored(other, 0, 5, {"payment": features()}, {})["payment"]
+        assert found.scores.tobytes() == first.tobytes() and not missed and not other.calls
+        # Of a round in which nobody was asked, a replay has no vote; a flow asks.
+        found, missed = again.scored(other, 0, 6, {"payment": features()}, {})["payment"]
+        assert np.isnan(found.scores[:, 1]).all() == replaying and other.calls == (not replaying)
+        if replaying:
+            assert missed["bad"].of(3) == NOT_KEPT
+        again.close()
+        if not replaying:  # the replay shall not find the answer to round 6
+            log = tmp_path / "journal/lane-00/answers"
+            (log,) = log.iterdir()
+            log.write_bytes(log.read_bytes()[:-100])
+
+
+def test_no_answer_from_elsewhere_is_about_all_rows_and_is_asked_for_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    voting = ballots(tmp_path, said)
+    scorer = Far(silent)
+    scores, missed = voting.scored(scorer, 0, 1, {"payment": features()}, {})["payment"]
+    assert scorer.calls == 1 and np.isnan(scores.scores[:, 1]).all()
+    assert missed["bad"].of(3) == "no answer in time" and voting.missed == {"bad": ROWS}
+    assert "no vote on 1,000 of 1,000 payment events of round 1: no answer in time" in said[0]
+    (note,) = (tmp_path / "journal/lane-00/missed.log").read_text().splitlines()
+    assert json.loads(note[9:])["rows"] == [0, ROWS], "not each of them by number"
+    voting.close()
+    again = ballots(tmp_path)
+    scores, missed = again.scored(Far(noise), 0, 1, {"payment": features()}, {})["payment"]
+    assert np.isnan(scores.scores[:, 1]).all() and missed["bad"].of(3), "its silence is kept too"
+    again.close()
+
+
+def test_an_answer_is_kept_though_another_detector_hangs_after_it(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    class Both(Far):
+        def score(self, features: FeatureMatrix, stages: Any, ask: Any) -> ScoreMatrix:
+            rows = np.arange(len(features))
+            far = ask("bad", self.counted, features, rows)
+            near = ask("good", lambda m: go_on.wait() and m.values[:, 0], features, rows)
+            scores = np.column_stack([near, far])
+            return ScoreMatrix(features.event_type, self.detectors, scores, scores)
+
+        def counted(self, matrix: FeatureMatrix) -> Any:
+            self.calls += 1
+            return noise(matrix)
+
+    voting = ballots(tmp_path, patience_s=0.05)
+    scorer = Both(noise)
+    first, missed = voting.scored(scorer, 0, 1, {"payment": features()}, {})["payment"]
+    assert set(missed) == {"good"} and scorer.calls == 1, "it is not asked a second time"
+    go_on.set()
+    voting.close()
+    again = ballots(tmp_path)
+    found, missed = again.scored(Both(noise), 0, 1, {"payment": features()}, {})["payment"]
+    assert found.scores.tobytes() == first.scores.tobytes() and set(missed) == {"good"}
+    again.close()
 
 
 def test_rows_that_make_an_attempt_raise_are_found_one_by_one() -> None:

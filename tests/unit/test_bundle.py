@@ -74,7 +74,7 @@ def test_writing_again_replaces_the_folder_and_leaves_nothing_beside(
 
 def test_no_file_of_a_bundle_is_a_pickle(folder: Path) -> None:
     kinds = {p.suffix for p in folder.rglob("*") if p.is_file()}
-    assert kinds == {".npz", ".json", ".toml"}
+    assert kinds == {".npz", ".json", ".toml", ".md"}
     for path in folder.rglob("*.npz"):
         with np.load(path, allow_pickle=False) as file:
             assert all(file[name].dtype != object for name in file.files)

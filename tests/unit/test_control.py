@@ -62,6 +62,10 @@ LABEL: dict[str, Any] = {
     "event_time_us": 5,
     "entities": {"card": "c1", "merchant": "m9"},
 }
+FOLLOW = {
+    "kind": "recalibrate", "anomaly_type": "fraud", "percent_a_day": 5.0, "share": 0.002,
+}  # fmt: skip
+SHIFT = {"kind": "shift", "anomaly_type": "fraud", "bundle": "a" * 16, "value": 0.25}
 
 
 def lines(*records: dict[str, Any]) -> bytes:
@@ -74,7 +78,18 @@ def _bundle(name: str, stage: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "record",
-    [MUTE, STAGE, THRESHOLD, {**STAGE, "percent": 5, "why": "x"}, LABEL, {**LABEL, "source": "x"}],
+    [
+        MUTE,
+        STAGE,
+        THRESHOLD,
+        {**STAGE, "percent": 5, "why": "x"},
+        LABEL,
+        {**LABEL, "source": "x"},
+        FOLLOW,
+        SHIFT,
+        {**FOLLOW, "block_s": 60, "freeze_ratio": 2.5},
+        {"kind": "recalibrate", "anomaly_type": "fraud", "percent_a_day": 0},
+    ],
 )
 def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
     assert parse_record(json.dumps(record)) == record
@@ -114,6 +129,15 @@ def test_a_good_record_is_taken_as_it_is(record: dict[str, Any]) -> None:
         ('{"kind": "rollback", "bundle": "x"}', "control record rollback: expected `bundle` as"),
         ('{"kind": "rollback", "off": true}', "expected `off` as true, beside a `bundle`"),
         ('{"kind": "undo", "steps": []}', "unknown kind 'undo'"),
+        (json.dumps({**FOLLOW, "share": 0}), "expected `share` in [1e-06, 0.5], got 0"),
+        (json.dumps({**FOLLOW, "block_s": "1h"}), "expected `block_s` in [1, 604800], got '1h'"),
+        (
+            '{"kind": "recalibrate", "anomaly_type": "fraud", "percent_a_day": 5}',
+            "expected `share`, of the events that are to alert",
+        ),
+        (json.dumps({**SHIFT, "value": 1.5}), "expected `value` in [-1, 1], got 1.5"),
+        (json.dumps({**SHIFT, "bundle": "x"}), "control record shift: expected `bundle` as the 16"),
+        ('{"kind": "freeze", "anomaly_type": "fraud", "state": "no"}', "unknown state 'no'"),
         (json.dumps({**LABEL, "event_id": "\ud800"}), "`event_id` and `source` as 1 to"),
         (json.dumps({**LABEL, "source": 5}), "`event_id` and `source` as 1 to 256 characters"),
         (json.dumps({**LABEL, "entities": {}}), "card, user, merchant, device, ip"),
@@ -403,6 +427,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         ({**STAGE, "detector": "iqr"}, "unknown detector 'iqr'; there are zscore, transformer"),
         ({**STAGE, "detector": "ensemble"}, "unknown detector 'ensemble'"),
         ({**MUTE, "entity_type": "cart"}, "unknown entity type 'cart' (did you mean 'card'?)"),
+        ({**FOLLOW, "anomaly_type": "frauds"}, "unknown anomaly type 'frauds' (did you mean"),
     ],
 )
 def test_a_record_about_what_the_flow_does_not_have_is_refused(

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from dataflows.state.lease import LEASE_S, Lease, read_lease, take_lease
+from dataflows.state import lease as lease_module
+from dataflows.state.journal import Cut, LaneJournal, read_cuts
+from dataflows.state.lease import CHECK_S, LEASE_S, Lease, read_lease, take_lease
 from dataflows.state.manifest import Manifest, read_manifest, write_manifest
 from features.errors import StateError
 
@@ -146,3 +148,49 @@ def test_who_has_lost_the_lease_hears_of_it_with_the_next_beat(tmp_path: Path) -
     kept = read_lease(tmp_path)
     assert kept is not None and kept.held, "the other's is not ours to give back"
     assert second.beat()
+
+
+def test_who_has_not_beaten_for_a_while_beats_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(lease_module, "_now_s", lambda: now_s[0])
+    first = take_lease(tmp_path)
+    heard: list[StateError] = []
+    first.keep(heard.append, every_s=1e6)
+    now_s[0] = CHECK_S
+    first.check()
+    quiet = read_lease(tmp_path)
+    assert quiet is not None and quiet.beat == 0, "a fresh beat says enough"
+    now_s[0] += 1.0
+    first.check()
+    beaten = read_lease(tmp_path)
+    assert beaten is not None and beaten.beat == 1
+    first.give_back()
+
+
+def test_a_flow_that_was_taken_over_writes_no_more_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(lease_module, "_now_s", lambda: now_s[0])
+    first = take_lease(tmp_path)
+    peer = Lease(tmp_path, first.token, held=False)
+    journal = LaneJournal(tmp_path / "lane-00", 1 << 20, fence=first.check)
+    journal.append(Cut(1, 10, {}, 0))
+    now_s[0] = LEASE_S
+    peer.check()
+    looked = read_lease(tmp_path)
+    assert looked is not None and looked.beat == 0, "a process that is no holder only looks"
+    elsewhere(tmp_path)
+    second = take_lease(tmp_path, rest=lambda _: None)
+    heard: list[StateError] = []
+    first.keep(heard.append, every_s=1e6)
+    now_s[0] += LEASE_S
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        journal.append(Cut(2, 20, {}, 0))
+    with pytest.raises(StateError, match="taken over"):
+        peer.check()
+    assert len(heard) == 1 and [cut.round for cut in read_cuts(journal.folder)] == [1]
+    second.check()
+    journal.close()

@@ -9,8 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from features.anchors import ANCHOR_FLOATS, run_anchors
+from features.batch import FeatureMatrix
+from features.catalog import catalog
+from features.engine import OfflineEngine
 from tests.naive_baselines import Plain
-from tests.streams import START_US
+from tests.streams import START_US, make_batch
 
 Floats = npt.NDArray[np.float64]
 
@@ -157,3 +160,40 @@ def test_the_deviation_does_not_grow_with_the_ramp_it_is_to_see(seed: int) -> No
     assert before[0, 2] == pytest.approx(1.0, abs=0.1)
     assert after[0, 2] < 1.45 * before[0, 2]
     assert after[0, 1] - before[0, 1] < 1.5 * 1.45 * before[0, 2]
+
+
+SPREAD = 0.4
+"""Deviation of the logarithm of an amount."""
+
+
+def card_of(per_day: float, seed: int) -> tuple[Floats, FeatureMatrix]:
+    """Payments of a card, ten a day for 120 days, raised by so many deviations a day from the 60th
+    on: days, and all features that are shipped."""
+    rng = np.random.default_rng(seed)
+    at, values = traffic("payments", rng, 120.0)
+    ramp = per_day * np.clip(at - 60.0, 0.0, None)
+    rows = [
+        {
+            "event_id": f"p{i}",
+            "time_us": int(START_US + day * DAY_US),
+            "amount": float(np.exp(3.0 + SPREAD * (x - 20.0))),
+        }
+        for i, (day, x) in enumerate(zip(at.tolist(), (values + ramp).tolist(), strict=True))
+    ]
+    batch = make_batch("payment", rows)
+    return at, OfflineEngine(catalog(), 1).process({"payment": batch})["payment"]
+
+
+def test_the_features_that_are_shipped_see_a_ramp_that_their_own_deviation_does_not(
+    seed: int,
+) -> None:
+    at, found = card_of(0.3, seed)
+    _, usual = card_of(0.0, seed)
+    ramped = at > 60.0
+    z, z_usual = (np.abs(m.column("card_amount_z"))[ramped] for m in (found, usual))
+    assert z.max() < PLAIN_ALARM and z_usual.max() < PLAIN_ALARM, "it is trained on the way"
+    for name in ("card_amount_creep", "merchant_amount_creep", "user_amount_creep"):
+        creep, creep_usual = found.column(name), usual.column(name)
+        assert np.nanmax(np.abs(creep_usual)) < CALM
+        assert 60.0 < at[creep > ALARM][0] <= 81.0
+        assert (creep[at > 81.0] > ALARM).all()

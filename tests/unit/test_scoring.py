@@ -95,6 +95,23 @@ def test_a_threshold_of_the_control_lane_overrules_the_file(
     )
 
 
+def test_a_shift_moves_all_thresholds_of_its_rule_alike(bundle: Bundle, rows: TrainingSet) -> None:
+    scorer = Scorer(bundle, DETECTORS)
+    scores = scorer.score(rows.features, {})
+    margins = {"payment_fraud": np.zeros(0), "silence": np.zeros(0)}
+    before = scorer.decide(scores, {}, margins=margins)
+    assert len(margins["silence"]) == 0, "a rule on other events"
+    for shift in (-0.4, 0.4):
+        after = scorer.decide(scores, {}, shifts={"payment_fraud": shift})
+        assert after.thresholds == pytest.approx(1 - (1 - before.thresholds) * 10.0**-shift)
+        sure = np.abs(margins["payment_fraud"] - shift) > 1e-6
+        flagged = margins["payment_fraud"] >= shift
+        assert np.array_equal(after.flagged[sure, 0], flagged[sure])
+        assert (after.flagged.sum() < before.flagged.sum()) == (shift > 0)
+    other = scorer.decide(scores, {}, shifts={"silence": 0.4})
+    assert np.array_equal(other.flagged, before.flagged)
+
+
 def test_a_detector_that_is_off_is_not_run(bundle: Bundle, rows: TrainingSet) -> None:
     scorer = Scorer(bundle, DETECTORS)
     scores = scorer.score(rows.features, {"zscore": ("off", 100.0)})

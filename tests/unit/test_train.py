@@ -13,9 +13,10 @@ from features.catalog import catalog
 from features.errors import ConfigError, DeclarationError
 from models import train as train_module
 from models.bundle import Bundle
+from models.costs import Costs
 from models.detectors import detector
 from models.scoring import Scorer
-from models.train import join_sets, parts_of, select_rows, train
+from models.train import Aim, join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
 from tests.rows import training_set
 
@@ -42,7 +43,7 @@ def test_thresholds_are_reached_by_the_asked_share_of_genuine_rows(
     rng: np.random.Generator,
 ) -> None:
     rows = training_set(rng, rows=24_000, odd=600, entities=5_000)
-    bundle = train({"payment": rows}, catalog(), CHEAP, 1, false_positives=0.01)
+    bundle = train({"payment": rows}, catalog(), CHEAP, 1, aim=Aim(0.01))
     fresh = training_set(rng, rows=20_000, odd=400, entities=5_000)
     scorer = Scorer(bundle, CHEAP)
     scores = scorer.score(fresh.features, {})
@@ -54,6 +55,23 @@ def test_thresholds_are_reached_by_the_asked_share_of_genuine_rows(
     metrics = bundle.metrics["detectors"]
     assert metrics["ensemble"]["fpr"] <= 0.01
     assert metrics["ensemble"]["recall"] > 0.7
+
+
+def test_thresholds_follow_from_what_mistakes_cost_and_how_often_anomalies_come(
+    rng: np.random.Generator,
+) -> None:
+    rows = training_set(rng, rows=8_000, odd=400, entities=2_000)
+
+    def chosen(miss: float, often: float) -> dict[str, float]:
+        aim = Aim(0.0018, Costs(miss, 1.0), {"payment": often})
+        metrics = train({"payment": rows}, catalog(), ("zscore",), 1, aim=aim).metrics
+        point: dict[str, float] = metrics["voting"]["payment"]["chosen"]
+        assert metrics["asked"]["payment"]["share"] == point["share"]
+        return point
+
+    dear, cheap, rare = chosen(300.0, 0.05), chosen(3.0, 0.05), chosen(300.0, 1e-4)
+    assert dear["share"] > cheap["share"] and dear["recall"] > cheap["recall"]
+    assert rare["share"] < dear["share"]
 
 
 def test_rows_without_labels_train_thresholds_and_no_recall(rng: np.random.Generator) -> None:

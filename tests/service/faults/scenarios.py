@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 import redis
 
+from dataflows.state.journal import read_cuts
 from dataflows.store.shadow import MARKS_KEY
 from features.decode import decode, schema_ids
 from features.encode import avro_bodies, confluent_header, json_bodies
@@ -415,6 +416,47 @@ def two_instances(make: Make, short: bool) -> Row:
     return row
 
 
+def hung_instance(make: Make, short: bool) -> Row:
+    """A flow hangs, another takes its state over, the first wakes up: it writes nothing there.
+
+    The thread by which it would hear of it at once sleeps on.
+    """
+    field = make()
+    first = Flow(field, broken="beats_sleep=on")
+    first.log, first.report_path = field.folder / "first.log", field.folder / "first.json"
+    field.flow = first.start()
+    try:
+        field.live()
+        field.sender.begin(PER_S)
+        time.sleep(field.chance.uniform(0.5, 2.0))
+        assert first.process is not None
+        first.process.send_signal(signal.SIGSTOP)
+        # As it would be from another machine; for the short form the lease is given back, too.
+        lease = field.state / "lease.json"
+        elsewhere = {"place": "there", "host": "pod-0"} | ({"held": False} if short else {})
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | elsewhere))
+        (field.state / "lock-0").unlink()
+        field.flow = Flow(field).start()
+        field.live()
+        first.process.send_signal(signal.SIGCONT)
+        woken = time.monotonic()
+        assert first.ended() == 2, first.said()
+        ended = time.monotonic() - woken
+        assert "has been taken over by process" in first.said().splitlines()[-1], first.said()
+        seconds = field.live()
+    finally:
+        first.kill()
+    field.sender.end()
+    wait(lambda: field.has(field.sender.acked), "everything is through")
+    field.flow.stop()
+    for lane in sorted((field.state / "journal").iterdir()):
+        rounds = [cut.round for cut in read_cuts(lane)]
+        assert rounds == list(range(rounds[0], rounds[-1] + 1)) and len(rounds) > 10, lane
+    row = field.account(first_ended_s=round(ended, 1))
+    row.seconds_to_live = seconds
+    return row
+
+
 def malformed(make: Make, short: bool) -> Row:
     """A million records that are none, or nearly, through the decode path: each accounted for."""
     rng = random.Random(make.seed)
@@ -444,7 +486,7 @@ FAULTS: dict[str, Callable[[Make, bool], Row]] = {
     for f in (
         kills, worker_killed, broker_away, retention, topic_made_anew, partitions_added, redis_gone,
         redis_emptied, redis_slow, registry_away, disk_full, poison, detector_hangs, overload,
-        two_instances, malformed,
+        two_instances, hung_instance, malformed,
     )
 }  # fmt: skip
 """Name -> fault, in the order of the table."""

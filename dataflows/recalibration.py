@@ -1,0 +1,119 @@
+"""Lets rules follow live traffic where a control record asks for it, by control records.
+
+The commit step shows it every round, whole. What it decides is a record `shift` like a person's:
+written where those are, journaled by the lane that reads them, in force on all workers from that
+round on. A replay finds it there and decides nothing. What it remembers is in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dataflows.control.records import Control
+from dataflows.control.writing import write_record
+from features.errors import WaxwingError
+from models.recalibration import Follower, Spread
+
+if TYPE_CHECKING:
+    from dataflows.score import RoundOut
+    from dataflows.settings import Settings
+
+__all__ = ["AutoRecalibration"]
+
+
+class AutoRecalibration:
+    """See the module.
+
+    Parameters
+    ----------
+    settings : where control records are written
+    say : takes a sentence
+    kept : of the manifest that the flow goes on from, as `kept` gave it
+    """
+
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], kept: Mapping[str, Any]
+    ) -> None:
+        self._settings, self._say = settings, say
+        self._kept = dict(kept)
+        self._followers: dict[str, tuple[str, Follower]] = {}
+        self._writer: threading.Thread | None = None
+
+    def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
+        """Take in a round of all lanes, and ask for a shift where one is due."""
+        control = outs[0].control
+        self._followers = {k: v for k, v in self._followers.items() if k in control.followed}
+        if not control.followed:
+            return
+        spreads = _merged(spread for out in outs for spread in out.spreads)
+        bundle = next((one.bundle for one in outs[0].beside), "")
+        for name in control.followed:
+            follower = self._follower(name, bundle, control)
+            shift = control.shift(name, bundle)
+            frozen = name in control.frozen
+            found = follower.take(cut_time_us, spreads.get(name), shift, frozen)
+            if found is not None and not any(out.replayed for out in outs):
+                self._write(name, bundle, shift, found)
+
+    def kept(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {
+            name: {"of": of, **follower.kept()} for name, (of, follower) in self._followers.items()
+        }
+
+    def _follower(self, name: str, bundle: str, control: Control) -> Follower:
+        """The follower of a rule; a new one where what it has learned is of another rule."""
+        options = control.followed[name]
+        told = [
+            bundle, name, repr(options),
+            sorted((d, v) for (a, d), v in control.thresholds.items() if a == name),
+            sorted(control.stages.items()),
+        ]  # fmt: skip
+        of = json.dumps(told)
+        if name not in self._followers or self._followers[name][0] != of:
+            kept = self._kept.pop(name, {})
+            made = Follower.of(options, kept) if kept.get("of") == of else Follower(options)
+            self._followers[name] = of, made
+        return self._followers[name][1]
+
+    def _write(self, name: str, bundle: str, shift: float, value: float) -> None:
+        """Have a record written; a broker may let one wait. One after the other."""
+        record = {
+            "kind": "shift",
+            "anomaly_type": name,
+            "bundle": bundle,
+            "value": value,
+            "id": uuid.uuid4().hex,
+            "by": "waxwing",
+            "why": f"recalibrated: {shift:+.4f} before",
+        }
+        args = (record, self._writer)
+        self._writer = threading.Thread(target=self._ask, args=args, name="waxwing-recalibration")
+        self._writer.start()
+
+    def _ask(self, record: dict[str, Any], before: threading.Thread | None) -> None:
+        """Write a record once the one before it is."""
+        if before is not None:
+            before.join()
+        try:
+            write_record(self._settings, record)
+        except WaxwingError as error:
+            self._say(f"{record['anomaly_type']} is NOT recalibrated: {error}")
+
+
+def _merged(spreads: Any) -> dict[str, Spread]:
+    """The spreads of all lanes, by anomaly type."""
+    found: dict[str, Spread] = {}
+    for one in spreads:
+        had = found.get(one.anomaly_type)
+        if had is not None:
+            one = Spread(
+                one.anomaly_type, one.bundle, had.rows + one.rows, had.flagged + one.flagged,
+                had.counts + one.counts,
+            )  # fmt: skip
+        found[one.anomaly_type] = one
+    return found
