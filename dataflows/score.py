@@ -228,7 +228,8 @@ def _asked(
     bounds: Mapping[str, Int64],
     first: int,
 ) -> list[Asked] | None:
-    """What each of some rounds' scores are, asked for in one go; None where a vote is missing.
+    """What each of some rounds' scores are, asked for in one go; None where that cannot be, or where
+    a vote is missing.
 
     Parameters
     ----------
@@ -243,6 +244,8 @@ def _asked(
             whole[name] = stack([item.features[name] for item in run if name in item.features])
     control = run[0].control
     lineup = context.shelf.lineup(control)
+    if any(seat.scorer.far(name) for seat in lineup for name in whole):
+        return None  # what was answered elsewhere is kept by round
     # Where votes depend on entities, or margins are to be told, each round is decided by itself.
     alone = has_canary(control, lineup) or bool(control.followed)
     asked: list[dict[Seat, dict[str, _Said]]] = [{} for _ in run]
