@@ -228,8 +228,8 @@ def _asked(
     bounds: Mapping[str, Int64],
     first: int,
 ) -> list[Asked] | None:
-    """What each of some rounds' scores are, asked for in one go; None where that cannot be, or a vote
-    is missing.
+    """What each of some rounds' scores are, asked for in one go; None where that cannot be, or a
+    vote is missing.
 
     Parameters
     ----------
