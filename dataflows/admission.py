@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.arrivals import Arrivals
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter
 from features.batch import EventBatch
@@ -24,6 +25,7 @@ from features.currency import Priced, Rates
 from features.encode import json_bodies
 from features.events import event_type
 from features.keys import UInt64
+from features.labels import Label
 from features.repeats import RepeatFilter, event_keys
 
 __all__ = ["Admission", "Admitted", "origin_of"]
@@ -41,6 +43,7 @@ class Admitted:
     clock_us : the lane's event-time clock with this round in it
     due_us : that of its place furthest behind; who is overdue by it is silent
     unpriced, old_rate : as of `features.currency.Priced`, of what goes on
+    labels : what the data said of earlier events and is heard of before these
     """
 
     batches: dict[str, EventBatch]
@@ -50,6 +53,7 @@ class Admitted:
     due_us: int
     unpriced: Mapping[str, int] = field(default_factory=dict)
     old_rate: Mapping[str, int] = field(default_factory=dict)
+    labels: tuple[Label, ...] = ()
 
 
 class Admission:
@@ -59,10 +63,15 @@ class Admission:
     ----------
     settings : `dedup_horizon_s`, `late_s`, `early_s`, and the names of topics and files
     by_partition : whether the partitions of the source advance each at their own pace (Kafka)
+    arrivals : labels on their way, of a lane whose rounds are not cut where they arrive; None:
+        nothing is heard of them here
     """
 
-    def __init__(self, settings: Settings, by_partition: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, by_partition: bool = False, arrivals: Arrivals | None = None
+    ) -> None:
         self._settings = settings
+        self.arrivals = arrivals
         self._repeats = RepeatFilter(settings.dedup_horizon_s * 1_000_000)
         self._clock = LaneClock(
             round(settings.late_s * 1e6), round(settings.early_s * 1e6), by_partition
@@ -101,6 +110,9 @@ class Admission:
             if goes_on:
                 whole = goes_on == len(batch)
                 kept[name] = batch if whole else batch.take(np.flatnonzero(fresh))
+        labels: tuple[Label, ...] = ()
+        if self.arrivals is not None:
+            labels = self.arrivals.heard(kept, self._clock.clock_us)
         clock_us = self._clock.advance(kept, cut_time_us)
         unpriced: Counter[str] = Counter()
         old_rate: Counter[str] = Counter()
@@ -111,7 +123,7 @@ class Admission:
             old_rate.update(priced.old)
         due_us = self._clock.due_us
         return Admitted(
-            kept, duplicates, tuple(refused), clock_us, due_us, unpriced, old_rate
+            kept, duplicates, tuple(refused), clock_us, due_us, unpriced, old_rate, labels
         )  # fmt: skip
 
     def _fresh(
@@ -163,16 +175,22 @@ class Admission:
 
     def full(self) -> dict[str, npt.NDArray[Any]]:
         """The whole state as arrays by name."""
-        return {**self._repeats.full(), **self._clock.dump()}
+        return {**self._repeats.full(), **self._clock.dump(), **self._labels()}
 
     def delta(self) -> dict[str, npt.NDArray[Any]]:
-        """What changed since the last `full` or `delta`; the clock always whole."""
-        return {**self._repeats.delta(), **self._clock.dump()}
+        """What changed since the last `full` or `delta`; clock and labels always whole."""
+        return {**self._repeats.delta(), **self._clock.dump(), **self._labels()}
+
+    def _labels(self) -> dict[str, npt.NDArray[Any]]:
+        """Labels on their way."""
+        return {} if self.arrivals is None else self.arrivals.dump()
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take in a base or a delta, oldest first."""
         self._repeats.load(dict(arrays))
         self._clock.load(arrays)
+        if self.arrivals is not None:
+            self.arrivals.load(arrays)
 
 
 def origin_of(settings: Settings, name: str) -> str:

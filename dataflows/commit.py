@@ -23,11 +23,12 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.currencies import base_of
 from dataflows.digests import header_of, open_certificate, record_of
+from dataflows.outcomes import Outcomes
 from dataflows.recalibration import AutoRecalibration
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.bases import keep_base
-from dataflows.state.manifest import Manifest, write_manifest
+from dataflows.state.manifest import Manifest, oldest_round, write_manifest
 from dataflows.steps import Barrier, Durable
 from features.errors import StateError
 from features.events import made_types
@@ -145,6 +146,9 @@ class Commit(StatefulSinkPartition[Any, int]):
         say = context.telemetry.say
         self._rollback = AutoRollback(settings, say)
         self._recalibration = AutoRecalibration(settings, say, manifest.recalibration)
+        # Where the flow began: with the events after its warm state, or with its first one.
+        since_us = manifest.until_us if manifest.round == 0 else None
+        self._outcomes = Outcomes(settings.state_dir / "outcomes", manifest.round, since_us)
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
@@ -200,10 +204,17 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._recalibration.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
+        labels = [label for out in outs for label in out.labels]
+        firsts = [out.first_us for out in outs if out.first_us is not None]
+        self._outcomes.take(alerts, labels, outs[0].cut_time_us, min(firsts, default=None))
         telemetry = self._context.telemetry
+        if labels:
+            telemetry.outcomes = self._outcomes.report()
         telemetry.stage("deliver", time.perf_counter() - begun)
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
         if last or round_ % self._context.settings.snapshot_rounds == 0:
+            self._outcomes.save(round_)
+            telemetry.outcomes = self._outcomes.report()
             # A sink that is switched off for a while keeps its place: its log is not to be lost.
             logs = dict(self._context.manifest.logs)
             logs["dead_letters"] = self._letters.position()
@@ -273,6 +284,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 settings.replay_base_s,
                 settings.retention_h,
             )
+            self._outcomes.forget_before(oldest_round(settings.state_dir))
             context.telemetry.committed(round_)
 
     def snapshot(self) -> int:

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dataflows.arrivals import LABEL_STEP_US
 from dataflows.ballots import Ballots
 from dataflows.control.bundles import WithBundles
+from dataflows.control.labels import WithLabels, open_labels
 from dataflows.control.records import Control, ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.elsewhere import Remotes
@@ -148,6 +150,7 @@ class Replaying:
     groups : shard groups that compute; None means all. Rows of the others have no features
     told_from : whoever looks is told of rounds from here on; None: from `first` on
     scored : False computes features alone: no models are needed
+    hashed : features are hashed where nothing is scored, too
     base_alone : nothing but the bundle of the settings scores
     """
 
@@ -157,6 +160,7 @@ class Replaying:
     told_from: int | None = None
     scored: bool = True
     base_alone: bool = False
+    hashed: bool = False
 
 
 @dataclass(slots=True)
@@ -609,7 +613,7 @@ def open_reader(context: Context, lane: int) -> LaneReader:
     elif settings.source == "file":
         from dataflows.sources.files import FileReader
 
-        reader = FileReader(settings, from_us=context.manifest.until_us)
+        reader = FileReader(settings, context.manifest.until_us, LABEL_STEP_US)
     else:
         from dataflows.sources.kafka import KafkaReader
 
@@ -627,6 +631,7 @@ def open_lane(context: Context, lane: int) -> Lane:
     """A lane's reader and journal, standing where the manifest says."""
     settings = context.settings
     reader = open_reader(context, lane)
+    control = _open_control(context) if lane == 0 else None
     opened = Lane(
         lane=lane,
         reader=reader,
@@ -634,7 +639,9 @@ def open_lane(context: Context, lane: int) -> Lane:
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
-        control=_open_control(context) if lane == 0 else None,
+        control=control,
+        hear=(lambda _clock_us: None) if control is None else control.hear,
+        labels_origin="" if control is None else control.labels_origin,
         stage=context.telemetry.stage,
         lanes=context.lanes,
         rates=context.rates.current,
@@ -695,8 +702,8 @@ def _replayed_from(settings: Settings) -> int:
     return min(held, default=0)
 
 
-def _open_control(context: Context) -> ControlReader:
-    """Where the control records come from."""
+def _open_control(context: Context) -> WithLabels:
+    """Where control records and labels come from."""
     settings = context.settings
     names = Names.of(context.scorer.voting, (*context.scorer.detectors, *context.scorer.fallbacks))
     reader: ControlReader
@@ -707,4 +714,5 @@ def _open_control(context: Context) -> ControlReader:
     else:
         path = settings.control_file or settings.state_dir / "control.jsonl"
         reader = ControlFile(path, names)
-    return WithBundles(reader, context.shelf, context.telemetry.say, in_cluster())
+    records = WithBundles(reader, context.shelf, context.telemetry.say, in_cluster())
+    return WithLabels(records, open_labels(settings))

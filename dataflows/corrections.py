@@ -215,13 +215,14 @@ def _at(correction: Correction, keys: Int64) -> Correction:
     """The part of a correction that is about `keys`, in round 0, rows counted by place there."""
     mine = _keys(correction)
     at = np.flatnonzero(np.isin(mine, keys))
-    sequences = correction.sequences
+    sequences, differs = correction.sequences, correction.differs
     return replace(
         correction,
         rounds=np.zeros(len(at), np.int64),
         rows=np.searchsorted(keys, mine[at]),
         values=correction.values[at],
         sequences=None if sequences is None else sequences[at],
+        differs=None if differs is None else differs[at],
     )
 
 

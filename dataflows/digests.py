@@ -7,6 +7,7 @@ as the groups gave them, a sum a group, and as the models read them, a sum a col
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import llvmlite.binding
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -276,7 +279,30 @@ def header_of(context: Context, control: Control) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what numbers depend on: this program, the libraries that compute, the processor."""
     found = {name: _version(name) for name in COMPUTING}
-    return found | {"python": platform.python_version(), "machine": platform.machine()}
+    return found | {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": processor(),
+    }
+
+
+@functools.cache
+def processor() -> str:
+    """What numba compiles for: the processor's name as LLVM has it, and a hash of its instructions.
+
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise, as they do to numba.
+
+    Returns
+    -------
+    as `skylake-avx512 0f3a99c1`
+    """
+    named = getattr(numba.config, "CPU_NAME", None)
+    told = getattr(numba.config, "CPU_FEATURES", None)
+    name = named or llvmlite.binding.get_host_cpu_name()
+    if told is None:
+        told = "" if named else llvmlite.binding.get_host_cpu_features().flatten()
+    kept = ",".join(sorted(told.split(",")))
+    return f"{name} {hashlib.blake2b(kept.encode(), digest_size=4).hexdigest()}"
 
 
 def _version(name: str) -> str:

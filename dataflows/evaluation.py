@@ -444,6 +444,8 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
         base, deltas, _ = store.load(manifest.round)
         engine.engines.append(GroupEngine.restore(cat, group, base, deltas, *options))
     door = Admission(settings)
+    arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), takes=False)
     for arrays in LogStore(folder / "deltas" / "in00").load(manifest.round):
         door.load(arrays)
-    return Pass(engine, door, manifest.until_us or 0, 0, 0, 0)
+        arrivals.load(arrays)
+    return Pass(engine, door, manifest.until_us or 0, 0, 0, 0, arrivals=arrivals)

@@ -157,7 +157,7 @@ def explain(
         ),
         "detectors": _detectors(witness),
         "vote": _vote(witness),
-        "control": witness.control.records(),
+        "control": witness.control.noted(),
         "last_events": list(witness.events),
         "bundle": _bundle(context, _opinion(witness).seat),
         "catalog": context.catalog.version,

@@ -209,8 +209,8 @@ def run_history(
     collector : takes in events with their features, such as a `Collector` of training rows
     progress : called after each chunk with (events so far, event time in us)
     begin : an earlier pass to go on from; its engine is used up
-    arrivals : turns what the data say of events into labels, each in its time; None has no labels
-        but those under way in `begin`
+    arrivals : turns what the data say of events into labels, each in its time, beside those under
+        way in `begin`; None has only these
     refused : told what is no event, or came too late or too early, after each chunk
     """
     if begin is None:
@@ -224,6 +224,8 @@ def run_history(
         engine, door, until_us = begin.engine, begin.door, begin.until_us
         events, duplicates = begin.events, begin.duplicates
         reasons = Counter(begin.reasons)
+        if arrivals is not None and begin.arrivals is not None:
+            arrivals.follow(begin.arrivals)
         arrivals = begin.arrivals if arrivals is None else arrivals
     unpriced = Counter({} if begin is None else begin.unpriced)
     old_rate = Counter({} if begin is None else begin.old_rate)
@@ -284,8 +286,9 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
     """Write the warm state of a pass as a state folder that a live run can start from."""
     for group, engine in enumerate(done.engine.engines):
         ShardStore(folder / "deltas" / f"g{group:03d}", 1).write(0, "base", engine.full(), {})
-    door = done.door
-    LogStore(folder / "deltas" / "in00").write(0, door.full(), done.until_us, door.needed_since_us)
+    door, arrivals = done.door, done.arrivals
+    arrays = door.full() | ({} if arrivals is None else arrivals.dump())
+    LogStore(folder / "deltas" / "in00").write(0, arrays, done.until_us, door.needed_since_us)
     write_rates(folder, done.rates)
     base = base_of(settings)
     write_manifest(

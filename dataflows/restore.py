@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dataflows.admission import Admission
+from dataflows.arrivals import Arrivals
 from dataflows.settings import Settings
 from dataflows.state.deltas import Arrays, ShardStore
 from dataflows.state.logs import LogStore
@@ -62,7 +63,7 @@ def restore(
         kind, number = name
         if kind == "g":
             return restore_group(settings, catalog, manifest, number, emptied_max)
-        return restore_door(settings, manifest, number)
+        return restore_door(settings, catalog, manifest, number)
 
     names = [("in", lane) for lane in range(manifest.lanes)] + [("g", group) for group in groups]
     return dict(zip(names, _each(one, names), strict=True))
@@ -79,9 +80,11 @@ def check(settings: Settings, manifest: Manifest) -> None:
     _each(lambda lane: bool(_door_arrays(settings, manifest, lane)), range(manifest.lanes))
 
 
-def restore_door(settings: Settings, manifest: Manifest, lane: int) -> Admission:
-    """A lane's filter of repeats and clock."""
-    door = Admission(settings, by_partition=settings.source == "kafka")
+def restore_door(settings: Settings, catalog: Catalog, manifest: Manifest, lane: int) -> Admission:
+    """A lane's filter of repeats and clock; in lane 0 with labels on their way."""
+    # Every lane starts from the one door that warm state has, a label is to be heard of once.
+    arrivals = Arrivals(catalog, round(settings.label_delay_s * 1e6)) if lane == 0 else None
+    door = Admission(settings, by_partition=settings.source == "kafka", arrivals=arrivals)
     for arrays in _door_arrays(settings, manifest, lane):
         door.load(arrays)
     return door

@@ -37,6 +37,7 @@ from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64, stack
 from features.events import EventType, event_type, made_types
+from features.labels import Label
 from features.rows import emptied_rows
 from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle
@@ -157,6 +158,9 @@ class RoundOut:
     batches: dict[str, EventBatch] | None = None
     features: dict[str, FeatureMatrix] | None = None
     beside: tuple[Beside, ...] = ()
+    labels: tuple[Label, ...] = ()
+    first_us: int | None = None
+    """Event time of the first event, None where there was none."""
     spreads: tuple[Spread, ...] = ()
 
 
@@ -347,6 +351,8 @@ def score_round(
         tuple(seen),
         None if context.replaying is None else item.batches,
         beside=_counted(judged, taken_s),
+        labels=item.labels,
+        first_us=min((int(b.time_us.min()) for b in events.values() if len(b)), default=None),
         spreads=_spreads(found.opinions[0] for found in judged.values()),
     )
     if context.store is not None:
@@ -383,10 +389,11 @@ def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
 
 def pass_round(item: Featured) -> RoundOut:
     """What is left of a round that a replay does not score: events and features."""
+    digest = None if item.digest is None else item.digest.whole(())
     return RoundOut(
         item.lane, item.round, item.cut_time_us, item.received, item.duplicates, item.rejects,
         {}, (), 0, 0, np.zeros(0, np.int64), (), item.control, item.final, item.replayed,
-        batches=item.batches, features=item.features,
+        digest=digest, batches=item.batches, features=item.features, labels=item.labels,
     )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def score_table(
     fit_us : event time up to which the bundle was fitted on this very file: then nothing of it is
         known before its first row
     labelled : whether the file's labels are heard of as they would have come (those of the past
-        are features); the live flow hears of labels as control records alone
+        are features), as in the live flow; else only those under way in the warm state are
     keep_series : whether the events are kept for a report
 
     Raises

@@ -308,6 +308,14 @@ class Settings(BaseSettings):
     control_topic: str | None = Field(
         None, description="Kafka topic (of kafka_brokers) with control records, in place of a file"
     )
+    labels_file: Path | None = Field(
+        None,
+        description="verdicts on events (CSV or JSONL: event_id, verdict, source, time, ...),"
+        " read as it grows; docs/labels.md",
+    )
+    labels_topic: str | None = Field(
+        None, description="Kafka topic (of kafka_brokers) with such verdicts, in place of a file"
+    )
 
     rollback_watch_s: float = Field(
         600.0,
@@ -618,6 +626,15 @@ class Settings(BaseSettings):
     def _one_control_lane(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("control_file") is not None:
             raise ValueError("expected either control_topic or control_file, both are set")
+        if value == "":
+            raise ValueError("expected the name of a topic, or no such line")
+        return value
+
+    @field_validator("labels_topic")
+    @classmethod
+    def _one_place_of_labels(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("labels_file") is not None:
+            raise ValueError("expected either labels_topic or labels_file, both are set")
         if value == "":
             raise ValueError("expected the name of a topic, or no such line")
         return value

@@ -34,7 +34,7 @@ from features.absences import Absences, Names, Peers
 from features.batch import EventBatch, FeatureMatrix, Int64, concat_batches
 from features.engine import GroupEngine, GroupFeatures, assemble
 from features.events import event_code
-from features.labels import label_of
+from features.labels import Label, label_of
 from features.spans import SpanRows, merge_spans, split_span
 
 __all__ = ["ROUNDS_MAX", "SpanSource", "span_ends", "spanned_rounds"]
@@ -79,6 +79,7 @@ class Own:
     parts, done : its rounds as cut, and as they came to at the door
     batches : event type -> admitted events of all rounds
     bounds : event type -> int64 (R + 1,), where each round begins and ends in it
+    labels : by round, verdicts that became known before its events
     """
 
     lane: int
@@ -87,6 +88,7 @@ class Own:
     done: list[Admitted]
     batches: dict[str, EventBatch]
     bounds: dict[str, Int64]
+    labels: tuple[tuple[Label, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,9 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
             if self._door is None:
                 context = self._context
                 found = context.restored.pop(("in", span.lane), None)
-                self._door = found or restore_door(context.settings, context.manifest, span.lane)
+                self._door = found or restore_door(
+                    context.settings, context.catalog, context.manifest, span.lane
+                )
             out += self._one(span, self._door)
             self._round = span.parts[-1].round
         return out, False
@@ -220,7 +224,10 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
             found = [one.batches[name] for one in done if name in one.batches]
             batches[name] = concat_batches(found, sort=False)
         control = tuple(part.control for part in span.parts)
-        said = (record for records in control for record in records)
+        labels = tuple(
+            one.labels + tuple(label_of(said) for said in records if said["kind"] == "label")
+            for one, records in zip(done, control, strict=True)
+        )
         wanted = frozenset(context.groups)
         rows = split_span(
             context.catalog,
@@ -231,13 +238,13 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
             tuple(one.clock_us for one in done),
             tuple(one.due_us for one in done),
             self._names,
-            tuple(label_of(record) for record in said if record["kind"] == "label"),
+            labels,
             None if len(wanted) == context.settings.groups else wanted,
         )
         cut_time_us = tuple(part.cut_time_us for part in span.parts)
         for g in context.groups:
             yield ToGroup(span.lane, span.number, g, rows[g], cut_time_us, control, span.final)
-        yield Own(span.lane, span.number, span.parts, done, batches, bounds)
+        yield Own(span.lane, span.number, span.parts, done, batches, bounds, labels)
         context.telemetry.stage("admit", time.perf_counter() - begun)
 
     def snapshot(self) -> int:
@@ -340,7 +347,7 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
         if not passes:
             results = [one.features for one in back]
             features = assemble(context.catalog, own.batches, results)
-            if replaying is None or replaying.scored:
+            if replaying is None or replaying.scored or replaying.hashed:
                 parts = [(one.group, one.features) for one in back]
                 digests = RoundDigest.of_span(
                     context.catalog, context.settings.groups, own.lane, features, parts,
@@ -414,6 +421,7 @@ def _featured(
         gaps=part.gaps,
         waiting=part.waiting,
         digest=digest,
+        labels=own.labels[r],
     )
 
 

@@ -84,7 +84,7 @@ def in_force(settings: Settings) -> Standing:
     for cut in _cuts(settings, round_):
         round_ = cut.round
         for record in cut.control:
-            control = control.apply(record)
+            control = control.apply(record, cut.cut_time_us)
     totals = {} if manifest is None else manifest.totals
     counts: dict[str, dict[str, int]] = {}
     for key, value in totals.items():

@@ -31,7 +31,7 @@ from features.absences import Names, Peers
 from features.batch import EventBatch, FeatureMatrix
 from features.emptied import Emptied
 from features.engine import GroupEngine, GroupFeatures, GroupRows, assemble, merge, split
-from features.labels import label_of
+from features.labels import Label, label_of
 from features.snapshots import join
 
 __all__ = [
@@ -106,7 +106,7 @@ class ToGroup:
 class ToHome:
     """What a lane keeps of its own round while the groups compute, or what a group sends back.
 
-    `batches` and `clock_us` are set by the lane itself, `features` by a group.
+    `batches`, `clock_us` and `labels` are set by the lane itself, `features` by a group.
     """
 
     lane: int
@@ -126,6 +126,7 @@ class ToHome:
     old_rate: int = 0
     gaps: tuple[Gap, ...] = ()
     waiting: int = 0
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,8 @@ class Featured:
 
     `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
     is how many of them are no longer kept. `emptied` are views whose windows have run empty, for
-    the store. `unpriced` and `old_rate` are events of a currency or a
-    day that the table of exchange rates does not know.
+    the store. `labels` became known before the round's events. `unpriced` and `old_rate` are events
+    of a currency or a day that the table of exchange rates does not know.
     """
 
     lane: int
@@ -168,6 +169,7 @@ class Featured:
     gaps: tuple[Gap, ...] = ()
     waiting: int = 0
     digest: RoundDigest | None = None
+    labels: tuple[Label, ...] = ()
 
 
 class _Shard:
@@ -320,7 +322,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         """Restore the lane's door once its number is known, where it is not yet."""
         context = self._context
         found = context.restored.pop(("in", lane), None)
-        door = found or restore_door(context.settings, context.manifest, lane)
+        door = found or restore_door(context.settings, context.catalog, context.manifest, lane)
         return door, _Shard(context, f"in{lane:02d}")
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
@@ -349,7 +351,10 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             self._names,
             done.due_us,
         )
-        labels = tuple(label_of(said) for said in part.control if said["kind"] == "label")
+        said = tuple(label_of(said) for said in part.control if said["kind"] == "label")
+        labels = done.labels + said
+        if door.arrivals is not None:
+            self._context.telemetry.unheard(door.arrivals.passed_over)
         if labels:
             rows = [replace(row, labels=labels) for row in rows]
         out: list[ToGroup | ToHome | Durable] = [
@@ -375,6 +380,7 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
                 sum(done.old_rate.values()),
                 part.gaps,
                 part.waiting,
+                labels,
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
@@ -521,7 +527,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         """The lane's round, whole again."""
         begun = time.perf_counter()
         for record in waiting.control:
-            self._control = self._control.apply(record)
+            self._control = self._control.apply(record, waiting.cut_time_us)
         self._control = self._control.expire(waiting.cut_time_us)
         batches = dict(own.batches or {})
         told = (one for group in waiting.features for one in group.absences)
@@ -561,6 +567,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.gaps,
             own.waiting,
             digest,
+            own.labels,
         )
 
     def _passing(self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]) -> Featured:
@@ -583,6 +590,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.replayed,
             gaps=own.gaps,
             waiting=own.waiting,
+            labels=own.labels,
         )
 
     def _digest(
@@ -593,7 +601,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
         replaying = context.replaying
         if not context.digests:
             return None
-        if replaying is not None and not replaying.scored:
+        if replaying is not None and not (replaying.scored or replaying.hashed):
             return None
         begun = time.perf_counter()
         parts = zip(waiting.senders, waiting.features, strict=True)

@@ -11,7 +11,7 @@ learned from. The warm state is that of the plain stream, which the live flow go
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from dataflows.sources.simulator import SimulatorReader, time_us_of
 from dataflows.state.manifest import read_manifest
 from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
+from features.currency import Rates
 from features.engine import GroupEngine, OfflineEngine, warm_up
 from features.errors import ConfigError, WaxwingError
 from features.plan import ABSENCE
@@ -43,11 +44,15 @@ from models.train import Aim, join_sets, select_rows, train
 
 __all__ = [
     "HISTORY_DAYS",
+    "ROWS_WANTED",
     "Trained",
     "costs_of",
     "is_trained",
     "join_attacks",
+    "later_rows",
+    "learn",
     "moment_us",
+    "money_of",
     "read_attacks",
     "read_labels",
     "run_simulated",
@@ -94,13 +99,13 @@ class Trained:
     Parameters
     ----------
     bundle : as written to the settings' `bundle`
-    warm : folder of the warm state
+    warm : folder of the warm state; None where the flow has its own
     events : events of history
     history_s, training_s : wall time of the two parts
     """
 
     bundle: Bundle
-    warm: Path
+    warm: Path | None
     events: int
     history_s: float
     training_s: float
@@ -133,8 +138,9 @@ def train_simulated(
     history_s = time.perf_counter() - begun
     say(f"{done.events:,} events in {history_s:.1f} s; warm state in {warm}")
     names = {code: name for name, code in (ATTACKS | SILENCES).items()}
-    about = {"traffic_seed": seed, "world": _world(settings)}
-    return _learn(settings, cat, done, sets, names, history_s, say, about)
+    about = {"traffic_seed": seed, "world": _world(settings), **_money(done, say)}
+    odd = done.odd_per_genuine
+    return learn(settings, sets, names, done.events, history_s, say, about, warm, odd)
 
 
 def is_trained(settings: Settings) -> str | None:
@@ -230,42 +236,56 @@ def train_files(
     )
     sets = collector.sets()
     if learn_from is None:
-        sets = {name: _later(one) for name, one in sets.items()}
+        sets = {name: later_rows(one) for name, one in sets.items()}
     if not collector.known:
         say("no labels: detectors weigh the same, thresholds follow from the share they flag")
     names = truth_names(settings.file_mapping) if settings.file_mapping else {}
-    done = replace(done, odd_per_genuine=collector.odd_per_genuine())
-    return _learn(settings, cat, done, sets, {1: "labelled"} | names, history_s, say, {})
+    names = {1: "labelled"} | names
+    odd = collector.odd_per_genuine()
+    about = _money(done, say)
+    return learn(settings, sets, names, done.events, history_s, say, about, warm, odd)
 
 
-def _learn(
+def learn(
     settings: Settings,
-    cat: Catalog,
-    done: Pass,
     sets: dict[str, TrainingSet],
     attacks: dict[int, str],
+    events: int,
     history_s: float,
     say: Say,
     about: dict[str, Any],
+    warm: Path | None = None,
+    odd_per_genuine: Mapping[str, float] | None = None,
 ) -> Trained:
-    """Train on what a pass has left and write the bundle, with what else is known of its
-    history."""
+    """Train on rows and write the bundle, with what else is known of its history.
+
+    Parameters
+    ----------
+    settings : `detectors`, `bundle`
+    attacks : code in the sets -> what it means
+    events, history_s, warm : as of `Trained`
+    about : further entries of the bundle's `training`
+    odd_per_genuine : event type -> known anomalies on each other event, where that was counted
+
+    Raises
+    ------
+    ConfigError, BundleError : too few rows, or the bundle cannot be written
+    """
     begun = time.perf_counter()
-    aim = Aim(settings.false_alarm_share, costs_of(settings), done.odd_per_genuine)
+    aim = Aim(settings.false_alarm_share, costs_of(settings), odd_per_genuine or {})
     remotes = Remotes(settings, say, patient=True)
     cuts = {name: parse_cut(text) for name, text in settings.calibration_segments.items()}
     try:
         bundle = train(
-            sets, cat, settings.detectors, TRAINING_SEED,
+            sets, catalog(), settings.detectors, TRAINING_SEED,
             attacks=attacks, aim=aim, segments=cuts, say=say, place=remotes.in_training,
         )  # fmt: skip
     finally:
         remotes.close()
-    about |= _money(done, say)
     bundle = replace(bundle, training={**bundle.training, **about}).write(settings.bundle)
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
-    return Trained(bundle, warm_folder(settings), done.events, history_s, training_s)
+    return Trained(bundle, warm, events, history_s, training_s)
 
 
 def costs_of(settings: Settings) -> Costs | None:
@@ -276,16 +296,20 @@ def costs_of(settings: Settings) -> Costs | None:
     return Costs(miss, alarm, settings.cost_by_amount)
 
 
-def _money(done: Pass, say: Say) -> dict[str, Any]:
-    """What the bundle says of the amounts it was trained on; what had no rate is told."""
-    rates = done.rates
+def money_of(rates: Rates | None) -> dict[str, Any]:
+    """What a bundle says of the amounts it was trained on; nothing where none was converted."""
     if rates is None:
         return {}
-    for text in priced_lines(done.unpriced, done.old_rate):
-        say(text)
     until = rates.days[1]
     made = {"base": rates.base, "until": str(until), "digest": rates.digest(until)}
     return {"currency": made}
+
+
+def _money(done: Pass, say: Say) -> dict[str, Any]:
+    """The same of a pass over history; what had no rate is told."""
+    for text in priced_lines(done.unpriced, done.old_rate) if done.rates is not None else ():
+        say(text)
+    return money_of(done.rates)
 
 
 def moment_us(text: str) -> int:
@@ -298,7 +322,7 @@ def moment_us(text: str) -> int:
         ) from None
 
 
-def _later(rows: TrainingSet) -> TrainingSet:
+def later_rows(rows: TrainingSet) -> TrainingSet:
     """The rows of the last two thirds of their time: before that everything is new to the
     features."""
     first, last = int(rows.time_us.min()), int(rows.time_us.max())

@@ -31,7 +31,7 @@ from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble,
 from features.silence import DUE_MAX, Overdue
 from features.silence import warm_up as warm_up_silence
 from features.snapshots import join
-from features.spans import SpanFeatures, SpanRows, pass_rounds
+from features.spans import SpanFeatures, SpanRows, join_spans, pass_rounds
 from features.split import split
 from features.state import EntityState
 
@@ -221,13 +221,22 @@ class GroupEngine:
         lanes : by round, those that take part in it
         due_max : as of `process`, in each round
         """
+        return join_spans([
+            self._process_piece(piece, lanes[first : first + len(piece.clock_us)], due_max)
+            for first, piece in rows.pieces()
+        ])  # fmt: skip
+
+    def _process_piece(
+        self, rows: SpanRows, lanes: Sequence[tuple[int, ...]], due_max: int
+    ) -> SpanFeatures:
+        """See `process_span`; verdicts come before the first round alone."""
         clocks = [max(self.clock_us, us) for us in accumulate(rows.clock_us, max)]
         dues = [due if due >= 0 else clock for due, clock in zip(rows.due_us, clocks, strict=True)]
         results = {lane: GroupFeatures(lane) for here in lanes for lane in here}
         told: list[dict[int, list[Absences]]] = [{lane: [] for lane in here} for here in lanes]
-        if rows.labels:
+        if rows.labels and rows.labels[0]:
             for state in self._states.values():
-                self.labels += state.label(rows.labels)
+                self.labels += state.label(rows.labels[0])
         for entity, state in self._states.items():
 
             def after(
@@ -473,8 +482,9 @@ def _corrections(plan: EntityPlan, changed: Changed) -> Iterator[tuple[int, Corr
             own = plan.sequence is not None and plan.sequence.own == code
             vectors = changed.vectors[at] if own and changed.vectors is not None else None
             values = np.ascontiguousarray(changed.values[at, : len(features)])
+            differs = changed.differs[at, : len(features)]
             rounds, rows = changed.rounds[at], np.ascontiguousarray(head[at, 4])
-            yield lane, Correction(event, plan.entity, rounds, rows, values, vectors)
+            yield lane, Correction(event, plan.entity, rounds, rows, values, vectors, differs)
 
 
 class OfflineEngine:

@@ -58,7 +58,7 @@ class Label:
 
 
 def label_of(record: Mapping[str, Any]) -> Label:
-    """The label in a checked control record of kind `label`.
+    """The label in a checked control record of kind `label`; `time_us` 0 where it names no entity.
 
     Examples
     --------
@@ -70,9 +70,9 @@ def label_of(record: Mapping[str, Any]) -> Label:
     return Label(
         event_code(name),
         int(hash_strings(pl.Series([f"{name} {record['event_id']}"])).view(np.int64)[0]),
-        int(record["event_time_us"]),
+        int(record.get("event_time_us", 0)),
         record["verdict"] == "fraud",
-        tuple((entity, _key(name, entity, text)) for entity, text in record["entities"].items()),
+        tuple((e, _key(name, e, text)) for e, text in record.get("entities", {}).items()),
         event_type(name).primary,
     )
 

@@ -18,14 +18,18 @@ many rows gets a checkpoint each `EVERY` rows, too, so that a row that is a litt
 Rings keep the records that their oldest checkpoint counts. A row for which no checkpoint is old
 enough is put behind the oldest and counted apart (`beyond`).
 
+What labels change is no row and has a place among them: counts of frauds are told to checkpoints,
+too, and a corrected row keeps what it was given of them, as of its own round; what a verdict makes
+usual it makes so again behind the rows that were before it (`features.verdicts`).
+
 Rows of the same time stand by event code, partition, offset and lane; so a row of the same time
 that comes later and sorts before counts as late, or a stream would depend on how it was cut.
 
 Memory, at most, beside 32 bytes an entity:
-rows/s x 2 late_s x (56 + 8 x (other keys + reals) + 16 x pairs of a row) bytes
-+ entities touched in late_s x 2 x (64 + state of an entity) bytes,
-and a seventh of that which lies idle at the most. Of a payment these are 728 bytes in all its
-entity types where it has a device and an address; a card's checkpoint has 1.9 kB.
+rows/s x 2 late_s x (44 + 8 x (other keys + reals) + 12 x pairs of a row) bytes
++ entities touched in late_s x 2 x (96 + what of their state is not 0) bytes,
+and a tenth of that which lies idle. Of a payment these are 592 bytes in all its entity types where
+it has a device and an address; a card's checkpoint has 1.8 kB.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -40,26 +44,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from features.panes import PANE_KEPT, PANE_PLACES, PANE_TAIL
-from features.plan import HEAD, EntityPlan
-from features.replay import (
-    CODE,
-    FLAGS,
-    LANE,
-    LINKS,
-    MARK,
+from features.checkpoints import Checkpoints
+from features.errors import ConfigError
+from features.events import event_types
+from features.logged import (
+    CODE_BITS,
+    FLAGS_FEW,
+    KIND,
+    META,
     OFFSET,
-    OLDER,
-    OWNER,
     PARTITION,
     ROUND,
     ROW,
     SLOT,
     TIME,
+    flags_of,
+    log_of,
+)
+from features.panes import PANE_KEPT, PANE_PLACES, PANE_TAIL
+from features.plan import HEAD, EntityPlan
+from features.replay import (
+    LINKS,
+    MARK,
+    OLDER,
+    OWNER,
     admit,
     choose,
     collect,
-    copy_out,
     link,
     push_up,
     restore_rings,
@@ -69,8 +80,9 @@ from features.replay import (
 from features.sequence import STEPS, WIDTH
 from features.shelf import Shelf
 from features.slots import LATE
+from features.verdicts import Since, Verdicts
 from features.windows import HEAD as HEAD_AT
-from features.windows import KEPT
+from features.windows import KEPT, NOTED
 
 if TYPE_CHECKING:
     from features.rhythms import Rhythms
@@ -82,8 +94,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Int16 = npt.NDArray[np.int16]
+Notes = npt.NDArray[np.uint32]
 
 Change = Callable[[Int64, Int64, list[npt.NDArray[Any]]], None]
+
+_CODE = (1 << CODE_BITS) - 1
 
 EVERY = 128
 """Rows of an entity after which it gets another checkpoint; chosen: a tenth of a millisecond to
@@ -100,12 +115,14 @@ class Changed:
     rounds : int64 (n,), the round in which each came
     values : float64 (n, width of the plan)
     vectors : int16 (n, 16, 12), or None where the entity has no sequence
+    differs : bool, as `values`: those that are others than without the late rows
     """
 
     head: Int64
     rounds: Int64
     values: Float64
     vectors: Int16 | None
+    differs: npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -139,17 +156,17 @@ class LateRows:
         self._clock_us = self._newest_us = 0
         self._generations: list[_Generation] = []
         plan = state.plan
-        pairs = {f"pairs{i}": 2 * len(ring.ring.others) for i, ring in enumerate(state.rings)}
-        self._pairs = tuple(pairs)
         self._rows = Shelf(
             {
-                "wide": (4, np.int64),
-                "meta": (6, np.int32),
+                "wide": (2, np.int64),
+                "meta": (META + (len(plan.flags) > FLAGS_FEW), np.int32),
                 "others": (len(plan.others), np.int64),
                 "reals": (len(plan.reals), np.float64),
-                **{name: (n, np.int64) for name, n in pairs.items()},
+                "notes": (state.note_words, np.uint32),
             }
         )
+        if len(event_types()) > _CODE:
+            raise ConfigError([f"{len(event_types())} event types: expected at most {_CODE}"])
         self._parts: dict[str, tuple[int, int, npt.DTypeLike]] = {}
         word = 0
         for name, array in state.by_slot().items():
@@ -161,11 +178,10 @@ class LateRows:
                 )
             self._parts[name] = (word, word + words, array.dtype)
             word += words
-        self._checkpoints = Shelf(
-            {"key": (5, np.int64), "chain": (3, np.int64), "state": (word, np.int64)}
-        )
+        self._checkpoints = Checkpoints(word)
         self._links = np.zeros((0, LINKS), np.int64)
         self._sources = np.zeros((0, 2), np.int64)
+        self._verdicts = Verdicts()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Be a copy: its arrays lie elsewhere."""
@@ -193,10 +209,10 @@ class LateRows:
                 rings.append((at, width + PANE_KEPT, end + PANE_TAIL))
         self._rings = np.array(rings, np.int64).reshape(-1, 3)
 
-    def _saved(self, at: Int64, name: str) -> npt.NDArray[Any]:
-        """One array of checkpoints, given their places."""
+    def _saved(self, states: Int64, name: str) -> npt.NDArray[Any]:
+        """One array of the states of checkpoints."""
         first, end, dtype = self._parts[name]
-        return np.ascontiguousarray(self._checkpoints.arrays["state"][at, first:end]).view(dtype)
+        return np.ascontiguousarray(states[:, first:end]).view(dtype)
 
     @property
     def memory_bytes(self) -> int:
@@ -282,6 +298,7 @@ class LateRows:
             generations.pop(0)
         self._rows.drop(generations[0].row)
         self._checkpoints.drop(generations[0].checkpoint)
+        self._verdicts.forget(self._checkpoints.first)
         for ring in self._state.rings:
             ring.thinned.forget(self._checkpoints.first)
         self._clock_us = max(self._clock_us, clock_us)
@@ -319,7 +336,9 @@ class LateRows:
                 late,
                 checkpoints.arrays["chain"],
                 checkpoints.arrays["key"],
-                checkpoints.arrays["state"],
+                checkpoints.arrays["place"],
+                checkpoints.packed,
+                checkpoints.book,
                 self._sources,
                 self._rings,
             )
@@ -333,8 +352,7 @@ class LateRows:
             ring.thinned.checkpoint = checkpoints.top
         if came_late:
             return self._place(head, reals, slots, late, first)
-        notes = [rows.arrays[name] for name in self._pairs]
-        given = state.run(slots, taken_us, head, reals, notes, first)
+        given = state.run(slots, taken_us, head, reals, rows.arrays["notes"], first)
         state.listen(slots, head)
         return *given, None
 
@@ -361,11 +379,17 @@ class LateRows:
         old = np.flatnonzero(past.numbers < first)
         before = _Given(state.plan, past.head[old])
         rhythms = state.rhythms(owners, self._clock_us)
+        verdicts = self._verdicts.since(owners, past.chosen, past.numbers, past.starts)
         self._go_back(past, old)
         if len(old):
-            before.put(np.arange(len(old)), self._run(past, old)[0])
+            wave = verdicts.waves(past.starts)[old]
+            for k in range(verdicts.many + 1):
+                at = np.flatnonzero(wave == k)
+                if len(at):
+                    before.put(at, self._run(past, old[at])[0])
+                state.accept_again(verdicts.slots(k))
             self._go_back(past, old)
-        now = self._go_on(past, rhythms)
+        now = self._go_on(past, rhythms, verdicts)
         new = np.flatnonzero(past.numbers >= first)
         given.copy(past.numbers[new] - first, now, new)
         return given.values, given.emitted(), _changed(past, before, now, old)
@@ -388,7 +412,7 @@ class LateRows:
         self.beyond += push_up(slots, numbers, owners, chosen, keys, wide, meta)
         found, starts = np.empty(4 * len(slots), np.int64), np.empty(len(owners) + 1, np.int64)
         while True:
-            many = collect(owners, chosen, self._links, rows.first, wide, chain, found, starts)
+            many = collect(owners, chosen, self._links, rows.first, meta, chain, found, starts)
             if many <= len(found):
                 break
             found = np.empty(many, np.int64)
@@ -397,17 +421,17 @@ class LateRows:
         which = np.repeat(np.arange(len(owners)), np.diff(starts))
         order = np.lexsort(
             (
-                meta[at, LANE],
+                meta[at, KIND] >> CODE_BITS,
                 wide[at, OFFSET],
                 meta[at, PARTITION],
-                meta[at, CODE],
+                meta[at, KIND] & _CODE,
                 wide[at, TIME],
                 which,
             )
         )
         found = found[order]
         rows.change(found)
-        link(owners, chosen, found, starts, chain, wide, self._links)
+        link(owners, chosen, found, starts, chain, meta, self._links)
         return self._read(owners, chosen, found, starts)
 
     def _read(self, owners: Int64, chosen: Int64, numbers: Int64, starts: Int64) -> _Past:
@@ -417,25 +441,25 @@ class LateRows:
         slots = meta[:, SLOT].astype(np.int64)
         head = np.empty((len(numbers), HEAD + found["others"].shape[1]), np.int64)
         head[:, 0] = self._state.table.keys[slots]
-        head[:, 1], head[:, 2], head[:, 3] = wide[:, TIME], meta[:, CODE], meta[:, LANE]
-        head[:, 4], head[:, 5], head[:, 6] = meta[:, ROW], meta[:, PARTITION], wide[:, OFFSET]
-        head[:, 7], head[:, HEAD:] = wide[:, FLAGS], found["others"]
-        notes = [found[name] for name in self._pairs]
-        rounds = meta[:, ROUND].astype(np.int64)
-        return _Past(owners, chosen, numbers, starts, slots, head, found["reals"], rounds, notes)
+        head[:, 1], head[:, 2] = wide[:, TIME], meta[:, KIND] & _CODE
+        head[:, 3], head[:, 4] = meta[:, KIND] >> CODE_BITS, meta[:, ROW]
+        head[:, 5], head[:, 6] = meta[:, PARTITION], wide[:, OFFSET]
+        head[:, 7], head[:, HEAD:] = flags_of(meta), found["others"]
+        rounds, reals, notes = meta[:, ROUND].astype(np.int64), found["reals"], found["notes"]
+        return _Past(owners, chosen, numbers, starts, slots, head, reals, rounds, notes)
 
     def _go_back(self, past: _Past, applied: Int64) -> None:
         """Let late slots be as in their checkpoints; `applied` are the rows they have had since."""
         state, checkpoints = self._state, self._checkpoints
         slots, head = past.slots[applied], past.head[applied]
         state.keep_all(slots, head)
-        at = checkpoints.at(past.chosen[:, 0])
+        states = checkpoints.states(past.chosen[:, 0])
         for name, array in state.by_slot().items():
             if not name.startswith("ring"):
-                array[past.owners] = self._saved(at, name)
+                array[past.owners] = self._saved(states, name)
         for i, ring in enumerate(state.rings):
             plan = ring.ring
-            saved = self._saved(at, f"ring{i}.ints")
+            saved = self._saved(states, f"ring{i}.ints")
             heads = saved[:, HEAD_AT]
             thinned = ring.thinned.take(past.owners, heads)
             since = dict(zip(past.owners.tolist(), heads.tolist(), strict=True)) if thinned else {}
@@ -444,7 +468,8 @@ class LateRows:
                 undo_pairs(
                     slots,
                     head,
-                    past.notes[i][applied],
+                    past.notes[applied],
+                    int(ring.book[NOTED]),
                     plan.feeds,
                     plan.others,
                     ring.ints,
@@ -456,7 +481,7 @@ class LateRows:
             restore_rings(
                 past.owners,
                 saved,
-                self._saved(at, f"ring{i}.floats"),
+                self._saved(states, f"ring{i}.floats"),
                 np.array(plan.shape, np.int64),
                 PANE_PLACES if ring.paned else 0,
                 plan.max_columns,
@@ -466,17 +491,17 @@ class LateRows:
                 ring.arena_ints,
                 ring.arena_reals,
             )
-            ring.undo_panes(slots, head, past.notes[i][applied])
+            ring.undo_panes(slots, head, past.notes[applied])
             ring.count_panes_again(thinned)
 
-    def _run(self, past: _Past, at: Int64) -> tuple[tuple[Float64, Int16 | None], list[Int64]]:
+    def _run(self, past: _Past, at: Int64) -> tuple[tuple[Float64, Int16 | None], Notes]:
         """Let some of the rows pass; what they give, and what their pairs said before."""
         notes = self._state.notes(len(at))
         slots, head, reals = past.slots[at], past.head[at], past.reals[at]
         found = self._state.run(slots, head[:, 1].copy(), head, reals, notes, len(at))
         return found, notes
 
-    def _go_on(self, past: _Past, rhythms: Rhythms | None) -> _Given:
+    def _go_on(self, past: _Past, rhythms: Rhythms | None, verdicts: Since) -> _Given:
         """Let all rows pass from the checkpoints on; take the checkpoints on the way anew."""
         rows, checkpoints, state = self._rows, self._checkpoints, self._state
         chain = checkpoints.arrays["chain"]
@@ -499,7 +524,9 @@ class LateRows:
         )
         checkpoints.change(newer)
         given = _Given(state.plan, past.head)
-        last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)))
+        wave += verdicts.waves(past.starts)
+        verdicts.among(past.chosen, newer, refresh)
+        last = max(int(wave.max(initial=0)), int(refresh.max(initial=0)), verdicts.last)
         for k in range(last + 1):
             at = np.flatnonzero(wave == k)
             if len(at):
@@ -509,17 +536,22 @@ class LateRows:
                 if rhythms is not None:
                     rhythms.hear(past.slots[at], past.head[at])
             due = newer[refresh == k]
-            to = checkpoints.at(due)
-            copy_out(chain[to, OWNER], to, self._sources, checkpoints.arrays["state"])
+            owners = chain[checkpoints.at(due), OWNER]
+            checkpoints.take_anew(due, owners, self._sources)
+            state.accept_again(verdicts.slots(k))
         if rhythms is not None:
             rhythms.end()
         return given
 
-    def _note(self, numbers: Int64, notes: list[Int64]) -> None:
+    def _note(self, numbers: Int64, notes: Notes) -> None:
         """Log what pairs said before rows."""
-        at = self._rows.at(numbers)
-        for name, note in zip(self._pairs, notes, strict=True):
-            self._rows.arrays[name][at] = note
+        self._rows.arrays["notes"][self._rows.at(numbers)] = notes
+
+    def accepted(self, slots: Int64) -> None:
+        """Note slots in which a verdict has changed what is usual: rows that pass again and were
+        before it shall not know of it."""
+        alive = slots[self._links[slots, MARK] >= self._checkpoints.first]
+        self._verdicts.add(alive, self._rows.top, self._checkpoints.top)
 
     def apply(self, slots: Int64, names: Sequence[str], change: Change) -> None:
         """Change checkpoints of slots as the slots themselves: going back does not forget it.
@@ -542,12 +574,13 @@ class LateRows:
         numbers, which = np.array(found, np.int64).T
         unique, rows = np.unique(numbers, return_inverse=True)
         checkpoints.change(unique)
-        at = checkpoints.at(unique)
-        states = [self._saved(at, name) for name in names]
-        change(which, rows.astype(np.int64), states)
-        for name, state in zip(names, states, strict=True):
+        states = checkpoints.states(unique)
+        changed = [self._saved(states, name) for name in names]
+        change(which, rows.astype(np.int64), changed)
+        for name, part in zip(names, changed, strict=True):
             first, end, _ = self._parts[name]
-            checkpoints.arrays["state"][at, first:end] = state.view(np.int64)
+            states[:, first:end] = part.view(np.int64)
+        checkpoints.replace(unique, states)
 
     def begin(self, slots: Int64, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns what is copied at once.
@@ -567,6 +600,7 @@ class LateRows:
             "counts": np.array([*counts, *bounds], np.int64),
             "generations": np.array(generations, np.int64).reshape(-1, 4),
             "links": self._links[slots],
+            "verdicts": self._verdicts.dump(),
         }
 
     @property
@@ -587,13 +621,26 @@ class LateRows:
         self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
         self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
         self._links[slots] = arrays["links"]
+        if "verdicts" in arrays:  # not in a snapshot of before they were kept
+            self._verdicts.load(arrays["verdicts"])
         for name, shelf, (first, top) in (
             ("row", self._rows, counts[4:6]),
             ("checkpoint", self._checkpoints, counts[6:8]),
         ):
             prefix = f"{name}."
             found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+            if "wide" in found and "notes" not in found:
+                found = self._log_of(found)
             shelf.load(first, top, found)
+
+    def _log_of(self, rows: Arrays) -> Arrays:
+        """Rows of a snapshot of before as they are now, see `log_of`."""
+        rings = {
+            f"pairs{i}": (int(ring.book[NOTED]), ring.ring.feeds)
+            for i, ring in enumerate(self._state.rings)
+        }
+        more_flags = len(self._state.plan.flags) > FLAGS_FEW
+        return log_of(rows, more_flags, rings, self._state.note_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -617,7 +664,7 @@ class _Past:
     head: Int64
     reals: Float64
     rounds: Int64
-    notes: list[Int64]
+    notes: Notes
 
 
 class _Given:
@@ -656,11 +703,12 @@ class _Given:
 def _changed(past: _Past, before: _Given, now: _Given, old: Int64) -> Changed | None:
     """The old rows that give something else now; `before` holds these alone, `now` all."""
     a, b = before.values, now.values[old]
-    differs = np.any((a != b) & ~(np.isnan(a) & np.isnan(b)), axis=1)
+    each = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    differs = np.any(each, axis=1)
     if before.own is not None:
         differs |= np.any(before.vectors != now.vectors[old], axis=(1, 2))
     at = old[differs]
     if not len(at):
         return None
     vectors = None if now.own is None else now.vectors[at]
-    return Changed(past.head[at], past.rounds[at], now.values[at], vectors)
+    return Changed(past.head[at], past.rounds[at], now.values[at], vectors, each[differs])

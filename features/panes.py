@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square
+from features.notes import NOTE_WORDS, read_note
+from features.pairs import SEQ_BITS
 from features.sampling import WORDS, weight_of
 from features.speed import kernel
 
@@ -31,7 +33,6 @@ __all__ = [
     "EXACT_MAX",
     "EXCESS",
     "LONGEST_US",
-    "NOTE_BITS",
     "PANE_BOOK",
     "PANE_HEAD",
     "PANE_KEPT",
@@ -55,9 +56,6 @@ __all__ = [
     "tell_excess",
     "undo_panes",
 ]
-
-NOTE_BITS = 6
-"""Bits of what is noted of a row's pair, for late rows, that say at which level it counted."""
 
 PANE_US = 10_000_000
 """Event time of a pane; asked for: at most 10 s."""
@@ -359,7 +357,7 @@ def forget_pairs(row, p, shape, arena):
 
 
 @kernel
-def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
+def undo_panes(slots, head, before, column, feeds, others, ints, shape, arena):
     """Let closed panes count what rows have uncounted.
 
     A pane that was open, or not there, when such a row came goes with the checkpoint.
@@ -367,7 +365,7 @@ def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
     Parameters
     ----------
     slots, head : of the rows, in order
-    before : int64 (n, 2 * pairs), see `features.windows.run_ring`
+    before, column : notes, and where the ring's begin, see `features.windows.run_ring`
     feeds : bool (event types,)
     ints : of the rings, as in the checkpoints
     shape : flags, reals, maxima, pairs
@@ -376,15 +374,22 @@ def undo_panes(slots, head, before, feeds, others, ints, shape, arena):
     for i in range(len(slots)):
         if not feeds[head[i, 2]]:
             continue
+        row = ints[slots[i]]
+        if row[PANE_KEPT] == row[PANE_HEAD]:
+            continue
+        # A record that was noted may be newer than those of panes.
+        place = row[_START] + row[PANE_HEAD] - 1 - row[_FIRST]
+        newest = arena[place, _NUMBER] + (np.int64(1) << (SEQ_BITS - 1))
         for p in range(len(others)):
-            noted = before[i, 2 * p]
-            if head[i, others[p]] == 0 or noted < 0:
+            if head[i, others[p]] == 0:
                 continue
-            place = _pane_of(ints[slots[i]], noted >> NOTE_BITS, arena)
+            seq, level, _ = read_note(before, i, column + NOTE_WORDS * p, newest)
+            if seq < 0:
+                continue
+            place = _pane_of(row, seq, arena)
             if place >= 0:
                 # The level it had when it was uncounted: that of the checkpoint may be another one.
-                weight = np.int64(1) << (noted & ((1 << NOTE_BITS) - 1))
-                arena[place, _COUNTS + flags + reals + p] += weight
+                arena[place, _COUNTS + flags + reals + p] += np.int64(1) << level
 
 
 @kernel

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from features.arena import bits_max
 from features.catalog import Catalog, inputs_of
 from features.events import event_code, event_type, event_types
+from features.maxima import link_words
 from features.operations import HISTORY_FROM, OPERATIONS
 from features.risk import COUNTED_FROM
 from features.sequence import COMMON, TOKENS, WIDTH
@@ -127,9 +128,10 @@ class Ring:
 
     @property
     def record_words(self) -> int:
-        """8-byte words of a record: time, conditions and marks, queues of maxima, reals."""
-        _, _, reals, maxima, _ = self.shape
-        return reals + (-(-(2 + maxima) // 2) if self.narrow else 2 + maxima)
+        """8-byte words of a record: time, conditions and marks, links of maxima, reals."""
+        _, flags, reals, maxima, pairs = self.shape
+        words = 2 + link_words(self.narrow, flags, maxima, pairs)
+        return reals + (-(-words // 2) if self.narrow else words)
 
 
 @dataclass(slots=True)

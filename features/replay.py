@@ -7,10 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from features.checkpoints import MARKS, NEXT, ORIGIN, ROOM, START, allot, pack, word_of
+from features.logged import (
+    BACK,
+    CODE_BITS,
+    FLAGS,
+    FLAGS_FEW,
+    KIND,
+    META,
+    MORE_FLAGS,
+    OFFSET,
+    PARTITION,
+    ROUND,
+    ROW,
+    SLOT,
+    TIME,
+)
+from features.notes import NOTE_WORDS, UNSEEN, read_note
 from features.pairs import KEY, STAMP, WHEN, WHOSE, find_pair, pair_key, stamped, whose
-from features.panes import NOTE_BITS
 from features.slots import NEVER
-from features.snapshots import restore_queue
+from features.snapshots import restore_links
 from features.speed import AHEAD, borrowed, inlined, kernel, prefetch, words_at
 from features.windows import (
     BASE,
@@ -20,26 +36,15 @@ from features.windows import (
     NEWEST,
     SAVED,
     SHARED,
-    UNSEEN,
 )
 
 __all__ = [
-    "CODE",
-    "FLAGS",
-    "LANE",
     "LINKS",
     "MARK",
-    "OFFSET",
     "OLDER",
     "OWNER",
-    "PARTITION",
-    "ROUND",
-    "ROW",
-    "SLOT",
-    "TIME",
     "admit",
     "choose",
-    "copy_out",
     "collect",
     "link",
     "push_up",
@@ -48,9 +53,7 @@ __all__ = [
     "waves",
 ]
 
-# Columns of a logged row: of `wide`, and of `meta`.
-TIME, OFFSET, FLAGS, PREVIOUS = 0, 1, 2, 3
-SLOT, CODE, LANE, ROW, ROUND, PARTITION = 0, 1, 2, 3, 4, 5
+_CODE, _FEW = (1 << CODE_BITS) - 1, (1 << FLAGS_FEW) - 1
 
 # Columns of a checkpoint's `chain`: slot, the slot's older checkpoint, the last row in it.
 OWNER, OLDER, CHECKPOINT_ROW = 0, 1, 2
@@ -64,10 +67,10 @@ LINKS = 4
 def _row_key(wide, meta, at, key):
     """Write a logged row's place in the global order into `key`."""
     key[0] = wide[at, TIME]
-    key[1] = meta[at, CODE]
+    key[1] = meta[at, KIND] & _CODE
     key[2] = meta[at, PARTITION]
     key[3] = wide[at, OFFSET]
-    key[4] = meta[at, LANE]
+    key[4] = meta[at, KIND] >> CODE_BITS
 
 
 @kernel
@@ -82,24 +85,16 @@ def _less(a, b):
 @inlined
 def _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log):
     """Write row i into the log."""
-    wide[at, TIME], wide[at, OFFSET], wide[at, FLAGS] = head[i, 1], head[i, 6], head[i, 7]
-    meta[at, SLOT], meta[at, CODE], meta[at, LANE] = slot, head[i, 2], head[i, 3]
+    wide[at, TIME], wide[at, OFFSET] = head[i, 1], head[i, 6]
+    meta[at, SLOT], meta[at, KIND] = slot, head[i, 2] | (head[i, 3] << CODE_BITS)
     meta[at, ROW], meta[at, ROUND], meta[at, PARTITION] = head[i, 4], round_, head[i, 5]
+    meta[at, FLAGS] = (head[i, 7] & _FEW) | (np.int64(head[i, 7] < 0) << FLAGS_FEW)
+    if meta.shape[1] > META:
+        meta[at, MORE_FLAGS] = head[i, 7] >> FLAGS_FEW
     for k in range(others.shape[1]):
         others[at, k] = head[i, 8 + k]
     for k in range(reals_log.shape[1]):
         reals_log[at, k] = reals[i, k]
-
-
-@inlined
-def _copy(slot, sources, to):
-    """Copy all state of a slot into a checkpoint's row."""
-    word = 0
-    for k in range(len(sources)):
-        row = words_at(sources[k, 0], slot + 1, sources[k, 1])[slot]
-        for c in range(len(row)):
-            to[word + c] = row[c]
-        word += len(row)
 
 
 @inlined
@@ -116,26 +111,31 @@ def _ask(i, slots, links, generation, every, sources):
 
 
 @inlined
-def _check(slot, number, tail, key, oldest, links, chain, keys, saved, sources, rings):
+def _check(
+    slot, number, start, tail, key, oldest, links, chain, keys, place, packed, book, sources, rings
+):  # fmt: skip
     """Take a checkpoint; let rings keep what the oldest live one of their slot counts."""
     at = number % len(chain)
     for k in range(5):
         keys[at, k] = key[k]
     chain[at, OWNER], chain[at, OLDER], chain[at, CHECKPOINT_ROW] = slot, links[slot, MARK], tail
-    _copy(slot, sources, saved[at])
+    words = pack(slot, sources, start % len(packed), book[MARKS], packed)
+    place[at, ORIGIN], place[at, START], place[at, ROOM] = start, start, words
+    book[NEXT] = start + words
     links[slot, MARK], links[slot, SINCE] = number, 0
     while chain[at, OLDER] >= oldest:
         at = chain[at, OLDER] % len(chain)
+    begins = place[at, START] % len(packed)
     for r in range(len(rings)):
         k = rings[r, 0]
         row = words_at(sources[k, 0], slot + 1, sources[k, 1])[slot]
-        row[rings[r, 1]] = saved[at, rings[r, 2]]
+        row[rings[r, 1]] = word_of(begins, rings[r, 2], book[MARKS], packed)
 
 
 @kernel
 def admit(
     begin, head, reals, slots, before_us, numbers, wide, meta, others, reals_log, links, late,
-    chain, keys, saved, sources, rings
+    chain, keys, place, packed, book, sources, rings
 ):  # fmt: skip
     """Log rows from `begin` on, each linked to the one before; take checkpoints, find what is late.
 
@@ -146,19 +146,18 @@ def admit(
     numbers : int64 (7,), of the oldest logged row and of the first new one; of the oldest live
         checkpoint, this generation's first and the next one; rows of a slot after which it needs
         another; the round
-    wide, meta, others, reals_log : of the log, with room
+    wide, meta, others, reals_log, chain, keys, place, packed, book : of the log and of checkpoints
     links : int64 (slots, 4): last row, newest checkpoint, rows since it
     late : uint8 (n,), set for a row that sorts before the last of its slot
-    chain, keys, saved : of checkpoints
     sources : int64 (k, 2), address and words a row of each array by slot
-    rings : int64 (r, 3): a ring's place in `sources`, the column of what it must keep, and that in
-        `saved` of its longest window's oldest record (or pane)
+    rings : int64 (r, 3): a ring's place in `sources`, the column of what it must keep, and the word
+        of a state with its longest window's oldest record (or pane)
 
     Returns
     -------
     (the row whose checkpoint found no room, or n; checkpoints taken; late rows)
     """
-    links, chain, keys, saved, sources = borrowed(links, chain, keys, saved, sources)
+    links, chain, keys, place, packed = borrowed(links, chain, keys, place, packed)
     oldest, first, live, generation, checkpoint, every, round_ = numbers
     made = came_late = 0
     capacity, room = len(wide), len(chain) - (checkpoint - live)
@@ -173,7 +172,8 @@ def admit(
         needed = tail < first and (
             fresh or links[slot, MARK] < generation or links[slot, SINCE] >= every
         )
-        if needed and made == room:
+        start = allot(book, packed) if needed else np.int64(0)
+        if needed and (made == room or start < 0):
             return i, made, came_late
         _log(i, at, slot, head, reals, round_, wide, meta, others, reals_log)
         if fresh:
@@ -193,30 +193,16 @@ def admit(
                 late[i] = 1
                 came_late += 1
             if needed:
-                _check(slot, checkpoint + made, tail, key, live, links, chain, keys, saved, sources,
-                       rings)  # fmt: skip
+                _check(slot, checkpoint + made, start, tail, key, live, links, chain, keys, place,
+                       packed, book, sources, rings)  # fmt: skip
                 made += 1
         elif head[i, 1] < before:
             late[i] = 1
             came_late += 1
-        wide[at, PREVIOUS] = tail
+        meta[at, BACK] = first + i - tail if tail > 0 else 0
         links[slot, TAIL] = first + i
         links[slot, SINCE] += 1
     return len(slots), made, came_late
-
-
-@kernel
-def copy_out(slots, places, sources, saved):
-    """Copy all state of slots into checkpoints that are there.
-
-    Parameters
-    ----------
-    slots, places : int64 (n,), and where each goes
-    sources : int64 (k, 2), see `admit`
-    saved : int64 (m, words of all)
-    """
-    for i in range(len(slots)):
-        _copy(slots[i], sources, saved[places[i]])
 
 
 @kernel
@@ -263,7 +249,7 @@ def push_up(slots, rows, owners, chosen, keys, wide, meta):
 
 
 @kernel
-def collect(owners, chosen, links, first, wide, chain, numbers, starts):
+def collect(owners, chosen, links, first, meta, chain, numbers, starts):
     """Numbers of the rows after the chosen checkpoints, newest first, slot by slot.
 
     Parameters
@@ -284,7 +270,8 @@ def collect(owners, chosen, links, first, wide, chain, numbers, starts):
             if found < len(numbers):
                 numbers[found] = at
             found += 1
-            at = wide[at % len(wide), PREVIOUS]
+            back = meta[at % len(meta), BACK]
+            at = at - back if back != 0 else 0
     starts[len(owners)] = found
     return found
 
@@ -319,26 +306,26 @@ def waves(owners, chosen, links, chain, keys, numbers, starts, wide, meta, wave,
 
 
 @kernel
-def link(owners, chosen, numbers, starts, chain, wide, links):
+def link(owners, chosen, numbers, starts, chain, meta, links):
     """Chain each slot's rows in their order, behind the chosen checkpoint's last row."""
     for i in range(len(owners)):
         before = chain[chosen[i, 0] % len(chain), CHECKPOINT_ROW]
         for j in range(starts[i], starts[i + 1]):
-            wide[numbers[j] % len(wide), PREVIOUS] = before
+            meta[numbers[j] % len(meta), BACK] = numbers[j] - before if before > 0 else 0
             before = numbers[j]
         links[owners[i], TAIL] = before
 
 
 @kernel
 def undo_pairs(
-    slots, head, before, feeds, others, ints, arena_ints, pairs_table, pairs_book
+    slots, head, before, column, feeds, others, ints, arena_ints, pairs_table, pairs_book
 ):  # fmt: skip
     """Let the pairs of rows be as before them, and take their marks off older records.
 
     Parameters
     ----------
     slots, head : of the rows, in order
-    before : int64 (n, 2 * pairs), see `run_ring`
+    before, column : notes, and where the ring's begin, see `run_ring`
     feeds : bool (event types,)
     pairs_table, pairs_book : see `run_ring`; the rows' pairs are there, they have been met
     """
@@ -354,12 +341,11 @@ def undo_pairs(
             at = find_pair(pair_key(slot, p, value), pairs_table)
             if pairs_table[at, KEY] == 0:
                 continue
-            seq = before[i, 2 * p]
+            seq, _, last_us = read_note(before, i, column + NOTE_WORDS * p, row[HEAD])
             if seq == UNSEEN:
                 continue
-            seq >>= NOTE_BITS
             pairs_table[at, WHOSE] = whose(slot, p, seq)
-            pairs_table[at, WHEN] = stamped(before[i, 2 * p + 1], pairs_book[STAMP])
+            pairs_table[at, WHEN] = stamped(last_us, pairs_book[STAMP])
             if seq >= row[KEPT] and row[CAPACITY] > 0:
                 arena_ints[row[BASE] + seq, 1] &= ~(np.int64(1) << (2 * p))
                 row[SAVED] = min(row[SAVED], seq)
@@ -388,4 +374,4 @@ def restore_rings(
         for k in range(floats.shape[1]):
             floats[slots[i], k] = saved_floats[i, k]
         for m in range(shape[3]):
-            restore_queue(row, shape, m, max_columns, signs, arena_ints, arena_reals)
+            restore_links(row, shape, m, max_columns, signs, arena_ints, arena_reals)

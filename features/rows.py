@@ -87,6 +87,9 @@ class Correction:
     rows : int64 (n,), its row in its lane's batch of that round
     values : float64 (n, features of the view or more), all of them, changed or not
     sequences : int16 (n, 16, 12), or None where the view has none
+    differs : bool, as `values`: those that the late row has changed. The others stay as they were
+        given: a label that has come since may speak of them, and the row was scored without it.
+        None: all are taken
     """
 
     event_type: str
@@ -95,6 +98,7 @@ class Correction:
     rows: Int64
     values: Float64
     sequences: npt.NDArray[np.int16] | None = None
+    differs: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +295,11 @@ def amend(
             continue
         rows, first = correction.rows[at], plan.columns[name, correction.entity]
         width = len(plan.entities[correction.entity].features[name])
-        _place(rows, correction.values[at], width, first, values)
+        part = correction.values[at, :width]
+        if correction.differs is not None:
+            given = values[rows, first : first + width]
+            part = np.where(correction.differs[at, :width], part, given)
+        _place(rows, part, width, first, values)
         if sequence is not None and correction.sequences is not None:
             widen(rows, correction.sequences[at], sequence)
     _derive(_derivations(catalog, name), values)

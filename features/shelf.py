@@ -22,7 +22,7 @@ SHELF_MIN = 64
 SLICE_MIN = 1 << 10
 """Rows copied at once however few a part is; chosen: they take as long as the calls."""
 
-GROWTH = 1.15
+GROWTH = 1.1
 """A full shelf becomes so many times as large: less is unused than with doubling."""
 
 
@@ -145,12 +145,16 @@ class Shelf:
 
         A row that changed while it was copied stands there twice: as it was comes first.
         """
-        self.first = max(self.first, first)
-        self.top = max(self.top, self.first)
-        self.reserve(top - self.top)
-        self.top = self._saved = self._at = self._end = top
+        self._stand(first, top)
         numbers = rows["number"][::-1]
         alive = numbers >= first
         at = self.at(numbers[alive])
         for name, array in self.arrays.items():
             array[at] = rows[name][::-1][alive]
+
+    def _stand(self, first: int, top: int) -> None:
+        """Have room for the rows of a snapshot that is about to be put back."""
+        self.first = max(self.first, first)
+        self.top = max(self.top, self.first)
+        self.reserve(top - self.top)
+        self.top = self._saved = self._at = self._end = top

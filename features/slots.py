@@ -3,7 +3,7 @@
 Slots are given in the order in which entities are first met and never move, so everything else in a
 group's state is a flat array indexed by slot. The same pass turns each row's time into the time at
 which it is taken: never before the newest its entity has seen. Where there is no room for a new
-entity it stops, the arrays grow by a fourth, and it goes on: most rows are of entities that are
+entity it stops, the arrays grow by an eighth, and it goes on: most rows are of entities that are
 known, so room is not made for a slot a row.
 
 An entity that was idle beyond its time to live is another one from its next event on: it gets a new
@@ -42,11 +42,11 @@ _SPREAD = 0x9E3779B97F4A7C15
 
 
 def larger(size: int) -> int:
-    """Size of an array that has become too small: a fifth of it at most lies idle.
+    """Size of an array that has become too small: a ninth of it at most lies idle.
 
     Large arrays grow in place, pages are mapped behind them; so small steps cost little.
     """
-    return size + max(size // 4, 256)
+    return size + max(size // 8, 256)
 
 
 @inlined

@@ -1,8 +1,8 @@
 """Rings in snapshots: what came since the last one is copied out, and put back behind the rest.
 
 A snapshot holds of each slot its row of counts and sums, and of its ring only the records from
-SAVED on. Marks set since on older records stand in a log. The queues of maxima are in none: they
-are found again from the records once all snapshots are back.
+SAVED on. Marks set since on older records stand in a log. Which records can become a maximum is in
+none: it is found again from the records once all snapshots are back.
 
 A snapshot is of one moment, and copied bit by bit while the stream goes on: what is about to change
 is copied first.
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.arena import allocate, release
+from features.maxima import is_candidate, link_newest, links_at
 from features.speed import AHEAD, kernel, prefetch
 from features.windows import (
     BASE,
@@ -29,7 +30,6 @@ from features.windows import (
     SAVED,
     SHARED,
     age_of,
-    record_number,
     room_for,
 )
 
@@ -39,8 +39,8 @@ __all__ = [
     "join",
     "mark_records",
     "place_rings",
-    "restore_queue",
-    "restore_queues",
+    "restore_links",
+    "restore_maxima",
     "room_of_rings",
     "take_pending",
 ]
@@ -93,13 +93,14 @@ def count_records(slots, ints, longest, everything):
 
 
 @kernel
-def copy_rings(slots, ints, places, arena_ints, arena_reals, rows, live_ints, live_reals):
+def copy_rings(slots, ints, places, kept, arena_ints, arena_reals, rows, live_ints, live_reals):
     """Copy rows and the records from SAVED on, one slot after another; they are saved then.
 
-    In the copied rows SAVED stays the number of the first record that is copied. Where records lie
+    Of conditions and marks the lower `kept` bits are copied: links of maxima stand above them. In
+    the copied rows SAVED stays the number of the first record that is copied. Where records lie
     is no part of a snapshot: `places`, see `features.windows.places_at`, are 0.
     """
-    taken, reals = 0, live_reals.shape[1]
+    taken, reals, mask = 0, live_reals.shape[1], (np.int64(1) << kept) - 1
     first = arena_reals.shape[1] - reals
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
@@ -113,7 +114,7 @@ def copy_rings(slots, ints, places, arena_ints, arena_reals, rows, live_ints, li
             rows[i, places[k]] = 0
         for place in range(row[BASE] + row[SAVED], row[BASE] + row[HEAD]):
             live_ints[taken, 0] = row[NEWEST] - age_of(row[NEWEST], place, arena_ints)
-            live_ints[taken, 1] = arena_ints[place, 1]
+            live_ints[taken, 1] = np.int64(arena_ints[place, 1]) & mask
             for v in range(reals):
                 live_reals[taken, v] = arena_reals[place, first + v]
             taken += 1
@@ -124,8 +125,8 @@ def copy_rings(slots, ints, places, arena_ints, arena_reals, rows, live_ints, li
 def place_rings(slots, rows, live_ints, live_reals, ints, longest, book, arena_ints, arena_reals):
     """Put saved rows back, and their records behind those of earlier snapshots.
 
-    The arena has room for all of `rows` anew (`room_of_rings`). Queues of maxima are left to
-    `restore_queues`.
+    The arena has room for all of `rows` anew (`room_of_rings`). Links of maxima are left to
+    `restore_maxima`.
 
     Returns
     -------
@@ -194,38 +195,33 @@ def mark_records(marked, first, ints, longest, arena_ints):
 
 
 @kernel
-def restore_queue(row, shape, m, max_columns, signs, arena_ints, arena_reals):
-    """Find a queue of maxima again from the records; `shape` as of `restore_queues`."""
+def restore_links(row, shape, m, max_columns, signs, arena_ints, arena_reals):
+    """Find links of maxima again from the records; `shape` as of `restore_maxima`."""
     windows, flags, reals, maxima, pairs = shape
-    stride = 2 + flags + reals + maxima + pairs
-    newest = SHARED + pairs + maxima
+    stride, newest = 2 + flags + reals + maxima + pairs, SHARED + pairs + maxima
     column, sign = arena_reals.shape[1] - reals + max_columns[m], signs[m]
-    start, end = row[BASE] + row[LIMIT] - row[CAPACITY], 0
-    for seq in range(row[newest + (windows - 1) * stride], row[HEAD]):
-        x = sign * arena_reals[row[BASE] + seq, column]
-        if x != x:
-            continue
-        while end > 0:
-            before = record_number(row, arena_ints[start + end - 1, 2 + m])
-            if sign * arena_reals[row[BASE] + before, column] > x:
-                break
-            end -= 1
-        arena_ints[start + end, 2 + m] = seq
-        end += 1
+    links = links_at(flags, reals, maxima, pairs, arena_ints)
+    oldest, end = row[newest + (windows - 1) * stride], 0
+    for seq in range(oldest, row[HEAD]):
+        link_newest(row[BASE], seq, oldest, m, column, sign, links, arena_ints, arena_reals)
+        if arena_reals[row[BASE] + seq, column] == arena_reals[row[BASE] + seq, column]:
+            end = seq + 1
     row[SHARED + pairs + m] = end
     for w in range(windows):
         w_int, at = newest + w * stride, 0
-        while at < end and record_number(row, arena_ints[start + at, 2 + m]) < row[w_int]:
-            at += 1
+        if row[w_int] < end:
+            at = row[w_int]
+            while not is_candidate(row[BASE] + at, m, links, arena_ints):
+                at += 1
         row[w_int + 2 + flags + reals + m] = at
 
 
 @kernel
-def restore_queues(used, ints, shape, max_columns, signs, arena_ints, arena_reals):
-    """Find the queues of maxima of slots 0..used again.
+def restore_maxima(used, ints, shape, max_columns, signs, arena_ints, arena_reals):
+    """Find the links of maxima of slots 0..used again.
 
     `shape` is (windows, flags, reals, maxima, pairs).
     """
     for slot in range(used):
         for m in range(shape[3]):
-            restore_queue(ints[slot], shape, m, max_columns, signs, arena_ints, arena_reals)
+            restore_links(ints[slot], shape, m, max_columns, signs, arena_ints, arena_reals)

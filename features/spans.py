@@ -8,9 +8,11 @@ itself decides, verdicts, silence, who is forgotten, is done round by round all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ from features.silence import DUE, GAPS, KNOWN_FROM, TOLD
 from features.split import split
 from features.state import EntityState
 
-__all__ = ["SpanFeatures", "SpanRows", "merge_spans", "pass_rounds", "split_span"]
+__all__ = ["SpanFeatures", "SpanRows", "join_spans", "merge_spans", "pass_rounds", "split_span"]
 
 Int16 = npt.NDArray[np.int16]
 
@@ -40,7 +42,7 @@ class SpanRows:
     clock_us, due_us : of each round, see `features.rows.GroupRows`; R of them
     heads, reals : as there; round after round, each in the global order
     ends : entity type -> int64 (R,), where the rows of each round end
-    labels : verdicts that become known before the first round
+    labels : by round, verdicts that become known before its rows
     names : as there, of all rounds
     """
 
@@ -50,8 +52,29 @@ class SpanRows:
     heads: dict[str, Int64] = field(default_factory=dict)
     reals: dict[str, Float64] = field(default_factory=dict)
     ends: dict[str, Int64] = field(default_factory=dict)
-    labels: tuple[Label, ...] = ()
+    labels: tuple[tuple[Label, ...], ...] = ()
     names: dict[str, Named] = field(default_factory=dict)
+
+    def pieces(self) -> Iterator[tuple[int, SpanRows]]:
+        """Rounds between verdicts, and which is the first of them; the last piece has the names too
+        that the others have."""
+        rounds = len(self.clock_us)
+        begins = [r for r in range(rounds) if r == 0 or (self.labels and self.labels[r])]
+        if len(begins) == 1:
+            yield 0, self
+            return
+        for first, end in pairwise([*begins, rounds]):
+            piece = SpanRows(
+                self.lane, self.clock_us[first:end], self.due_us[first:end],
+                labels=self.labels[first:end], names=self.names,
+            )  # fmt: skip
+            for entity, ends in self.ends.items():
+                begin, stop = int(ends[first - 1]) if first else 0, int(ends[end - 1])
+                if stop > begin:
+                    piece.heads[entity] = self.heads[entity][begin:stop]
+                    piece.reals[entity] = self.reals[entity][begin:stop]
+                    piece.ends[entity] = ends[first:end] - begin
+            yield first, piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +100,7 @@ def split_span(
     clock_us: tuple[int, ...],
     due_us: tuple[int, ...],
     names: Names,
-    labels: tuple[Label, ...] = (),
+    labels: tuple[tuple[Label, ...], ...] = (),
     only: frozenset[int] | None = None,
 ) -> list[SpanRows]:
     """The rows each group gets of one lane's rounds.
@@ -129,7 +152,10 @@ def merge_spans(parts: Sequence[SpanRows]) -> SpanRows:
     for r, here in enumerate(present):
         told = [part.due_us[r] for part in here]
         due_us.append(min((us for us in told if us > 0), default=max(told)))
-    labels = tuple(label for part in parts for label in part.labels)
+    labels = tuple(
+        tuple(label for part in here if part.labels for label in part.labels[r])
+        for r, here in enumerate(present)
+    )
     merged = SpanRows(-1, clock_us, tuple(due_us), labels=labels)
     for entity in dict.fromkeys(e for part in parts for e in part.heads):
         mine = [part for part in parts if entity in part.heads]
@@ -149,6 +175,30 @@ def merge_spans(parts: Sequence[SpanRows]) -> SpanRows:
 def _round_of(ends: Int64) -> Int64:
     """int64 (n,), the round of each row."""
     return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+
+def join_spans(found: Sequence[SpanFeatures]) -> SpanFeatures:
+    """What a group computed of rounds in a row, in pieces."""
+    if len(found) == 1:
+        return found[0]
+    lanes: dict[int, GroupFeatures] = {}
+    for lane in dict.fromkeys(lane for one in found for lane in one.lanes):
+        mine = [one.lanes[lane] for one in found if lane in one.lanes]
+        lanes[lane] = GroupFeatures(
+            lane,
+            {key: _chained([one.parts[key] for one in mine if key in one.parts])
+             for key in dict.fromkeys(key for one in mine for key in one.parts)},
+            {name: _chained([one.sequences[name] for one in mine if name in one.sequences])
+             for name in dict.fromkeys(name for one in mine for name in one.sequences)},
+        )  # fmt: skip
+    return SpanFeatures(lanes, [told for one in found for told in one.absences])
+
+
+def _chained(parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> tuple[Int64, npt.NDArray[Any]]:
+    """Rows and what they have, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([of for _, of in parts])
 
 
 def pass_rounds(

@@ -36,6 +36,7 @@ from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
 from features.late import Changed, LateRows
 from features.members import MEMBER_FLOATS, MEMBERS_MAX, run_members
+from features.notes import NOTE_WORDS
 from features.operations import DISTINCT_MAX
 from features.pairs import (
     BOUND,
@@ -88,7 +89,7 @@ from features.snapshots import (
     count_records,
     mark_records,
     place_rings,
-    restore_queues,
+    restore_maxima,
     room_of_rings,
     take_pending,
 )
@@ -100,6 +101,7 @@ from features.windows import (
     HEAD,
     KEPT,
     LOGGED,
+    NOTED,
     PLACED,
     SAVED,
     levels_at,
@@ -117,6 +119,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 Kernel = Callable[..., None]
 Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+Notes = npt.NDArray[np.uint32]
 
 NAME_BYTES = 128
 """Longest name kept of an entity whose silence is told; chosen: that of a host. Longer ones are
@@ -251,7 +254,7 @@ class RingState:
         taken_us: Int64,
         head: Int64,
         reals: Float64,
-        before: Int64,
+        before: Notes,
         out: Float64,
     ) -> None:
         """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
@@ -371,12 +374,21 @@ class RingState:
             clear_panes(slots, self.ints, self.panes_book, self._panes)
         clear_rings(slots, self.ints, self.floats, shape, self.book, self.arena_ints)
 
-    def undo_panes(self, slots: Int64, head: Int64, before: Int64) -> None:
+    def undo_panes(self, slots: Int64, head: Int64, before: Notes) -> None:
         """Let panes be as before rows, as `features.replay.undo_pairs` does for records."""
         if self.paned:
             ring = self.ring
             feeds = (ring.feeds, ring.others)
-            undo_panes(slots, head, before, *feeds, self.ints, self._shape, self._panes)
+            undo_panes(
+                slots,
+                head,
+                before,
+                int(self.book[NOTED]),
+                *feeds,
+                self.ints,
+                self._shape,
+                self._panes,
+            )
 
     def begin(self, everything: bool) -> Arrays:
         """Begin a snapshot of this moment; returns the marks no snapshot has."""
@@ -391,8 +403,9 @@ class RingState:
         rows = np.empty((len(slots), self._int_columns), np.int64)
         live_ints = np.empty((live, 2), np.int64)
         live_reals = np.empty((live, len(self.ring.columns)))
+        kept = len(self.ring.flag_bits) + 2 * len(self.ring.others)
         arena = (self.arena_ints, self.arena_reals)
-        copy_rings(slots, self.ints, self._places, *arena, rows, live_ints, live_reals)
+        copy_rings(slots, self.ints, self._places, kept, *arena, rows, live_ints, live_reals)
         panes = {}
         if self.paned:
             shape = (count_panes(slots, self.ints), self._panes.shape[1])
@@ -469,7 +482,7 @@ class RingState:
         bound = self.pairs.numbers[BOUND]
         if levels.any() or (bound and (counts > bound).any()):
             self.pairs.numbers[LEVELED] = 1
-        restore_queues(
+        restore_maxima(
             used,
             self.ints,
             np.array(self.ring.shape, np.int64),
@@ -568,6 +581,19 @@ def _further_kernels(
         )
 
 
+def _note_columns(rings: Sequence[Ring]) -> list[int]:
+    """Column of each ring's first note: rings that no event type feeds both share theirs."""
+    columns: list[int] = []
+    for ring in rings:
+        ends = [
+            column + NOTE_WORDS * len(other.others)
+            for column, other in zip(columns, rings, strict=False)
+            if (ring.feeds & other.feeds).any()
+        ]
+        columns.append(max(ends, default=0))
+    return columns
+
+
 def _of_known(head: Int64, slots: Int64) -> tuple[Int64, Int64]:
     """Rows and slots but those of entities whose newest event is older than their time to live:
     they are of no one again."""
@@ -601,6 +627,8 @@ class EntityState:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
         self.rings = [RingState(ring, exact_max, late_us, distinct_max) for ring in plan.rings]
+        for ring, column in zip(self.rings, _note_columns(plan.rings), strict=True):
+            ring.book[NOTED] = column
         self.labels = LabelBook()
         self._fixed: dict[str, npt.NDArray[Any]] = {"frozen_until_us": np.zeros((0, 1), np.int64)}
         self._frozen_until_us = 0  # the latest of all slots: before it rows are looked at
@@ -807,9 +835,15 @@ class EntityState:
             for ring in self.rings:
                 ring.pairs.keep(slots, head, ring.ring.others)
 
-    def notes(self, rows: int) -> list[Int64]:
-        """Room for what each ring's pairs said before rows."""
-        return [np.zeros((rows, 2 * len(ring.ring.others)), np.int64) for ring in self.rings]
+    def notes(self, rows: int) -> Notes:
+        """Room for what the rings' pairs said before rows."""
+        return np.zeros((rows, self.note_words), np.uint32)
+
+    @property
+    def note_words(self) -> int:
+        """Words of what the rings' pairs say before a row, see `_note_columns`."""
+        return max((int(r.book[NOTED]) + NOTE_WORDS * len(r.ring.others) for r in self.rings),
+                   default=0)  # fmt: skip
 
     def run(
         self,
@@ -817,20 +851,20 @@ class EntityState:
         taken_us: Int64,
         head: Int64,
         reals: Float64,
-        notes: list[Int64],
+        notes: Notes,
         first: int,
     ) -> tuple[Float64, npt.NDArray[np.int16] | None]:
         """Let rows pass the kernels, each entity's in order.
 
         Parameters
         ----------
-        notes, first : what each ring's pairs said before a row is noted at `first` + its place,
+        notes, first : what the rings' pairs said before a row is noted at `first` + its place,
             modulo the length; 0 for not at all
         """
         out = np.full((len(head), self.plan.width), np.nan)
-        for ring, before in zip(self.rings, notes, strict=True):
+        for ring in self.rings:
             ring.book[PLACED] = first
-            ring.run(slots, taken_us, head, reals, before, out)
+            ring.run(slots, taken_us, head, reals, notes, out)
         for kernel, tables, arrays in self._kernels:
             kernel(slots, taken_us, head, reals, *tables, *arrays, out)
         sequence = self.plan.sequence
@@ -1047,12 +1081,19 @@ class EntityState:
         slots = np.unique(slots[slots >= 0])
         if "anchors" in self._fixed and len(slots):
             self.keep(slots)
-            rows = self._fixed["anchors"][slots]
-            accept(rows)
-            self._fixed["anchors"][slots] = rows
-            self.late.apply(slots, ("anchors",), lambda _which, _rows, states: accept(states[0]))
+            self.late.accepted(self.accept_again(slots))
             self.table.dirty[slots] = 1
         return len(slots)
+
+    def accept_again(self, slots: Int64) -> Int64:
+        """Let the level of the day be usual in slots, int64 (n,); gives those it is news to."""
+        if not len(slots):
+            return slots
+        rows = self._fixed["anchors"][slots]
+        before = rows.copy()
+        accept(rows)
+        self._fixed["anchors"][slots] = rows
+        return np.asarray(slots[(rows != before).any(axis=1)])
 
     def begin(self, everything: bool) -> None:
         """Begin a snapshot of this moment: of what has changed since the last, or of all.

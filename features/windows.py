@@ -3,13 +3,12 @@
 An entity's events stand once in a ring in an arena; each window is a pointer to its oldest event
 and running counts and sums of what lies between. What enters is added, what leaves is taken off,
 in double-double arithmetic (`features.exact`). The largest and the distinct are kept the same way:
-a queue of the records that can still become a maximum, and a mark on records whose value has come
-again.
+a mark on records that can still become the largest (`features.maxima`), and one on records whose
+value has come again.
 
-A record is one row of the arena: words of its time, of its conditions and marks, of one place in
-each queue of maxima, and its reals behind them. Where the longest window is short enough the words
-have 32 bits: the low bits of a time say how long before the ring's newest record it was, those of
-a record's number how far behind the first of its block.
+A record is one row of the arena: words of its time, and of its conditions and marks, and its reals
+behind them. Where the longest window is short enough the words have 32 bits: the low bits of a time
+say how long before the ring's newest record it was.
 
 A ring lies in one block of the arena, in order, without a gap. Where it has come to the end of the
 block, what still counts is moved to the beginning, or to a block that fits it better.
@@ -28,13 +27,14 @@ import numpy as np
 
 from features.arena import CLASSES, FREE, SMALLEST, allocate, release
 from features.exact import add, square, variance
+from features.maxima import is_candidate, link_newest, links_at
+from features.notes import NOTE_WORDS, UNSEEN, write_note
 from features.pairs import (
     BOUND,
     CROWDED,
     FILLED,
     KEY,
     LEVELED,
-    LONG_AGO,
     ROOM,
     STAMP,
     WHEN,
@@ -50,7 +50,6 @@ from features.panes import (
     EXACT_FROM_US,
     EXACT_MAX,
     LONGEST_US,
-    NOTE_BITS,
     PANE_KEPT,
     PANE_TAIL,
     best_of,
@@ -86,18 +85,17 @@ __all__ = [
     "LOGGED",
     "NARROW_US",
     "NEWEST",
+    "NOTED",
     "BASE",
     "PAIRS_MAX",
     "PLACED",
     "SAVED",
     "SHARED",
-    "UNSEEN",
     "age_of",
     "levels_at",
     "longest_at",
     "places_at",
     "read_ring",
-    "record_number",
     "room_for",
     "run_ring",
     "slot_layout",
@@ -116,7 +114,7 @@ NARROW_US = 1 << 32
 SPARE, SPARE_MIN = 4, 8
 """A block has room for a 4th more than what counts when a ring moves there; where less than an
 8th would be free, it moves to another. Measured, see docs/state.md: with an 8th and a 16th memory
-is a tenth less, and the kernel moves records twice as often."""
+is less by 3 % of the whole, and the kernel moves records twice as often."""
 
 NEARLY_EQUAL = 2.0**-60
 """A variance below this share of the mean square may be what is left of values that have passed:
@@ -128,14 +126,12 @@ NEARLY_EQUAL_MAX = 64
 are taken to be so. Chosen: 50 ns, and only for values that differ by less than 1e-9 of their
 size."""
 
-UNSEEN = -2
-"""What is noted of a row's pair that is not looked after: it has no value, or is not kept."""
-
 # Places in `book`, behind the arena's own.
-LOGGED, PLACED = FREE + CLASSES, FREE + CLASSES + 1
-BOOK = PLACED + 1
+LOGGED, PLACED, NOTED = FREE + CLASSES, FREE + CLASSES + 1, FREE + CLASSES + 2
+BOOK = NOTED + 1
 """Length of `book`: the arena's numbers, entries of the log of marks, where late rows are put in
-their place (`features.late`) the number of the first row, else 0."""
+their place (`features.late`) the number of the first row, else 0, and the column of the ring's
+first note."""
 
 # Places in a slot's row of `ints`.
 BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -145,8 +141,10 @@ BASE, CAPACITY, HEAD, SAVED, KEPT, BORN, LIMIT, NEWEST, SHARED = 0, 1, 2, 3, 4, 
 # back older ones lowers SAVED to the first of them. KEPT is the oldest that must not be lost: the
 # longest window's, or what `features.late` may go back to. Pairs last met before BORN were another
 # entity's, which had the slot (`features.expiry`).
-# After SHARED: distinct-ever of each pair column, end of each queue of maxima, then the windows,
-# then levels of the pair columns and their ceilings (`features.sampling`).
+# After SHARED: distinct-ever of each pair column, the number after the newest candidate of each
+# column of maxima (0 for none), then the windows, then levels of the pair columns and their
+# ceilings (`features.sampling`). A window has the number of its oldest candidate, its maximum,
+# where it has the newest.
 
 
 def slot_layout(
@@ -173,7 +171,7 @@ def levels_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> 
 
 
 def places_at(windows: int, flags: int, reals: int, maxima: int, pairs: int) -> list[int]:
-    """Columns of a slot's row of `ints` that say where its records and queues lie."""
+    """Columns of a slot's row of `ints` that say where its records lie, and which are maxima."""
     first = SHARED + pairs + maxima + 2 + flags + reals
     stride = 2 + flags + reals + maxima + pairs
     ends = range(SHARED + pairs, SHARED + pairs + maxima)
@@ -189,13 +187,6 @@ def age_of(newest_us, place, arena):
     return np.int64(newest_us - arena[place, 0])
 
 
-@inlined
-def record_number(row, word):
-    """Number of the record of whose number a queue of maxima has the word."""
-    base = row[LIMIT] - row[CAPACITY]
-    return base + np.int64(np.uint32(np.int64(word) - base))
-
-
 @kernel
 def room_for(records):
     """Records of the block that fits a ring of so many, the next ones included."""
@@ -203,12 +194,8 @@ def room_for(records):
 
 
 @kernel
-def make_room(row, windows, flags, reals, maxima, pairs, book, arena, arena_reals):
-    """Move what counts of a ring whose block is at its end; False where the arena is full.
-
-    The queues of maxima move too, so that they begin where the block does.
-    """
-    stride = 2 + flags + reals + maxima + pairs
+def make_room(row, reals, book, arena, arena_reals):
+    """Move what counts of a ring whose block is at its end; False where the arena is full."""
     oldest, capacity = row[KEPT], row[CAPACITY]
     records = row[HEAD] - oldest
     start = before = row[BASE] + row[LIMIT] - capacity
@@ -219,18 +206,11 @@ def make_room(row, windows, flags, reals, maxima, pairs, book, arena, arena_real
         start, capacity = allocate(wanted, book, arena)
         if start < 0:
             return False
-    for m in range(maxima):
-        first = SHARED + pairs + maxima + 2 + flags + reals + m
-        front, end = row[first + (windows - 1) * stride], row[SHARED + pairs + m]
-        for k in range(end - front):
-            arena[start + k, 2 + m] = arena[before + front + k, 2 + m]
-        for w in range(windows):
-            row[first + w * stride] -= front
-        row[SHARED + pairs + m] = end - front
     a, first = row[BASE] + oldest, arena_reals.shape[1] - reals
+    words = arena.shape[1] - reals * (8 // word_bytes(arena))
     for k in range(records):
-        arena[start + k, 0] = arena[a + k, 0]
-        arena[start + k, 1] = arena[a + k, 1]
+        for c in range(words):
+            arena[start + k, c] = arena[a + k, c]
         for v in range(first, first + reals):
             arena_reals[start + k, v] = arena_reals[a + k, v]
     if moved and row[CAPACITY] > 0:
@@ -286,8 +266,9 @@ def _empty(row, sums, w_int, w_float, flags, reals, maxima, pairs):
 
 @inlined
 def _advance(
-    row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints, arena_reals
-):
+    row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, links, arena_ints,
+    arena_reals
+):  # fmt: skip
     """Let every window end at `time_us`: drop records of exactly its length ago and older."""
     stride = 2 + flags + reals + maxima + pairs
     newest = row[NEWEST]
@@ -317,12 +298,10 @@ def _advance(
             )
         for m in range(maxima):
             at = w_int + 2 + flags + reals + m
-            end = row[SHARED + pairs + m]
-            start = row[BASE] + row[LIMIT] - row[CAPACITY]
-            while row[at] < end:
-                if record_number(row, arena_ints[start + row[at], 2 + m]) >= row[w_int]:
-                    break
-                row[at] += 1
+            if row[at] < row[w_int] < row[SHARED + pairs + m]:
+                row[at] = row[w_int]
+                while not is_candidate(row[BASE] + row[at], m, links, arena_ints):
+                    row[at] += 1
 
 
 @inlined
@@ -378,28 +357,23 @@ def _enter(
 
 
 @inlined
-def _queue(
-    row, windows, m, column, sign, seq, newest, flags, reals, pairs, maxima, arena_ints, arena_reals
-):
-    """Put the newest record, at `newest` of the arena, into the queue of those that can still
-    become a maximum."""
+def _link(
+    row, windows, longest, m, column, sign, seq, flags, reals, pairs, maxima, links, arena_ints,
+    arena_reals
+):  # fmt: skip
+    """Let the newest record be a candidate for a maximum: smaller ones before it are none."""
     value = arena_reals.shape[1] - reals + column
-    x = arena_reals[newest, value]
-    stride = 2 + flags + reals + maxima + pairs
-    first = SHARED + pairs + maxima + 2 + flags + reals + m
+    found = link_newest(row[BASE], seq, row[longest], m, value, sign, links, arena_ints,
+                        arena_reals)  # fmt: skip
+    x = arena_reals[row[BASE] + seq, value]
     if x == x:
-        start = row[BASE] + row[LIMIT] - row[CAPACITY]
-        front = row[first + (windows - 1) * stride]
-        end = row[SHARED + pairs + m]
-        while end > front:
-            place = row[BASE] + record_number(row, arena_ints[start + end - 1, 2 + m])
-            if sign * arena_reals[place, value] > sign * x:
-                break
-            end -= 1
+        last, stride = row[SHARED + pairs + m] - 1, 2 + flags + reals + maxima + pairs
         for w in range(windows):
-            row[first + w * stride] = min(row[first + w * stride], end)
-        arena_ints[start + end, 2 + m] = seq
-        row[SHARED + pairs + m] = end + 1
+            w_int = SHARED + pairs + maxima + w * stride
+            at = w_int + 2 + flags + reals + m
+            if last < row[w_int] or row[at] > found:
+                row[at] = seq
+        row[SHARED + pairs + m] = seq + 1
 
 
 @inlined
@@ -430,14 +404,15 @@ def _look(i, row, slot, time_us, head, others, ttl_us, levels, pairs_table, met)
 
 
 @inlined
-def _note(row, at, levels, pairs, met, before):
+def _note(row, at, column, levels, pairs, met, before):
     """Write down what the table said of a row's pairs, to be undone by `features.late`."""
     for p in range(pairs):
-        before[at, 2 * p] = UNSEEN
+        seq, level = np.int64(UNSEEN), np.int64(0)
         if met[p, 2] >= 0:
-            level = level_of(row[levels + p], met[p, 4]) if levels > 0 else np.int64(0)
-            before[at, 2 * p] = met[p, 4] << NOTE_BITS | level if met[p, 4] >= 0 else met[p, 4]
-            before[at, 2 * p + 1] = met[p, 3] if met[p, 4] >= 0 else LONG_AGO
+            seq = met[p, 4]
+            if levels > 0:
+                level = level_of(row[levels + p], seq)
+        write_note(before, at, column + NOTE_WORDS * p, seq, level, met[p, 3])
 
 
 @inlined
@@ -548,10 +523,8 @@ def _emit(
             elif n > 1:
                 out[i, to] = _deviation(row, sums, s, n, row[w_int], first + c, arena_reals)
         elif op <= 6:
-            at = row[w_int + 2 + flags + reals + c]
-            if at < row[SHARED + pairs + c]:
-                place = row[BASE] + row[LIMIT] - row[CAPACITY] + at
-                place = row[BASE] + record_number(row, arena_ints[place, 2 + c])
+            if row[w_int] < row[SHARED + pairs + c]:
+                place = row[BASE] + row[w_int + 2 + flags + reals + c]
                 out[i, to] = arena_reals[place, first + max_columns[c]]
             if exact_max > 0 and w_int + stride == SHARED + pairs + maxima + windows * stride:
                 sign = 1.0 if op == 5 else -1.0
@@ -673,7 +646,7 @@ def _record(
 @inlined
 def _take_in(
     row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape, flag_bits,
-    columns, max_columns, signs, met, pairs_table, pairs_book, marked, book, arena_ints,
+    columns, max_columns, signs, met, pairs_table, pairs_book, marked, book, links, arena_ints,
     arena_reals, exact_max, panes
 ):  # fmt: skip
     """Let row i enter: its pairs are met, and it is the newest record of every window."""
@@ -687,8 +660,8 @@ def _take_in(
     _enter(row, sums, windows, bits, place, since, levels, flags, reals, pairs, maxima, met,
            pairs_book, arena_reals)  # fmt: skip
     for m in range(maxima):
-        _queue(row, windows, m, max_columns[m], signs[m], seq, place, flags, reals, pairs, maxima,
-               arena_ints, arena_reals)  # fmt: skip
+        _link(row, windows, longest, m, max_columns[m], signs[m], seq, flags, reals, pairs, maxima,
+              links, arena_ints, arena_reals)  # fmt: skip
 
 
 @inlined
@@ -747,9 +720,9 @@ def run_ring(
     plan, plan_at : int64 (features, 4): operation, window, column, place in `out`; by event type
     pairs_table, pairs_book : of `features.pairs.PairTable`
     panes, panes_reals, panes_book : of the arena of panes, see `features.panes`; int32 for none
-    before : int64 (m, 2 * pairs), filled where late rows are put in their place, row i at
-        `book[PLACED]` + i modulo m: of the last record with the row's pair the number, above
-        NOTE_BITS bits of the level it counted at then, and the time
+    before : uint32 (m, columns), filled where late rows are put in their place, row i at
+        `book[PLACED]` + i modulo m, from column `book[NOTED]` on: notes of the last record with
+        each of the row's pairs (`features.notes`)
     """
     head, reals_in, config, plan, ints, floats, arena_ints, arena_reals = borrowed(
         head, reals_in, config, plan, ints, floats, arena_ints, arena_reals
@@ -763,6 +736,7 @@ def run_ring(
     )
     longest, behind = newest + (windows - 1) * stride, newest + windows * stride
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
+    links = links_at(flags, reals, maxima, pairs, arena_ints)
     met = np.empty((pairs, 6), np.int64)
     noted = book[PLACED] % max(len(before), 1)
     for i in range(first, len(slots)):
@@ -779,8 +753,8 @@ def run_ring(
                                        max_columns, signs, shape, arena_ints, arena_reals, panes,
                                        panes_reals, panes_book):  # fmt: skip
             return i
-        _advance(row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, arena_ints,
-                 arena_reals)  # fmt: skip
+        _advance(row, sums, time_us, windows_us, levels, flags, reals, pairs, maxima, links,
+                 arena_ints, arena_reals)  # fmt: skip
         # Asked once what is too old has left: it makes nobody crowded.
         if pairs_book[LEVELED] and feeds[code] and crowded(row, behind - pairs, behind, pairs,
                                                            pairs_book) >= 0:  # fmt: skip
@@ -788,8 +762,7 @@ def run_ring(
             return i
         _let_go(row, longest, book, arena_ints)
         full = feeds[code] and row[HEAD] >= row[LIMIT]
-        if full and not make_room(row, windows, flags, reals, maxima, pairs, book, arena_ints,
-                                  arena_reals):  # fmt: skip
+        if full and not make_room(row, reals, book, arena_ints, arena_reals):
             return i
         if exact_max > 0:
             tell_excess(row, time_us - panes_book[LONGEST_US], shape, panes_book, panes)
@@ -802,10 +775,10 @@ def run_ring(
         if feeds[code]:
             if book[PLACED]:
                 _note(row, noted + i if noted + i < len(before) else noted + i - len(before),
-                      levels, pairs, met, before)  # fmt: skip
+                      book[NOTED], levels, pairs, met, before)  # fmt: skip
             _take_in(row, sums, i, slot, time_us, head, reals_in, windows, longest, levels, shape,
                      flag_bits, columns, max_columns, signs, met, pairs_table, pairs_book, marked,
-                     book, arena_ints, arena_reals, exact_max, panes)  # fmt: skip
+                     book, links, arena_ints, arena_reals, exact_max, panes)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, seq == row[BORN], time_us, windows, arena_ints, arena_reals,
               exact_max, shape, out)  # fmt: skip
@@ -829,6 +802,7 @@ def read_ring(
     ints, floats, config = borrowed(ints, floats, config)
     windows, flags, reals, maxima, pairs, stride, newest = _shape(config)
     shape, exact_max = (flags, reals, maxima, pairs), _exact_max(panes, panes_book)
+    links = links_at(flags, reals, maxima, pairs, arena_ints)
     longest, w_float = newest + (windows - 1) * stride, 4 * (windows - 1) * reals
     windows_us, _, _, max_columns, _, _, _, _ = _parts(config, windows, flags, reals, maxima, pairs)
     met = np.full((pairs, 6), -1, np.int64)
@@ -839,8 +813,8 @@ def read_ring(
             drop_panes(row, sums, since_us, longest, w_float, shape, panes, panes_reals)
         levels = newest + windows * stride
         levels = levels if _leveled(row, levels, pairs) else 0
-        _advance(row, sums, at_us[i], windows_us, levels, flags, reals, pairs, maxima, arena_ints,
-                 arena_reals)  # fmt: skip
+        _advance(row, sums, at_us[i], windows_us, levels, flags, reals, pairs, maxima, links,
+                 arena_ints, arena_reals)  # fmt: skip
         _emit(row, sums, i, plan_at[code], plan_at[code + 1], plan, flags, reals, maxima, pairs,
               max_columns, met, False, at_us[i], windows, arena_ints, arena_reals, exact_max,
               shape, out)  # fmt: skip

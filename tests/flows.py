@@ -75,7 +75,7 @@ class Flow:
     groups, lanes : how many
     late_s, ttl_h : as of `GroupEngine`
     due_max : absences of an entity type a group may tell of in a round
-    distinct_max : as of `GroupEngine`
+    distinct_max, exact_max : as of `GroupEngine`
     """
 
     def __init__(
@@ -87,10 +87,11 @@ class Flow:
         ttl_h: Mapping[str, float] | None = None,
         due_max: int = 1 << 40,
         distinct_max: int = DISTINCT_MAX,
+        exact_max: int = 0,
     ) -> None:
         self.cat, self.groups, self.lanes = cat, groups, lanes
         self.late_s, self.ttl_h, self.due_max = late_s, ttl_h, due_max
-        self.distinct_max = distinct_max
+        self.kept = {"exact_max": exact_max, "distinct_max": distinct_max}
         self.rounds: list[Round] = []
         self.values: dict[Arrival, np.ndarray[Any, Any]] = {}
         self.sequences: dict[Arrival, np.ndarray[Any, Any]] = {}
@@ -103,9 +104,7 @@ class Flow:
         self._filters: list[list[Arrays]] = [[] for _ in range(lanes)]
         self._begun = self._saved = 0
         self.copying = False
-        self._start(
-            [GroupEngine(cat, g, late_s, ttl_h, distinct_max=distinct_max) for g in range(groups)]
-        )
+        self._start([GroupEngine(cat, g, late_s, ttl_h, **self.kept) for g in range(groups)])
 
     def _start(self, engines: list[GroupEngine]) -> None:
         """Be a process that has just begun, with groups as they are."""
@@ -232,7 +231,7 @@ class Flow:
                 chain[1:],
                 self.late_s,
                 self.ttl_h,
-                distinct_max=self.distinct_max,
+                **self.kept,
             )
             for g, chain in enumerate(chains)
         ]

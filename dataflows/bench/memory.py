@@ -29,8 +29,10 @@ SHARE = 0.1
 PARTS = ("records", "idle", "panes", "pairs", "slots", "late")
 """What state holds, see `features.state.EntityState.memory_parts`."""
 
-ROWS = 20_000
-"""Rows of a round: the most a lane takes (see the setting `round_rows_max`)."""
+ROWS, ROWS_MIN = 20_000, 200
+"""Rows of a round of the whole, the most a lane takes (see the setting `round_rows_max`): 0.4 s of
+event time. Of a share as many of them: the log for late rows is as long as that of the whole and a
+round. But at least so many, which take no longer than what each round asks for anyway."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -110,7 +112,8 @@ def measure(
     source = Simulator(
         seed=1, events_per_s=rate / TYPE_SHARES[EVENT], cards=cards, event_types=[EVENT]
     )
-    step_us, end_us = round(1e6 * ROWS / rate), round(minutes * 6e7)
+    rows = max(ROWS_MIN, ROWS * share)
+    step_us, end_us = round(1e6 * rows / rate), round(minutes * 6e7)
     events, at_us, said = 0, 0, 0
     while at_us < end_us:
         batch = source.span(at_us, min(at_us + step_us, end_us))[EVENT]

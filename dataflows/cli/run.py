@@ -279,6 +279,7 @@ def _tell(report: dict[str, Any], settings: Settings, json: str | None) -> None:
         f" {report['dead_lettered']:,} dead-lettered,"
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
         + _corrected(report)
+        + _outcomes(report["outcomes"])
         + (f"; {approximated_text(report)}" if report["approximated"] else "")
         + (f"; {estimated_text(report)}" if report["estimated"] else "")
         + "".join(f"; {line}" for line in priced)
@@ -294,6 +295,19 @@ def _corrected(report: dict[str, Any]) -> str:
     if not changed:
         return ""
     return f"; late events changed {changed:,} scored rows, {report['flipped']:,} votes among them"
+
+
+def _outcomes(found: dict[str, Any]) -> str:
+    """What labels have said of alerts; nothing where they said nothing."""
+    if not found or not found["confirmed"] + found["refuted"] + found["missed"]:
+        return ""
+    shares = ", ".join(
+        f"{name} {found[name]:.1%}" for name in ("precision", "recall") if found[name] is not None
+    )
+    return (
+        f"; labels confirm {found['confirmed']:,} alerts and refute {found['refuted']:,},"
+        f" {found['missed']:,} frauds had none ({shares})"
+    )
 
 
 def _dead_letters(settings: Settings, reasons: dict[str, int]) -> str:

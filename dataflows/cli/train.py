@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
         help="models from history",
         description=__doc__,
         epilog="Without --data it learns from simulated history. The bundle goes to the setting"
-        " `bundle`, warm state for the live flow to `warm_state`, or to `warm` beside the bundle.",
+        " `bundle`, warm state for the live flow to `warm_state`, or to `warm` beside the bundle."
+        " With --from-journal it learns from what a flow has seen and was told since: its rounds"
+        " are replayed from `state_dir`, and the flow, live or not, is not touched.",
     )
     settings_arguments(parser)
     add = parser.add_argument
@@ -34,41 +36,32 @@ def add_parser(subparsers: Any) -> None:
     add("--labels", metavar="F", help="file with the event_id of known anomalies")
     add("--from", dest="learn_from", metavar="T",
         help="learn from this event time on, ISO 8601; what is before only warms up")  # fmt: skip
-    add(
-        "--days",
-        type=float,
-        default=14.0,
-        metavar="N",
-        help="days of simulated history (default 14)",
-    )
+    add("--days", type=float, metavar="N", help="days of simulated history (default 14)")
+    add("--from-journal", action="store_true",
+        help="learn from the journal of the flow in state_dir and its labels")  # fmt: skip
+    add("--as-of", metavar="T",
+        help="with --from-journal: as it was then (cut time), rounds and labels alike")  # fmt: skip
+    add("--settled", type=float, metavar="DAYS",
+        help="with --from-journal: after so long an event that nobody calls a fraud is taken for"
+        " genuine (default: label_delay_s)")  # fmt: skip
+    add("--workers", type=int, default=1, metavar="N",
+        help="with --from-journal: Bytewax workers (default 1)")  # fmt: skip
     add("--html", metavar="R", help="write the curves that thresholds were chosen from")
     add("--json", metavar="P", help="write the figures on held-out rows; - is stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
-    from dataflows.cli.run import overrides_of, with_data
     from dataflows.report import check_json, write_json
-    from dataflows.settings import load
-    from dataflows.training import train_files, train_simulated
     from dataflows.voting_report import voting_lines, write_voting
-    from features.errors import ConfigError
 
     check_json(args.html, "--html")
-    settings = load(args.config, **(with_data(args) | overrides_of(args)))
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
-    if settings.source == "file":
-        trained = train_files(settings, say, _labels(args), args.learn_from)
-    else:
-        if args.labels or args.learn_from:
-            raise ConfigError("--labels and --from go with --data; simulated history has its own")
-        if not 0 < args.days <= 3_660:
-            raise ConfigError(f"--days {args.days:g}: expected more than 0 and at most ten years")
-        trained = train_simulated(settings, say, days=args.days)
+    trained = _of_journal(args, say) if args.from_journal else _of_history(args, say)
     _show(trained, out)
     told = trained.bundle.metrics["voting"]
     for line in voting_lines(told):
@@ -78,6 +71,53 @@ def run(args: argparse.Namespace) -> int:
         say(f"report in {args.html}")
     write_json(args.json, _report(trained))
     return 0
+
+
+def _of_history(args: argparse.Namespace, say: Any) -> Trained:
+    """Learn from files, or from simulated history."""
+    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.settings import load
+    from dataflows.training import train_files, train_simulated
+    from features.errors import ConfigError
+
+    if args.as_of or args.settled is not None:
+        raise ConfigError("--as-of and --settled go with --from-journal")
+    settings = load(args.config, **(with_data(args) | overrides_of(args)))
+    if settings.source == "file":
+        return train_files(settings, say, _labels(args), args.learn_from)
+    if args.labels or args.learn_from:
+        raise ConfigError("--labels and --from go with --data; simulated history has its own")
+    days = 14.0 if args.days is None else args.days
+    if not 0 < days <= 3_660:
+        raise ConfigError(f"--days {days:g}: expected more than 0 and at most ten years")
+    return train_simulated(settings, say, days=days)
+
+
+def _of_journal(args: argparse.Namespace, say: Any) -> Trained:
+    """Learn from the journal of a flow."""
+    from dataflows.cli.certify import asked, time_of
+    from dataflows.from_journal import train_journal
+    from features.errors import ConfigError
+
+    others = (("--data", args.data), ("--labels", args.labels), ("--mapping", args.mapping),
+              ("--days", args.days))  # fmt: skip
+    faults = [f"{name} does not go with --from-journal" for name, value in others if value]
+    if args.settled is not None and not 0 <= args.settled <= 3_660:
+        faults.append(f"--settled {args.settled:g}: expected 0 to 3660 days")
+    if faults:
+        raise ConfigError(faults)
+    times = argparse.Namespace(**vars(args), since=args.learn_from, until=None)
+    given, state_dir, from_us, _ = asked(times)
+    return train_journal(
+        state_dir,
+        args.config,
+        given,
+        say,
+        from_us=from_us,
+        as_of_us=time_of("--as-of", args.as_of),
+        settled_s=None if args.settled is None else args.settled * 86_400.0,
+        workers=args.workers,
+    )
 
 
 def _labels(args: argparse.Namespace) -> pl.Series | None:
@@ -105,11 +145,13 @@ def _show(trained: Trained, out: Any) -> None:
 
 def _report(trained: Trained) -> dict[str, Any]:
     """What `--json` writes."""
+    training = trained.bundle.training
     return {
         "in": trained.events,
         "bundle": trained.bundle.id,
         "history_s": round(trained.history_s, 3),
         "training_s": round(trained.training_s, 3),
-        "rows": {name: about["rows"] for name, about in trained.bundle.training["sets"].items()},
+        "rows": {name: about["rows"] for name, about in training["sets"].items()},
+        **({"journal": training["journal"]} if "journal" in training else {}),
         **trained.bundle.metrics,
     }

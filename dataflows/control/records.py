@@ -37,6 +37,7 @@ __all__ = [
     "append_record",
     "parse_record",
     "read_line",
+    "shown_line",
 ]
 
 STAGES = ("off", "shadow", "canary", "live")
@@ -53,16 +54,10 @@ _WANTED: dict[str, dict[str, tuple[type, ...]]] = {
     "stage": {"detector": (str,), "stage": (str,)},
     "bundle": {"bundle": (str,), "stage": (str,)},
     "rollback": {},
+    "label": {"event_type": (str,), "event_id": (str,), "verdict": (str,)},
     "recalibrate": {"anomaly_type": (str,), "percent_a_day": (int, float)},
     "shift": {"anomaly_type": (str,), "bundle": (str,), "value": (int, float)},
     "freeze": {"anomaly_type": (str,), "state": (str,)},
-    "label": {
-        "event_type": (str,),
-        "event_id": (str,),
-        "verdict": (str,),
-        "event_time_us": (int,),
-        "entities": (dict,),
-    },
 }
 """Kind -> the fields it must have."""
 
@@ -73,7 +68,7 @@ _MAY: dict[str, tuple[str, ...]] = {
     "stage": ("percent",),
     "bundle": ("percent", "path"),
     "rollback": ("bundle", "off"),
-    "label": ("source",),
+    "label": ("source", "time_us", "event_time_us", "entities"),
     "recalibrate": ("share", "freeze_ratio", "block_s"),
 }
 """Kind -> fields it may have beside `_NOTES`."""
@@ -97,6 +92,23 @@ _TEXT_MAX = 256
 _NOTES = ("id", "by", "why")
 """Text that every record may have; it decides nothing."""
 
+_NOTED: dict[str, tuple[str, ...]] = {
+    "threshold": ("anomaly_type", "detector", "value"),
+    "stage": ("detector", "stage"),
+    "mute": ("entity_type", "entity", "until_us"),
+    "bundle": ("bundle", "stage"),
+    "recalibrate": ("anomaly_type", "percent_a_day"),
+    "shift": ("anomaly_type", "value", "bundle"),
+    "freeze": ("anomaly_type", "state"),
+}
+"""Kind of what is in force -> what it says: who said so is told with it."""
+
+_AT = "at_us"
+"""Cut time of the round in which a record came, beside its notes."""
+
+NOTES_MIN = 64
+"""Notes kept of what is no longer in force, before they are gone through. Chosen."""
+
 SHOWN_MAX = 120
 """Most characters of a value in what is said about it. Chosen: a line on a screen."""
 
@@ -110,12 +122,14 @@ class Fault(NamedTuple):
     raw : what it held, at most LINE_BYTES_MAX bytes
     reason : what is wrong with it
     partition : of the topic; 0 for a file
+    of : `label` where it stood among the labels; empty among the control records
     """
 
     offset: int
     raw: bytes
     reason: str
     partition: int = 0
+    of: str = ""
 
 
 class ControlReader(Protocol):
@@ -349,12 +363,24 @@ def _wrong_recalibration(record: Mapping[str, Any]) -> list[str]:
 
 def _wrong_label(record: Mapping[str, Any]) -> list[str]:
     """Faults of a label: its event type and entities are of the code, whatever flow hears it."""
-    name, entities = record["event_type"], record["entities"]
+    name, entities = record["event_type"], record.get("entities", {})
     faults = _unknown("label", "verdict", record["verdict"], VERDICTS)
-    if not 0 < record["event_time_us"] < 1 << 62:
+    for field_ in ("event_time_us", "time_us"):
+        at_us = record.get(field_, 1)
+        if not isinstance(at_us, int) or isinstance(at_us, bool) or not 0 < at_us < 1 << 62:
+            faults.append(
+                f"control record label: expected `{field_}` in microseconds since 1970, got"
+                f" {_shown(at_us)}"
+            )
+    if not isinstance(entities, dict):
+        return [
+            *faults,
+            f"control record label: expected `entities` as dict, got {_shown(entities)}",
+        ]
+    if ("entities" in record) != ("event_time_us" in record):
         faults.append(
-            "control record label: expected `event_time_us` in microseconds since 1970, got"
-            f" {_shown(record['event_time_us'])}"
+            "control record label: expected `event_time_us` and `entities`, or neither: what is"
+            " known of an entity depends on when its event was"
         )
     if not _is_name(record["event_id"]) or not _is_name(record.get("source", "-")):
         faults.append(
@@ -363,7 +389,7 @@ def _wrong_label(record: Mapping[str, Any]) -> list[str]:
     if name not in event_types():
         return faults + _unknown("label", "event type", name, event_types())
     valid = event_types()[name].entities
-    if not entities:
+    if "entities" in record and not entities:
         faults.append(
             f"control record label: expected `entities` of {name}: some of {', '.join(valid)}"
         )
@@ -396,8 +422,12 @@ def read_line(
             )
         return parse_record(raw.decode("utf-8", "replace"), names) if raw.strip() else None
     except ConfigError as error:
-        shown = masked(raw.decode("latin-1")).encode("latin-1")
-        return Fault(at, shown[:LINE_BYTES_MAX], "; ".join(error.faults), partition)
+        return Fault(at, shown_line(raw), "; ".join(error.faults), partition)
+
+
+def shown_line(raw: bytes) -> bytes:
+    """A line or message as a dead letter may hold it: without secrets, at most LINE_BYTES_MAX."""
+    return masked(raw.decode("latin-1")).encode("latin-1")[:LINE_BYTES_MAX]
 
 
 Stages = dict[str, tuple[str, float]]
@@ -419,6 +449,8 @@ class Control:
     followed : anomaly type -> how its rule may follow live traffic
     shifts : anomaly type -> (by how much its thresholds have risen, for which bundle)
     frozen : anomaly types whose rule is not to follow for now
+    notes : what a record said that is in force -> its `id`, `by`, `why` and cut time; decides
+        nothing, and is no part of what two are compared by
     """
 
     thresholds: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -429,6 +461,7 @@ class Control:
     followed: dict[str, Recalibration] = field(default_factory=dict)
     shifts: dict[str, tuple[float, str]] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    notes: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def shift(self, anomaly_type: str, bundle: str) -> float:
         """By how much the thresholds of a bundle's rule have risen, in log10 of the tail
@@ -436,8 +469,35 @@ class Control:
         value, of = self.shifts.get(anomaly_type, (0.0, ""))
         return value if of == bundle else 0.0
 
-    def apply(self, record: dict[str, Any]) -> Control:
-        """What is in force once `record` is."""
+    def apply(self, record: dict[str, Any], at_us: int | None = None) -> Control:
+        """What is in force once `record` is; the same object where it changes nothing.
+
+        Parameters
+        ----------
+        at_us : cut time of the round in which it came; None where the record itself says it
+        """
+        then = self._folded(record)
+        key = _key(record)
+        if then is self or key is None:
+            return then
+        note = {name: record[name] for name in (*_NOTES, _AT) if name in record}
+        if at_us is not None:
+            note[_AT] = at_us
+        notes = {k: v for k, v in then.notes.items() if k != key} | {key: note}
+        then = replace(then, notes=notes)
+        return then._tidied() if len(notes) > NOTES_MIN + 2 * len(then.records()) else then
+
+    def _tidied(self) -> Control:
+        """Without notes on what is no longer in force."""
+        now = {_key(record) for record in self.records()}
+        return replace(self, notes={k: v for k, v in self.notes.items() if k in now})
+
+    def noted(self) -> list[dict[str, Any]]:
+        """`records`, each with its `id`, `by`, `why` and `at_us`, as far as they are known."""
+        return [record | self.notes.get(_key(record) or (), {}) for record in self.records()]
+
+    def _folded(self, record: dict[str, Any]) -> Control:
+        """See `apply`."""
         kind = record["kind"]
         if kind == "threshold":
             key = (record["anomaly_type"], record["detector"])
@@ -518,7 +578,7 @@ class Control:
         """What the manifest keeps: the records, and what can be rolled back."""
         # Also where nothing can be: the records alone would leave steps of their own.
         steps = [{"stages": stages, "bundles": bundles} for stages, bundles in self.undo]
-        return [*self.records(), {"kind": "undo", "steps": steps}]
+        return [*self.noted(), {"kind": "undo", "steps": steps}]
 
     def records(self) -> list[dict[str, Any]]:
         """Records that put the same in force again."""
@@ -556,6 +616,15 @@ class Control:
         for record in records:
             state = state.apply(record)
         return state
+
+
+def _key(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What a record puts in force; None where it is of a kind that leaves nothing by its name."""
+    kind = record["kind"]
+    if kind not in _NOTED:
+        return None
+    percent = (float(record.get("percent", 100)),) if kind in ("stage", "bundle") else ()
+    return kind, *(record[name] for name in _NOTED[kind]), *percent
 
 
 def _live(bundles: Stages) -> str | None:
@@ -645,14 +714,25 @@ class ControlFile:
         faults: list[Fault] = []
         at = self._at
         for line in whole.split(b"\n"):
-            found = read_line(line, at, 0, self._names)
+            found = self._read_line(line, at)
             if isinstance(found, Fault):
                 faults.append(found)
+            elif found is not None and self._holds(found):
+                self._at = at
+                return records, faults
             elif found is not None:
                 records.append(found)
             at += len(line) + 1
         self._at += len(whole)
         return records, faults
+
+    def _read_line(self, line: bytes, at: int) -> dict[str, Any] | Fault | None:
+        """As of `read_line`."""
+        return read_line(line, at, 0, self._names)
+
+    def _holds(self, _record: dict[str, Any]) -> bool:
+        """Whether a record is not to be taken yet, nor what is behind it."""
+        return False
 
     def close(self) -> None:
         """Nothing is held."""

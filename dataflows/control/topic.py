@@ -79,9 +79,12 @@ class ControlTopic:
     names : what a record may speak of; None lets every name pass
     """
 
+    setting = "control_topic"
+    """What names the topic, for messages."""
+
     def __init__(self, settings: Settings, names: Names | None = None) -> None:
         if settings.control_topic is None:
-            raise ConfigError("control_topic is not set; name the topic of control records")
+            raise ConfigError(f"{self.setting} is not set; name the topic")
         self.origin = settings.control_topic
         self._settings = settings
         self._names = names
@@ -118,7 +121,8 @@ class ControlTopic:
         )
         try:
             wait_s = ANSWER_S if self._at else CONNECT_S
-            for p in range(_partitions(consumer, self._settings, self._troubles, wait_s)):
+            told = (self._settings, self._troubles, wait_s, self.setting)
+            for p in range(_partitions(consumer, *told)):
                 self._at.setdefault(p, 0)
         except SourceError as error:
             if not self._at:
@@ -195,13 +199,17 @@ class ControlTopic:
             if i and (taken > READ_BYTES_MAX or i >= RECORDS_MAX):
                 self._back.extend(messages[i:])
                 break
-            found = read_line(raw, offset, p, self._names)
+            found = self._read_message(raw, offset, p)
             if isinstance(found, Fault):
                 faults.append(found)
             elif found is not None:
                 records.append(found)
             self._at[p] = offset + 1
         return records, faults
+
+    def _read_message(self, raw: bytes, at: int, partition: int) -> dict[str, Any] | Fault | None:
+        """As of `read_line`."""
+        return read_line(raw, at, partition, self._names)
 
     def _mend(self, consumer: Consumer, message: Message) -> None:
         """Deal with an error of a partition: an end, a gap, a topic that is gone."""
@@ -312,9 +320,13 @@ def _key(record: Mapping[str, Any]) -> str:
 
 
 def _partitions(
-    client: Consumer | Producer, settings: Settings, troubles: Troubles, wait_s: float
+    client: Consumer | Producer,
+    settings: Settings,
+    troubles: Troubles,
+    wait_s: float,
+    setting: str = ControlTopic.setting,
 ) -> int:
-    """Partitions of the control topic.
+    """Partitions of the control topic, or of another that a setting names.
 
     Raises
     ------
@@ -326,10 +338,11 @@ def _partitions(
         return partitions_of(client, [topic], settings, troubles, wait_s)[topic]
     except ConfigError:
         raise ConfigError(
-            f"Kafka {settings.kafka_brokers}: control_topic {topic!r} does not exist or may not be"
+            f"Kafka {settings.kafka_brokers}: {setting} {topic!r} does not exist or may not be"
             f" read; make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
             f" --create --topic {topic} --partitions 1"
-            " --config cleanup.policy=compact`, or leave the setting out to use control_file"
+            " --config cleanup.policy=compact`, or leave the setting out to use"
+            f" {setting.replace('topic', 'file')}"
         ) from None
 
 

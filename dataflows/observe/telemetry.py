@@ -116,6 +116,9 @@ class Telemetry:
         self.starts_empty: tuple[str, ...] = ()
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
+        self.labels_passed_over = 0
+        self.outcomes: dict[str, Any] = {}
+        """What became of alerts, as `dataflows.outcomes.Outcomes.report` says."""
         self.committed_round = 0
         self.round_done = 0
         self.replayed_rounds = 0
@@ -183,6 +186,15 @@ class Telemetry:
             self.old_rate.update(old)
         for text in priced_lines(new_unpriced, new_old):
             self.say(f"so far {text}")
+
+    def unheard(self, passed_over: int) -> None:
+        """Labels of the data found too many others under way, so many in all; said once."""
+        if passed_over and not self.labels_passed_over:
+            self.say(
+                "more labels of the data are under way than are kept: those of the newest events"
+                " are passed over"
+            )
+        self.labels_passed_over = passed_over
 
     def committed(self, round_: int) -> None:
         """A manifest was written."""
@@ -269,6 +281,7 @@ class Telemetry:
                 "corrected_unchecked": got.get("corrected_unchecked", 0),
                 "flipped": got.get("flipped", 0),
                 "flips": [asdict(flip) for flip in self.flips],
+                "outcomes": dict(self.outcomes),
                 "unpriced": got.get("unpriced", 0),
                 "old_rate": got.get("old_rate", 0),
                 "currencies": {"unpriced": self.unpriced, "old_rate": self.old_rate},

@@ -81,6 +81,9 @@ class FileReader:
     ----------
     settings : `file_*`, `event_types`, `time_past_s_max`
     from_us : rows before it are skipped (a backfill has them)
+    step_us : where a file says which rows are anomalies, or there is a `labels_file`, no round
+        goes beyond a multiple of it, at which labels arrive (`dataflows.arrivals`); 0 leaves rounds
+        as they are
 
     Raises
     ------
@@ -89,13 +92,15 @@ class FileReader:
 
     unpaced = True
 
-    def __init__(self, settings: Settings, from_us: int | None = None) -> None:
+    def __init__(self, settings: Settings, from_us: int | None = None, step_us: int = 0) -> None:
         bounds = [b for b in (settings.file_from and time_us_of(settings.file_from), from_us) if b]
         until = settings.file_until
         self._files = _open_files(
             settings, max(bounds, default=None), None if until is None else time_us_of(until)
         )
-        self._round_us = round(settings.file_round_s * 1e6)
+        labelled = settings.labels_file or any(file.labelled for file in self._files)
+        borders = (round(settings.file_round_s * 1e6), step_us if labelled else 0)
+        self._borders_us = [us for us in borders if us]
         self._by_round = settings.file_round_column is not None
 
     def seek(self, positions: dict[str, Any]) -> None:
@@ -153,8 +158,9 @@ class FileReader:
         keys = np.concatenate(waiting)
         which = np.repeat(np.arange(len(waiting)), [len(w) for w in waiting])
         order = np.lexsort((which, keys))[:rows_max]  # stable: a file's own order stays
-        if self._round_us and len(order):
-            border = (int(keys[order[0]]) // self._round_us + 1) * self._round_us
+        if self._borders_us and len(order):
+            first = int(keys[order[0]])
+            border = min((first // us + 1) * us for us in self._borders_us)
             order = order[keys[order] < border]
         counts = np.bincount(which[order], minlength=len(self._files))
         return self._read([f.at + int(n) for f, n in zip(self._files, counts, strict=True)])
@@ -292,6 +298,7 @@ class _File:
     ) -> None:
         self.name, self.path = name, path
         self._table, self._mapping = table, mapping
+        self.labelled = mapping is not None and mapping.truth is not None
         times, unread = self._times()
         self._check_unit(times[~unread])
         self.width = 1 if mapping is None else mapping.width

@@ -29,6 +29,10 @@ from features.keys import UInt64, hash_strings
 __all__ = ["Lane", "Lanes", "Part", "RoundSource", "checksum", "journal_folder", "lane_name"]
 
 
+BAD_RECORD = "bad_control_record"
+"""Reason of a dead letter that is no control record."""
+
+
 def lane_name(lane: int) -> str:
     """Name of a lane's partition, folder and key."""
     return f"lane-{lane:02d}"
@@ -106,6 +110,10 @@ class Lane:
     """Told how long reading (`source`) and the journal (`journal`) took; decides nothing."""
     withheld: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Round -> notes on its events that made a step raise (`dataflows.poison`)."""
+    hear: Callable[[int], None] = lambda _clock_us: None
+    """Told, before the control lane is asked, how far the stream had come before the round."""
+    labels_origin: str = ""
+    """File or topic of labels, as dead letters name it."""
     rates: Callable[[], int] = lambda: 0
     """The version of the table of exchange rates that a new round is cut with."""
     round: int = 0
@@ -219,10 +227,21 @@ class Lane:
             taken = self.reader.take(self.rows_max)
             self.stage("source", time.perf_counter() - begun)
         records: list[dict[str, Any]] = []
-        faults: list[tuple[int, str, str, int]] = []
+        faults: list[tuple[Any, ...]] = []
         if self.control is not None and not final:
+            firsts = [int(batch.time_us.min()) for batch in taken.batches.values() if len(batch)]
+            self.hear(max(self.cut_time_us, min(firsts, default=0)))
             records, bad = self.control.take()
-            faults = [(f.offset, f.raw.decode("latin-1"), f.reason, f.partition) for f in bad]
+            faults = [
+                (
+                    f.offset,
+                    f.raw.decode("latin-1"),
+                    f.reason,
+                    f.partition,
+                    *([f.of] if f.of else []),
+                )
+                for f in bad
+            ]
             taken.rejects.extend(self._bad_lines(faults))
         cut_time_us = max(self.cut_time_us, taken.cut_time_us)
         self.waits = taken.eof and self.control is not None and bool(self.lanes.others(self.lane))
@@ -251,22 +270,15 @@ class Lane:
         self.cut_time_us, self.positions, self.ended = cut_time_us, positions, final
         return part
 
-    def _bad_lines(self, faults: list[tuple[int, str, str, int]]) -> list[DeadLetter]:
+    def _bad_lines(self, faults: Sequence[tuple[Any, ...]]) -> list[DeadLetter]:
         """Dead letters of what the control lane held that is no record."""
         origin = "" if self.control is None else self.control.origin
-        return [
-            DeadLetter(
-                "bad_control_record",
-                fault,
-                "control",
-                None,
-                origin,
-                partition,
-                at,
-                line.encode("latin-1"),
-            )
-            for at, line, fault, partition in faults
-        ]
+        letters = []
+        for at, line, fault, partition, *of in faults:
+            reason, where = ("bad_label", self.labels_origin) if of else (BAD_RECORD, origin)
+            raw = line.encode("latin-1")
+            letters.append(DeadLetter(reason, fault, "control", None, where, partition, at, raw))
+        return letters
 
     def _part(
         self,

@@ -43,6 +43,13 @@ _MAGIC = b"WXJ1"
 _MARKER = b"\xf7WXR"
 """Begins each record; its first byte is in no JSON text, so that records are found again behind
 damage."""
+FORMAT = 1
+"""Layout of a record; a topic's records bear it, a segment's beginning says it for its own."""
+
+_KEYS = frozenset("rtpncksfqem")
+"""Names of what a record may hold. A newer version may write more, which must not be passed over:
+a replay would not be what was."""
+
 _FRAME = struct.Struct("<4sII")
 _LENGTH = struct.Struct("<I")
 
@@ -66,7 +73,7 @@ class Cut:
     schemas : schema id -> body, of schemas first met in this round (in the first record of a
         segment: of all)
     faults : lines or messages of the control lane that are no record: (offset, what it held, what
-        is wrong with it, partition)
+        is wrong with it, partition), and `label` behind it where it stood among the labels
     source_time_us : the reader's own clock where `cut_time_us` was held back from running
         backwards; None where they are the same
     final : the lane ended with this round
@@ -80,7 +87,7 @@ class Cut:
     checksum: int = 0
     control: list[dict[str, Any]] = field(default_factory=list)
     schemas: dict[str, str] = field(default_factory=dict)
-    faults: list[tuple[int, str, str, int]] = field(default_factory=list)
+    faults: list[tuple[Any, ...]] = field(default_factory=list)
     source_time_us: int | None = None
     final: bool = False
     rates: int = 0
@@ -106,12 +113,20 @@ class Cut:
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> Cut:
-        """The cut that `to_bytes` wrote."""
+        """The cut that `to_bytes` wrote.
+
+        Raises
+        ------
+        StateError : it holds what this version does not know
+        """
         d = json.loads(payload)
-        faults = [
-            (at, line, fault, partition[0] if partition else 0)
-            for at, line, fault, *partition in d.get("f", [])
-        ]
+        if unknown := sorted(d.keys() - _KEYS):
+            raise StateError(
+                f"journal: round {d.get('r')} holds {', '.join(map(repr, unknown))}, which this"
+                " version does not know: a journal of a newer version; run the version that wrote"
+                " it, or start with an empty state_dir"
+            )
+        faults = [(at, line, fault, *(rest or [0])) for at, line, fault, *rest in d.get("f", [])]
         return cls(
             d["r"],
             d["t"],

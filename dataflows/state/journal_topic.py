@@ -31,7 +31,7 @@ from dataflows.sources.brokers import (
     make_client,
     partitions_of,
 )
-from dataflows.state.journal import Cut, LaneJournal, replace_text, standing
+from dataflows.state.journal import FORMAT, Cut, LaneJournal, replace_text, standing
 from features.errors import ConfigError, SourceError, StateError
 
 __all__ = ["TopicJournal"]
@@ -165,7 +165,10 @@ class TopicJournal:
                 value=sent.to_bytes(),
                 key=str(cut.round),
                 partition=self._lane,
-                headers=[("token", str(self._token).encode())],
+                headers=[
+                    ("token", str(self._token).encode()),
+                    ("format", str(FORMAT).encode()),
+                ],
                 on_delivery=lambda error, message: acked.append(error or message),
             )
         except KafkaException as error:
@@ -299,10 +302,19 @@ def _record(message: Message) -> _Record:
 
     Raises
     ------
-    StateError : it is no cut
+    StateError : it is no cut, or one of a newer version
     """
+    headers = dict(message.headers() or [])
+    written = headers.get("format") or str(FORMAT).encode()
+    if written != str(FORMAT).encode():
+        raise StateError(
+            f"journal topic {message.topic()!r} partition {message.partition()} offset"
+            f" {message.offset()}: written in format {written!r}, this version reads {FORMAT}; run"
+            " the version that wrote it, or name another journal_topic and start with an empty"
+            " state_dir"
+        )
     try:
-        token = int(dict(message.headers() or [])["token"] or b"")
+        token = int(headers["token"] or b"")
         return _Record(message.offset() or 0, token, Cut.from_bytes(message.value() or b""))
     except (KeyError, ValueError, TypeError) as error:
         raise StateError(

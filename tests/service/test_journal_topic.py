@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from dataflows.settings import Settings, load
 from dataflows.sources.rounds import journal_folder
@@ -50,6 +51,20 @@ def write(settings: Settings, token: int, begin: int, end: int, received: int = 
     for cut in cuts(begin, end, received):
         journal.append(cut)
     journal.close()
+
+
+def test_a_record_of_a_newer_format_is_refused_with_the_cure(settings: Settings) -> None:
+    write(settings, 1, 1, 4)
+    producer = Producer({"bootstrap.servers": settings.kafka_brokers})
+    (cut,) = cuts(4, 5)
+    producer.produce(
+        settings.journal_topic, value=cut.to_bytes(), partition=1,
+        headers=[("token", b"1"), ("format", b"2")],
+    )  # fmt: skip
+    assert producer.flush(60) == 0
+    told = r"partition 1 offset 3: written in format b'2', this version reads 1; run the version"
+    with pytest.raises(StateError, match=told):
+        opened(settings)
 
 
 def test_a_lost_or_damaged_copy_is_filled_from_the_topic(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataflows import arrivals as module
 from dataflows import history
 from dataflows.arrivals import LABEL_STEP_US, Arrivals
 from dataflows.history import run_history
@@ -62,6 +63,43 @@ def test_every_label_arrives_between_the_rows_before_and_after_its_moment(
                     }
                     assert {label.time_us for label in heard} == due
     assert passed == {name: b.frame["event_id"].to_list() for name, b in batches.items()}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1_000), st.sampled_from([0, HOUR_US]), st.integers(1, 5))
+def test_rounds_up_to_full_hours_hear_the_same_also_after_restarts(
+    number: int, delay_us: int, every: int
+) -> None:
+    batches = labelled(number)
+    start = min(int(b.time_us[0]) for b in batches.values())
+    first = -(-start // LABEL_STEP_US) * LABEL_STEP_US
+    edges = sorted({first + i * LABEL_STEP_US for i in range(4)} | {start + 500_000_000})
+    live, history = Arrivals(catalog(), delay_us), Arrivals(catalog(), delay_us)
+    clock_us, heard, told = 0, list[Label](), list[Label]()
+    for i, part in enumerate(p for p in cut(batches, edges) if p):
+        if i % every == 0:
+            dump = live.dump()
+            live = Arrivals(catalog(), delay_us)
+            live.load(dump)
+        heard += live.heard(part, clock_us)
+        clock_us = max(int(b.time_us[-1]) for b in part.values())
+        stretches = list(history.stretches(part))
+        assert sum(bool(some) for _, some in stretches) == 1, "no label arrives within a round"
+        told += [label for labels, _ in stretches for label in labels]
+        assert heard == told
+    assert len(live) == len(history)
+    on = Arrivals(catalog(), delay_us)
+    on.follow(live)
+    assert len(on) == len(live)
+
+
+def test_no_more_labels_are_under_way_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = {"payment": labelled(1)["payment"]}
+    monkeypatch.setattr(module, "WAITING_MAX", 3)
+    arrivals = Arrivals(catalog(), DAY_US)
+    assert arrivals.heard(batches, 0) == ()
+    frauds = int(np.count_nonzero(np.asarray(batches["payment"].truth)))
+    assert len(arrivals) == 3 and arrivals.passed_over == frauds - 3
 
 
 def test_ids_of_known_anomalies_serve_where_events_do_not_say() -> None:

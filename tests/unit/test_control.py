@@ -203,6 +203,35 @@ def test_a_restart_from_the_manifest_has_the_same_in_force(
         assert parse_record(json.dumps(record)) == record
 
 
+def test_who_said_what_is_in_force_is_told_with_it_and_outlives_a_restart() -> None:
+    mute = {"kind": "mute", "entity_type": "card", "entity": "c-1", "until_us": 90}
+    canary = {"kind": "stage", "detector": "zscore", "stage": "canary", "percent": 10.0}
+    by = {"id": "7", "by": "ann", "why": "a test drive"}
+    whole = Control().apply(mute | by, 11).apply(canary | {"by": "bob"}, 12)
+    whole = whole.apply(_bundle("a", "shadow") | {"why": "new"}, 13)
+    told = [
+        canary | {"by": "bob", "at_us": 12},
+        mute | by | {"at_us": 11},
+        _bundle("a", "shadow") | {"percent": 100.0, "why": "new", "at_us": 13},
+    ]
+    assert whole.noted() == told
+    resumed = Control.of(json.loads(json.dumps(whole.kept())))
+    assert resumed.noted() == told
+    changed = resumed.apply(canary | {"percent": 50, "by": "eve"}, 14)
+    assert changed.noted()[0] == canary | {"percent": 50.0, "by": "eve", "at_us": 14}
+    back = changed.apply({"kind": "rollback"}, 15)
+    assert back.noted()[0] == told[0], "not who said something else"
+    assert back.apply({"kind": "rollback", "bundle": "b" * 16}, 16) is back
+
+
+def test_notes_on_what_is_no_longer_in_force_are_let_go() -> None:
+    control = Control()
+    for i in range(10 * module.NOTES_MIN):
+        control = control.apply({**THRESHOLD, "value": i / 1_000, "by": "ann"}, i)
+    assert len(control.notes) <= module.NOTES_MIN + 3
+    assert [r["at_us"] for r in control.noted()] == [10 * module.NOTES_MIN - 1]
+
+
 def test_what_cannot_be_rolled_back_cannot_after_a_restart_either() -> None:
     promoted = [_bundle("ab"[i % 2], "live") for i in range(module.UNDO_MAX + 4)]
     whole = Control.of([*promoted, *[{"kind": "rollback"}] * module.UNDO_MAX])

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from dataflows.control import topic as module
+from dataflows.control.labels import open_labels
 from dataflows.control.records import LINE_BYTES_MAX, Fault, Names
 from dataflows.control.topic import ControlTopic, send_record
 from dataflows.settings import Settings, load
@@ -125,6 +126,22 @@ def test_what_is_no_record_is_told_with_its_place(
     assert [f.raw for f in faults] == [b"oops", json.dumps(STAGE).encode(), long[:-1], b"\xff\xfe"]
     assert "unknown detector 'zscore'; there are iqr, transformer" in faults[1].reason
     assert f"at most {LINE_BYTES_MAX} bytes, got {LINE_BYTES_MAX + 1}" in faults[2].reason
+
+
+def test_labels_of_a_topic_of_their_own_become_records(
+    producer: Producer, settings: Settings
+) -> None:
+    said = {"event_id": "p1", "verdict": "fraud", "time": "2026-03-09T08:00:00Z"}
+    say(producer, said | {"event_type": "payment"}, said, b"oops", partition=2)
+    other = settings.model_copy(update={"control_topic": None, "labels_topic": TOPIC})
+    reader = open_labels(other)
+    assert reader is not None and reader.origin == TOPIC
+    records, faults = reader.take()
+    reader.close()
+    assert [(r["kind"], r["event_id"], r["verdict"]) for r in records] == [("label", "p1", "fraud")]
+    assert [(f.partition, f.offset, f.of) for f in faults] == [(2, 1, "label"), (2, 2, "label")]
+    assert "expected `event_type`" in faults[0].reason and "not JSON" in faults[1].reason
+    assert reader.position["at"]["2"] == 3
 
 
 def test_a_flood_is_taken_a_piece_a_round(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from dataflows.digests import versions
 from features.digest import add_columns, row_hashes, total_of, words_of
 
 MASK = 2**64 - 1
@@ -101,3 +107,15 @@ def test_words_that_are_no_floats_are_taken_as_they_are() -> None:
     other = np.full((1, 2), 0x7FF8000000000002, np.uint64)
     place = np.zeros(1, np.int64)
     assert total_of(words, 2, False, place, 1) != total_of(other, 2, False, place, 1)
+
+
+def test_the_processor_that_numbers_were_computed_for_is_among_the_versions() -> None:
+    here = versions()["processor"]
+    assert re.fullmatch(r"\S+ [0-9a-f]{8}", here)
+    told = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "-fma,-avx,-avx2"}
+    ask = "from dataflows.digests import processor; print(processor())"
+    there = subprocess.run(
+        [sys.executable, "-c", ask], env=os.environ | told, capture_output=True, text=True,
+        check=True,
+    ).stdout.strip()  # fmt: skip
+    assert there.startswith("generic ") and there.split()[1] != here.split()[1]

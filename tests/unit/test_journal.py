@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dataflows import stages
 from dataflows.control.records import Control
 from dataflows.settings import Settings
-from dataflows.state.journal import Cut, CutFollower, LaneJournal, last_cut, read_cuts
+from dataflows.state.journal import Cut, CutFollower, LaneJournal, _record, last_cut, read_cuts
 from features.errors import StateError
 
 SEGMENT_BYTES = 1 << 20
@@ -260,6 +261,17 @@ def test_a_segment_that_cannot_be_begun_leaves_the_one_before(tmp_path: Path) ->
 def test_a_journal_of_another_format_says_which_version_reads_it(tmp_path: Path) -> None:
     (tmp_path / f"{1:020d}.jnl").write_bytes(b"WXJ9" + b"x" * 50)
     with pytest.raises(StateError, match="WXJ9"):
+        LaneJournal(tmp_path, SEGMENT_BYTES)
+
+
+def test_a_record_that_holds_more_than_this_version_knows_is_refused(tmp_path: Path) -> None:
+    with closing(LaneJournal(tmp_path, SEGMENT_BYTES)) as journal:
+        journal.append(make_cut(1))
+        later = json.loads(make_cut(2).to_bytes()) | {"z": 1}
+        journal._file.write(_record(json.dumps(later).encode()))
+    with pytest.raises(StateError, match=r"round 2 holds 'z'.* a journal of a newer version; run"):
+        list(read_cuts(tmp_path))
+    with pytest.raises(StateError, match="of a newer version"):
         LaneJournal(tmp_path, SEGMENT_BYTES)
 
 

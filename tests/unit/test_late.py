@@ -25,9 +25,12 @@ from features.engine import (
     merge,
     split,
 )
+from features.events import event_code as event_type_code
 from features.events import event_type
 from features.labels import Label
+from features.notes import UNSEEN
 from features.snapshots import join
+from features.windows import NOTED
 from tests.streams import START_US, cut, make_batch, stream
 
 Batches = dict[str, EventBatch]
@@ -214,6 +217,48 @@ def test_a_restart_between_a_row_and_a_late_one_before_it_changes_nothing(
     assert_same_rows(cut_off, whole)
 
 
+def as_before(engine: GroupEngine, dump: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot as it was before 2026-11-30: words of 64 bits for flags, links and notes."""
+    found = dict(dump)
+    for entity, one in engine._states.items():
+        row = f"{entity}.late.row."
+        meta, notes = dump[f"{row}meta"].astype(np.int64), found.pop(f"{row}notes").astype(np.int64)
+        code, lane, flags = meta[:, 1] & 255, meta[:, 1] >> 8, meta[:, 6]
+        more = meta[:, 7] << 31 if meta.shape[1] > 7 else 0
+        flags = (flags & (1 << 31) - 1) | more | np.where(flags < 0, -(1 << 63), 0)
+        before = np.where(meta[:, 5] == 0, 0, dump[f"{row}number"] - meta[:, 5])
+        wide = [*dump[f"{row}wide"].T, flags, before]
+        found[f"{row}wide"] = np.stack(wide, axis=1)
+        kept = (meta[:, 0], code, lane, meta[:, 2], meta[:, 3], meta[:, 4])
+        found[f"{row}meta"] = np.stack(kept, axis=1).astype(np.int32)
+        for i, ring in enumerate(one.rings):
+            first, many = int(ring.book[NOTED]), len(ring.ring.others)
+            low, middle, last = notes[:, first : first + 3 * many].reshape(len(notes), many, 3).T
+            level, never = middle >> 2 & 63, (middle >> 2 & 63) == 63
+            seq = np.where(never, np.where(low == 1, UNSEEN, -1), low << 6 | level)
+            last = np.where(never, -(1 << 61), (middle >> 8 << 32 | last) << 8 >> 8)
+            pairs = np.stack([seq, last]).T.reshape(len(notes), 2 * many)
+            # What was not written by a row is what was left there.
+            pairs[~ring.ring.feeds[code]] = 77
+            found[f"{row}pairs{i}"] = pairs
+    return found
+
+
+def test_a_log_of_an_older_release_goes_on_bit_for_bit(cat: Catalog) -> None:
+    before, after = streams(1)
+    parts = [*rounds_of(before, 3, LATE_S, 8), after]
+    whole, restored = Stream(cat, 2), Stream(cat, 2)
+    for i, part in enumerate(parts):
+        if i == len(parts) // 2:
+            for group, engine in enumerate(restored.engines):
+                old = as_before(engine, engine.full())
+                assert "card.late.row.notes" not in old
+                restored.engines[group] = GroupEngine.restore(cat, group, old, [], LATE_S)
+        assert_same_features(restored.feed(part), whole.feed(part))
+    assert whole.corrected == restored.corrected > 0
+    assert_same_rows(restored, whole)
+
+
 def test_rows_later_than_the_bound_go_behind_the_oldest_checkpoint_and_are_counted(
     cat: Catalog, seed: int
 ) -> None:
@@ -336,3 +381,82 @@ def test_a_pair_is_kept_for_rows_as_late_as_are_accepted(cat: Catalog) -> None:
         found.feed({"payment": batch.take(part)})
     last, whole = found.given[-1]["payment"].values, expected.given[0]["payment"].values
     np.testing.assert_array_equal(last, whole[2:3])
+
+
+def in_time_and_late(
+    cat: Catalog, batch: EventBatch, late_row: int, cuts: tuple[int, int], label: Label
+) -> tuple[Stream, Stream]:
+    """A stream in order, and one whose late row comes after a label; three rounds each, the label
+    in the second."""
+    name, n, (first, second) = batch.event_type, len(batch), cuts
+    found, expected = Stream(cat, 2, 3 * 86_400.0), Stream(cat, 1, 3 * 86_400.0)
+    rounds = [np.arange(first), np.arange(first, second), np.arange(second, n)]
+    for i, rows in enumerate(rounds):
+        expected.feed({name: batch.take(rows)}, (label,) if i == 1 else ())
+    rounds[0] = np.delete(rounds[0], late_row)
+    rounds[2] = np.insert(rounds[2], 0, late_row)
+    for i, rows in enumerate(rounds):
+        found.feed({name: batch.take(rows)}, (label,) if i == 1 else ())
+    assert found.corrected > 0
+    return found, expected
+
+
+def test_a_corrected_row_does_not_hear_of_frauds_told_after_its_round(cat: Catalog) -> None:
+    rows = [
+        {"event_id": f"p{i}", "time_us": START_US + 10_000_000 * i, "card_id": "c1",
+         "merchant_id": "m1", "amount": float(1 + i % 7)}
+        for i in range(40)
+    ]  # fmt: skip
+    batch = make_batch("payment", rows)
+    heads = split(cat, {"payment": batch}, 1)[0].heads
+    label = Label(
+        event_type_code("payment"), 1, int(batch.time_us[3]), True,
+        tuple((entity, int(heads[entity][0, 0])) for entity in ("card", "merchant")),
+    )  # fmt: skip
+    found, expected = in_time_and_late(cat, batch, 10, (20, 30), label)
+    known = cat.names("payment").index("merchant_frauds_30d")
+    a, b = found.rows(), expected.rows()
+    assert [b["payment", i][0][known] for i in (19, 20)] == [0.0, 1.0], "the label is heard of"
+    late_row = a.pop(("payment", 10))
+    assert late_row[0][known] == 1.0, "what came late was scored after the label"
+    for key, (values, sequence) in a.items():
+        np.testing.assert_array_equal(values, b[key][0], err_msg=str(key))
+        np.testing.assert_array_equal(sequence, b[key][1], err_msg=str(key))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_verdict_made_usual_is_not_so_before_it(
+    cat: Catalog, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    n = 340
+    values = np.where(np.arange(n) < 300, 10.0, 16.0) + rng.normal(size=n)
+    rows = [
+        {"event_id": f"s{i}", "time_us": START_US + 7_200_000_000 * i, "host": "h1",
+         "service": "web", "metric": "cpu", "value": float(values[i])}
+        for i in range(n)
+    ]  # fmt: skip
+    batch = make_batch("metric", rows)
+    key = int(split(cat, {"metric": batch}, 1)[0].heads["series"][0, 0])
+    label = Label(
+        event_type_code("metric"), 1, int(batch.time_us[325]), False, (("series", key),), "series"
+    )
+    if restart:
+        monkeypatch.setattr(Stream, "feed", feed_after_restart(Stream.feed))
+    monkeypatch.setattr(late, "EVERY", 7)
+    found, expected = in_time_and_late(cat, batch, 320, (330, 335), label)
+    creep = cat.names("metric").index("series_creep")
+    told = [expected.rows()["metric", i][0][creep] for i in (329, 330)]
+    assert told[0] > 2.0 > abs(told[1]), "the verdict is heard of"
+    assert_same_rows(found, expected)
+
+
+def feed_after_restart(feed: Any) -> Any:
+    """`Stream.feed` of engines that have just been restored."""
+
+    def restarted(stream: Stream, *given: Any) -> Matrices:
+        for group, engine in enumerate(stream.engines):
+            base = pickle.loads(pickle.dumps(engine.full()))
+            stream.engines[group] = GroupEngine.restore(stream.cat, group, base, [], stream.late_s)
+        return feed(stream, *given)
+
+    return restarted

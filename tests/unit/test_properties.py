@@ -2,8 +2,8 @@
 
 Not how the stream is cut, nor the number of groups and lanes, nor where it was stopped and begun
 again, nor that rows came late within the bound or twice. Small worlds, so that entities, times and
-values collide often, and with few pairs kept of an entity; several things at once, as they come in
-life.
+values collide often, with few pairs kept of an entity, and its events in panes or not; several
+things at once, as they come in life.
 """
 
 from __future__ import annotations
@@ -71,8 +71,13 @@ STEPS = st.lists(
 SIZES = st.lists(st.sampled_from([1, 5, 20, 80]), min_size=1, max_size=6)
 """Events of a round, in turn."""
 
-ARRIVAL: dict[str, Any] = {"number": st.integers(0, 2), "seed": st.integers(0, 10_000)}
-"""A world, and how its events come late and twice."""
+PANES = st.sampled_from([0, 2])
+"""Events of an entity in an hour that are kept one by one, where the older ones go into panes."""
+
+ARRIVAL: dict[str, Any] = {
+    "number": st.integers(0, 2), "seed": st.integers(0, 10_000), "exact_max": PANES,
+}  # fmt: skip
+"""A world, how its events come late and twice, and whether there are panes."""
 
 SHARDING: dict[str, Any] = {
     "sizes": SIZES, "groups": st.sampled_from([1, 3]), "lanes": st.integers(1, 2),
@@ -105,15 +110,19 @@ def finish(flow: Flow, after: Batches) -> None:
 
 
 @cache
-def whole(number: int, mortal: bool, late_s: float = 0.0) -> Flow:
+def whole(number: int, mortal: bool, late_s: float, exact_max: int) -> Flow:
     """The stream in one piece but for the verdicts, in one group, never stopped."""
     before, labels, after = world(number)
     ttl_h = AN_HOUR if mortal else NEVER
-    flow = Flow(catalog(), late_s=late_s, ttl_h=ttl_h, distinct_max=FEW)
+    kept = {"distinct_max": FEW, "exact_max": exact_max}
+    flow = Flow(catalog(), late_s=late_s, ttl_h=ttl_h, **kept)
     for part, said in zip(segments(before, MARKS_US), ((), *labels), strict=True):
         flow.feed(part, said)
     finish(flow, after)
     assert sum(engine.estimated for engine in flow.engines) > 100
+    (engine,) = flow.engines
+    rings = [ring for one in engine._states.values() for ring in one.rings]
+    assert any(ring.paned and len(ring._panes) > 0 for ring in rings) == (exact_max > 0)
     return flow
 
 
@@ -155,16 +164,19 @@ def parts_of(
     lanes=st.integers(1, 3),
     mortal=st.booleans(),
     due_max=st.sampled_from([1, 3, EVERYONE]),
+    exact_max=PANES,
 )
 def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
-    number: int, sizes: list[int], groups: int, lanes: int, mortal: bool, due_max: int
-) -> None:
+    number: int, sizes: list[int], groups: int, lanes: int, mortal: bool, due_max: int,
+    exact_max: int,
+) -> None:  # fmt: skip
     ttl_h = AN_HOUR if mortal else NEVER
-    flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max, distinct_max=FEW)
+    kept = {"distinct_max": FEW, "exact_max": exact_max}
+    flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max, **kept)
     for batches, labels in parts_of(number, 0, sizes, 0.0, 0.0):
         flow.feed(batches, labels)
     finish(flow, world(number)[2])
-    compare(flow, whole(number, mortal), mortal)
+    compare(flow, whole(number, mortal, 0.0, exact_max), mortal)
 
 
 @BRIEF
@@ -175,9 +187,10 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
     every=st.sampled_from([2, 5, late.EVERY]),
 )
 def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
-    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float, every: int
-) -> None:
-    flow = Flow(catalog(), groups, lanes, late_s, distinct_max=FEW)
+    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float, every: int,
+    exact_max: int,
+) -> None:  # fmt: skip
+    flow = Flow(catalog(), groups, lanes, late_s, distinct_max=FEW, exact_max=exact_max)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(late, "EVERY", every)
         for batches, labels in parts_of(number, seed, sizes, late_s, 0.05):
@@ -186,7 +199,7 @@ def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
     assert flow.duplicates > 0
     assume(flow.corrected > 0)  # in one large part nobody is late
     assert sum(engine.late_beyond for engine in flow.engines) == 0
-    compare(flow, whole(number, False, late_s), False, SETTLED_US)
+    compare(flow, whole(number, False, late_s, exact_max), False, SETTLED_US)
 
 
 @BRIEF
@@ -197,13 +210,11 @@ def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
     steps=STEPS,
 )
 def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
-    number: int, seed: int, late_s: float, mortal: bool, steps: list[str]
+    number: int, seed: int, late_s: float, mortal: bool, steps: list[str], exact_max: int
 ) -> None:
     """State for state: verdicts, late rows, names, absences and expiry come in between."""
-    ttl_h = AN_HOUR if mortal else NEVER
-    flow, twin = (
-        Flow(catalog(), 1, late_s=late_s, ttl_h=ttl_h, distinct_max=FEW) for _ in range(2)
-    )
+    ttl_h, kept = AN_HOUR if mortal else NEVER, {"distinct_max": FEW, "exact_max": exact_max}
+    flow, twin = (Flow(catalog(), 1, late_s=late_s, ttl_h=ttl_h, **kept) for _ in range(2))
     turn = cycle(steps)
     expected: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -237,9 +248,10 @@ def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
 )
 def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_same(
     number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
-    due_max: int, steps: list[str],
+    due_max: int, steps: list[str], exact_max: int,
 ) -> None:  # fmt: skip
-    flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max, distinct_max=FEW)
+    kept = {"distinct_max": FEW, "exact_max": exact_max}
+    flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max, **kept)
     turn = cycle([*steps, "restart"])
     with pytest.MonkeyPatch.context() as patch:
         small_slices(patch)
@@ -255,4 +267,5 @@ def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_sam
         flow.restart()
         finish(flow, world(number)[2])
     assert flow.duplicates > 0
-    compare(flow, whole(number, False, late_s), False, SETTLED_US if late_s else 0)
+    since_us = SETTLED_US if late_s else 0
+    compare(flow, whole(number, False, late_s, exact_max), False, since_us)

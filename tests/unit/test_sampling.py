@@ -20,6 +20,7 @@ from features.engine import GroupEngine, OfflineEngine, split
 from features.errors import StateError
 from features.events import event_code
 from features.keys import hash_strings
+from features.notes import notes_of
 from features.pairs import KEY, LONG_AGO, WHEN
 from features.panes import PANE_HEAD, PANE_TAIL, first_number
 from features.snapshots import join
@@ -401,8 +402,8 @@ def test_a_pane_gets_back_what_was_taken_off_it_whatever_the_level_is_by_then() 
     state_of = engine._states["card"]
     (ring,) = state_of.rings
     rows = state_of.late._rows
-    noted = rows.take(np.arange(rows.first, rows.top))["pairs0"][:, 0]
-    assert np.max(noted[noted >= 0] & 63) > 1
+    levels = rows.take(np.arange(rows.first, rows.top))["notes"][:, 1] >> 2 & 63
+    assert np.max(levels[levels < 63]) > 1
     row = ring.ints[0]
     assert row[PANE_TAIL] < row[PANE_HEAD]
     head = np.ones((1, 8 + len(state_of.plan.others)), np.int64)
@@ -410,5 +411,5 @@ def test_a_pane_gets_back_what_was_taken_off_it_whatever_the_level_is_by_then() 
     before = np.full((1, 2 * len(OTHERS)), -1, np.int64)
     before[0, 0] = first_number(row, ring.longest, ring._shape, ring._panes) << 6 | 3
     counted = ring._panes.sum()
-    ring.undo_panes(np.zeros(1, np.int64), head, before)
+    ring.undo_panes(np.zeros(1, np.int64), head, notes_of(before))
     assert ring._panes.sum() - counted == 2**3

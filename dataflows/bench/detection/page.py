@@ -165,6 +165,29 @@ def _footer(report: Mapping[str, Any]) -> str:
     return f"Detectors: {', '.join(report['detectors'])}. {report['cpu_s']:,.0f} s of CPU.\n"
 
 
+UNHEARD_MIN = 0.2
+"""Recall that a detector alone must have beyond the vote's for it to be told. Chosen: plain."""
+
+
+def _unheard(left_out: Mapping[str, Any], alone: Sequence[str]) -> list[str]:
+    """A paragraph on attacks that one detector finds and the vote does not; none where it is
+    heard."""
+    told = []
+    for attack, of in left_out.items():
+        best = max(alone, key=lambda name: of.get(name, 0.0))
+        if of.get(best, 0.0) - of["ensemble"] >= UNHEARD_MIN:
+            told.append(f"{attack} ({best} {of[best]:.1%})")
+    if not told:
+        return []
+    return [
+        _prose(
+            "The vote is weighed by what detectors were worth on labelled attacks. Of attacks that"
+            " are like none of those it may lose what one detector alone finds:"
+            f" {', '.join(told)}."
+        )
+    ]
+
+
 def _auth_log(report: Mapping[str, Any]) -> str:
     """Lines of a server's log."""
     size, kinds, count = report["rows"], report["templates"], report["campaigns"]
@@ -266,6 +289,7 @@ def _simulator(report: Mapping[str, Any]) -> str:
                " any row of the attack, beside the ensemble that saw it; false positives of the"
                " ensemble on the plain events of its types."),
         _table(["attack never seen", "events", "seen", *names, "false positives"], lost),
+        *_unheard(report["left_out"], alone),
         f"Detectors: {', '.join(alone)}. {report['cpu_s']:,.0f} s of CPU.\n",
     )  # fmt: skip
     return "\n".join(parts)

@@ -1,0 +1,125 @@
+"""Labels of a file: what is one, what is refused with its reason, when each is heard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataflows.control.labels import LabelFile, WithLabels, label_record, open_labels
+from dataflows.control.records import ControlFile
+from dataflows.settings import load
+from dataflows.sources.simulator import time_us_of
+from features.errors import ConfigError
+
+T = "2026-03-09T08:00:00Z"
+T_US = time_us_of(T)
+SAID = {"event_id": "p1", "verdict": "fraud", "time": T}
+WHOSE = {"event_time": "2026-03-02T00:00:00Z", "entities": {"card": "c1"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"verdict": "maybe"}, "label: unknown verdict 'maybe'; there are fraud, genuine"),
+        ({"event_id": ""}, "label: expected `event_id`"),
+        ({"time": "yesterday"}, "label: expected `time` as ISO 8601 with its offset"),
+        ({"time": "2026-03-09T08:00:00"}, "label: expected `time` as ISO 8601 with its offset"),
+        ({"entities": {"card": "c1"}}, "label: expected `event_time_us` and `entities`, or neit"),
+        ({**WHOSE, "entities": {"house": "h"}}, "label: unknown entity of payment 'house'"),
+        ({**WHOSE, "entities": ["c1"]}, "label: expected `entities` as dict"),
+        ({"event_type": "parcel"}, "label: unknown event type 'parcel'"),
+        ({"colour": "red"}, "label: unknown field 'colour'"),
+    ],
+)
+def test_what_is_no_label_is_told(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        label_record(SAID | change, ["payment"])
+    assert caught.value.faults[0].startswith(told), caught.value.faults
+    with pytest.raises(ConfigError, match="expected `event_type`, one of payment, login"):
+        label_record(SAID, ["payment", "login"])
+
+
+def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
+    lines = [SAID | WHOSE | {"source": "chargeback"}, SAID | {"event_id": "p,2", "time": T_US}]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (tmp_path / "labels.csv").write_text(
+        "event_id,verdict,time,source,event_time,card,merchant\r\n"
+        f"p1,fraud,{T},chargeback,2026-03-02T00:00:00Z,c1,\r\n"
+        f'"p,2",fraud,{T_US},,,,\r\n'
+    )
+    found = [
+        LabelFile(tmp_path / f"labels.{s}", ["payment"], False).take() for s in ("jsonl", "csv")
+    ]
+    assert found[0] == found[1] and found[0][1] == []
+    records = found[0][0]
+    assert [r["event_id"] for r in records] == ["p1", "p,2"]
+    assert records[0]["entities"] == {"card": "c1"} and records[0]["source"] == "chargeback"
+    assert "entities" not in records[1] and {r["time_us"] for r in records} == {T_US}
+
+
+def test_a_bad_line_is_refused_where_it_stands_and_the_rest_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        f"event_id,verdict,time\np1,fraud,{T}\np2,fraud\np3,perhaps,{T}\np4,genuine,{T}\n"
+    )
+    records, faults = LabelFile(path, ["payment"], False).take()
+    assert [r["event_id"] for r in records] == ["p1", "p4"]
+    lines = path.read_bytes().split(b"\n")
+    assert [(f.raw, f.of) for f in faults] == [(lines[2], "label"), (lines[3], "label")]
+    assert [path.read_bytes()[f.offset :][: len(f.raw)] for f in faults] == [lines[2], lines[3]]
+    assert "expected 3 cells, got 2" in faults[0].reason
+    path.write_text("who,what\np1,fraud\n")
+    _, faults = LabelFile(path, ["payment"], False).take()
+    assert "the file has no column event_id, verdict, time" in faults[0].reason
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_label_waits_for_its_time_and_a_restart_goes_on_behind_the_last(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"labels.{suffix}"
+    rows = [{"event_id": f"p{i}", "verdict": "fraud", "time": T_US + i} for i in range(4)]
+    text = "".join(f"{r['event_id']},fraud,{r['time']}\n" for r in rows)
+    path.write_text(
+        "event_id,verdict,time\n" + text
+        if suffix == "csv"
+        else "".join(json.dumps(r) + "\n" for r in rows)
+    )
+    control = ControlFile(tmp_path / "control.jsonl")
+    heard: list[tuple[int, str]] = []
+    position: Any = None
+    for clock in (T_US - 1, T_US, T_US + 2, T_US + 2, T_US + 9):
+        made = WithLabels(control, LabelFile(path, ["payment"], True))
+        made.seek(position)
+        made.hear(clock)
+        records, faults = made.take()
+        assert faults == []
+        heard += [(clock - T_US, r["event_id"]) for r in records]
+        position = json.loads(json.dumps(made.position))
+    assert heard == [(0, "p0"), (2, "p1"), (2, "p2"), (9, "p3")]
+
+
+def test_where_labels_are_added_control_records_go_on_where_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "control.jsonl"
+    path.write_text('{"kind": "stage", "detector": "iqr", "stage": "off"}\n')
+    alone = WithLabels(ControlFile(path), None)
+    assert len(alone.take()[0]) == 1
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text(json.dumps(SAID) + "\n")
+    both = WithLabels(ControlFile(path), LabelFile(labels, ["payment"], False))
+    both.seek(alone.position)
+    assert [r["kind"] for r in both.take()[0]] == ["label"]
+    again = WithLabels(ControlFile(path), None)
+    again.seek(both.position)
+    assert again.take() == ([], [])
+
+
+def test_settings_name_one_place(tmp_path: Path) -> None:
+    assert open_labels(load(None, {})) is None
+    found = open_labels(load(None, {}, labels_file=tmp_path / "labels.csv"))
+    assert isinstance(found, LabelFile) and found.origin == str(tmp_path / "labels.csv")
+    with pytest.raises(ConfigError, match="either labels_topic or labels_file"):
+        load(None, {}, labels_file="labels.csv", labels_topic="labels")

@@ -1,0 +1,90 @@
+"""Labels held against alerts: what is counted, what is remembered, over restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataflows import outcomes as module
+from dataflows.alerts.base import Alert
+from dataflows.outcomes import Outcomes
+from features.events import event_code
+from features.labels import Label, label_of
+from tests.alerts import an_alert
+
+HOUR_US = 3_600_000_000
+
+
+def alert(event_id: str, time_us: int, kind: str = "payment_fraud") -> Alert:
+    return an_alert(event_id=event_id, time_us=time_us, anomaly_type=kind)
+
+
+def label(event_id: str, verdict: str, time_us: int = 0) -> Label:
+    said = {"event_type": "payment", "event_id": event_id, "verdict": verdict}
+    touched = {"event_time_us": time_us, "entities": {"card": "c1"}} if time_us else {}
+    found = label_of(said | touched)
+    assert found.code == event_code("payment")
+    return found
+
+
+def counts(found: Outcomes) -> dict[str, int]:
+    report = found.report()
+    return {n: report[n] for n in ("confirmed", "refuted", "missed", "passed", "unknown", "open")}
+
+
+def test_labels_confirm_refute_and_find_what_was_missed(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0)
+    found.take([alert("a", 10), alert("b", 20), alert("c", 30)], [], 40, first_us=5)
+    said = [label("a", "fraud", 10), label("b", "genuine"), label("d", "fraud", 12)]
+    found.take([], [*said, label("e", "genuine", 13), label("f", "fraud", 4)], HOUR_US)
+    wanted = {"confirmed": 1, "refuted": 1, "missed": 1, "passed": 1, "unknown": 1, "open": 1}
+    assert counts(found) == wanted
+    report = found.report()
+    assert (report["precision"], report["recall"]) == (0.5, 0.5)
+    assert report["delay_s"]["max"] == pytest.approx(3_600.0)
+    assert report["anomaly_types"][0]["precision"] == 0.5
+    found.take([], said, 2 * HOUR_US)
+    assert counts(found) == wanted, "the same again counts once"
+    found.take([], [label("a", "genuine", 10)], 2 * HOUR_US)
+    assert counts(found) | {"confirmed": 1, "refuted": 1} == wanted
+    assert (found.report()["confirmed"], found.report()["refuted"]) == (0, 2)
+
+
+def test_an_alert_in_the_round_of_its_label_or_after_it_is_found(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0, since_us=1)
+    found.take([alert("a", 10)], [label("a", "fraud", 10), label("b", "fraud", 11)], 20)
+    assert counts(found)["confirmed"] == counts(found)["missed"] == 1
+    found.take([alert("b", 11)], [], 30)
+    assert counts(found)["confirmed"] == 2 and counts(found)["missed"] == 0
+
+
+def test_what_was_counted_is_known_after_a_restart_as_of_the_manifest(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0)
+    found.take([alert("a", 10), alert("b", 20, "bot_login")], [], 40, first_us=5)
+    found.save(20)
+    found.take([], [label("a", "fraud", 10)], HOUR_US)
+    found.save(40)
+    before = found.report()
+    found.take([], [label("b", "genuine", 20)], HOUR_US)
+    found.save(60)
+    assert counts(Outcomes(tmp_path, None))["refuted"] == 1, "who only reads removes nothing"
+    again = Outcomes(tmp_path, 40)
+    assert again.report() == before
+    again.take([], [label("b", "genuine", 20), label("c", "fraud", 30)], HOUR_US)
+    again.save(60)
+    assert counts(again)["refuted"] == counts(again)["missed"] == 1
+    again.forget_before(50)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{r:012d}.outcomes" for r in (40, 60)]
+    (tmp_path / f"{60:012d}.outcomes").write_bytes(b"damaged")
+    assert Outcomes(tmp_path, 60).report() == before, "an older one serves"
+
+
+def test_what_is_older_than_is_remembered_is_not_taken_for_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ALERTED_MAX", 2)
+    found = Outcomes(tmp_path, 0)
+    found.take([alert(name, 10 * i) for i, name in enumerate("abc", 1)], [], 40, first_us=5)
+    found.take([], [label("a", "fraud", 10), label("c", "fraud", 30)], 50)
+    assert counts(found)["unknown"] == counts(found)["confirmed"] == 1
