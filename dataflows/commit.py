@@ -291,6 +291,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         return self._round
 
     def close(self) -> None:
+        self._recalibration.settle()
         for sink in self._sinks:
             sink.close()
         self._letters.close()

@@ -65,6 +65,11 @@ class AutoRecalibration:
             name: {"of": of, **follower.kept()} for name, (of, follower) in self._followers.items()
         }
 
+    def settle(self) -> None:
+        """Wait until what was asked for is written."""
+        if self._writer is not None:
+            self._writer.join()
+
     def _follower(self, name: str, bundle: str, control: Control) -> Follower:
         """The follower of a rule; a new one where what it has learned is of another rule."""
         options = control.followed[name]

@@ -176,7 +176,7 @@ def against_torch(bundle: Bundle, rows: Rows) -> dict[str, Any]:
 
     Returns
     -------
-    `kernel_us` and `torch_us`, us of CPU a row, medians; `difference_max` of what they say,
+    `kernel_us` and `torch_us`, us of CPU a row, medians; `difference_max` of the raw numbers,
     relative to 1 or to the number, whichever is larger; empty where no event type has one
     """
     import numpy as np
@@ -198,18 +198,17 @@ def against_torch(bundle: Bundle, rows: Rows) -> dict[str, Any]:
                 part = take_rows(rows[name].features, np.arange(start, start + TORCH_ROWS))
                 if part.sequence is None or not parameters:
                     continue
-                sequence = np.ascontiguousarray(part.sequence)
                 begun = time.thread_time()
-                ours = model.parts(sequence)
+                ours = model.raw(part)
                 kernel_s.append(time.thread_time() - begun)
+                sequence = torch.from_numpy(np.ascontiguousarray(part.sequence))
                 begun = time.thread_time()
                 with torch.inference_mode():
-                    theirs = transformer.forward(parameters, torch.from_numpy(sequence))
+                    theirs = transformer.forward(parameters, sequence)
                 torch_s.append(time.thread_time() - begun)
-                for mine, other in zip(ours, theirs, strict=True):
-                    known = other.numpy().astype(np.float64)
-                    gap = np.abs(mine - known) / np.maximum(np.abs(known), 1.0)
-                    apart = max(apart, float(gap.max()))
+                known = model.raw_of(*(one.numpy().astype(np.float64) for one in theirs))
+                gap = np.abs(ours - known) / np.maximum(np.abs(known), 1.0)
+                apart = max(apart, float(gap.max()))
     finally:
         torch.set_num_threads(threads)
     if not kernel_s:

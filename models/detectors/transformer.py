@@ -318,7 +318,7 @@ class Model:
         parameters = _start(rng, sequence.shape[1], sequence.shape[2], chosen)
         arrays = _train(parameters, sequence, usual, odd, rng, chosen)
         found = cls(arrays, 0.0, 1.0, len(odd) > 0)
-        surprise, _ = found.parts(sequence[usual])
+        surprise, _ = found._score(sequence[usual])
         found._usual, found._spread = float(surprise.mean()), float(surprise.std()) or 1.0
         return found
 
@@ -333,16 +333,18 @@ class Model:
                 f"sequence of {features.event_type!r}: expected {steps} steps of {numbers} numbers"
                 f" as in training, got {features.sequence.shape[1:]}; train again"
             )
-        surprise, verdicts = self.parts(features.sequence)
+        return self.raw_of(*self._score(features.sequence))
+
+    def raw_of(self, surprise: Float64, verdicts: Float64) -> Float64:
+        """float64 (n,), `raw` from surprise and class (n,), as `forward` gives them."""
         raw: Float64 = (surprise - self._usual) / self._spread
         if self._classes:
             raw = verdicts + SURPRISE_WEIGHT * raw
         raw[~np.isfinite(raw)] = np.nan
         return raw
 
-    def parts(self, sequence: Float32) -> tuple[Float64, Float64]:
-        """Surprise and class of each row, float64 (n,) each, of sequences (n, S, T): what `forward`
-        gives, by the kernel."""
+    def _score(self, sequence: Float32) -> tuple[Float64, Float64]:
+        """Surprise and class of each row."""
         surprise, verdicts = np.zeros(len(sequence)), np.zeros(len(sequence))
         kernel = cast(Callable[..., Any], _score)
         rows = plain(sequence, np.float32)

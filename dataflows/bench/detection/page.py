@@ -96,7 +96,8 @@ def _handbook(report: Mapping[str, Any]) -> str:
         f" {size['train']:,} rows to fit on, {size['test']:,} to judge, {size['test_frauds']:,} of"
         " them frauds. Without labels the fit sees none; frauds known of a terminal are inputs,"
         " there as in the book. Published figures are the best of any model, each measure for"
-        " itself."
+        " itself. That `level` has no say on payments was decided with the figures without labels"
+        " in sight: with it they were 0.832 / 0.046 / 0.061."
     )
     checked = (
         "The check: the book's logistic regression on the book's 15 inputs, fitted here, gives"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import psutil
 from confluent_kafka import Message, Producer
 
 from features.encode import json_bodies
@@ -181,7 +182,7 @@ class Sender:
         self._producer.poll(0)
         return names
 
-    def _produce(self, name: str, message: bytes, partition: int) -> None:
+    def _produce(self, name: str, message: bytes | None, partition: int) -> None:
         """Hand one message to the client."""
 
         def told(error: Any, got: Message) -> None:
@@ -237,20 +238,25 @@ class Flow:
     field : where it runs
     broken : PART=WHAT of `tests.flow.broken`; empty: nothing is broken
     limit : called in the process before it begins
+    workers : of `--workers`; 0: without it
     """
 
     def __init__(
-        self, field: Field, broken: str = "", limit: Callable[[], None] | None = None
+        self,
+        field: Field,
+        broken: str = "",
+        limit: Callable[[], None] | None = None,
+        workers: int = 0,
     ) -> None:
         self._field, self._broken, self._limit = field, broken, limit
+        self._more = ["--workers", str(workers)] if workers else []
         self.process: subprocess.Popen[bytes] | None = None
         self.log = field.folder / "flow.log"
         self.report_path = field.folder / "report.json"
 
-    def start(self, workers: int = 1) -> Self:
-        """Start it, as so many processes, and come back at once."""
-        run = ["run", *self._field.sets(), "--json", str(self.report_path)]
-        run += ["--workers", str(workers)] if workers > 1 else []
+    def start(self) -> Self:
+        """Start it and come back at once."""
+        run = ["run", *self._field.sets(), "--json", str(self.report_path), *self._more]
         self.report_path.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -270,12 +276,6 @@ class Flow:
             self.process.kill()
             self.process.wait()
             self.process = None
-
-    def workers(self) -> list[int]:
-        """The processes that it has started."""
-        assert self.process is not None
-        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return [int(n) for thread in threads for n in (thread / "children").read_text().split()]
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM; the report. AssertionError where the end is not clean."""
@@ -297,6 +297,21 @@ class Flow:
     def said(self) -> str:
         """All that it has printed."""
         return self.log.read_text(errors="replace")
+
+    def children(self) -> list[psutil.Process]:
+        """The processes it has started."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def listens(self) -> list[str]:
+        """Addresses at which it, or what it has started, waits for connections."""
+        assert self.process is not None
+        ours = {self.process.pid, *(child.pid for child in self.children())}
+        return [
+            str(socket.laddr.ip)
+            for socket in psutil.net_connections("inet")
+            if socket.pid in ours and socket.status == psutil.CONN_LISTEN
+        ]
 
     def rss_mb(self) -> float:
         """Memory of the process now."""

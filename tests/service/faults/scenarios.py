@@ -16,10 +16,12 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
+import psutil
 import redis
 
 from dataflows.state.journal import read_cuts
@@ -29,7 +31,7 @@ from features.encode import avro_bodies, confluent_header, json_bodies
 from features.events import event_types
 from features.events.avro import avro_schema
 from features.simulate import Simulator
-from tests.flow.harness import command, environment
+from tests.flow.harness import alerts_of, command, environment
 from tests.service.faults.field import (
     EVENT,
     PARTITIONS,
@@ -83,24 +85,47 @@ def kills(make: Make, short: bool) -> Row:
     return row
 
 
-def worker_killed(make: Make, short: bool) -> Row:
-    """kill -9 of one process of two, again and again: all begin again together, by themselves."""
-    field = make()
-    times = 1 if short else 10
-    field.flow.start(workers=2)
-    field.live()
+def kills_topic(make: Make, short: bool) -> Row:
+    """kill -9 of one process of two, or of all, with journal, alerts and dead letters in topics."""
+    mark = f"{os.getpid()}-{time.time_ns() % 10**9}"
+    topics = {name: f"{name}-{mark}" for name in ("alerts", "letters", "journal")}
+    kafka = make.servers.kafka
+    field = make(
+        alerts="jsonl,kafka", alerts_topic=topics["alerts"], dead_letters_topic=topics["letters"],
+        journal_topic=topics["journal"],
+    )  # fmt: skip
+    times = 2 if short else 10
+    field.flow = Flow(field, workers=2).start()
+    first, heard = field.sender.send(PARTITIONS), set[str]()
+    # A process waits for the others until all have met.
+    wait(lambda: bool(heard.update(field.flow.listens())) or field.has(first), "it is live")
+    assert heard <= {"127.0.0.1"}, "nobody from elsewhere can connect"
     field.sender.begin(PER_S)
-    for _ in range(times):
-        time.sleep(field.chance.uniform(0.0, 3.0))
-        before = set(field.flow.workers())
-        assert len(before) == 2, field.flow.said()
-        os.kill(field.chance.choice(sorted(before)), signal.SIGKILL)
-        wait(lambda before=before: not before & set(field.flow.workers()), "both have ended")
-        seconds = field.live()
+    junk = [f"junk-{i}" for i in range(40)]
+    for i in range(times):
+        for name in junk[i::times]:
+            field.sender._produce(name, b"{" + name.encode(), i % PARTITIONS)
+        time.sleep(field.chance.uniform(0.5, 2.0))
+        workers = field.flow.children()
+        if i % 2:
+            field.flow.kill()
+            psutil.wait_procs(workers, WAIT_S)
+            field.flow.start()
+        else:
+            field.chance.choice(workers).kill()
+        field.live()
     field.sender.end()
+    seconds = field.live()
+    field.sender.end()
+    bad = {f"{field.topic}/{p}/{o}" for name in junk for p, o in [field.sender.acked.pop(name)]}
     wait(lambda: field.has(field.sender.acked), "everything is through")
-    report = field.flow.stop()
-    row = field.account(kills=times, duplicates=report["duplicates"])
+    field.flow.stop()
+    logged = {alert["id"] for alert in alerts_of(field.state)}
+    for name, wanted in (("alerts", logged), ("letters", bad)):
+        told = Counter((key or b"").decode() for key, _ in kafka.read(topics[name]))
+        assert told.keys() == wanted, f"{name}: every one is there, and no other"
+        assert max(told.values()) <= 1 + times, f"{name}: at most once more a crash"
+    row = field.account(kills=times, letters=len(bad), alerts=len(logged), listened=sorted(heard))
     row.seconds_to_live = seconds
     return row
 
@@ -228,13 +253,8 @@ def redis_gone(make: Make, short: bool) -> Row:
     report = field.flow.stop()
     assert during < before + 1.0, (before, during)
     assert report["pending"] == 0
-    healed = _contents(url)
-    wanted = _replayed(field, 7)
-    differing = [k for k in healed.keys() | wanted.keys() if healed.get(k) != wanted.get(k)]
-    assert not differing, f"{len(differing)} of {len(wanted)} entities, first {differing[0]!r}:" + (
-        f" {_unlike(healed.get(differing[0], {}), wanted.get(differing[0], {}))}"
-    )
-    row = field.account(latency_s_before=before, latency_s_during=during, entities=len(healed))
+    entities = _as_replayed(field, url, 7)
+    row = field.account(latency_s_before=before, latency_s_during=during, entities=entities)
     row.seconds_to_live = seconds
     return row
 
@@ -258,7 +278,8 @@ def redis_slow(make: Make, short: bool) -> Row:
         field.sender.end()
         field.flow.stop()
     assert during < before + 1.0, (before, during)
-    row = field.account(latency_s_before=before, latency_s_during=during)
+    entities = _as_replayed(field, url, 9)
+    row = field.account(latency_s_before=before, latency_s_during=during, entities=entities)
     row.seconds_to_live = seconds
     return row
 
@@ -403,6 +424,7 @@ def two_instances(make: Make, short: bool) -> Row:
     field.flow.start()
     field.live()
     field.sender.begin(PER_S)
+    assert field.flow.listens() == [], "one process opens no port"
     second = Flow(field)
     second.log, second.report_path = field.folder / "second.log", field.folder / "second.json"
     assert second.start().ended() == 2
@@ -481,12 +503,46 @@ def malformed(make: Make, short: bool) -> Row:
                more={"rss_mb_max": round(max(rss))})  # fmt: skip
 
 
+def malformed_topic(make: Make, short: bool) -> Row:
+    """Records that are none, or nearly, through the real flow: each is counted in one place."""
+    # A bent id may be that of an event in another partition: one lane knows them all.
+    field = make(lanes=1)
+    field.flow.start()
+    field.live()
+    rng, total, sent, rss = field.chance, 20_000 if short else 300_000, 0, [field.flow.rss_mb()]
+    while sent < total:
+        pool = json_bodies(field.sender.frame(2_000))
+        for _ in range(5_000):
+            field.sender._produce(f"r-{sent}", _spoilt(rng, rng.choice(pool)), sent % PARTITIONS)
+            sent += 1
+        rss.append(field.flow.rss_mb())
+    field.sender.end()
+    wait(lambda: _lag(field) == 0, "all of it is read", 6 * WAIT_S)
+    seconds = field.live()
+    rss.append(field.flow.rss_mb())
+    field.sender.end()
+    report = field.flow.stop()
+    broker = field.servers.kafka.total([field.topic])
+    went = {k: report[k] for k in ("scored", "dead_lettered", "duplicates", "pending")}
+    assert report["in"] == broker == len(field.sender.acked) == sum(went.values()), (broker, went)
+    assert min(went["scored"], went["dead_lettered"], went["duplicates"]) > total // 50, went
+    assert len(field.letters()) == went["dead_lettered"]
+    # Its state grows with new cards, and its log is not in memory.
+    assert max(rss) < rss[0] + 250.0, rss
+    return Row(
+        field.name, broker, went["scored"], went["dead_lettered"],
+        twice=sum(count > 1 for count in field.alerted().values()), seconds_to_live=seconds,
+        more={"duplicates": went["duplicates"], "pending": went["pending"],
+              "rss_mb_before": round(rss[0]), "rss_mb_max": round(max(rss))},
+    )  # fmt: skip
+
+
 FAULTS: dict[str, Callable[[Make, bool], Row]] = {
     f.__name__: f
     for f in (
-        kills, worker_killed, broker_away, retention, topic_made_anew, partitions_added, redis_gone,
+        kills, kills_topic, broker_away, retention, topic_made_anew, partitions_added, redis_gone,
         redis_emptied, redis_slow, registry_away, disk_full, poison, detector_hangs, overload,
-        two_instances, hung_instance, malformed,
+        two_instances, hung_instance, malformed, malformed_topic,
     )
 }  # fmt: skip
 """Name -> fault, in the order of the table."""
@@ -593,6 +649,17 @@ def _replayed(field: Field, number: int) -> dict[bytes, dict[bytes, bytes]]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return _contents(url)
+
+
+def _as_replayed(field: Field, url: str, number: int) -> int:
+    """How many entities a store holds; AssertionError where a replay fills one otherwise."""
+    has, wanted = _contents(url), _replayed(field, number)
+    differing = [k for k in has.keys() | wanted.keys() if has.get(k) != wanted.get(k)]
+    assert not differing, f"{len(differing)} of {len(wanted)} entities, first {differing[0]!r}:" + (
+        f" {_unlike(has.get(differing[0], {}), wanted.get(differing[0], {}))}"
+    )
+    assert len(has) > 100
+    return len(has)
 
 
 class _Slow:

@@ -1,0 +1,66 @@
+"""Pages of score, evaluate and compare: nothing of an event, a column or a file is markup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
+from dataflows.compare_report import comparison_html, comparison_lines
+
+HOSTILE = "</td></title></text><script>alert(1)</script>\x1b[2J\"' onload=x"
+
+
+class _Reader(HTMLParser):
+    """Names of the elements of a page and of their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, tuple(name for name, _ in attrs)))
+
+
+def drawn(text: str) -> str:
+    """A page with a text in every place that takes one."""
+    x = np.arange(3.0)
+    line = Line(x, x, label=text, marks=np.array([[1.0, 1.0]]), told=[text])
+    other = Line(x, x, label=text, dots=True)
+    plot = Plot(text, [line, other], note=text, x_label=text, y_label=text)
+    return page(text, text, [
+        cards([(text, text)], bad=(text,)),
+        section(text, text, table([text, text], [[text, text]], [1])),
+        grid([plot.svg(), bars(text, text, [Bar(text, 1.0, 0.5, 1.5)], 2.0)]),
+    ])  # fmt: skip
+
+
+def compared(text: str) -> dict[str, Any]:
+    """A comparison whose names are a text."""
+    counts = ("live", "candidate", "new", "gone", "frauds", "won", "lost", "missed")
+    one = dict.fromkeys(counts, 1)
+    example = {
+        "change": "new", "anomaly_type": text, "entity_type": text, "entity": text,
+        "event_id": text, "time_us": 1, "score": 0.5, "verdict": text, "reasons": [text],
+    }  # fmt: skip
+    return {
+        "total": one | {"new_genuine": 1, "gone_genuine": 1}, "anomaly_types": {text: one},
+        "examples": [example], "candidate": text, "live": [text], "events": 5, "seconds": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [drawn, lambda text: comparison_html(compared(text))])
+def test_no_text_becomes_an_element_or_an_attribute(made: Callable[[str], str]) -> None:
+    plain, evil = _Reader(made("plain")), _Reader(made(HOSTILE))
+    assert plain.found == evil.found and len(plain.found) > 20
+    assert "script" not in {tag for tag, _ in evil.found}
+    assert HOSTILE not in made(HOSTILE)
+
+
+def test_no_text_of_a_comparison_is_an_escape_of_the_terminal() -> None:
+    assert not any("\x1b" in line for line in comparison_lines(compared(HOSTILE)))
