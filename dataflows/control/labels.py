@@ -230,19 +230,27 @@ class WithLabels:
     def __init__(self, reader: ControlReader, labels: ControlReader | None) -> None:
         self.origin = reader.origin
         self.labels_origin = "" if labels is None else labels.origin
+        self._of = ""
+        if labels is not None:
+            is_file = isinstance(labels, LabelFile)
+            self._of = str(Path(labels.origin).resolve()) if is_file else labels.origin
         self._reader, self._labels = reader, labels
 
     @property
     def position(self) -> Any:
-        """That of both."""
+        """That of both, and of which labels it speaks."""
         at = self._reader.position
-        return at if self._labels is None else {"records": at, "labels": self._labels.position}
+        if self._labels is None:
+            return at
+        return {"records": at, "labels": self._labels.position, "of": self._of}
 
     def seek(self, position: Any) -> None:
-        """Stand at a journaled position, with labels or without; none is the beginning."""
+        """Stand at a journaled position, with labels or without; none is the beginning, and so is
+        that of other labels. Where it does not say of which, it was of these."""
         labels = None
         if isinstance(position, dict) and "records" in position:
-            position, labels = position["records"], position["labels"]
+            same = position.get("of", self._of) == self._of
+            position, labels = position["records"], position["labels"] if same else None
         self._reader.seek(position)
         if self._labels is not None:
             self._labels.seek(labels)

@@ -117,6 +117,31 @@ def test_where_labels_are_added_control_records_go_on_where_they_were(tmp_path: 
     assert again.take() == ([], [])
 
 
+def test_labels_of_another_file_are_read_from_its_beginning(tmp_path: Path) -> None:
+    def both(name: str) -> WithLabels:
+        control = ControlFile(tmp_path / "control.jsonl")
+        return WithLabels(control, LabelFile(tmp_path / name, ["payment"], False))
+
+    def ids(found: WithLabels) -> list[str]:
+        return [r["event_id"] for r in found.take()[0]]
+
+    for name, many in (("march.csv", 3), ("april.csv", 9)):
+        lines = "".join(f"{name}{i},fraud,{T_US + i}\n" for i in range(many))
+        (tmp_path / name).write_text("event_id,verdict,time\n" + lines)
+    march = both("march.csv")
+    assert ids(march) == [f"march.csv{i}" for i in range(3)]
+    at = json.loads(json.dumps(march.position))
+    april = both("april.csv")
+    april.seek(at)
+    assert ids(april) == [f"april.csv{i}" for i in range(9)]
+    same = both("../" + tmp_path.name + "/march.csv")
+    same.seek(at)
+    assert ids(same) == [], "another way to the same file"
+    del at["of"]
+    april.seek(at)
+    assert len(ids(april)) < 9, "a journal of before does not say of which file it speaks"
+
+
 def test_settings_name_one_place(tmp_path: Path) -> None:
     assert open_labels(load(None, {})) is None
     found = open_labels(load(None, {}, labels_file=tmp_path / "labels.csv"))
