@@ -270,6 +270,10 @@ class Ballots:
             self._answers[lane].append(answers)
         return found
 
+    def noted(self, lane: int) -> frozenset[int]:
+        """Rounds of a lane, still to be scored, of which missing votes are noted."""
+        return frozenset(round_ for round_, _, _ in self._open(lane))
+
     def plainly(
         self, scorer: Scorer, features: FeatureMatrix, stages: Stages, bundle: str = ""
     ) -> ScoreMatrix:

@@ -425,6 +425,29 @@ def test_a_topic_made_anew_is_not_taken_for_the_old_one(
         reader.seek(takes[-1].positions)
 
 
+def test_an_end_below_what_the_journal_has_read_is_refused_with_the_cures(
+    settings: Settings, kafka: Kafka, seed: int
+) -> None:
+    """Where the topic's id was not learnt, as of a flow that ended within its first rounds."""
+    settings = with_(settings, kafka_format="json")
+    (batch,) = simulated(seed, names=["payment"])
+    topic = settings.kafka_topic_prefix + "payments"
+    with producer_of(settings) as producer:
+        producer.send(batch)
+    with reader_of(settings) as reader:
+        takes = read(reader, len(batch))
+    before = {k: v for k, v in takes[-1].positions.items() if k != "@ids"}
+    kafka.delete_topic(topic)
+    kafka.create_topic(topic)
+    told = rf"{topic}' partition \d+ ends at 0, the journal has read to \d+: .*empty state_dir, or"
+    with reader_of(settings) as again:
+        again.seek(before)
+        give_up = time.monotonic() + WAIT_S
+        with pytest.raises(SourceError, match=told):
+            while time.monotonic() < give_up:
+                again.take(100)
+
+
 def test_added_partitions_are_read_from_their_beginning(
     settings: Settings, kafka: Kafka, seed: int
 ) -> None:
