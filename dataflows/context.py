@@ -221,6 +221,7 @@ class Context:
             self.telemetry.say,
             replaying=self.replaying is not None,
             fence=self.fence,
+            until_round=None if replaying is None else replaying.last,
         )
         self.telemetry.missed_votes = self.ballots.missed
         if self.remotes is not None:

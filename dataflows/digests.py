@@ -23,9 +23,9 @@ import numpy.typing as npt
 from dataflows.control.records import Control
 from dataflows.settings import recorded
 from dataflows.state.certificate import Certificate, Record, digests_folder
-from features.batch import FeatureMatrix
+from features.batch import FeatureMatrix, Int64
 from features.catalog import Catalog
-from features.digest import UInt32, add_columns, row_hashes, total_of, words_of
+from features.digest import UInt32, add_columns, row_hashes, totals_of, words_of
 from features.engine import GroupFeatures
 from features.events import event_code
 from features.keys import UInt64
@@ -125,48 +125,56 @@ class RoundDigest:
         features : as assembled
         parts : (group, what it gave for this lane), any order
         """
-        found = cls(lane, np.zeros(groups, np.uint64))
-        sequences = dict.fromkeys(features, 0)
-        for name, matrix in features.items():
-            found.rows[name] = np.zeros(len(matrix), np.uint64)
-            found.columns[name] = []
-            found._table(name, matrix.values)
+        bounds = {name: np.array([0, len(matrix)]) for name, matrix in features.items()}
+        return cls.of_span(catalog, groups, lane, features, parts, bounds, 1)[0]
+
+    @classmethod
+    def of_span(
+        cls,
+        catalog: Catalog,
+        groups: int,
+        lane: int,
+        features: Mapping[str, FeatureMatrix],
+        parts: Iterable[tuple[int, GroupFeatures]],
+        bounds: Mapping[str, Int64],
+        rounds: int,
+    ) -> list[RoundDigest]:
+        """Hash a lane's features of some rounds in a row, each as if it were alone.
+
+        Parameters
+        ----------
+        features, parts : see `of`, the rows of all rounds one after the other
+        bounds : event type -> int64 (rounds + 1,), where each begins and ends
+        """
+        found = [cls(lane, np.zeros(groups, np.uint64)) for _ in range(rounds)]
+        whole = {name: np.zeros(len(matrix), np.uint64) for name, matrix in features.items()}
+        sequences = {name: np.zeros(rounds, np.uint64) for name in features}
+        by_group = np.zeros((groups, rounds), np.uint64)
         for group, part in parts:
-            total = found._group(catalog, part, sequences)
-            found.groups[group] = (int(found.groups[group]) + total) % _WORD
-        for name, total in sequences.items():
-            found.columns[name].append(np.array([total % _WORD], np.uint64))
+            _add_group(catalog, lane, part, bounds, whole, sequences, by_group[group])
+        for r, digest in enumerate(found):
+            digest.groups[:] = by_group[:, r]
+            for name, matrix in features.items():
+                begin, end = bounds[name][r : r + 2].tolist()
+                if begin == end and rounds > 1:
+                    continue  # of a round alone it would not be there either
+                digest.rows[name], digest.columns[name] = whole[name][begin:end], []
+                digest._table(name, matrix.values[begin:end])
+                digest.columns[name].append(sequences[name][r : r + 1])
         return found
 
-    def _seed(self, name: str, view: int = 0) -> int:
-        """Says whose rows they are: lane, event type, view; the place of a row goes below."""
-        return ((self.lane + 1) << 48) | ((event_code(name) + 1) << 40) | (view << 32)
+    def add(self, name: str, features: FeatureMatrix) -> None:
+        """Hash rows that no group computes: absences."""
+        self.rows[name], self.columns[name] = np.zeros(len(features), np.uint64), []
+        self._table(name, features.values)
+        self.columns[name].append(np.zeros(1, np.uint64))
 
     def _table(self, name: str, values: npt.NDArray[np.float64]) -> None:
         """Add columns of an event type behind those there are."""
         first = sum(len(columns) for columns in self.columns[name])
         columns = np.zeros(values.shape[1], np.uint64)
-        add_columns(values, first, self._seed(name), columns, self.rows[name])
+        add_columns(values, first, _seed(self.lane, name), columns, self.rows[name])
         self.columns[name].append(columns)
-
-    def _group(self, catalog: Catalog, part: GroupFeatures, sequences: dict[str, int]) -> int:
-        """The sum over what one group gave; its sequences are added to those of the lane too."""
-        total = 0
-        plan = plan_of(catalog)
-        entities = list(plan.entities)
-        for (name, entity), (places, values) in part.parts.items():
-            width = len(plan.entities[entity].features[name])
-            seed = self._seed(name, entities.index(entity) + 1)
-            total += total_of(words_of(values), width, True, places, seed)
-        for name, (places, vectors) in part.sequences.items():
-            width = int(np.prod(vectors.shape[1:]))  # there may be no row
-            words = np.ascontiguousarray(vectors).reshape(len(vectors), width).view(np.uint64)
-            seed, rows = self._seed(name, 255), self.rows.get(name)
-            one = total_of(words, words.shape[1], False, places, seed, rows)
-            total += one
-            if name in sequences:
-                sequences[name] += one
-        return total
 
     def score(self, scores: ScoreMatrix, decisions: Decisions) -> None:
         """Add what was made of the rows of one event type."""
@@ -181,6 +189,37 @@ class RoundDigest:
             {name: row_hashes(rows) for name, rows in self.rows.items()},
             alert_sum(alert_ids),
         )
+
+
+def _seed(lane: int, name: str, view: int = 0) -> int:
+    """Says whose rows they are: lane, event type, view; the place of a row goes below."""
+    return ((lane + 1) << 48) | ((event_code(name) + 1) << 40) | (view << 32)
+
+
+def _add_group(
+    catalog: Catalog,
+    lane: int,
+    part: GroupFeatures,
+    bounds: Mapping[str, Int64],
+    rows: Mapping[str, UInt64],
+    sequences: Mapping[str, UInt64],
+    totals: UInt64,
+) -> None:
+    """Add what one group gave to its sums by round; its sequences to those of the lane too."""
+    plan = plan_of(catalog)
+    entities = list(plan.entities)
+    for (name, entity), (places, values) in part.parts.items():
+        width = len(plan.entities[entity].features[name])
+        seed = _seed(lane, name, entities.index(entity) + 1)
+        totals += totals_of(words_of(values), width, True, places, bounds[name], seed)
+    for name, (places, vectors) in part.sequences.items():
+        width = int(np.prod(vectors.shape[1:]))  # there may be no row
+        words = np.ascontiguousarray(vectors).reshape(len(vectors), width).view(np.uint64)
+        seed = _seed(lane, name, 255)
+        one = totals_of(words, words.shape[1], False, places, bounds[name], seed, rows.get(name))
+        totals += one
+        if name in sequences:
+            sequences[name][:] += one
 
 
 def alert_sum(ids: Iterable[str]) -> int:

@@ -98,10 +98,14 @@ class _Witness:
                 columns = event_type(name).entities.get(self.alert.entity_type)
                 if columns is None or name in made_types():
                     continue
-                named = pl.col(columns[0])
+                named = batch.frame[columns[0]]
                 if len(columns) > 1:
-                    named = pl.concat_str([pl.col(c) for c in columns], separator="|")
-                mine = batch.frame.filter(named == self.alert.entity)
+                    joined = pl.concat_str(columns, separator="|")
+                    named = batch.frame.select(joined).to_series()
+                is_mine = named == self.alert.entity
+                if not is_mine.any():  # most of thousands of rounds
+                    continue
+                mine = batch.frame.filter(is_mine)
                 found += [{"event_type": name, **row} for row in mine.iter_rows(named=True)]
         found.sort(key=lambda row: (row["time_us"], row["event_id"]))
         self.events.extend(row for row in found if row["time_us"] <= self.alert.time_us)

@@ -6,7 +6,7 @@ beside the live one would have said is counted, so that one knows before it is p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,12 +23,23 @@ from features.events import event_type
 from features.keys import UInt64, hash_columns
 from models.base import Decisions, ScoreMatrix
 
-__all__ = ["Beside", "Opinion", "ScoredBy", "besides", "opinions", "opinions_again", "owned"]
+__all__ = [
+    "Beside",
+    "Opinion",
+    "ScoredBy",
+    "besides",
+    "has_canary",
+    "opinions",
+    "opinions_again",
+    "owned",
+    "shifts_of",
+]
 
 _NONE: Float64 = np.zeros(0)
 
-ScoredBy = tuple[Seat, ScoreMatrix, Mapping[str, Missed]]
-"""A bundle of the line-up, its scores of the rows of a round, and its missing votes."""
+ScoredBy = tuple[Seat, ScoreMatrix, Mapping[str, Missed], Decisions | None]
+"""A bundle of the line-up, its scores of the rows of a round, its missing votes, and its votes
+where they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +120,31 @@ def opinions(
     scored : of each bundle in the line-up, scores of all rows of the round
     rows : int64 (n,), which of them
     """
-    lineup = tuple(seat for seat, _, _ in scored)
+    lineup = tuple(seat for seat, *_ in scored)
     entity = _entities(batch, control, lineup)
     owner = _owner(batch, lineup, entity)
     found = []
-    for place, (seat, scores, missed) in enumerate(scored):
+    for place, (seat, scores, missed, decisions) in enumerate(scored):
         if len(rows) < len(scores):
-            scores = scores.take(rows)
-        # Those of rules on other event types stay empty.
-        margins = dict.fromkeys(control.followed, _NONE) if not place else {}
-        decisions = seat.scorer.decide(
-            scores, control.thresholds, control.stages, entity, _shifts(control, seat), margins
-        )
-        margins = {name: margins[name] for name in decisions.anomaly_types if name in margins}
+            scores, decisions = scores.take(rows), None
+        margins: dict[str, Float64] = {}
+        if decisions is None:
+            # Those of rules on other event types stay empty.
+            margins = dict.fromkeys(control.followed, _NONE) if not place else {}
+            shifts = shifts_of(control, seat)
+            decisions = seat.scorer.decide(
+                scores, control.thresholds, control.stages, entity, shifts, margins
+            )
+            names = decisions.anomaly_types
+            margins = {name: margins[name] for name in names if name in margins}
         found.append(Opinion(seat, scores, decisions, missed, owner == place, margins))
     return tuple(found)
+
+
+def has_canary(control: Control, lineup: Sequence[Seat]) -> bool:
+    """Whether votes depend on whose the rows are."""
+    canaries = any(stage == "canary" for stage, _ in control.stages.values())
+    return canaries or any(seat.stage == "canary" for seat in lineup)
 
 
 def opinions_again(
@@ -140,7 +161,7 @@ def opinions_again(
             continue
         scores = context.ballots.plainly(seat.scorer, features, control.stages, seat.name)
         made = seat.scorer.decide(
-            scores, control.thresholds, control.stages, entity, _shifts(control, seat)
+            scores, control.thresholds, control.stages, entity, shifts_of(control, seat)
         )
         decides = np.ones(len(features), np.bool_) if owner is None else owner == place
         found.append(Opinion(seat, scores, made, {}, decides))
@@ -177,15 +198,14 @@ def besides(found: tuple[Opinion, ...]) -> tuple[Beside, ...]:
     return tuple(told)
 
 
-def _shifts(control: Control, seat: Seat) -> dict[str, float]:
+def shifts_of(control: Control, seat: Seat) -> dict[str, float]:
     """By how much the thresholds of a bundle have risen, of its anomaly types that are shifted."""
     return {name: control.shift(name, seat.bundle) for name in control.shifts}
 
 
 def _entities(batch: EventBatch, control: Control, lineup: tuple[Seat, ...]) -> UInt64 | None:
     """uint64 (n,), keys of the primary entities, where a canary asks for them."""
-    canaries = any(stage == "canary" for stage, _ in control.stages.values())
-    if not canaries and all(seat.stage != "canary" for seat in lineup):
+    if not has_canary(control, lineup):
         return None
     declared = event_type(batch.event_type)
     return hash_columns(batch.frame, declared.entities[declared.primary])

@@ -10,10 +10,12 @@ import json
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from dataflows.certify import Stretch, stretch_between
@@ -21,7 +23,7 @@ from dataflows.context import Context, Replaying
 from dataflows.replay import as_run, base_before, replay, replay_context
 from dataflows.score import RoundOut, Seen
 from dataflows.state.journal import replace_text
-from features.batch import EventBatch, FeatureMatrix
+from features.batch import EventBatch, FeatureMatrix, concat_batches, stack
 from features.catalog import catalog
 from features.errors import ConfigError, StateError
 
@@ -51,9 +53,30 @@ def folder_of(state_dir: Path, name: str) -> Path:
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of one event type of a lane's round, on their way to a Parquet part; `seen` where they
+    were scored."""
+
+    round: int
+    cut_time_us: int
+    batch: EventBatch
+    features: FeatureMatrix
+    seen: Seen | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        """Names of its scores and votes."""
+        seen = self.seen
+        return () if seen is None else (seen.scores.detectors, seen.decisions.anomaly_types)
+
+
 @dataclass(slots=True)
 class _Parts:
-    """Rows on their way to Parquet parts.
+    """Rows on their way to Parquet parts, and alerts to their log.
 
     Parameters
     ----------
@@ -61,7 +84,7 @@ class _Parts:
     """
 
     folder: Path
-    waiting: dict[str, list[pl.DataFrame]] = field(default_factory=dict)
+    waiting: dict[str, list[_Rows]] = field(default_factory=dict)
     rows: Counter[str] = field(default_factory=Counter)
     events: int = 0
     rounds: int = 0
@@ -75,9 +98,10 @@ class _Parts:
             self.events += out.received
             self.alerts += len(out.alerts)
             for seen in out.seen:
-                self._add(_scored(out, seen), seen.batch.event_type)
+                self._add(_Rows(round_, out.cut_time_us, seen.batch, _slim(seen.features), seen))
             for name, features in () if out.seen else (out.features or {}).items():
-                self._add(_plain(out, (out.batches or {})[name], features), name)
+                batch = (out.batches or {})[name]
+                self._add(_Rows(round_, out.cut_time_us, batch, _slim(features)))
             if out.alerts:
                 text = "".join(alert.to_json() + "\n" for alert in out.alerts)
                 with self._made().joinpath("alerts.jsonl").open("a", encoding="utf-8") as file:
@@ -89,21 +113,26 @@ class _Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder
 
-    def _add(self, frame: pl.DataFrame, name: str) -> None:
+    def _add(self, rows: _Rows) -> None:
         """Keep rows, and write a part once there are enough."""
-        self.waiting.setdefault(name, []).append(frame)
-        self.rows[name] += frame.height
-        if sum(f.height for f in self.waiting[name]) >= PART_ROWS:
+        name = rows.batch.event_type
+        before = self.rows[name] // PART_ROWS
+        waiting = self.waiting.get(name)
+        if waiting and waiting[-1].columns != rows.columns:  # another bundle has taken over
+            self._write(name)
+        self.waiting.setdefault(name, []).append(rows)
+        self.rows[name] += len(rows)
+        if self.rows[name] // PART_ROWS > before:
             self._write(name)
 
     def _write(self, name: str) -> None:
         """Write what waits of an event type as its next part, whole or not at all."""
-        frame = pl.concat(self.waiting.pop(name))
+        found = self.waiting.pop(name)
         folder = self._made() / name
         folder.mkdir(exist_ok=True)
         self.files += 1
-        path = folder / f"part-{frame['round'][0]:012d}.parquet"
-        frame.write_parquet(path.with_suffix(".tmp"))
+        path = folder / f"part-{found[0].round:012d}.parquet"
+        _frame(found).write_parquet(path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
     def end(self) -> None:
@@ -112,14 +141,22 @@ class _Parts:
             self._write(name)
 
 
-def _plain(out: RoundOut, batch: EventBatch, features: FeatureMatrix) -> pl.DataFrame:
-    """Rows of one event type: round, event, features; the truth where it is known."""
+def _slim(features: FeatureMatrix) -> FeatureMatrix:
+    """Features without their sequences, which no part has and which take most of the memory."""
+    return replace(features, sequence=None)
+
+
+def _frame(found: Sequence[_Rows]) -> pl.DataFrame:
+    """Rows of one event type: round, event, truth where it is known, features, scores and votes."""
+    sizes = [len(rows) for rows in found]
+    batch = concat_batches([rows.batch for rows in found], sort=False)
+    features = stack([rows.features for rows in found])
     known = [] if batch.truth is None else [pl.Series("truth", batch.truth)]
     taken = {"round", "cut_time_us", "truth", *batch.frame.columns}
     return pl.DataFrame(
         [
-            pl.Series("round", [out.round] * len(batch), pl.Int64),
-            pl.Series("cut_time_us", [out.cut_time_us] * len(batch), pl.Int64),
+            pl.Series("round", np.repeat([rows.round for rows in found], sizes)),
+            pl.Series("cut_time_us", np.repeat([rows.cut_time_us for rows in found], sizes)),
             *batch.frame,
             *known,
             *(
@@ -127,18 +164,23 @@ def _plain(out: RoundOut, batch: EventBatch, features: FeatureMatrix) -> pl.Data
                 pl.Series(f"feature_{name}" if name in taken else name, features.values[:, i])
                 for i, name in enumerate(features.names)
             ),
+            *_scored([rows.seen for rows in found if rows.seen is not None]),
         ]
     )
 
 
-def _scored(out: RoundOut, seen: Seen) -> pl.DataFrame:
-    """Rows of one event type, with scores and votes."""
-    scores, decisions = seen.scores, seen.decisions
-    columns = [pl.Series(f"score_{n}", scores.scores[:, i]) for i, n in enumerate(scores.detectors)]
-    for a, name in enumerate(decisions.anomaly_types):
-        columns.append(pl.Series(f"ensemble_{name}", decisions.score[:, a]))
-        columns.append(pl.Series(f"flagged_{name}", decisions.flagged[:, a]))
-    return _plain(out, seen.batch, seen.features).with_columns(columns)
+def _scored(found: Sequence[Seen]) -> Iterator[pl.Series]:
+    """Columns of scores and votes, none where there are none."""
+    if not found:
+        return
+    scores = np.concatenate([seen.scores.scores for seen in found])
+    for i, name in enumerate(found[0].scores.detectors):
+        yield pl.Series(f"score_{name}", scores[:, i])
+    score = np.concatenate([seen.decisions.score for seen in found])
+    flagged = np.concatenate([seen.decisions.flagged for seen in found])
+    for a, name in enumerate(found[0].decisions.anomaly_types):
+        yield pl.Series(f"ensemble_{name}", score[:, a])
+        yield pl.Series(f"flagged_{name}", flagged[:, a])
 
 
 def refill(
@@ -150,6 +192,7 @@ def refill(
     until_us: int | None = None,
     store: bool = False,
     workers: int = 1,
+    features_only: bool = False,
 ) -> dict[str, Any]:
     """Replay a stretch into a folder; what there is to report.
 
@@ -158,6 +201,7 @@ def refill(
     state_dir, config, given, from_us, until_us, workers : see `dataflows.certify.certify`
     name : see `folder_of`
     store : fill an online store too: that of `given`, else one of its own in the folder
+    features_only : score nothing
 
     Raises
     ------
@@ -170,9 +214,11 @@ def refill(
     first, last = stretch.first.round, stretch.last.round
     base = base_before(state_dir, first, int(header["lanes"]))
     # Models fit the features they were trained on: with others only features are computed.
-    scored = catalog().version == header["catalog"]
+    scored = catalog().version == header["catalog"] and not features_only
     if store and not scored:
-        raise ConfigError("--store: the online store is filled with the features of the flow alone")
+        raise ConfigError(
+            "--store: the online store is filled with the features and scores of the flow alone"
+        )
     begun = time.monotonic()
     wanted = Replaying(first, last, scored=scored, base_alone="bundle" in given)
     context = replay_context(settings, base, wanted, header, other_models="bundle" in given)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
+from bytewax.operators import KeyedStream
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
@@ -29,6 +31,7 @@ from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut, StoreRows
 from dataflows.settings import Settings, load
 from dataflows.sources.rounds import Lane, Part, RoundSource, journal_folder
+from dataflows.spans import SpanSource, span_ends, spanned_rounds
 from dataflows.state.bases import BaseState, base_states
 from dataflows.state.certificate import Segment, digests_folder, segments_of
 from dataflows.state.journal import JournalView, read_cuts
@@ -218,6 +221,7 @@ def _open_lane(context: Context, lane: int, last: int, after: int | None = None)
         round_ms=settings.round_ms,
         rows_max=settings.round_rows_max,
         stop=context.stop,
+        stage=context.telemetry.stage,
         withheld=withheld_of(settings, lane, context.manifest.round),
     )
     opened.last = last
@@ -282,13 +286,15 @@ def events_of(context: Context, round_: int) -> dict[str, EventBatch]:
     return {name: concat_batches(batches) for name, batches in found.items()}
 
 
-def replay(context: Context, look: Rounds, workers: int = 1) -> None:
+def replay(context: Context, look: Rounds, workers: int = 1, together: bool = True) -> None:
     """Replay rounds from the base state and give those wanted to `look`, whole and in order.
 
     Parameters
     ----------
     context : of `replay_context`
     workers : Bytewax workers in this process; the result does not depend on it
+    together : whether rounds in a row may be computed in one go (`dataflows.spans`): the same, and
+        faster; False takes the very steps of the live flow, as filling a store does
 
     Raises
     ------
@@ -299,13 +305,12 @@ def replay(context: Context, look: Rounds, workers: int = 1) -> None:
     restore_all(context)
     guard = Guard()
     flow = Dataflow("replay")
-    source = RoundSource(lanes, lambda lane: _open_lane(context, lane, wanted.last))
-    durable, out = scored_rounds(flow, context, guard, source)
-    streams = [durable, op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))]
-    if context.store is not None:
-        rows = op.filter("store_rows", out, lambda kv: isinstance(kv[1], StoreRows))
-        acked = op.stateful_batch("store", rows, guard.logic(lambda: Store(context, lanes)))
-        streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
+    open_lane = partial(_open_lane, context, last=wanted.last)
+    if together and context.store is None:
+        ends = span_ends(context, wanted.first, wanted.last)
+        streams = [spanned_rounds(flow, context, guard, SpanSource(lanes, open_lane, ends))]
+    else:
+        streams = _round_by_round(flow, context, guard, RoundSource(lanes, open_lane))
     op.output("look", op.merge("to_look", *streams), guard.sink(_Look(context, wanted, look)))
     try:
         cli_main(  # type: ignore[no-untyped-call]
@@ -316,6 +321,20 @@ def replay(context: Context, look: Rounds, workers: int = 1) -> None:
     fault: WaxwingError | None = guard.fault
     if fault is not None:
         raise fault
+
+
+def _round_by_round(
+    flow: Dataflow, context: Context, guard: Guard, source: RoundSource
+) -> list[KeyedStream[Any]]:
+    """The steps of the live flow, with the store where one is filled."""
+    durable, out = scored_rounds(flow, context, guard, source)
+    streams = [durable, op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))]
+    if context.store is not None:
+        lanes = lanes_of(context.settings)
+        rows = op.filter("store_rows", out, lambda kv: isinstance(kv[1], StoreRows))
+        acked = op.stateful_batch("store", rows, guard.logic(lambda: Store(context, lanes)))
+        streams.append(op.map("store_acks", acked, lambda kv: (COMMIT_KEY, kv[1])))
+    return streams
 
 
 def _wanted(context: Context) -> Replaying:

@@ -24,16 +24,18 @@ from dataflows.opinions import (
     Opinion,
     ScoredBy,
     besides,
+    has_canary,
     opinions,
     opinions_again,
     owned,
+    shifts_of,
 )
 from dataflows.poison import culprits, letters, told
 from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
-from features.batch import EventBatch, FeatureMatrix, Int64
+from features.batch import EventBatch, FeatureMatrix, Int64, stack
 from features.events import EventType, event_type, made_types
 from features.labels import Label
 from features.rows import emptied_rows
@@ -52,6 +54,7 @@ __all__ = [
     "StoreRows",
     "pass_round",
     "score_round",
+    "score_rounds",
 ]
 
 STORE_SHARDS = 4
@@ -172,20 +175,136 @@ class StoreRows:
     final: bool
 
 
-def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRows]:
+_Said = tuple[ScoreMatrix, Mapping[str, Missed], Decisions | None]
+
+Asked = Mapping[Seat, Mapping[str, _Said]]
+"""What the bundles of a line-up make of a round: event type -> scores, missing votes, and votes
+where they are known."""
+
+
+def score_rounds(
+    context: Context,
+    items: Sequence[Featured],
+    features: Mapping[str, FeatureMatrix],
+    bounds: Mapping[str, Int64],
+) -> Iterator[RoundOut]:
+    """As `score_round` for a lane's rounds in a row, whose detectors are asked once for all.
+
+    Parameters
+    ----------
+    items : the rounds
+    features : of the events of all of them
+    bounds : event type -> int64 (R + 1,), where each round begins and ends there
+    """
+    noted = context.ballots.noted(items[0].lane)
+    first = 0
+    while first < len(items):
+        end = first + 1
+        while end < len(items) and _alike(context, items[first], items[end], noted):
+            end += 1
+        run = items[first:end]
+        begun = time.perf_counter()
+        asked = None if len(run) == 1 else _asked(context, run, features, bounds, first)
+        context.telemetry.stage("ask", time.perf_counter() - begun)
+        for r, item in enumerate(run):
+            for out in score_round(context, item, None if asked is None else asked[r]):
+                if isinstance(out, RoundOut):
+                    yield out
+        first = end
+
+
+def _alike(context: Context, one: Featured, other: Featured, noted: frozenset[int]) -> bool:
+    """Whether two rounds are scored by the same detectors, with no missing vote noted."""
+    lineups = [context.shelf.lineup(item.control) for item in (one, other)]
+    return (
+        lineups[0] == lineups[1]
+        and one.control.stages == other.control.stages
+        and one.control.thresholds == other.control.thresholds
+        and one.control.shifts == other.control.shifts
+        and not noted & {one.round, other.round}
+    )
+
+
+def _asked(
+    context: Context,
+    run: Sequence[Featured],
+    features: Mapping[str, FeatureMatrix],
+    bounds: Mapping[str, Int64],
+    first: int,
+) -> list[Asked] | None:
+    """What each of some rounds' scores are, asked for in one go; None where that cannot be, or a
+    vote is missing.
+
+    Parameters
+    ----------
+    first : place of the first of them in `bounds`
+    """
+    whole: dict[str, FeatureMatrix] = {}
+    for name in dict.fromkeys(name for item in run for name in item.features):
+        if name in features:
+            begin, end = int(bounds[name][first]), int(bounds[name][first + len(run)])
+            whole[name] = features[name].rows(begin, end)
+        else:
+            whole[name] = stack([item.features[name] for item in run if name in item.features])
+    control = run[0].control
+    lineup = context.shelf.lineup(control)
+    if any(seat.scorer.far(name) for seat in lineup for name in whole):
+        return None  # what was answered elsewhere is kept by round
+    # Where votes depend on entities, or margins are to be told, each round is decided by itself.
+    alone = has_canary(control, lineup) or bool(control.followed)
+    asked: list[dict[Seat, dict[str, _Said]]] = [{} for _ in run]
+    for seat in lineup:
+        made = context.ballots.scored(
+            seat.scorer, run[0].lane, run[0].round, whole, control.stages, seat.name
+        )
+        if any(missed for _, missed in made.values()):
+            return None
+        votes = {
+            name: seat.scorer.decide(
+                scores, control.thresholds, control.stages, shifts=shifts_of(control, seat)
+            )
+            for name, (scores, _) in (() if alone else made.items())
+        }
+        at = dict.fromkeys(whole, 0)
+        for item, found in zip(run, asked, strict=True):
+            found[seat] = {}
+            for name, matrix in item.features.items():
+                rows = slice(at[name], at[name] + len(matrix))
+                at[name] = rows.stop
+                scores, votes_now = made[name][0], votes.get(name)
+                mine = scores.take(rows)
+                if votes_now is not None:
+                    votes_now = _some(votes_now, rows)
+                found[seat][name] = mine, {}, votes_now
+    return list(asked)
+
+
+def _some(decisions: Decisions, rows: slice) -> Decisions:
+    """Votes on some rows."""
+    return replace(
+        decisions,
+        score=decisions.score[rows],
+        flagged=decisions.flagged[rows],
+        votes=decisions.votes[rows],
+    )
+
+
+def score_round(
+    context: Context, item: Featured, asked: Asked | None = None
+) -> Iterator[RoundOut | StoreRows]:
     """Score a lane's round, decide, and say what follows from it.
 
     A function of the round alone: no clock is read but for measuring how long it took.
+
+    Parameters
+    ----------
+    asked : what the detectors say, where they have been asked before
     """
     begun = time.perf_counter()
-    item, judged, taken_s = _judged(context, item)
+    item, judged, taken_s = _judged(context, item, asked)
     known: list[Scored] = []
     flagged: dict[str, npt.NDArray[np.bool_]] = {}
     seen: list[Seen] = []
-    beside = {
-        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
-        for seat, seconds in taken_s.items()
-    }
     for name, found in judged.items():
         batch, live = item.batches[name], found.opinions[0]
         flagged[name] = owned(found.opinions)
@@ -198,8 +317,6 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
-        for one in besides(found.opinions):
-            beside[one.bundle] = one + beside[one.bundle]
     flips = [flip for corrected in item.corrected for flip in _flips(context, corrected)]
     context.telemetry.stage("score", time.perf_counter() - begun)
     events = {name: batch for name, batch in item.batches.items() if name not in made_types()}
@@ -233,7 +350,7 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         None if item.digest is None else item.digest.whole(alert.id for alert in alerts),
         tuple(seen),
         None if context.replaying is None else item.batches,
-        beside=tuple(beside.values()),
+        beside=_counted(judged, taken_s),
         labels=item.labels,
         first_us=min((int(b.time_us.min()) for b in events.values() if len(b)), default=None),
         spreads=_spreads(found.opinions[0] for found in judged.values()),
@@ -242,6 +359,18 @@ def score_round(context: Context, item: Featured) -> Iterator[RoundOut | StoreRo
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _counted(judged: Mapping[str, _Judged], taken_s: Mapping[Seat, float]) -> tuple[Beside, ...]:
+    """What each bundle of the line-up made of a round, in counts."""
+    beside = {
+        seat.bundle: Beside(seat.bundle, seat.stage, score_ms=1e3 * seconds)
+        for seat, seconds in taken_s.items()
+    }
+    for found in judged.values():
+        for one in besides(found.opinions):
+            beside[one.bundle] = one + beside[one.bundle]
+    return tuple(beside.values())
 
 
 def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
@@ -279,7 +408,7 @@ class _Judged:
 
 
 def _judged(
-    context: Context, item: Featured
+    context: Context, item: Featured, asked: Asked | None
 ) -> tuple[Featured, dict[str, _Judged], dict[Seat, float]]:
     """Scores, votes and alerts of a round by event type; without events that make them raise.
 
@@ -292,9 +421,14 @@ def _judged(
     taken_s: dict[Seat, float] = {}
     for seat in context.shelf.lineup(item.control):
         begun = time.perf_counter()
-        made = context.ballots.scored(
-            seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
-        )
+        made: Mapping[str, _Said]
+        if asked is not None:
+            made = asked[seat]
+        else:
+            answers = context.ballots.scored(
+                seat.scorer, item.lane, item.round, item.features, item.control.stages, seat.name
+            )
+            made = {name: (*answer, None) for name, answer in answers.items()}
         scored = {name: (*scored[name], (seat, *found)) for name, found in made.items()}
         taken_s[seat] = time.perf_counter() - begun
     batches, features = dict(item.batches), dict(item.features)

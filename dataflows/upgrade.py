@@ -23,6 +23,7 @@ from dataflows.replay import as_run, base_before, replay, replay_context
 from dataflows.score import RoundOut
 from dataflows.state.certificate import digests_folder, read_records
 from features.errors import StateError
+from models.bundle import read_head
 
 __all__ = ["Change", "Upgraded", "upgrade"]
 
@@ -71,7 +72,8 @@ class Upgraded:
     base_round : the base state the replay began at
     workers : Bytewax workers of the replay
     seconds : the replay took, wall time
-    bundle, catalog : id of the models and version of the features, (then, now)
+    bundle, catalog : id of the models that decided in the first round and version of the features,
+        (then, now)
     alerts : `then`, `now`, `same`, `gone`, `new`, `changed`: how many
     changes : in the order of the rounds
     other_versions : package -> (then, now), where they differ
@@ -110,7 +112,8 @@ def upgrade(
     Parameters
     ----------
     state_dir, config, given, from_us, until_us, workers : see `dataflows.certify.certify`; `given`
-        names what is new (bundle, voting, detectors, feature_paths, ...)
+        names what is new (bundle, voting, detectors, feature_paths, ...). Another bundle decides
+        alone, in place of all that did then; else each round has the bundles of then
 
     Raises
     ------
@@ -133,7 +136,9 @@ def upgrade(
             now.update({_key(alert): alert for alert in out.alerts})
         return True
 
-    wanted = Replaying(first, last, base_alone=True)
+    # Where no other bundle is named, those score that were in force then, round by round.
+    other = "bundle" in given or read_head(settings.bundle)["id"] != header["bundle"]
+    wanted = Replaying(first, last, base_alone=other)
     context = replay_context(settings, base, wanted, header, other_models=True)
     replay(context, look, workers)
     changes = _changes(then, now)
@@ -149,7 +154,7 @@ def upgrade(
         base.round,
         workers,
         round(time.monotonic() - begun, 3),
-        (_live(header), context.scorer.bundle.id),
+        (_live(header), context.scorer.bundle.id if other else _live(header)),
         (header["catalog"], context.catalog.version),
         {
             "then": len(then),

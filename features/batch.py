@@ -6,6 +6,7 @@ frozen: a step makes a new one, none changes what it was given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "Int64",
     "concat_batches",
     "sample_batch",
+    "stack",
 ]
 
 Int16 = npt.NDArray[np.int16]
@@ -128,8 +130,13 @@ def _is_ordered(time_us: Int64, partition: Int32, offset: Int64) -> bool:
     return not bool(np.any((parts < 0) | ((parts == 0) & (offs < 0))))
 
 
-def concat_batches(batches: list[EventBatch]) -> EventBatch:
+def concat_batches(batches: list[EventBatch], sort: bool = True) -> EventBatch:
     """One batch of the events of several of the same type, in order.
+
+    Parameters
+    ----------
+    batches : of one event type
+    sort : False leaves them one after the other
 
     Raises
     ------
@@ -141,13 +148,13 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
             f" got {[b.event_type for b in batches]}"
         )
     if len(batches) == 1:
-        return batches[0].in_order()
+        return batches[0].in_order() if sort else batches[0]
     truths = [np.zeros(len(b), np.int16) if b.truth is None else b.truth for b in batches]
     known = any(b.truth is not None for b in batches)
     rates = [b.rate for b in batches if b.rate is not None]
     if rates and len(rates) < len(batches):
         raise ShapeError("expected all batches with rates to the base currency, or none")
-    return EventBatch(
+    whole = EventBatch(
         batches[0].event_type,
         pl.concat([b.frame for b in batches]),
         np.concatenate([b.partition for b in batches]),
@@ -155,7 +162,8 @@ def concat_batches(batches: list[EventBatch]) -> EventBatch:
         np.concatenate([b.due_ns for b in batches]),
         np.concatenate(truths) if known else None,
         np.concatenate(rates) if rates else None,
-    ).in_order()
+    )
+    return whole.in_order() if sort else whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +202,37 @@ class FeatureMatrix:
     def __len__(self) -> int:
         return len(self.values)
 
+    def rows(self, begin: int, end: int) -> FeatureMatrix:
+        """Rows `begin` to `end`, without a copy."""
+        return FeatureMatrix(
+            self.event_type,
+            self.names,
+            self.values[begin:end],
+            None if self.sequence is None else self.sequence[begin:end],
+            self.catalog_version,
+        )
+
     def column(self, name: str) -> Float64:
         """float64 (n,), the feature called `name`."""
         return self.values[:, self.names.index(name)]
+
+
+def stack(matrices: Sequence[FeatureMatrix]) -> FeatureMatrix:
+    """The rows of matrices of one event type and catalogue, one after the other.
+
+    Parameters
+    ----------
+    matrices : at least one
+    """
+    first = matrices[0]
+    sequences = [m.sequence for m in matrices if m.sequence is not None]
+    return FeatureMatrix(
+        first.event_type,
+        first.names,
+        np.concatenate([m.values for m in matrices]),
+        np.concatenate(sequences) if sequences else None,
+        first.catalog_version,
+    )
 
 
 def sample_batch(event_type_name: str, rows: int, time_us: int = 1_000_000) -> EventBatch:

@@ -18,7 +18,15 @@ from features.batch import Float64
 from features.keys import UInt64
 from features.speed import inlined, kernel
 
-__all__ = ["UInt32", "add_columns", "row_hashes", "total_of", "warm_up", "words_of"]
+__all__ = [
+    "UInt32",
+    "add_columns",
+    "row_hashes",
+    "total_of",
+    "totals_of",
+    "warm_up",
+    "words_of",
+]
 
 UInt32 = npt.NDArray[np.uint32]
 
@@ -70,9 +78,9 @@ def _add_columns(words, first, seed, weights, columns, rows):
 
 
 @kernel
-def _total(words, width, floats, places, seed, weights, rows):
-    """See `total_of`; `rows` is added to where it is not empty."""
-    found = np.uint64(0)
+def _totals(words, width, floats, places, starts, seed, weights, rows, totals):
+    """See `totals_of`; `rows` is added to where it is not empty."""
+    round_ = 0
     for i in range(len(words)):
         total = np.uint64(0)
         for f in range(width):
@@ -82,10 +90,13 @@ def _total(words, width, floats, places, seed, weights, rows):
             word = word ^ (word >> np.uint64(32))
             total += word * weights[f]
         at = places[i]
-        found += (_mix(total + seed) | np.uint64(1)) * (_mix(seed + np.uint64(at)) | np.uint64(1))
+        while at >= starts[round_ + 1]:
+            round_ += 1
+        mixed = _mix(total + seed)
+        place = _mix(seed + np.uint64(at - starts[round_])) | np.uint64(1)
+        totals[round_] += (mixed | np.uint64(1)) * place
         if len(rows):
-            rows[at] += _mix(total + seed)
-    return found
+            rows[at] += mixed
 
 
 def words_of(values: Float64) -> UInt64:
@@ -131,10 +142,34 @@ def total_of(
     -------
     below 2**64
     """
-    if not len(words):
-        return 0
-    to = np.empty(0, np.uint64) if rows is None else rows
-    return int(_total(words, width, floats, places, np.uint64(seed), _WEIGHTS, to))
+    bounds = np.array([0, np.iinfo(np.int64).max])
+    return int(totals_of(words, width, floats, places, bounds, seed, rows)[0])
+
+
+def totals_of(
+    words: UInt64,
+    width: int,
+    floats: bool,
+    places: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    seed: int,
+    rows: UInt64 | None = None,
+) -> UInt64:
+    """`total_of` of each of some rounds whose rows stand one after the other.
+
+    Parameters
+    ----------
+    starts : int64 (R + 1,), where the rows of each round begin and end in the batch
+
+    Returns
+    -------
+    uint64 (R,)
+    """
+    totals = np.zeros(len(starts) - 1, np.uint64)
+    if len(words):
+        to = np.empty(0, np.uint64) if rows is None else rows
+        _totals(words, width, floats, places, starts, np.uint64(seed), _WEIGHTS, to, totals)
+    return totals
 
 
 def row_hashes(rows: UInt64) -> UInt32:

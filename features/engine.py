@@ -8,8 +8,9 @@ of groups or lanes, nor of where it was stopped and resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from features.late import Changed
 from features.layout import LAYOUT, carry_over, layout_array
 from features.operations import DISTINCT_MAX
 from features.pairs import warm_up as warm_up_pairs
-from features.plan import ABSENCE, EntityPlan, plan_of
+from features.plan import ABSENCE, HEAD, EntityPlan, plan_of
 from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble, merge
 from features.silence import DUE_MAX, Overdue
 from features.silence import warm_up as warm_up_silence
 from features.snapshots import join
+from features.spans import SpanFeatures, SpanRows, join_spans, pass_rounds
 from features.split import split
 from features.state import EntityState
 
@@ -53,6 +55,9 @@ LATE_S = 60.0
 
 EVERYONE = 1 << 40
 """No bound on the absences of a stretch of history: it may be hours long."""
+
+_NO_ROWS, _NO_REALS = np.zeros((0, HEAD), np.int64), np.zeros((0, 0))
+"""What comes of an entity type in rounds without a row of it."""
 
 STATE_FORMAT = 7
 """Layout of snapshots; one with another number is refused."""
@@ -189,13 +194,7 @@ class GroupEngine:
             out, emitted, changed = state.process(
                 head, rows.reals[entity], rows.round, rows.clock_us
             )
-            lanes = (rows.lane,) if rows.lane >= 0 else tuple(np.unique(head[:, 3]).tolist())
-            for lane in lanes:
-                result = results.setdefault(lane, GroupFeatures(lane))
-                mine = None if len(lanes) == 1 else head[:, 3] == lane
-                _parts(state, head, out, mine, result)
-                if emitted is not None:
-                    _sequences(state, head, emitted, lane, len(lanes) == 1, result)
+            self._home(state, rows.lane, head, out, emitted, results)
             for lane, correction in [] if changed is None else _corrections(state.plan, changed):
                 result = results.setdefault(lane, GroupFeatures(lane))
                 results[lane] = replace(result, corrections=(*result.corrections, correction))
@@ -209,19 +208,90 @@ class GroupEngine:
             state.expire(self.clock_us)
         return results
 
+    def process_span(
+        self, rows: SpanRows, lanes: Sequence[tuple[int, ...]], due_max: int = DUE_MAX
+    ) -> SpanFeatures:
+        """What `process` gives of rounds in a row, computed together where it comes out the same.
+
+        Nobody is told of windows that have run empty, nor of corrections.
+
+        Parameters
+        ----------
+        rows : merged parts of all lanes
+        lanes : by round, those that take part in it
+        due_max : as of `process`, in each round
+        """
+        return join_spans([
+            self._process_piece(piece, lanes[first : first + len(piece.clock_us)], due_max)
+            for first, piece in rows.pieces()
+        ])  # fmt: skip
+
+    def _process_piece(
+        self, rows: SpanRows, lanes: Sequence[tuple[int, ...]], due_max: int
+    ) -> SpanFeatures:
+        """See `process_span`; verdicts come before the first round alone."""
+        clocks = [max(self.clock_us, us) for us in accumulate(rows.clock_us, max)]
+        dues = [due if due >= 0 else clock for due, clock in zip(rows.due_us, clocks, strict=True)]
+        results = {lane: GroupFeatures(lane) for here in lanes for lane in here}
+        told: list[dict[int, list[Absences]]] = [{lane: [] for lane in here} for here in lanes]
+        if rows.labels and rows.labels[0]:
+            for state in self._states.values():
+                self.labels += state.label(rows.labels[0])
+        for entity, state in self._states.items():
+
+            def after(
+                r: int, rounds: int, entity: str = entity, state: EntityState = state
+            ) -> None:
+                for lane, one in _overdue(entity, state, dues[r], due_max, tuple(told[r])):
+                    told[r][lane].append(one)
+                state.expire(clocks[r], rounds)
+
+            head = rows.heads.get(entity)
+            if head is None and state.wheel is None:
+                state.expire(clocks[-1], len(clocks))
+                continue
+            found = head if head is not None else _NO_ROWS
+            out, emitted = pass_rounds(
+                state,
+                found,
+                rows.reals.get(entity, _NO_REALS),
+                rows.ends.get(entity, np.zeros(len(clocks), np.int64)),
+                rows.clock_us,
+                dues,
+                rows.names.get(entity),
+                after,
+            )
+            if head is not None:
+                self._home(state, rows.lane, head, out, emitted, results)
+            if state.wheel is None:
+                state.expire(clocks[-1], len(clocks))
+        self.clock_us = clocks[-1]
+        return SpanFeatures(results, told)
+
+    def _home(
+        self,
+        state: EntityState,
+        lane: int,
+        head: npt.NDArray[np.int64],
+        out: npt.NDArray[np.float64],
+        emitted: npt.NDArray[np.int16] | None,
+        results: dict[int, GroupFeatures],
+    ) -> None:
+        """Give each lane its rows; `lane` is -1 where they are of several."""
+        lanes = (lane,) if lane >= 0 else tuple(np.unique(head[:, 3]).tolist())
+        for whose in lanes:
+            result = results.setdefault(whose, GroupFeatures(whose))
+            mine = None if len(lanes) == 1 else head[:, 3] == whose
+            _parts(state, head, out, mine, result)
+            if emitted is not None:
+                _sequences(state, head, emitted, whose, len(lanes) == 1, result)
+
     def _tell_overdue(self, due_us: int, due_max: int, results: dict[int, GroupFeatures]) -> None:
         """Let the lowest lane know who is overdue, and all lanes what has changed among peers."""
         for entity, state in self._states.items():
-            if state.wheel is None:
-                continue
-            told, keys, names = state.overdue(due_us, due_max)
-            first = min(results)
-            for lane, result in results.items():
-                if lane == first and len(keys):
-                    result.absences.append(Absences(entity, told, keys, names))
-                elif len(told.changes):
-                    none = Overdue(told.found[:0], told.known[:0], told.changes)
-                    result.absences.append(Absences(entity, none, keys[:0], names[:0]))
+            if state.wheel is not None:
+                for lane, one in _overdue(entity, state, due_us, due_max, tuple(results)):
+                    results[lane].absences.append(one)
 
     def _tell_emptied(self, due_us: int, round_: int, results: dict[int, GroupFeatures]) -> None:
         """Let the lowest lane know whose windows have run empty; another entity type comes first
@@ -337,6 +407,22 @@ class GroupEngine:
             state.settle()
             state.table.hear(engine.clock_us)
         return engine
+
+
+def _overdue(
+    entity: str, state: EntityState, due_us: int, due_max: int, lanes: tuple[int, ...]
+) -> Iterator[tuple[int, Absences]]:
+    """What each lane of a round is told of silence."""
+    told, keys, names = state.overdue(due_us, due_max)
+    if not len(keys) and not len(told.changes):
+        return
+    first = min(lanes)
+    for lane in lanes:
+        if lane == first and len(keys):
+            yield lane, Absences(entity, told, keys, names)
+        elif len(told.changes):
+            none = Overdue(told.found[:0], told.known[:0], told.changes)
+            yield lane, Absences(entity, none, keys[:0], names[:0])
 
 
 def _parts(

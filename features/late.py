@@ -223,6 +223,33 @@ class LateRows:
         """Whether late rows are put in their place: from the first round that knows the time on."""
         return self.late_us > 0 and (clock_us > 0 or self._clock_us > 0)
 
+    @property
+    def clock_us(self) -> int:
+        """The clock of the newest round with rows, 0 before the first that knows the time."""
+        return self._clock_us
+
+    @property
+    def newest_us(self) -> int:
+        """Newest event time of the rows so far."""
+        return self._newest_us
+
+    def calm(self, clock_us: int, newest_us: int, first_us: int, next_us: int) -> bool:
+        """Whether a round is logged whole, and neither begins a generation nor lets one go.
+
+        Parameters
+        ----------
+        clock_us, newest_us : as they are before the round
+        first_us : time of its first row
+        next_us : the clock with the round in it
+        """
+        generations = self._generations
+        if not generations or clock_us <= 0 or newest_us <= 0:
+            return False
+        now = min(clock_us, newest_us)
+        old = len(generations) > 1 and now - self.late_us > generations[1].horizon_us
+        turns = old or now - generations[-1].start_us >= self.late_us
+        return not turns and (first_us >= next_us - self.late_us or first_us <= newest_us)
+
     def process(
         self, head: Int64, reals: Float64, round_: int, clock_us: int
     ) -> tuple[Float64, Int16 | None, Changed | None]:

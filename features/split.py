@@ -11,6 +11,7 @@ is copied twice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -128,6 +129,8 @@ def split(
     clock_us: int = 0,
     names: Names | None = None,
     due_us: int = -1,
+    rounds: Mapping[str, Int64] | None = None,
+    only: frozenset[int] | None = None,
 ) -> list[GroupRows]:
     """The rows each group gets of one lane's batches.
 
@@ -140,6 +143,9 @@ def split(
     clock_us : the lane's event-time clock after this round, carried with each part
     names : what the lane has named before; None names nobody, and absences go by their keys
     due_us : as of `GroupRows`
+    rounds : event type -> int64 (n,), the round of each row where the batches hold several, one
+        after the other: each group's rows stand round after round then
+    only : groups that get rows; None: all
 
     Returns
     -------
@@ -158,8 +164,9 @@ def split(
         if not events:
             continue
         if events not in ranks:
-            ranks[events] = _ranks([tables[name] for name in events])
-        _send(plan, [tables[name] for name in events], ranks[events], lane, parts)
+            of = None if rounds is None else [rounds[name] for name in events]
+            ranks[events] = _ranks([tables[name] for name in events], of)
+        _send(plan, [tables[name] for name in events], ranks[events], lane, parts, only)
         if names is not None and plan.silence is not None:
             _name(parts, plan.entity, names, batches)
     return parts
@@ -179,19 +186,26 @@ def _name(
         parts[g].names[entity] = (keys[group == g], texts[group == g])
 
 
-def _ranks(tables: list[_Table]) -> list[Int64]:
+def _ranks(tables: list[_Table], rounds: list[Int64] | None = None) -> list[Int64]:
     """Place of each row among the rows of all tables in the global order.
 
-    That order is (time, event code, partition, offset); the tables stand by event code.
+    That order is (time, event code, partition, offset); the tables stand by event code. `rounds`
+    are those of the rows where there are several: they come first, each table is in order in each.
     """
     total = sum(len(t.time_us) for t in tables)
-    ordered = all(_is_ordered(t.time_us, t.partition, t.offset) for t in tables)
+    if rounds is not None and len(tables) == 1:
+        return [np.arange(total)]
+    ordered = rounds is not None or all(
+        _is_ordered(t.time_us, t.partition, t.offset) for t in tables
+    )
     if len(tables) == 1 and ordered:
         return [np.arange(total)]
     time_us = np.concatenate([t.time_us for t in tables])
     if ordered:
         # Each part is in order and the parts stand by event code: time alone decides the rest.
         order = np.argsort(time_us, kind="stable")
+        if rounds is not None:
+            order = order[np.argsort(np.concatenate(rounds)[order], kind="stable")]
     else:
         code = np.concatenate([np.full(len(t.time_us), t.code) for t in tables])
         partition = np.concatenate([t.partition for t in tables])
@@ -219,7 +233,12 @@ def _is_ordered(time_us, partition, offset):
 
 
 def _send(
-    plan: EntityPlan, tables: list[_Table], ranks: list[Int64], lane: int, parts: list[GroupRows]
+    plan: EntityPlan,
+    tables: list[_Table],
+    ranks: list[Int64],
+    lane: int,
+    parts: list[GroupRows],
+    only: frozenset[int] | None,
 ) -> None:
     """Give the groups their rows of one entity type."""
     groups = len(parts)
@@ -227,7 +246,10 @@ def _send(
     group = np.empty(total, np.int16)
     for table, rank in zip(tables, ranks, strict=True):
         keys = np.ascontiguousarray(table.keys[:, table.layout.of[plan.entity].key])
-        _note_groups(keys, group_of(keys, groups), rank, group)
+        of = group_of(keys, groups)
+        if only is not None:
+            keys = np.where(np.isin(of, list(only)), keys, np.uint64(0))
+        _note_groups(keys, of, rank, group)
     ends = np.empty(groups, np.int64)
     place = np.empty(total, np.int64)
     _count_out(group, ends, place)

@@ -659,6 +659,7 @@ class EntityState:
         self._copied: list[Arrays] = []
         self._copying = self._everything = False
         self._at = 0
+        self._held: list[tuple[Int64, Int64]] | None = None
         self._grow()
 
     @classmethod
@@ -800,12 +801,24 @@ class EntityState:
         wheel, silence = self.wheel, self.plan.silence
         if wheel is None or silence is None:
             return
+        if self._held is not None:
+            self._held.append((slots, head))
+            return
         head, slots = _of_known(head, self.table.known(slots))
         names = ("silence_ints", "silence_floats", "silence_tops")
         wheel.reserve(len(head))
         kernel = cast(Kernel, run_silence)
         kernel(slots, head, *silence.tables, *(self._fixed[n] for n in names), wheel.notices)
         wheel.file(slots, self._fixed["silence_ints"])
+
+    def hold_back(self) -> list[tuple[Int64, Int64]]:
+        """Keep from rhythms what they would hear until `go_on`; the list takes it (slots, rows)."""
+        self._held = []
+        return self._held
+
+    def go_on(self) -> None:
+        """Let rhythms hear of rows again."""
+        self._held = None
 
     def rhythms(self, slots: Int64, clock_us: int) -> Rhythms | None:
         """Rhythms of slots that are about to go back; None where the entity type has none."""
@@ -1024,16 +1037,17 @@ class EntityState:
             frozen[slot, 0] = until_us
             self.table.dirty[slot] = 1
 
-    def expire(self, clock_us: int) -> None:
+    def expire(self, clock_us: int, rounds: int = 1) -> None:
         """Forget, after a round, entities that have left their slots, and a few of the silent.
 
         Parameters
         ----------
         clock_us : event-time clock; 0, not known: none is found silent
+        rounds : how many have passed since the last call
         """
         self.table.hear(clock_us)
         if self.table.ttl_us and clock_us:
-            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, SWEPT)
+            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, rounds * SWEPT)
         slots = self.table.take_left()
         if self.wheel is not None and len(slots):
             waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)

@@ -120,7 +120,7 @@ class ScoreMatrix:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, rows: npt.NDArray[np.intp] | Int64) -> ScoreMatrix:
+    def take(self, rows: npt.NDArray[np.intp] | Int64 | slice) -> ScoreMatrix:
         """The given rows."""
         segment = None if self.segment is None else self.segment[rows]
         scores, surprise = self.scores[rows], self.surprise[rows]

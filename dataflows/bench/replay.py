@@ -1,8 +1,8 @@
 """`waxwing bench replay`: how fast a live run is replayed, and how long an alert takes to explain.
 
 The whole flow runs live at a stated rate first, open loop, as in `waxwing bench pipeline`. Then all
-of it is replayed from its first base state and certified, and alerts spread over the run are
-explained one after the other, each from the base state before it.
+of it is replayed from its first base state and certified, and once more for its features alone, and
+alerts spread over the run are explained one after the other, each from the base state before it.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     run_flow(settings, Telemetry())
     report = _replayed(settings, args.rate, time.monotonic() - begun)
+    report["features"] = _features(settings, args.rate)
     report["explain"] = _explained(settings, args.alerts)
     if args.json != "-":
         _print(report)
@@ -72,10 +73,26 @@ def _replayed(settings: Settings, rate: float, live_s: float) -> dict[str, Any]:
         "replay_seconds": found.seconds,
         "replay_cpu_s": round(cpu_s, 3),
         "events_per_s": round(found.events / found.seconds, 1),
+        "us_per_event": found.us_per_event,
         "ratio": {
             "live": round(found.events / found.seconds / rate, 3),
             "core": round(found.events / cpu_s / rate, 3),
         },
+    }
+
+
+def _features(settings: Settings, rate: float) -> dict[str, Any]:
+    """Replay the whole run for a training set."""
+    from dataflows.refill import refill
+    from dataflows.runner import usage
+
+    before = usage()["cpu_s"]
+    found = refill(settings.state_dir, None, {}, "bench", features_only=True)
+    cpu_s = usage()["cpu_s"] - before
+    return {
+        "seconds": found["seconds"],
+        "cpu_s": round(cpu_s, 3),
+        "ratio": round(found["events"] / cpu_s / rate, 3),
     }
 
 
@@ -118,6 +135,9 @@ def _print(report: dict[str, Any]) -> None:
         f" events/s, {ratio['core']:.1f} times a core's second;"
         f" {'bit-identical' if report['identical'] else 'NOT identical'}"
     )
+    stages = ", ".join(f"{k} {v:.2f}" for k, v in report["us_per_event"].items())
+    print(f"us an event by stage: {stages}")
+    print(f"features alone: {report['features']['ratio']:.1f} times a core's second")
     print(
         f"{explained['alerts']} alerts explained in {explained['seconds_p50']:.1f} s (median),"
         f" {explained['seconds_p95']:.1f} s (p95), at most {explained['rounds_max']:,} rounds"

@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
         "--store", action="store_true",
         help="fill an online store too: one in the folder, or that of --set redis_url=...",
     )  # fmt: skip
+    add("--features-only", action="store_true", help="score nothing: for training sets, faster")
     add("--workers", type=int, default=1, metavar="N", help="Bytewax workers (default 1)")
     add("--json", metavar="P", help="write the figures; - is stdout")
 
@@ -44,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from dataflows.report import write_json
 
     given, state_dir, since, until = asked(args)
-    found = refill(state_dir, args.config, given, args.into, since, until, args.store, args.workers)
-    what = "" if found["scored"] else ", features alone: they are others than the flow's"
+    found = refill(
+        state_dir, args.config, given, args.into, since, until, args.store, args.workers,
+        args.features_only,
+    )  # fmt: skip
+    why = "as asked for" if args.features_only else "they are others than the flow's"
+    what = "" if found["scored"] else f", features alone: {why}"
     print(
         f"{found['events']:,} events in {found['rounds']:,} rounds, {sum(found['rows'].values()):,}"
         f" rows in {found['files']} parts in {found['folder']}, {found['alerts']:,} alerts that"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from dataflows.state.manifest import read_manifest
 from features.keys import group_of, hash_strings
 from tests.flow.harness import Bench, Run, call, environment, running, wait_for
 from tests.flow.test_json import undocumented
+from tests.flow.test_model import another_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HALF_DAY = {
     "sim_seconds": 6,
@@ -190,11 +194,7 @@ def test_an_upgrade_tells_which_alerts_would_have_changed(
     other = Run(bench, tmp_path / "state", HALF_DAY | {"voting": rules})
     other.to_end()
     was, is_now = told_by(run), told_by(other)
-    expected = {
-        key: ("gone" if key not in is_now else "new" if key not in was else "changed")
-        for key in was.keys() | is_now.keys()
-        if was.get(key) != is_now.get(key)
-    }
+    expected = changes_between(run, other)
     assert set(expected.values()) == {"gone", "new", "changed"}
     status, found, said = certify(bench, run.state_dir, "--upgrade", "--set", f"voting={rules}")
     assert status == 1 and undocumented(found) == [], said
@@ -211,6 +211,65 @@ def test_an_upgrade_tells_which_alerts_would_have_changed(
     log_file.write_text("".join(log_file.read_text().splitlines(keepends=True)[1:]))
     status, _, said = certify(bench, other.state_dir, "--upgrade")
     assert status == 2 and "the log is not whole" in said and said.count("\n") == 1
+
+
+def changes_between(was: Run, is_now: Run) -> dict[tuple[str, str], str]:
+    """(event id, anomaly type) -> what an upgrade from one run to the other changes."""
+    then, now = told_by(was), told_by(is_now)
+    return {
+        key: ("gone" if key not in now else "new" if key not in then else "changed")
+        for key in then.keys() | now.keys()
+        if then.get(key) != now.get(key)
+    }
+
+
+def test_an_upgrade_of_models_or_features_tells_what_a_flow_with_them_tells(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Another bundle; and another catalogue, whose bundle is trained on a feature more."""
+    run, _ = whole
+    other = another_bundle(bench, tmp_path / "other", 0.995)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.search(r"definitions/currencies.py -->\n```python\n(.*?)```", text, re.S)
+    assert found is not None
+    own = tmp_path / "currencies.py"
+    own.write_text(found.group(1), encoding="utf-8")
+    wider = {"bundle": tmp_path / "wider", "feature_paths": own, "detectors": "zscore,iqr"}
+    trained = call("train", "--days", "1", *bench.sets(**wider, warm_state=tmp_path / "no"),
+                   cwd=bench.folder)  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    for name, more in (("other", {"bundle": tmp_path / "other"}), ("wider", wider)):
+        live = Run(bench, tmp_path / f"state-{name}", HALF_DAY | more)
+        live.to_end()
+        expected = changes_between(run, live)
+        assert {"gone", "new", "changed"} & set(expected.values()), name
+        given = [part for k, v in more.items() for part in ("--set", f"{k}={v}")]
+        status, told, said = certify(bench, run.state_dir, "--upgrade", *given)
+        assert status == 1 and undocumented(told) == [], said
+        assert {(c["event_id"], c["anomaly_type"]): c["what"] for c in told["changes"]} == expected
+        assert told["alerts"]["now"] == len(told_by(live))
+        assert told["bundle"][0] != told["bundle"][1]
+        assert (told["catalog"][0] != told["catalog"][1]) == (name == "wider")
+        assert name == "wider" or told["bundle"][1] == other.id
+
+
+def test_an_upgrade_that_names_no_bundle_has_those_that_were_promoted_then(
+    bench: Bench, tmp_path: Path
+) -> None:
+    other = another_bundle(bench, tmp_path / "other", 0.995)
+    run = Run(bench, tmp_path / "state", HALF_DAY)
+    asked = ("model", *bench.sets(state_dir=run.state_dir), "promote", str(tmp_path / "other"))
+    said = call(*asked, "--wait", "0", cwd=bench.folder)
+    assert said.returncode == 0, said.stderr
+    run.to_end()
+    ids = [alert["bundle_id"] for alert in run.alerts()]
+    assert ids.count(other.id) > 20 and set(ids[-20:]) == {other.id}
+    status, found, said_then = certify(bench, run.state_dir, "--upgrade")
+    assert status == 0 and found["changes"] == [], said_then
+    assert found["alerts"]["same"] == found["alerts"]["now"] == len(told_by(run))
+    first = ("--set", f"bundle={bench.settings['bundle']}")
+    status, found, said_then = certify(bench, run.state_dir, "--upgrade", *first)
+    assert status == 1 and found["alerts"]["gone"] > 20, "without the promotion"
 
 
 def toml_of(voting: dict[str, Any]) -> list[str]:

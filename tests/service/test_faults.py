@@ -11,8 +11,8 @@ from tests.service.faults.__main__ import run_fault
 from tests.service.faults.field import Servers
 from tests.service.servers import Kafka, Redis, Registry
 
-SHORT = ("kills", "broker_away", "retention", "redis_emptied", "disk_full", "two_instances",
-         "hung_instance", "malformed")  # fmt: skip
+SHORT = ("kills", "broker_away", "retention", "topic_made_anew", "redis_emptied", "disk_full",
+         "two_instances", "hung_instance", "malformed")  # fmt: skip
 """What the other tests do not break: each of them a flow of its own, some ten seconds."""
 
 

@@ -1,0 +1,381 @@
+"""Rounds in a row computed in one go, bit for bit as one after the other: for whoever replays them.
+
+A round of a thousand rows costs its calls, an entity type and group each, more than its rows. What
+an entity does depends on the order of its rows alone, so rounds may pass the kernels together
+wherever no entity has a row that sorts before one of its rows of an earlier round. What a round
+itself decides, verdicts, silence, who is forgotten, is done round by round all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.absences import Absences, Named, Names
+from features.batch import EventBatch, Float64, Int64
+from features.catalog import Catalog
+from features.events import event_code
+from features.labels import Label
+from features.rows import GroupFeatures
+from features.silence import DUE, GAPS, KNOWN_FROM, TOLD
+from features.split import split
+from features.state import EntityState
+
+__all__ = ["SpanFeatures", "SpanRows", "join_spans", "merge_spans", "pass_rounds", "split_span"]
+
+Int16 = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRows:
+    """What one lane sends to one shard group of R rounds in a row.
+
+    Parameters
+    ----------
+    lane : the sender, -1 once merged
+    clock_us, due_us : of each round, see `features.rows.GroupRows`; R of them
+    heads, reals : as there; round after round, each in the global order
+    ends : entity type -> int64 (R,), where the rows of each round end
+    labels : by round, verdicts that become known before its rows
+    names : as there, of all rounds
+    """
+
+    lane: int
+    clock_us: tuple[int, ...]
+    due_us: tuple[int, ...]
+    heads: dict[str, Int64] = field(default_factory=dict)
+    reals: dict[str, Float64] = field(default_factory=dict)
+    ends: dict[str, Int64] = field(default_factory=dict)
+    labels: tuple[tuple[Label, ...], ...] = ()
+    names: dict[str, Named] = field(default_factory=dict)
+
+    def pieces(self) -> Iterator[tuple[int, SpanRows]]:
+        """Rounds between verdicts, and which is the first of them; the last piece has the names too
+        that the others have."""
+        rounds = len(self.clock_us)
+        begins = [r for r in range(rounds) if r == 0 or (self.labels and self.labels[r])]
+        if len(begins) == 1:
+            yield 0, self
+            return
+        for first, end in pairwise([*begins, rounds]):
+            piece = SpanRows(
+                self.lane, self.clock_us[first:end], self.due_us[first:end],
+                labels=self.labels[first:end], names=self.names,
+            )  # fmt: skip
+            for entity, ends in self.ends.items():
+                begin, stop = int(ends[first - 1]) if first else 0, int(ends[end - 1])
+                if stop > begin:
+                    piece.heads[entity] = self.heads[entity][begin:stop]
+                    piece.reals[entity] = self.reals[entity][begin:stop]
+                    piece.ends[entity] = ends[first:end] - begin
+            yield first, piece
+
+
+@dataclass(frozen=True, slots=True)
+class SpanFeatures:
+    """What one group computed of R rounds in a row.
+
+    Parameters
+    ----------
+    lanes : lane -> its rows' features, counted through all rounds
+    absences : by round, lane -> what the group tells of silence
+    """
+
+    lanes: dict[int, GroupFeatures]
+    absences: list[dict[int, list[Absences]]]
+
+
+def split_span(
+    catalog: Catalog,
+    batches: dict[str, EventBatch],
+    bounds: Mapping[str, Int64],
+    groups: int,
+    lane: int,
+    clock_us: tuple[int, ...],
+    due_us: tuple[int, ...],
+    names: Names,
+    labels: tuple[tuple[Label, ...], ...] = (),
+    only: frozenset[int] | None = None,
+) -> list[SpanRows]:
+    """The rows each group gets of one lane's rounds.
+
+    Parameters
+    ----------
+    batches : event type -> events, round after round, each round in order
+    bounds : event type -> int64 (R + 1,), where the rounds begin and end in its batch
+    groups, lane, names : see `features.split.split`
+    clock_us, due_us, labels : see `SpanRows`
+    only : groups that get rows; None: all
+
+    Returns
+    -------
+    list of `groups` SpanRows; index is the group
+    """
+    rounds = len(clock_us)
+    of_row = {name: np.repeat(np.arange(rounds), np.diff(bounds[name])) for name in batches}
+    parts = split(catalog, batches, groups, lane, names=names, rounds=of_row, only=only)
+    codes = {name: event_code(name) for name in batches}
+    first, begin = np.zeros(max(codes.values(), default=0) + 1, np.int64), 0
+    for name, of in of_row.items():
+        first[codes[name]], begin = begin, begin + len(of)
+    joined = np.concatenate([np.zeros(0, np.int64), *of_row.values()])
+    numbers = np.arange(rounds)
+    found = []
+    for part in parts:
+        ends = {
+            entity: np.searchsorted(joined[first[head[:, 2]] + head[:, 4]], numbers, side="right")
+            for entity, head in part.heads.items()
+        }
+        found.append(
+            SpanRows(lane, clock_us, due_us, part.heads, part.reals, ends, labels, part.names)
+        )
+    return found
+
+
+def merge_spans(parts: Sequence[SpanRows]) -> SpanRows:
+    """The parts of several lanes as one, each round in the global order; see `rows.merge`.
+
+    A lane that has ended has fewer rounds than the others.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    rounds = max(len(part.clock_us) for part in parts)
+    present = [[part for part in parts if len(part.clock_us) > r] for r in range(rounds)]
+    clock_us = tuple(max(part.clock_us[r] for part in parts) for r, parts in enumerate(present))
+    due_us = []
+    for r, here in enumerate(present):
+        told = [part.due_us[r] for part in here]
+        due_us.append(min((us for us in told if us > 0), default=max(told)))
+    labels = tuple(
+        tuple(label for part in here if part.labels for label in part.labels[r])
+        for r, here in enumerate(present)
+    )
+    merged = SpanRows(-1, clock_us, tuple(due_us), labels=labels)
+    for entity in dict.fromkeys(e for part in parts for e in part.heads):
+        mine = [part for part in parts if entity in part.heads]
+        head = np.concatenate([part.heads[entity] for part in mine])
+        real = np.concatenate([part.reals[entity] for part in mine])
+        of = np.concatenate([_round_of(part.ends[entity]) for part in mine])
+        order = np.lexsort((head[:, 3], head[:, 6], head[:, 5], head[:, 2], head[:, 1], of))
+        merged.heads[entity], merged.reals[entity] = head[order], real[order]
+        merged.ends[entity] = np.searchsorted(of[order], np.arange(rounds), side="right")
+    for entity in dict.fromkeys(e for part in parts for e in part.names):
+        named = [part.names[entity] for part in parts if entity in part.names]
+        keys, texts = (np.concatenate(columns) for columns in zip(*named, strict=True))
+        merged.names[entity] = keys, texts
+    return merged
+
+
+def _round_of(ends: Int64) -> Int64:
+    """int64 (n,), the round of each row."""
+    return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+
+def join_spans(found: Sequence[SpanFeatures]) -> SpanFeatures:
+    """What a group computed of rounds in a row, in pieces."""
+    if len(found) == 1:
+        return found[0]
+    lanes: dict[int, GroupFeatures] = {}
+    for lane in dict.fromkeys(lane for one in found for lane in one.lanes):
+        mine = [one.lanes[lane] for one in found if lane in one.lanes]
+        lanes[lane] = GroupFeatures(
+            lane,
+            {key: _chained([one.parts[key] for one in mine if key in one.parts])
+             for key in dict.fromkeys(key for one in mine for key in one.parts)},
+            {name: _chained([one.sequences[name] for one in mine if name in one.sequences])
+             for name in dict.fromkeys(name for one in mine for name in one.sequences)},
+        )  # fmt: skip
+    return SpanFeatures(lanes, [told for one in found for told in one.absences])
+
+
+def _chained(parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> tuple[Int64, npt.NDArray[Any]]:
+    """Rows and what they have, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([of for _, of in parts])
+
+
+def pass_rounds(
+    state: EntityState,
+    head: Int64,
+    reals: Float64,
+    ends: Int64,
+    clock_us: Sequence[int],
+    due_us: Sequence[int],
+    names: Named | None,
+    after: Callable[[int, int], None],
+) -> tuple[Float64, Int16 | None]:
+    """Let the rows of rounds pass, as many rounds together as may.
+
+    Parameters
+    ----------
+    state : whose rows
+    head, reals, ends, names : of `SpanRows`
+    clock_us, due_us : of the rounds
+    after : where the entity type has a rhythm, called at the end of a round with how many rounds
+        have passed since the last call; not of rounds in which nobody is due and none was
+
+    Returns
+    -------
+    float64 (n, width) and int16 (own rows, 16, 12) or None, see `EntityState.process`
+    """
+    outs: list[Float64] = []
+    vectors: list[Int16] = []
+    starts = [0, *ends.tolist()]
+    first, rounds = 0, len(starts) - 1
+    while first < rounds:
+        end = _together(state, head, starts, clock_us, first)
+        begin, stop = starts[first], starts[end]
+        heard: list[tuple[Int64, Int64]] | None = None
+        if stop > begin:
+            heard = state.hold_back() if end > first + 1 else None
+            clock = max(clock_us[r] for r in range(first, end) if starts[r + 1] > starts[r])
+            out, emitted, _ = state.process(head[begin:stop], reals[begin:stop], -1, clock)
+            state.go_on()
+            outs.append(out)
+            if emitted is not None:
+                vectors.append(emitted)
+            if names is not None:
+                state.name(*names)
+        if state.wheel is not None:
+            if heard is not None and len(heard) > 1:
+                slots, marked = (np.concatenate(part) for part in zip(*heard, strict=True))
+                heard = [(slots, marked)]
+            at = [start - begin for start in starts[first : end + 1]]
+            _end_rounds(state, heard, at, due_us[first:end], partial(_from, first, after))
+        first = end
+    if not outs:
+        return np.zeros((0, state.plan.width)), None
+    values = outs[0] if len(outs) == 1 else np.concatenate(outs)
+    if not vectors:
+        return values, None
+    return values, vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+
+
+def _from(first: int, after: Callable[[int, int], None], r: int, rounds: int) -> None:
+    """Call `after` with rounds counted from another one."""
+    after(first + r, rounds)
+
+
+def _end_rounds(
+    state: EntityState,
+    heard: Sequence[tuple[Int64, Int64]] | None,
+    starts: Sequence[int],
+    due_us: Sequence[int],
+    after: Callable[[int, int], None],
+) -> None:
+    """Let rhythms hear of rows that were held back, round by round, and speak after each.
+
+    Parameters
+    ----------
+    heard : slots and rows of all rounds; None where they have been heard of
+    starts : (R + 1,), where the rows of each round begin
+    due_us, after : of R rounds, see `pass_rounds`
+    """
+    rounds = len(due_us)
+    for r in range(rounds):
+        _hear(state, heard, starts[r], starts[r + 1])
+        after(r, 1)
+        if r == 0 and rounds > 1 and _quiet(state, heard, starts[1], max(due_us)):
+            _hear(state, heard, starts[1], starts[-1])
+            after(rounds - 1, rounds - 1)
+            return
+
+
+def _hear(
+    state: EntityState, heard: Sequence[tuple[Int64, Int64]] | None, begin: int, end: int
+) -> None:
+    """Let rhythms hear of rows of those that were held back."""
+    for slots, head in heard or ():
+        if end > begin:
+            state.listen(slots[begin:end], head[begin:end])
+
+
+def _quiet(
+    state: EntityState, heard: Sequence[tuple[Int64, Int64]] | None, begin: int, until_us: int
+) -> bool:
+    """Whether there is nothing to tell of silence in rounds to come, as their rows are heard of.
+
+    Nobody is due, nobody who was told of speaks again, nobody gets a rhythm.
+    """
+    arrays = state.arrays
+    ints, floats = arrays["silence_ints"], arrays["silence_floats"]
+    due_us = ints[: state.table.used, DUE]
+    if np.any((due_us > 0) & (due_us < until_us)):
+        return False
+    slots = np.concatenate([np.zeros(0, np.int64), *(slots[begin:] for slots, _ in heard or ())])
+    gaps = floats[slots, GAPS]
+    nears = (gaps < KNOWN_FROM) & (gaps + np.bincount(slots)[slots] >= KNOWN_FROM)
+    return not (np.any(ints[slots, TOLD] > 0) or np.any(nears))
+
+
+def _together(
+    state: EntityState, head: Int64, starts: Sequence[int], clock_us: Sequence[int], first: int
+) -> int:
+    """The round before which those from `first` on may pass together; at least one does.
+
+    Not where the log of late rows begins a generation, or a row needs no log; not where an entity
+    may have a row before one of its earlier rounds. Where silence counts, none may be late at all.
+    """
+    late, rounds = state.late, len(starts) - 1
+    if late.late_us == 0:
+        return rounds
+    times = head[:, 1]
+    stop = _spoken(state, head, starts, first) if state.wheel is not None else rounds
+    clock, newest = late.clock_us, late.newest_us
+    begin_us = before_us = top = 0
+    old = False
+    for r in range(first, rounds):
+        begin, end = starts[r], starts[r + 1]
+        if end == begin:
+            continue
+        if r > first and r >= stop:
+            return r
+        first_us, last_us = int(times[begin]), int(times[end - 1])
+        since_us = clock_us[r] - late.late_us
+        far = newest < first_us < since_us  # so far back in order that no log is needed
+        if not begin_us:
+            begin_us, before_us, old = first_us, newest, far
+        elif (
+            last_us < newest
+            or far != old
+            or not (old or begin_us >= since_us or begin_us <= before_us)
+            or (first_us <= top and _meets(head, starts[first], begin, end, top))
+        ):
+            return r
+        if not old and not late.calm(clock, newest, first_us, clock_us[r]):
+            return max(r, first + 1)
+        top, newest, clock = max(top, last_us), max(newest, last_us), max(clock, clock_us[r])
+    return rounds
+
+
+def _meets(head: Int64, first: int, begin: int, end: int, top: int) -> bool:
+    """Whether a row of a round is of an entity that has one as late or later in rounds before it.
+
+    Parameters
+    ----------
+    first, begin, end : where the rounds before begin, where this one begins and ends
+    top : newest time of the rounds before
+    """
+    overlap = begin + int(np.searchsorted(head[begin:end, 1], top, side="right"))
+    before = head[first:begin]
+    before = before[before[:, 1] >= head[begin, 1]]
+    return bool(np.isin(head[begin:overlap, 0], before[:, 0]).any())
+
+
+def _spoken(state: EntityState, head: Int64, starts: Sequence[int], first: int) -> int:
+    """The first round with a row that is no newer than what its entity has had; their number where
+    there is none."""
+    rows = head[starts[first] :]
+    slots = state.table.find(rows[:, 0].view(np.uint64))
+    known_us = np.where(slots >= 0, state.table.newest_us[slots], -1)
+    late = np.flatnonzero(rows[:, 1] <= known_us)
+    if not len(late):
+        return len(starts) - 1
+    return int(np.searchsorted(starts, starts[first] + late[0], side="right")) - 1
