@@ -57,7 +57,7 @@ REASON_CHARS_MAX = 200
 Rows = npt.NDArray[np.intp]
 
 _Round = tuple[int, str, str]
-"""Round, event type, bundle."""
+"""Round, event type, bundle. Notes have an empty one for that of the settings, answers its id."""
 
 
 def _named(detector: str, bundle: str) -> str:
@@ -154,7 +154,8 @@ class _Recalled:
     Parameters
     ----------
     log : of the lane
-    whose : round, event type, bundle
+    whose : round, event type, bundle; always by its id: that of the settings may be another one
+        after a restart
     fresh : detector -> what it answered now, which is not kept yet
     """
 
@@ -188,6 +189,7 @@ class Ballots:
     say : takes a sentence when a detector begins to fail
     replaying : a replay does without the votes that were missing then, and notes nothing
     fence : called before a note is written; raises where another flow has the folder now
+    until_round : the last round that is scored; None: there is no end
     """
 
     def __init__(
@@ -198,7 +200,9 @@ class Ballots:
         say: Callable[[str], None],
         replaying: bool = False,
         fence: Callable[[], None] = lambda: None,
+        until_round: int | None = None,
     ) -> None:
+        self._until_round = until_round
         self._replaying, self._fence = replaying, fence
         self._state_dir, self._after_round = state_dir, after_round
         self._patience_s, self._say = 0.0 if replaying else patience_s, say
@@ -238,7 +242,8 @@ class Ballots:
         answers: dict[Whose, tuple[Answer, int]] = {}
         begun: dict[str, tuple[_Task, Future[ScoreMatrix]]] = {}
         recalled = {
-            name: _Recalled(self._answers[lane], (round_, name, bundle)) for name in features
+            name: _Recalled(self._answers[lane], (round_, name, scorer.bundle.id))
+            for name in features
         }
         for name, matrix in features.items():
             noted = known.pop((round_, name, bundle), {})
@@ -257,7 +262,8 @@ class Ballots:
                     )
             self._note(lane, round_, task, len(features[name]))
             for detector, answer in kept.fresh.items():
-                answers[round_, name, bundle, detector] = answer, len(features[name])
+                whose = round_, name, scorer.bundle.id, detector
+                answers[whose] = answer, len(features[name])
             found[name] = scores, task.known | task.missed
         if answers:
             self._fence()
@@ -367,7 +373,7 @@ class Ballots:
         """What is noted of a lane's rounds since the manifest, read once."""
         if lane not in self._known:
             folder = journal_folder(self._state_dir, lane)
-            self._answers[lane] = AnswerLog(folder, self._after_round())
+            self._answers[lane] = AnswerLog(folder, self._after_round(), self._until_round)
             path = folder / MISSED_FILE
             self._notes[lane] = RoundNotes(path)
             known: dict[_Round, dict[str, Missed]] = {}

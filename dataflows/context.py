@@ -212,7 +212,7 @@ class Context:
             self.scorer,
             self.settings.bundle,
             fixed=replaying is not None and replaying.base_alone,
-            placed=None if self.remotes is None else partial(self.remotes.placed, own=False),
+            placed=None if self.remotes is None else self.remotes.beside,
         )
         self.ballots = Ballots(
             self.settings.state_dir,
@@ -221,6 +221,7 @@ class Context:
             self.telemetry.say,
             replaying=self.replaying is not None,
             fence=self.fence,
+            until_round=None if replaying is None else replaying.last,
         )
         self.telemetry.missed_votes = self.ballots.missed
         if self.remotes is not None:

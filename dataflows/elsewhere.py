@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataflows.settings import Settings
 from features.batch import FeatureMatrix, Float64
+from features.errors import AnswerError, ConfigError
 from models.base import Detector
 from models.bundle import Bundle
 
@@ -71,6 +72,17 @@ class Remotes:
         }
         return replace(bundle, models=models)
 
+    def beside(self, bundle: Bundle) -> Bundle:
+        """A bundle beside that of the settings, in which detector `remote` is asked elsewhere.
+
+        Raises
+        ------
+        ConfigError : it cannot be asked, see `begin`
+        """
+        found = self.placed(bundle, own=False)
+        self.begin()
+        return found
+
     def in_training(
         self, event_type: str, detectors: Mapping[str, Detector]
     ) -> dict[str, Detector]:
@@ -96,7 +108,7 @@ class Remotes:
         """What was asked, in counts; nothing where nobody is to be asked."""
         if self._client is None:
             return {}
-        told: dict[str, Any] = asdict(self._client.tally)
+        told: dict[str, Any] = asdict(self._client.counts())
         unanswered = told.pop("unanswered")
         return told | {f"unanswered_{kind}": count for kind, count in unanswered.items()}
 
@@ -136,7 +148,11 @@ class Remotes:
         """float64 (n,), see `models.detectors.remote.Client.ask`."""
         if not reads:
             features = replace(features, sequence=None)
-        return self._open().ask(event_type, detector, bundle, features)
+        try:
+            client = self._open()
+        except ConfigError as error:  # whoever has not called `begin` hears of it here
+            raise AnswerError("rubbish", str(error)) from None
+        return client.ask(event_type, detector, bundle, features)
 
     def _open(self) -> Client:
         """The client of this process."""

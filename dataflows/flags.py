@@ -153,7 +153,7 @@ class FlagFollower:
         self._context = EvaluationContext(
             targeting_key="waxwing", attributes={"state_dir": str(settings.state_dir)}
         )
-        self._seen = _said_before(settings)
+        self._seen, self._tried = _said_before(settings)
         self._faults: dict[str, str] = {}
 
     def look(self) -> list[dict[str, Any]]:
@@ -186,6 +186,8 @@ class FlagFollower:
             return None
         try:
             record = self._record(flag, text, before)
+            if flag == _CANDIDATE and record is not None:
+                self._make_room(record)
         except WaxwingError as error:
             self._fault(flag, str(error))
             return None
@@ -193,10 +195,33 @@ class FlagFollower:
         self._seen[flag] = text
         if record is None:
             return None
-        record |= {"id": uuid.uuid4().hex, "by": BY, "why": _why(flag, text)}
+        if flag == _CANDIDATE:
+            self._tried = "" if record["stage"] == "off" else record["bundle"]
+        return self._written(record, _why(flag, text))
+
+    def _written(self, record: dict[str, Any], why: str) -> dict[str, Any]:
+        """Write a record, and say so."""
+        record |= {"id": uuid.uuid4().hex, "by": BY, "why": why}
         where = write_record(self._settings, record)
-        self._say(f"{record['why']}: {stages.said(record)}; written to {where}")
+        self._say(f"{why}: {stages.said(record)}; written to {where}")
         return record
+
+    def _make_room(self, record: dict[str, Any]) -> None:
+        """Take off the bundle that was tried until now, where another one follows it.
+
+        Else the former would stay beside the new one, as a canary with a say on its entities.
+        """
+        there = self._tried
+        if there in ("", record["bundle"]) or self._is_live(there):
+            return
+        # Without the flag's text: it is followed only once the new bundle's record is written.
+        self._written(_taken_off(there), f"flag {_CANDIDATE} names another bundle")
+        self._tried = ""
+
+    def _is_live(self, bundle: str) -> bool:
+        """Whether what was tried decides by now: then it is not taken off."""
+        known = stages.in_force(self._settings).control.bundles
+        return known.get(bundle, ("off",))[0] == "live"
 
     def _record(self, flag: str, text: str, before: str) -> dict[str, Any] | None:
         """The record that a flag asks for; None where it is in force before the flag was ever seen.
@@ -206,10 +231,10 @@ class FlagFollower:
         WaxwingError : it asks for what cannot be
         """
         if flag == _CANDIDATE and text == "off":
-            if not before or before == "off":
+            # By the id that was written then: at its place may be another bundle by now, or none.
+            if not self._tried or self._is_live(self._tried):
                 return None
-            there = asked_of(flag, before)
-            record = {"kind": "bundle", "bundle": there["bundle"], "stage": "off"}
+            record = _taken_off(self._tried)
         else:
             record = asked_of(flag, text)
         parse_record(json.dumps(record), self._names if record["kind"] == "stage" else None)
@@ -225,6 +250,8 @@ class FlagFollower:
             unchanged = ("live" if name == live else "off", 100.0)
         stage, percent = known.get(name, unchanged)
         same = stage == record["stage"] and percent == record.get("percent", 100.0)
+        if same and flag == _CANDIDATE:
+            self._tried = record["bundle"]
         return None if same else record
 
     def _fault(self, flag: str, text: str) -> None:
@@ -239,12 +266,22 @@ def _why(flag: str, text: str) -> str:
     return f"flag {flag} = {text}"
 
 
-def _said_before(settings: Settings) -> dict[str, str]:
-    """Flag -> the text that was written last for it, as far as the journal reaches back."""
-    seen = {}
+def _taken_off(bundle: str) -> dict[str, Any]:
+    """The record that takes a bundle off."""
+    return {"kind": "bundle", "bundle": bundle, "stage": "off"}
+
+
+def _said_before(settings: Settings) -> tuple[dict[str, str], str]:
+    """Flag -> the text that was written last for it, as far as the journal reaches back; and the
+    id of the bundle that the candidate's flag has tried last, empty where it was taken off."""
+    seen, tried = {}, ""
     for change in stages.history(settings):
         record = change["record"]
         flag, equals, text = str(record.get("why", "")).partition(" = ")
-        if record.get("by") == BY and equals:
+        if record.get("by") != BY:
+            continue
+        if equals:
             seen[flag.removeprefix("flag ")] = text
-    return seen
+        if flag.startswith(f"flag {_CANDIDATE}"):
+            tried = "" if record.get("stage") == "off" else record.get("bundle", "")
+    return seen, tried

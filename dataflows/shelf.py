@@ -132,7 +132,10 @@ def load_scorer(
     BundleError : it is damaged, of another catalogue or currency, or with a detector nobody knows
     """
     bundle = Bundle.load(path, cat)
-    bundle = bundle if placed is None else placed(bundle)
+    try:
+        bundle = bundle if placed is None else placed(bundle)
+    except ConfigError as error:
+        raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
     made, wanted = (
         (b.training.get("currency") or {}).get("base", "") for b in (bundle, base.bundle)
     )

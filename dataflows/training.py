@@ -219,7 +219,7 @@ def train_files(
     from_us = 0 if learn_from is None else moment_us(learn_from)
     files = FileReader(settings)
     reader: LaneReader = Blind(files) if blind else files
-    rows = max(files.events_whole.values(), default=0)
+    rows = max(files.events_max.values(), default=0)
     say(f"history of {', '.join(settings.file_paths)}: up to {rows:,} events a type")
     collector = Collector(cat, from_us, min(1.0, ROWS_WANTED / max(rows, 1)), labels)
     try:

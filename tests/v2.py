@@ -37,7 +37,10 @@ class Script:
         self.faults: list[str] = []
         """What to do wrong, a request each: 500, 503, 400, rubbish, shape, name, bundle, infinite,
         slow, close (without an answer), left (closed in silence after an answer), plain (numbers
-        not as bytes), column (a column beside it)."""
+        not as bytes), column (a column beside it), gzip (says so, and is not), wraps and nowhere
+        (shapes that no array has)."""
+        self.encodings: set[str] = set()
+        """Those of a reply that were asked for over HTTP."""
         self.asked: list[tuple[str, dict[str, tuple[str, tuple[int, ...]]]]] = []
         """Each request: its model, and the datatype and shape of its inputs."""
         self.released = threading.Event()
@@ -122,19 +125,22 @@ def _handler(script: Script) -> type[BaseHTTPRequestHandler]:
             if fault == "rubbish":
                 self.send(200, b"\x00\xffnothing", 3)
                 return
-            output = {"name": name, "datatype": "FP64", "shape": list(values.shape)}
-            raw = values.tobytes()
+            shape, raw = _shaped(fault, values)
+            output = {"name": name, "datatype": "FP64", "shape": shape}
             if fault == "plain":
                 flat = [None if np.isnan(v) else v for v in values.ravel().tolist()]
                 output["data"], raw = flat, b""
             else:
                 output["parameters"] = {"binary_data_size": len(raw)}
             text = json.dumps({"outputs": [output], "parameters": {"bundle_id": bundle}}).encode()
-            self.send(200, text + raw, len(text) if raw else None)
+            self.send(200, text + raw, len(text) if raw else None, fault == "gzip")
             self.close_connection = fault == "left"
 
-        def send(self, status: int, body: bytes, length: int | None) -> None:
+        def send(self, status: int, body: bytes, length: int | None, packed: bool = False) -> None:
+            script.encodings.add(str(self.headers["Accept-Encoding"]))
             self.send_response(status)
+            if packed:
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
             if length is not None:
                 self.send_header("Inference-Header-Content-Length", str(length))
@@ -145,6 +151,15 @@ def _handler(script: Script) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _shaped(fault: str, values: Any) -> tuple[list[int], bytes]:
+    """The shape that the reply says, and its numbers."""
+    if fault == "wraps":  # in 64 bits the product is the number of rows
+        return [1 << 32, 1 << 32, len(values)], b""
+    if fault == "nowhere":
+        return [0, 1 << 40, 1 << 40], b""
+    return list(values.shape), values.tobytes()
 
 
 class _Servicer(stubs.GRPCInferenceServiceServicer):
@@ -170,10 +185,10 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):
             context.abort(codes[fault], "told to")
         reply = pb.ModelInferResponse(model_name=request.model_name)
         reply.parameters["bundle_id"].string_param = bundle
-        output = reply.outputs.add(name=name, datatype="FP64", shape=values.shape)
+        shape, whole = _shaped(fault, values)
+        output = reply.outputs.add(name=name, datatype="FP64", shape=shape)
         if fault == "plain":
             output.contents.fp64_contents.extend(values.ravel())
         else:
-            raw = values.tobytes()
-            reply.raw_output_contents.append(raw[:3] if fault == "rubbish" else raw)
+            reply.raw_output_contents.append(whole[:3] if fault == "rubbish" else whole)
         return reply

@@ -122,11 +122,6 @@ class FileReader:
         return {f.name: len(f.keys) for f in self._files}
 
     @property
-    def events_whole(self) -> dict[str, int]:
-        """Event type -> most events that its file makes, whatever the settings leave out."""
-        return {f.name: len(f.keys) * f.width for f in self._files}
-
-    @property
     def span(self) -> str:
         """First and last event time of all rows, for people."""
         keys = [k for f in self._files if len(f.keys) for k in (f.keys[0], f.keys[-1])]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ _LINE_BYTES_MAX = 2_000
 Rows = npt.NDArray[np.intp]
 
 Whose = tuple[int, str, str, str]
-"""Round, event type, bundle (empty: that of the settings), detector."""
+"""Round, event type, id of the bundle, detector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class AnswerLog:
     ----------
     folder : of the lane's journal
     after_round : answers of later rounds are looked up
+    until_round : and of no round after this one, and nothing is appended; None: of all
     segment_bytes : see SEGMENT_BYTES
 
     Raises
@@ -94,7 +96,11 @@ class AnswerLog:
     """
 
     def __init__(
-        self, folder: Path, after_round: int = 0, segment_bytes: int = SEGMENT_BYTES
+        self,
+        folder: Path,
+        after_round: int = 0,
+        until_round: int | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._journal, self._folder = folder, folder / ANSWERS_FOLDER
         self._segment_bytes = segment_bytes
@@ -106,11 +112,16 @@ class AnswerLog:
             last = i + 1 == len(segments)
             if not last and int(segments[i + 1].stem) <= after_round:
                 continue
+            # One segment beyond: a flow that went back to its manifest and asked again, of another
+            # bundle, wrote the answers into the last one there was.
+            if until_round is not None and i and int(segments[i - 1].stem) > until_round:
+                break
             found = list(_records(path, torn=last))
             if last:
                 found = _whole(found)
                 self._size = found[-1][1].at + found[-1][1].bytes if found else 0
-            self._places |= {w: p for w, p in found if p.round > after_round}
+            end = math.inf if until_round is None else until_round
+            self._places |= {w: p for w, p in found if after_round < p.round <= end}
 
     def take(self, whose: Whose) -> Answer | None:
         """An answer that was given, once: a round is scored once. None where there is none.
@@ -162,15 +173,19 @@ class AnswerLog:
 
     def _open(self, first_round: int) -> Any:
         """The file to write to."""
-        if self._file is not None and self._size < self._segment_bytes:
-            return self._file
-        segments = self._segments()
-        if self._file is None and segments and self._size < self._segment_bytes:
+        segments = self._segments() if self._file is None or self._is_full else []
+        if self._file is None and segments:
+            # Also where a new one is begun: only the last may have a torn end.
             self._file = segments[-1].open("ab", buffering=0)
             self._file.truncate(self._size)
-            return self._file
+        if self._file is not None:
+            if not self._is_full:
+                return self._file
+            os.fdatasync(self._file.fileno())
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
+        if segments:  # after a restart from an earlier round, too, what is written is the last
+            first_round = max(first_round, int(segments[-1].stem))
         path = self._folder / f"{first_round:020d}{_ENDING}"
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
@@ -178,6 +193,11 @@ class AnswerLog:
         fsync_folder(self._folder.parent)
         self._forget()
         return self._file
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether a new segment is due."""
+        return self._size >= self._segment_bytes
 
     def _forget(self) -> None:
         """Remove segments of rounds that the journal has no more."""

@@ -55,8 +55,9 @@ CHECK_S = 2.5 * BEAT_S
 `LEASE_S`, before which nobody on another machine takes over."""
 
 LOOK_S = 0.5
-"""Age of the last look of a process that is no holder and does not beat. A look takes 60 us of a
-local disk, measured 2026-11-30; chosen: about a thousandth of the time even where it takes ten times as long."""
+"""Age of the last look of a process that is no holder and does not beat. A look takes 60 us of CPU
+on a local disk, measured 2026-11-30; chosen: about a thousandth of the time even where it takes ten
+times as long."""
 
 _NAME = "lease.json"
 

@@ -46,15 +46,9 @@ class Breaker:
         self._until: float | None = None
         self._trying = False
 
-    @property
-    def state(self) -> str:
-        """`closed`, `open`, or `half_open` while the one call is on its way."""
-        if self._until is None:
-            return "closed"
-        return "half_open" if self._trying else "open"
-
     def may_ask(self) -> bool:
-        """Whether a call may be made now; who is told so says `success` or `fault` after it."""
+        """Whether a call may be made now; who is told so says `success`, `fault` or `unasked`
+        after it."""
         with self._lock:
             if self._until is None:
                 return True
@@ -69,6 +63,11 @@ class Breaker:
             was, self._until, self._faults, self._trying = self._until, None, 0, False
         if was is not None:
             self._told("closed")
+
+    def unasked(self) -> None:
+        """The call was not made after all: that says nothing of who was to be asked."""
+        with self._lock:
+            self._trying = False
 
     def fault(self) -> None:
         """A call was not, or wrongly."""

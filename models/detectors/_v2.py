@@ -9,6 +9,7 @@ Source: the protocol's `open_inference_grpc.proto` and its binary tensor extensi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +179,9 @@ def rest_reply(body: bytes, json_bytes: int | None, output: str) -> Reply:
             if i == found:
                 values = _array(datatype, one["shape"], raw, output)
         return Reply(str((head.get("parameters") or {}).get("bundle_id", "")), values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise AnswerError(
             "rubbish", f"the reply is not one of the protocol ({type(error).__name__}: {error})"
         ) from None
@@ -199,9 +202,12 @@ def _array(datatype: str, shape: list[Any], raw: bytes, output: str) -> Float64:
     if dtype is None:
         raise AnswerError("rubbish", f"output {output!r} is {datatype}, expected FP64 or FP32")
     sizes = [int(n) for n in shape]
-    wanted = int(np.prod(sizes, dtype=np.int64)) * np.dtype(dtype).itemsize
+    wanted = math.prod(sizes) * np.dtype(dtype).itemsize  # not of numpy: it must not wrap
     if min(sizes, default=0) < 0 or wanted != len(raw):
         raise AnswerError(
             "rubbish", f"output {output!r} of shape {sizes} has {len(raw)} bytes, not {wanted}"
         )
-    return np.frombuffer(raw, dtype).reshape(sizes).astype(np.float64)
+    try:
+        return np.frombuffer(raw, dtype).reshape(sizes).astype(np.float64)
+    except ValueError:  # nothing, in more places than there are
+        raise AnswerError("rubbish", f"output {output!r} has the shape {sizes}") from None

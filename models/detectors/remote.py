@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import httpx
@@ -48,6 +48,8 @@ Origin: gRPC servers refuse more than 4 MiB unless they are told otherwise."""
 RECONNECT_MS = 500
 """Longest wait of gRPC between two tries to connect. Chosen: its own, up to two minutes, would
 leave a server that is back alone for as long."""
+
+_NO_TURN = "its turn never came, other models answer slowly"
 
 _DTYPES = {"FP64": np.float64, "FP32": np.float32}
 
@@ -124,6 +126,7 @@ class _Rest:
         headers = {
             "Content-Type": "application/octet-stream",
             "Inference-Header-Content-Length": str(json_bytes),
+            "Accept-Encoding": "identity",  # numbers; and nothing grows when it is unpacked
         }
         left_s = max(until - self._clock(), 0.001)
         where = f"{self._url}/v2/models/{model}/infer"
@@ -137,6 +140,8 @@ class _Rest:
         except (httpx.TransportError, httpx.StreamError) as error:
             # Asking twice does no harm, and a server closes a kept connection when it likes to.
             raise _Again("connection", f"no connection ({type(error).__name__})") from None
+        except httpx.RequestError as error:  # packed all the same, and wrongly
+            raise AnswerError("rubbish", f"no reply to read ({type(error).__name__})") from None
         if reply.status_code in (429, 502, 503, 504):
             raise _Again("status", f"status {reply.status_code}")
         if reply.status_code != 200:
@@ -270,8 +275,16 @@ class Client:
             answer = self._asked(model, bundle, features)
         except AnswerError as error:
             self._count(error.kind)
-            breaker.fault()
+            if error.kind == "busy":
+                breaker.unasked()
+            else:
+                breaker.fault()
             raise AnswerError(error.kind, f"{model} at {self.endpoint.url}: {error}") from None
+        except Exception as error:  # what a reply nobody has thought of leads to
+            self._count("rubbish")
+            breaker.fault()
+            said = f"{model} at {self.endpoint.url}: {type(error).__name__}: {error}"
+            raise AnswerError("rubbish", said) from error
         except BaseException:
             breaker.fault()
             raise
@@ -280,10 +293,10 @@ class Client:
             self.tally.rows += len(features)
         return answer
 
-    def state(self) -> dict[str, str]:
-        """Model -> whether it is asked: closed, half_open, or open."""
+    def counts(self) -> Tally:
+        """What was asked until now, a copy."""
         with self._lock:
-            return {model: breaker.state for model, breaker in self._breakers.items()}
+            return replace(self.tally, unanswered=dict(self.tally.unanswered))
 
     def close(self) -> None:
         """Let go of threads and connections; what is on its way ends by its time-out."""
@@ -319,14 +332,18 @@ class Client:
         wide = sum(array.nbytes for array in tensors.values()) // len(features)
         step = max(min(self.endpoint.batch_rows, REQUEST_BYTES_MAX // max(wide, 1)), 1)
         futures: list[Future[Float64]] = []
+        found: list[Float64] = []
         for at in range(0, len(features), step):
             part = {name: array[at : at + step] for name, array in tensors.items()}
             rows = min(step, len(features) - at)
             futures.append(self._pool.submit(self._batch, model, bundle, part, rows, until))
         try:
-            left_s = [max(until - self._clock(), 0.001) for _ in futures]
-            found = [f.result(s + 0.05) for f, s in zip(futures, left_s, strict=True)]
+            for future in futures:
+                left_s = max(until - self._clock(), 0.001)
+                found.append(future.result(left_s + 0.05))
         except FutureTimeout:
+            if futures[len(found)].cancel():
+                raise AnswerError("busy", _NO_TURN) from None
             raise AnswerError("time_out", "no answer in time") from None
         finally:
             for future in futures:
@@ -346,6 +363,8 @@ class Client:
         self, model: str, bundle: str, tensors: Mapping[str, Any], rows: int, until: float
     ) -> Float64:
         """One request, with its retries."""
+        if self._clock() >= until:  # it has waited for a thread, and nobody was asked
+            raise AnswerError("busy", _NO_TURN)
         for tried in range(self.endpoint.retries + 1):
             with self._lock:
                 self.tally.requests += 1

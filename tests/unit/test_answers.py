@@ -121,6 +121,42 @@ def test_segments_go_with_the_journal_of_their_rounds(tmp_path: Path) -> None:
     assert same(again.take(whose(6)), answer(6)) and same(again.take(whose(7)), answer(7))
 
 
+@pytest.mark.parametrize("lost", [1, 30, 45])
+def test_a_torn_record_is_cut_off_before_the_next_segment_begins(tmp_path: Path, lost: int) -> None:
+    log = AnswerLog(tmp_path, segment_bytes=1)
+    log.append({whose(1): (answer(1), 5), whose(1, "iqr"): (answer(2), 5)})
+    log.close()
+    (path,) = segments(tmp_path)
+    path.write_bytes(path.read_bytes()[:-lost])  # the process ended in that append
+    log = AnswerLog(tmp_path, segment_bytes=1)
+    assert log.take(whose(1, "iqr")) is None
+    log.append({whose(2): (answer(3), 5)})
+    log.close()
+    assert len(segments(tmp_path)) == 2
+    again = AnswerLog(tmp_path)
+    assert same(again.take(whose(1)), answer(1)) and same(again.take(whose(2)), answer(3))
+
+
+def test_answers_of_rounds_after_the_last_one_wanted_are_not_looked_at(tmp_path: Path) -> None:
+    filled(tmp_path, 9, segment_bytes=1).close()
+    segments(tmp_path)[8].write_bytes(b"not looked at either")
+    log = AnswerLog(tmp_path, 2, 5)
+    found = [r for r in range(1, 10) if log.take(whose(r)) is not None]
+    assert found == [3, 4, 5]
+
+
+def test_an_answer_that_was_asked_for_again_after_a_restart_is_found(tmp_path: Path) -> None:
+    filled(tmp_path, 6, segment_bytes=1).close()
+    log = AnswerLog(tmp_path, 4, segment_bytes=1)
+    other = (5, "payment", "b2", "remote")
+    log.append({other: (answer(50), 5)})
+    log.append({(6, *other[1:]): (answer(60), 5)})
+    log.close()
+    for until in (5, 6, None):
+        again = AnswerLog(tmp_path, 4, until)
+        assert same(again.take(other), answer(50)) and same(again.take(whose(5)), answer(5))
+
+
 def test_a_disk_that_refuses_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path)
     (tmp_path / ANSWERS_FOLDER).touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ class Scorer:
 
     detectors = ("good", "bad")
 
-    def __init__(self, bad: Any) -> None:
+    def __init__(self, bad: Any, bundle: str = "a" * 16) -> None:
         self.bad = bad
+        self.bundle = SimpleNamespace(id=bundle)
         self.calls = 0
 
     def far(self, event_type: str) -> frozenset[str]:
@@ -173,6 +175,18 @@ def test_what_was_answered_elsewhere_is_kept_and_nobody_is_asked_again(tmp_path:
             log = tmp_path / "journal/lane-00/answers"
             (log,) = log.iterdir()
             log.write_bytes(log.read_bytes()[:-100])
+
+
+def test_what_the_model_of_another_bundle_answered_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    first = ballots(tmp_path)
+    first.scored(Far(lambda m: m.values[:, 0]), 0, 5, {"payment": features()}, {})
+    first.close()
+    again = ballots(tmp_path)  # the setting `bundle` names another one now
+    other = Far(lambda m: -m.values[:, 0], bundle="b" * 16)
+    found, missed = again.scored(other, 0, 5, {"payment": features()}, {})["payment"]
+    assert other.calls == 1 and not missed
+    np.testing.assert_array_equal(found.scores[:, 1], -np.arange(float(ROWS)))
+    again.close()
 
 
 def test_no_answer_from_elsewhere_is_about_all_rows_and_is_asked_for_once(tmp_path: Path) -> None:

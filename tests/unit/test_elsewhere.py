@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from dataflows.elsewhere import Remotes
 from dataflows.settings import Settings, load
+from dataflows.shelf import load_scorer
 from features.catalog import catalog
-from features.errors import AnswerError, ConfigError
+from features.errors import AnswerError, BundleError, ConfigError
 from models.base import TrainingSet
 from models.bundle import Bundle
 from models.scoring import Scorer
@@ -111,6 +113,20 @@ def test_detectors_of_the_bundle_are_asked_of_a_server_with_the_same_bundle(
     finally:
         script.answer, script.bundle = strangeness, ""
         remotes.close()
+
+
+def test_a_bundle_that_cannot_ask_is_refused_and_no_row_is_blamed(
+    script: Script, folder: Path, rows: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Scorer(Bundle.load(folder, catalog()), DETECTORS)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    remotes = Remotes(settings(script))
+    with pytest.raises(BundleError, match=r"needs grpcio; install it"):
+        load_scorer(folder, catalog(), base, remotes.beside)
+    placed = remotes.placed(Bundle.load(folder, catalog()))
+    with pytest.raises(AnswerError, match="needs grpcio") as told:
+        Scorer(placed, DETECTORS).score(rows.features, {})
+    assert told.value.kind == "rubbish"
 
 
 def test_training_ends_with_a_sentence_where_nobody_answers(rows: TrainingSet) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from openfeature import api
 from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
@@ -13,7 +15,11 @@ from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvid
 from dataflows.control.records import Names
 from dataflows.flags import FlagFollower, asked_of, flag_client
 from dataflows.settings import load
+from dataflows.state.journal import Cut, LaneJournal
+from features.catalog import catalog
 from features.errors import BundleError, ConfigError
+from models.train import train
+from tests.rows import training_set
 
 NAMES = Names({}, ("iqr", "zscore"), ())
 BUNDLE = "0123456789abcdef"
@@ -43,6 +49,15 @@ class Flags:
         return [
             {k: v for k, v in record.items() if k not in ("id", "by", "why")} for record in written
         ]
+
+
+def cut(folder: Path, records: list[dict[str, Any]]) -> None:
+    """A flow has heard these records, one a round, and no others."""
+    shutil.rmtree(folder / "journal", ignore_errors=True)
+    journal = LaneJournal(folder / "journal" / "lane-00", 1 << 20)
+    for round_, record in enumerate(records, 1):
+        journal.append(Cut(round_, round_, {}, 0, control=(record,)))
+    journal.close()
 
 
 @pytest.fixture
@@ -78,6 +93,57 @@ def test_bundles_are_promoted_tried_and_taken_away(flags: Flags) -> None:
     off = {"kind": "bundle", "bundle": other, "stage": "off"}
     assert flags.look(candidate="off") == [off]
     assert flags.look(candidate="off") == []
+
+
+def test_another_candidate_takes_the_place_of_the_one_before(flags: Flags) -> None:
+    other = "f" * 16
+    flags.look(candidate=f"canary 10 {BUNDLE}")
+    control = flags.folder / "control.jsonl"
+    new = {"kind": "bundle", "bundle": other, "stage": "canary", "percent": 10.0}
+    assert flags.look(candidate=f"canary 10 {other}") == [new]
+    lines = [json.loads(line) for line in control.read_text(encoding="utf-8").splitlines()]
+    assert [(line["bundle"], line["stage"]) for line in lines] == [
+        (BUNDLE, "canary"), (BUNDLE, "off"), (other, "canary")
+    ]  # fmt: skip
+    assert flags.look(candidate=f"shadow {other}") == [
+        {"kind": "bundle", "bundle": other, "stage": "shadow"}
+    ]
+    assert len(control.read_text(encoding="utf-8").splitlines()) == 4, "it is the same bundle"
+
+
+def test_off_means_the_bundle_that_was_tried_whatever_lies_at_its_place_now(
+    flags: Flags, tmp_path: Path
+) -> None:
+    place = tmp_path / "candidate"
+    rows = training_set(np.random.default_rng(3), "login", rows=400, odd=20)
+    train({"login": rows}, catalog(), ("zscore",), 1).write(place)
+    (tried,) = flags.look(candidate=f"shadow {place}")
+    assert tried["path"] == str(place)
+    shutil.rmtree(place)
+    off = {"kind": "bundle", "bundle": tried["bundle"], "stage": "off"}
+    assert flags.look(candidate="off") == [off] and flags.said[-1].startswith("flag")
+
+
+def test_a_follower_that_starts_again_knows_what_was_tried(flags: Flags) -> None:
+    other = "f" * 16
+    flags.look(candidate=f"canary 10 {BUNDLE}")
+    flags.look(candidate=f"canary 10 {other}")
+    text = (flags.folder / "control.jsonl").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text.splitlines()]
+    cut(flags.folder, records[:2])  # it ended before the new bundle's record was written
+    again = Flags(flags.folder)
+    assert [r["bundle"] for r in again.look(candidate=f"canary 10 {other}")] == [other]
+    live = {"id": "p", "by": "a person", "kind": "bundle", "bundle": other, "stage": "live"}
+    cut(flags.folder, [*records, live])
+    assert Flags(flags.folder).look(candidate="off") == [], "it decides by now"
+    cut(flags.folder, records)
+    off = {"kind": "bundle", "bundle": other, "stage": "off"}
+    assert Flags(flags.folder).look(candidate="off") == [off]
+    by_hand = [live | {"stage": "shadow"}]
+    cut(flags.folder, by_hand)
+    again = Flags(flags.folder)
+    assert again.look(candidate=f"shadow {other}") == [], "a person has done it"
+    assert again.look(candidate="off") == [off]
 
 
 def test_what_no_record_can_say_is_told_once_and_writes_nothing(flags: Flags) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,94 @@ def test_a_slow_answer_is_not_waited_for(script: Script, protocol: str) -> None:
     one.close()
 
 
+def test_who_waits_behind_another_model_that_hangs_is_not_at_fault(
+    script: Script, protocol: str
+) -> None:
+    one = client(script, protocol, timeout_s=1.0, concurrency=1, breaker_faults=1)
+    script.faults = ["slow"]
+    hanging: list[str] = []
+
+    def hang() -> None:
+        with pytest.raises(AnswerError) as told:
+            one.ask("payment", "zscore", "", features())
+        hanging.append(told.value.kind)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    while not script.asked:
+        thread.join(0.01)
+    one.endpoint = replace(one.endpoint, timeout_s=0.01)  # its turn comes too late
+    with pytest.raises(AnswerError, match="its turn never came") as told:
+        ask(one)
+    assert told.value.kind == "busy"
+    thread.join()
+    assert hanging == ["time_out"] and one.counts().unanswered == {"busy": 1, "time_out": 1}
+    script.released.set()
+    one.endpoint = replace(one.endpoint, timeout_s=PATIENCE_S)
+    assert ask(one).shape == (ROWS,), "it is not left alone"
+    with pytest.raises(AnswerError, match="left alone"):
+        one.ask("payment", "zscore", "", features())
+    one.close()
+
+
+def test_a_question_whose_turn_comes_after_its_time_is_not_asked(
+    script: Script, protocol: str
+) -> None:
+    clock = Clock()
+    one = client(script, protocol, clock=clock, breaker_faults=1)
+    begun, go_on = threading.Event(), threading.Event()
+    held = [one._pool.submit(lambda: begun.set() or go_on.wait()) for _ in range(4)]
+    begun.wait()
+    found: list[str] = []
+
+    def late() -> None:
+        with pytest.raises(AnswerError) as told:
+            ask(one)
+        found.append(told.value.kind)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    while not one._pool._work_queue.qsize():
+        thread.join(0.01)
+    clock.now = PATIENCE_S + 1.0
+    go_on.set()
+    thread.join()
+    assert all(f.result() for f in held) and found == ["busy"] and script.asked == []
+    assert ask(one).shape == (ROWS,)
+    one.close()
+
+
+def test_a_reply_that_is_packed_wrongly_is_rubbish(script: Script) -> None:
+    one = client(script, "http")
+    script.faults = ["gzip"]
+    with pytest.raises(AnswerError, match="no reply to read") as told:
+        ask(one)
+    assert told.value.kind == "rubbish" and one.counts().unanswered == {"rubbish": 1}
+    assert script.encodings == {"identity"}
+    one.close()
+
+
+@pytest.mark.parametrize("fault", ["wraps", "nowhere"])
+def test_a_shape_that_no_array_has_is_rubbish(script: Script, protocol: str, fault: str) -> None:
+    one = client(script, protocol)
+    script.faults = [fault]
+    with pytest.raises(AnswerError) as told:
+        ask(one)
+    assert told.value.kind == "rubbish" and one.counts().unanswered == {"rubbish": 1}
+    one.close()
+
+
+def test_what_nobody_has_thought_of_is_rubbish_and_counted(script: Script, protocol: str) -> None:
+    one = client(script, protocol, breaker_faults=1)
+    one.endpoint = replace(one.endpoint, output="raw[x]")
+    with pytest.raises(AnswerError, match="ValueError") as told:
+        ask(one)
+    assert told.value.kind == "rubbish" and one.counts().unanswered == {"rubbish": 1}
+    with pytest.raises(AnswerError, match="left alone"):
+        ask(one)
+    one.close()
+
+
 def test_nobody_there_is_an_answer_error(protocol: str) -> None:
     with Script(total) as gone:
         urls = gone.urls
@@ -205,7 +294,7 @@ def test_after_faults_in_a_row_it_is_left_alone_and_one_call_finds_it_well_again
         with pytest.raises(AnswerError) as told:
             ask(one)
         assert told.value.kind == "open"
-    assert len(script.asked) == 3 and one.state() == {"payment.iqr": "open"}
+    assert len(script.asked) == 3
     clock.now = 11.0
     with pytest.raises(AnswerError):
         ask(one)  # the fourth fault: open anew
@@ -213,7 +302,7 @@ def test_after_faults_in_a_row_it_is_left_alone_and_one_call_finds_it_well_again
         ask(one)
     assert len(script.asked) == 4
     clock.now = 22.0
-    assert ask(one).shape == (ROWS,) and one.state() == {"payment.iqr": "closed"}
+    assert ask(one).shape == (ROWS,)
     assert ask(one).shape == (ROWS,)
     assert len(said) == 2 and "left alone for 10 s after 3 faults" in said[0]
     assert said[1].endswith("answers again")
@@ -239,7 +328,7 @@ def test_only_one_call_is_let_through_when_a_breaker_is_tried() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(let) == 1 and breaker.state == "half_open"
+    assert sum(let) == 1 and not breaker.may_ask()
 
 
 def test_a_model_that_nobody_put_in_place_says_so() -> None:

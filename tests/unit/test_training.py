@@ -8,11 +8,18 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from dataflows import training
 from dataflows.cli.main import main
 from dataflows.evaluation import evaluate_simulated, load_warm
 from dataflows.settings import Settings, load
 from dataflows.sources.simulator import make_simulator, time_us_of
-from dataflows.training import is_trained, read_labels, train_simulated, warm_folder
+from dataflows.training import (
+    is_trained,
+    read_labels,
+    train_files,
+    train_simulated,
+    warm_folder,
+)
 from features.catalog import catalog
 from features.errors import ConfigError
 from models.bundle import Bundle
@@ -25,6 +32,9 @@ SMALL = {
     "groups": 2,
 }
 """Two days are 86,000 events."""
+
+
+DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +120,26 @@ def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) ->
     assert report["detectors"]["ensemble"]["recall"] > 0.2
     assert set(report["by_attack"]) == {"labelled"}
     assert (tmp_path / "warm" / "manifest.json").exists()
+
+
+def test_a_stretch_of_a_file_is_learned_from_whole_where_it_is_short(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time_us_of("2026-02-01T00:00:00Z")
+    frame = make_simulator(settings, seed=3).span(start, start + 2 * DAY_US)["login"].frame
+    frame.write_parquet(tmp_path / "login.parquet")
+    until = "2026-02-01T12:00:00Z"
+    part = int((frame["time_us"] < time_us_of(until)).sum())
+    monkeypatch.setattr(training, "ROWS_WANTED", part)
+    found: list[int] = []
+    monkeypatch.setattr(
+        training, "learn", lambda _, sets, *rest: found.append(len(sets["login"].time_us))
+    )
+    changes = {"file_paths": {"login": tmp_path / "login.parquet"}, "file_until": until}
+    changes |= {"source": "file", "bundle": tmp_path / "bundle"}
+    train_files(settings.model_copy(update=changes), learn_from="2026-02-01T00:00:00Z")
+    repeats = part - frame.filter(pl.col("time_us") < time_us_of(until))["event_id"].n_unique()
+    assert found == [part - repeats] and part < len(frame) / 3
 
 
 def test_labels_that_cannot_be_read_say_why(tmp_path: Path) -> None:
