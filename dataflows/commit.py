@@ -146,7 +146,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         say = context.telemetry.say
         self._rollback = AutoRollback(settings, say)
         self._recalibration = AutoRecalibration(
-            settings, say, manifest.recalibration, self._rule_of
+            settings, say, manifest.recalibration, self._rule_of, context.fence
         )
         # Where the flow began: with the events after its warm state, or with its first one.
         since_us = manifest.until_us if manifest.round == 0 else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataflows.control.records import Control
 from dataflows.control.writing import write_record
-from features.errors import WaxwingError
+from features.errors import StateError, WaxwingError
 from models.recalibration import Follower, Spread
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dataflows.settings import Settings
 
 __all__ = ["AutoRecalibration"]
+
+
+WRITTEN_S = 60.0
+"""Longest wait for a record that is being written. Chosen: above the 15 s a broker is waited for."""
 
 
 class AutoRecalibration:
@@ -34,6 +38,7 @@ class AutoRecalibration:
     say : takes a sentence
     kept : of the manifest that the flow goes on from, as `kept` gave it
     rule_of : anomaly type, control records in force -> its rule, as the live bundle votes by it
+    fence : called before a record is written; raises where another flow has the folder now
     """
 
     def __init__(
@@ -42,8 +47,10 @@ class AutoRecalibration:
         say: Callable[[str], None],
         kept: Mapping[str, Any],
         rule_of: Callable[[str, Control], str],
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings, self._say, self._rule_of = settings, say, rule_of
+        self._fence = fence
         self._kept = dict(kept)
         self._followers: dict[str, tuple[str, Follower]] = {}
         self._writer: threading.Thread | None = None
@@ -73,7 +80,7 @@ class AutoRecalibration:
     def settle(self) -> None:
         """Wait until what was asked for is written."""
         if self._writer is not None:
-            self._writer.join()
+            self._writer.join(WRITTEN_S)
 
     def _follower(self, name: str, bundle: str, control: Control) -> Follower:
         """The follower of a rule; a new one where what it has learned is of another rule."""
@@ -107,9 +114,12 @@ class AutoRecalibration:
 
     def _ask(self, record: dict[str, Any], before: threading.Thread | None) -> None:
         """Write a record once the one before it is."""
-        if before is not None:
-            before.join()
         try:
+            if before is not None:
+                before.join(WRITTEN_S)
+                if before.is_alive():
+                    raise StateError(f"the record before it was not written in {WRITTEN_S:g} s")
+            self._fence()
             write_record(self._settings, record)
         except WaxwingError as error:
             self._say(f"{record['anomaly_type']} is NOT recalibrated: {error}")

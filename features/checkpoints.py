@@ -290,7 +290,16 @@ class Checkpoints(Shelf):
         return self.first % self.capacity
 
     def load(self, first: int, top: int, rows: Arrays) -> None:
-        """Put a snapshot back, as of `Shelf.load`."""
+        """Put a snapshot back, as of `Shelf.load`.
+
+        Raises
+        ------
+        ValueError : its states have another width; nothing is changed then
+        """
+        if rows["state"].shape[1:] != (self._words,):
+            raise ValueError(
+                f"checkpoints of {self._words} words, got {rows['state'].shape[1:]} a row"
+            )
         before = max(self.top, first)
         self._stand(first, top)
         # A row that changed while it was copied stands there twice: as it was comes first.

@@ -14,6 +14,7 @@ from dataflows.opinions import Beside
 from dataflows.recalibration import AutoRecalibration
 from dataflows.score import RoundOut
 from dataflows.settings import Settings, load
+from features.errors import StateError
 from models.recalibration import BLOCKS, spread_of
 
 HOUR_US = 3_600_000_000
@@ -32,15 +33,20 @@ class Loop:
         self.settings: Settings = load(None, {}, control_file=path, state_dir=path.parent)
         self.file, self.control, self.said = ControlFile(path), Control(), []
         self.drift, self.round, self.bundle = drift, 0, BUNDLE
-        self.rule = "as trained"
+        self.rule, self.taken_over = "as trained", False
         self.recalibration = self.begin({})
         self.shares: list[float] = []
 
     def begin(self, kept: dict[str, object]) -> AutoRecalibration:
         """What a process that goes on from a manifest has."""
         return AutoRecalibration(
-            self.settings, self.said.append, kept, lambda _name, _control: self.rule
+            self.settings, self.said.append, kept, lambda _name, _control: self.rule, self.fence
         )
+
+    def fence(self) -> None:
+        """Says that another flow has the folder, once it has."""
+        if self.taken_over:
+            raise StateError("state_dir has been taken over")
 
     def hours(self, many: int, replayed: bool = False) -> None:
         """Let hours pass."""
@@ -88,6 +94,14 @@ def test_a_drifted_stream_is_followed_by_records_of_the_flow(loop: Loop, tmp_pat
     assert {(r["kind"], r["by"], r["bundle"]) for r in told} == {("shift", "waxwing", BUNDLE)}
     days = np.diff([0.0, *(r["value"] for r in told)])
     assert np.abs(days).max() <= np.log10(1.1) / 24 * 1.001 and not loop.said
+
+
+def test_a_flow_that_was_taken_over_writes_no_record(loop: Loop, tmp_path: Path) -> None:
+    loop.taken_over = True
+    loop.hours(BLOCKS + 2)
+    (line,) = (tmp_path / "control.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["kind"] == "recalibrate"
+    assert loop.said and "is NOT recalibrated: state_dir has been taken over" in loop.said[0]
 
 
 def test_without_a_record_nothing_is_followed(tmp_path: Path) -> None:

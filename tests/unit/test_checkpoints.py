@@ -108,3 +108,18 @@ def test_snapshots_bring_packed_states_back(rng: np.random.Generator) -> None:
                 rows[name].append(part)
         other.load(*bounds, {name: np.concatenate(parts) for name, parts in rows.items()})
         np.testing.assert_array_equal(other.states(np.arange(*bounds)), expected)
+
+
+@pytest.mark.parametrize("words", [99, 101])
+def test_a_snapshot_of_another_width_is_refused_and_changes_nothing(
+    rng: np.random.Generator, words: int
+) -> None:
+    twin, other = Twin(rng, 100), Checkpoints(words)
+    for _ in range(20):
+        twin.take()
+    twin.shelf.begin(True)
+    rows = twin.shelf.copy(1)
+    before = other.first, other.top
+    with pytest.raises(ValueError, match=rf"checkpoints of {words} words, got \(100,\) a row"):
+        other.load(twin.shelf.first, twin.shelf.top, rows)
+    assert (other.first, other.top) == before
