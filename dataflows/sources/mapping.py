@@ -31,6 +31,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ UNITS = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 ROW = "number of the row"
 """Column that a frame of a file's rows has besides its own: int64, from 0. No file has one of that
 name but by intent."""
+
+TEMPLATED_MAX = 16
+"""Lists of templates kept ready to look up; chosen: a run reads few fields by templates."""
 
 SERIES_MAX = 2_000
 """Most columns of a wide table; chosen: each of them is an entity, and a row so many events."""
@@ -263,7 +267,7 @@ def _named(column: pl.Expr, source: Column) -> pl.Expr:
     if source.mask:
         column = masked(column.cast(pl.String, strict=False))
     if source.templates:
-        known = Templates(source.templates)
+        known = _templates(tuple(source.templates))
         column = column.map_batches(lambda texts: _looked_up(texts, known), pl.String)
     return column
 
@@ -274,6 +278,12 @@ def masked(column: pl.Expr) -> pl.Expr:
     for pattern, word in _MASKS:
         column = column.str.replace_all(pattern, word)
     return column
+
+
+@lru_cache(maxsize=TEMPLATED_MAX)
+def _templates(texts: tuple[str, ...]) -> Templates:
+    """Templates as they are looked up; a file is read in many parts."""
+    return Templates(texts)
 
 
 def _looked_up(texts: pl.Series, known: Templates) -> pl.Series:

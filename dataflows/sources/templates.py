@@ -31,6 +31,7 @@ TEMPLATES_MAX = 1_000
 """Most templates. Chosen: a program has tens to hundreds of messages."""
 
 Words = tuple[str, ...]
+_ANY: Words = (WILD,)
 
 
 @dataclass(slots=True)
@@ -105,9 +106,19 @@ class Templates:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._by_length: dict[int, list[Words]] = {}
-        for words in sorted((tuple(text.split()) for text in texts), key=_wild):
-            self._by_length.setdefault(len(words), []).append(words)
+        by_beginning: dict[tuple[int, Words], list[tuple[int, Words]]] = {}
+        for place, words in enumerate(sorted((tuple(t.split()) for t in texts), key=_wild)):
+            by_beginning.setdefault((len(words), words[:1]), []).append((place, words))
+        # By length and first word; those that may begin with anything stand among all.
+        self._by_beginning = {
+            (length, first): [
+                words
+                for _, words in (
+                    sorted(own + by_beginning.get((length, _ANY), [])) if first != _ANY else own
+                )
+            ]
+            for (length, first), own in by_beginning.items()
+        }
 
     def of(self, message: str) -> str:
         """The template a message is of; the message itself, with single spaces, where it is of
@@ -119,7 +130,8 @@ class Templates:
         'Invalid user <*> from <*>'
         """
         words = tuple(message.split())
-        for template in self._by_length.get(len(words), ()):
+        found = self._by_beginning.get((len(words), words[:1]))
+        for template in found or self._by_beginning.get((len(words), _ANY), ()):
             if all(a in (b, WILD) for a, b in zip(template, words, strict=True)):
                 return " ".join(template)
         return " ".join(words)

@@ -16,7 +16,7 @@ from dataflows.score import QUOTED_MAX, _quote
 from dataflows.settings import Settings
 from dataflows.sources.guess import guess_mapping
 from dataflows.sources.mapping import load_mapping
-from dataflows.sources.templates import Templates, mine
+from dataflows.sources.templates import WILD, Templates, mine
 from features.errors import ConfigError, DeclarationError
 from features.events import event_type
 from tests.tables import BEGIN
@@ -64,6 +64,28 @@ def test_the_template_with_most_words_of_its_own_is_taken() -> None:
     assert [known.of(text) for text in ("a b c", "a x c", "z b c", "z b d")] == [
         "a b <*>", "a <*> <*>", "<*> b c", "z b d",
     ]  # fmt: skip
+
+
+def test_whatever_a_message_begins_with_all_templates_are_looked_at(
+    rng: np.random.Generator,
+) -> None:
+    def some(many: int) -> list[str]:
+        return [
+            " ".join(rng.choice(["a", "b", "c", WILD], int(rng.integers(0, 4))))
+            for _ in range(many)
+        ]
+
+    templates = some(60)
+    known = Templates(templates)
+    for text in some(200):
+        words = text.split()
+        fits = [
+            one for one in templates
+            if len(one.split()) == len(words)
+            and all(a in (b, WILD) for a, b in zip(one.split(), words, strict=True))
+        ]  # fmt: skip
+        fewest = min(fits, key=lambda one: one.split().count(WILD), default=text)
+        assert known.of(text) == fewest
 
 
 MAPPING = """
