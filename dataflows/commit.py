@@ -145,7 +145,9 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._bundles = Control.of(manifest.control).bundles
         say = context.telemetry.say
         self._rollback = AutoRollback(settings, say)
-        self._recalibration = AutoRecalibration(settings, say, manifest.recalibration)
+        self._recalibration = AutoRecalibration(
+            settings, say, manifest.recalibration, self._rule_of
+        )
         # Where the flow began: with the events after its warm state, or with its first one.
         since_us = manifest.until_us if manifest.round == 0 else None
         self._outcomes = Outcomes(settings.state_dir / "outcomes", manifest.round, since_us)
@@ -226,6 +228,11 @@ class Commit(StatefulSinkPartition[Any, int]):
                 dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us,
                 self._recalibration.kept(),
             )  # fmt: skip
+
+    def _rule_of(self, name: str, control: Control) -> str:
+        """A rule of the live bundle, whose `voting.toml` may have been edited since a restart."""
+        voting = self._context.shelf.lineup(control)[0].scorer.voting
+        return repr(voting.anomaly_types.get(name))
 
     def _count_bundles(self, outs: list[RoundOut]) -> None:
         """Count what bundles beside each other said; where others score now, begin anew."""

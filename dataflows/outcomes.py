@@ -60,13 +60,15 @@ class Outcomes:
     def __init__(self, folder: Path, round_: int | None, since_us: int | None = None) -> None:
         self._folder = folder
         self._since_us = since_us
-        self._alerted: dict[int, tuple[int, int]] = {}
+        self._alerted: dict[int, tuple[int, int, bool]] = {}  # time_us, anomaly type, judged
+        self._open = 0
         self._kinds: list[str] = []
         self._said: dict[int, tuple[int, int, int]] = {}
         self._counts = np.zeros(len(_NAMES), np.int64)
         self._by_kind = np.zeros((0, 2), np.int64)  # (anomaly types, confirmed and refuted)
         self._delays_s: deque[float] = deque(maxlen=DELAYS_MAX)
-        self._changed = False
+        # What only the warm state knew is not known again after the first manifest.
+        self._changed = since_us is not None
         self.round = self._load(round_)
 
     def take(
@@ -103,14 +105,16 @@ class Outcomes:
             self._kinds.append(alert.anomaly_type)
             self._by_kind = np.concatenate([self._by_kind, np.zeros((1, 2), np.int64)])
         self._changed = True
-        self._alerted[key] = alert.time_us, self._kinds.index(alert.anomaly_type)
+        self._alerted[key] = alert.time_us, self._kinds.index(alert.anomaly_type), False
+        self._open += 1
         if key in self._said:
             verdict, outcome, kind = self._said[key]
             self._count(outcome, kind, -1)
             self._settle(key, verdict, alert.time_us)
         while len(self._alerted) > ALERTED_MAX:
             oldest = next(iter(self._alerted))
-            time_us, _ = self._alerted.pop(oldest)
+            time_us, _, judged = self._alerted.pop(oldest)
+            self._open -= not judged
             self._since_us = max(self._since_us or 0, time_us + 1)
 
     def _hear(self, label: Label, cut_time_us: int) -> None:
@@ -132,8 +136,11 @@ class Outcomes:
 
     def _settle(self, key: int, verdict: int, time_us: int) -> None:
         """Count what a verdict makes of an event."""
-        kind = self._alerted[key][1] if key in self._alerted else -1
-        if kind >= 0:
+        kind = -1
+        if key in self._alerted:
+            alerted_us, kind, judged = self._alerted[key]
+            self._alerted[key] = alerted_us, kind, True
+            self._open -= not judged
             outcome = CONFIRMED if verdict == FRAUD else REFUTED
         elif self._since_us is None or time_us < self._since_us:
             outcome = UNKNOWN
@@ -154,7 +161,7 @@ class Outcomes:
         delays = np.array(self._delays_s)
         return {
             **counts,
-            "open": len(self._alerted) - counts["confirmed"] - counts["refuted"],
+            "open": self._open,
             "precision": _share(counts["confirmed"], counts["refuted"]),
             "recall": _share(counts["confirmed"], counts["missed"]),
             "delay_s": {
@@ -186,7 +193,7 @@ class Outcomes:
         alerted = [(key, *one) for key, one in self._alerted.items()]
         said = [(key, *one) for key, one in self._said.items()]
         arrays = {
-            "alerted": np.array(alerted, np.int64).reshape(-1, 3),
+            "alerted": np.array(alerted, np.int64).reshape(-1, 4),
             "said": np.array(said, np.int64).reshape(-1, 4),
             "counts": self._counts,
             "by_kind": self._by_kind,
@@ -224,14 +231,20 @@ class Outcomes:
             except StateError:
                 continue
             self._take_back(arrays, meta)
+            self._changed = False
             return r
         return 0
 
     def _take_back(self, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Be as in a file."""
         self._since_us, self._kinds = meta["since_us"], list(meta["kinds"])
-        self._alerted = {key: (us, kind) for key, us, kind in arrays["alerted"].tolist()}
         self._said = {key: (v, outcome, kind) for key, v, outcome, kind in arrays["said"].tolist()}
+        # A file of before has no column that says which were judged.
+        self._alerted = {
+            key: (us, kind, bool(judged[0]) if judged else key in self._said)
+            for key, us, kind, *judged in arrays["alerted"].tolist()
+        }
+        self._open = sum(not judged for _, _, judged in self._alerted.values())
         self._counts = arrays["counts"].astype(np.int64)
         self._by_kind = arrays["by_kind"].astype(np.int64).reshape(-1, 2)
         self._delays_s = deque(arrays["delays_s"].tolist(), maxlen=DELAYS_MAX)

@@ -33,12 +33,17 @@ class AutoRecalibration:
     settings : where control records are written
     say : takes a sentence
     kept : of the manifest that the flow goes on from, as `kept` gave it
+    rule_of : anomaly type, control records in force -> its rule, as the live bundle votes by it
     """
 
     def __init__(
-        self, settings: Settings, say: Callable[[str], None], kept: Mapping[str, Any]
+        self,
+        settings: Settings,
+        say: Callable[[str], None],
+        kept: Mapping[str, Any],
+        rule_of: Callable[[str, Control], str],
     ) -> None:
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._rule_of = settings, say, rule_of
         self._kept = dict(kept)
         self._followers: dict[str, tuple[str, Follower]] = {}
         self._writer: threading.Thread | None = None
@@ -74,7 +79,7 @@ class AutoRecalibration:
         """The follower of a rule; a new one where what it has learned is of another rule."""
         options = control.followed[name]
         told = [
-            bundle, name, repr(options),
+            bundle, name, repr(options), self._rule_of(name, control),
             sorted((d, v) for (a, d), v in control.thresholds.items() if a == name),
             sorted(control.stages.items()),
         ]  # fmt: skip

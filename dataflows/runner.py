@@ -110,14 +110,17 @@ def _run_once(
             context.lease.keep(end_with if peers is None else peers.fault)
         _run(flow, peers)
     finally:
-        if context.lease is not None:
-            context.lease.give_back()
-        ended.set()
-        if watcher is not None:
-            watcher.join(timeout=5)
-        if context.store is not None:
-            context.store.close()
-        context.close()
+        try:
+            ended.set()
+            if watcher is not None:
+                watcher.join(timeout=5)
+            if context.store is not None:
+                context.store.close()
+            context.close()
+        finally:
+            # Closing writes what was still waiting: the folder is ours until then.
+            if context.lease is not None:
+                context.lease.give_back()
     return guard.fault
 
 

@@ -105,11 +105,11 @@ def link_newest(base, seq, oldest, m, column, sign, links, arena, arena_reals):
     mask, bit = ((np.int64(1) << bits) - 1) << shift, np.int64(1) << (shift + bits)
     x = sign * arena_reals[base + seq, column]
     there = x == x
-    if not there:
-        x = -np.inf
     at, found = seq - 1, np.int64(-1)
     while at >= oldest:
-        if sign * arena_reals[base + at, column] > x:
+        y = sign * arena_reals[base + at, column]
+        # One without a value passes no number by: whoever takes its link has to meet that one.
+        if y > x or (not there and y == y):
             found = at
             break
         word = np.int64(arena[base + at, word_at])

@@ -34,6 +34,7 @@ __all__ = [
     "declare_files",
     "load_module",
     "python_files",
+    "read_source",
     "said_of",
     "syntax_tree",
     "where_in",
@@ -82,8 +83,13 @@ def declare_files(event_paths: Sequence[Path], feature_paths: Sequence[Path]) ->
     named = (tuple(map(Path, event_paths)), tuple(map(Path, feature_paths)))
     files, faults = _files(*named)
     digest = hashlib.sha256()
-    for file in files:
-        file.source = file.path.read_bytes()
+    for file in list(files):
+        source = read_source(file.path)
+        if isinstance(source, str):
+            faults.append(source)
+            files.remove(file)
+            continue
+        file.source = source
         digest.update(f"{file.path}\0{sorted(file.wanted)}\0{len(file.source)}\0".encode())
         digest.update(file.source)
     key = digest.hexdigest() if files else ""
@@ -138,17 +144,37 @@ def _files(
 def python_files(setting: str, path: Path) -> tuple[list[Path], list[str]]:
     """The files that a setting names by a path: itself, or of a folder each `*.py` that does not
     begin with an underscore; what is wrong with the path."""
-    if path.is_dir():
-        inside = sorted(p for p in path.glob("*.py") if not p.name.startswith("_"))
-        return inside, [] if inside else [f"{setting}: folder {str(path)!r} has no file *.py"]
-    if not path.is_file():
-        return [], [
-            f"{setting}: {str(path)!r} does not exist (looked in {Path.cwd()}); expected a"
-            " Python file, or a folder of them"
-        ]
+    try:
+        if path.is_dir():
+            inside = sorted(p for p in path.glob("*.py") if not p.name.startswith("_"))
+            if not inside:
+                return [], [f"{setting}: folder {str(path)!r} has no file *.py"]
+            return [p for p in inside if p.is_file()], [
+                f"{setting}: {str(p)!r} is no file; begin its name with an underscore, or take it"
+                " out of the folder"
+                for p in inside
+                if not p.is_file()
+            ]
+        if not path.exists():
+            return [], [
+                f"{setting}: {str(path)!r} does not exist (looked in {Path.cwd()}); expected a"
+                " Python file, or a folder of them"
+            ]
+        if not path.is_file():
+            return [], [f"{setting}: {str(path)!r} is no file, and no folder of files"]
+    except OSError as error:
+        return [], [f"{setting}: {str(path)!r} cannot be read: {error.strerror}"]
     if path.suffix != ".py":
         return [], [f"{setting}: {str(path)!r} is no Python file (*.py)"]
     return [path], []
+
+
+def read_source(path: Path) -> bytes | str:
+    """What stands in a file, or the fault where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return f"{place_of(f'{path}:1')}: cannot be read: {error.strerror}"
 
 
 @cache
@@ -156,11 +182,14 @@ def _loaded(
     key: str, event_paths: tuple[Path, ...], feature_paths: tuple[Path, ...]
 ) -> tuple[_File, ...]:
     """The files of `key`, loaded; a second call of the same process does not run them again."""
-    files, _ = _files(event_paths, feature_paths)
-    for file in files:
-        file.source = file.path.read_bytes()
-        _load(file)
-    return tuple(files)
+    loaded = []
+    for file in _files(event_paths, feature_paths)[0]:
+        source = read_source(file.path)
+        if isinstance(source, bytes):
+            file.source = source
+            _load(file)
+            loaded.append(file)
+    return tuple(loaded)
 
 
 def _load(file: _File) -> None:
@@ -187,11 +216,15 @@ def _load(file: _File) -> None:
 def syntax_tree(path: Path, source: bytes) -> ast.Module | str:
     """What a file says, or the fault with file and line where it does not parse."""
     try:
-        return ast.parse(source, str(path))
+        tree = ast.parse(source, str(path))
+        ast.unparse(tree)  # as its hash will be made: it takes fewer levels than the parser
+    except (RecursionError, MemoryError):
+        return f"{place_of(f'{path}:1')}: syntax error: expressions nested too deeply"
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         said = getattr(error, "msg", None) or str(error)
         return f"{place_of(f'{path}:{line}')}: syntax error: {said}"
+    return tree
 
 
 def load_module(path: Path) -> ModuleType:

@@ -22,7 +22,15 @@ import numpy as np
 
 from features.batch import FeatureMatrix
 from features.errors import ConfigError
-from features.own import FILES_MAX, load_module, python_files, said_of, syntax_tree, where_in
+from features.own import (
+    FILES_MAX,
+    load_module,
+    python_files,
+    read_source,
+    said_of,
+    syntax_tree,
+    where_in,
+)
 from features.spec import place_of
 from models.base import Detector
 
@@ -31,6 +39,9 @@ __all__ = ["OwnDetector", "declare_detectors", "guarded", "misfits", "own_detect
 X = TypeVar("X")
 
 SETTING = "detector_paths"
+
+RESERVED = ("ensemble", "scales")
+"""Names of a bundle's own: the weighted sum of all detectors, and the file of all scales."""
 
 ROWS_TRIED = 8
 """Rows that a fitted model is tried on one by one. Chosen: more than one, and nothing of a fit."""
@@ -91,13 +102,22 @@ def declare_detectors(paths: Sequence[Path], taken: Iterable[str]) -> list[str]:
                 f"{at}: the name of the file is the name of the detector: small letters, digits and"
                 f" underscores, got {name!r}"
             )
+        elif name in RESERVED:
+            faults.append(
+                f"{at}: no detector can be called {name!r}, a bundle keeps something else by that"
+                " name; name the file and Model.name otherwise"
+            )
         elif name in ours:
             faults.append(f"{at}: detector {name!r} is there already, in waxwing itself")
         elif name in _DECLARED:
             first = place_of(f"{_DECLARED[name].path}:1")
             faults.append(f"{at}: detector {name!r} is there already, in {first}")
         else:
-            found, more = _loaded(file, file.read_bytes())
+            source = read_source(file)
+            if isinstance(source, str):
+                faults.append(source)
+                continue
+            found, more = _loaded(file, source)
             faults += more
             if found is not None:
                 _DECLARED[name] = found

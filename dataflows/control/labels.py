@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ LABELS = "label"
 
 _FIELDS = ("event_id", "verdict", "time", "source", "event_type", "event_time", "entities")
 _NEEDED = ("event_id", "verdict", "time")
+
+YEAR_US = 366 * 86_400_000_000
+"""A label so long after the stream, with one behind it that is so much earlier, has a wrong time.
+Chosen: disputes take months, files of labels a year at the most."""
+
+BEHIND_MAX = 100
+"""Lines behind a label that waits which are looked at. Chosen: one is enough unless it is wrong."""
+
+_log = logging.getLogger(__name__)
 
 _TIME = "ISO 8601 with its offset, or microseconds since 1970"
 
@@ -165,6 +176,7 @@ class LabelFile(ControlFile):
         self._header: list[str] | None = None
         self._clock_us = 0
         self._next_us = 0
+        self._size = -1
 
     def seek(self, position: Any) -> None:
         """As of a control file."""
@@ -177,9 +189,27 @@ class LabelFile(ControlFile):
 
     def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
         """New labels whose time has come, and lines that are none."""
-        if self._waits and self._next_us > self._clock_us:
-            return [], []
+        if self._waits:
+            size, self._size = self._size, self._size_now()
+            if self._next_us > self._clock_us and size == self._size:
+                return [], []
         return super().take()
+
+    def close(self) -> None:
+        """Say what was not heard of."""
+        if self._next_us > self._clock_us:
+            _log.warning(
+                "labels %s: from byte %d on they wait for %s, the stream has come to %s",
+                self._path, self._at, _shown(self._next_us), _shown(self._clock_us),
+            )  # fmt: skip
+        super().close()
+
+    def _size_now(self) -> int:
+        """Bytes of the file; -1 where there is none."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return -1
 
     def _read_line(self, line: bytes, at: int) -> dict[str, Any] | Fault | None:
         """As of a control file."""
@@ -200,10 +230,33 @@ class LabelFile(ControlFile):
         except OSError as error:
             raise StateError(f"labels {self._path} cannot be read: {error.strerror}") from error
 
-    def _holds(self, record: dict[str, Any]) -> bool:
-        """Whether a label's time has not come."""
+    def _holds(
+        self, record: dict[str, Any], at: int, lines: Sequence[bytes], i: int
+    ) -> bool | Fault:
+        """Whether a label's time has not come; a fault where it is a wrong one, by those behind."""
         self._next_us = int(record["time_us"]) if self._waits else 0
-        return self._next_us > self._clock_us
+        if self._next_us <= self._clock_us:
+            return False
+        if not 0 < self._clock_us < self._next_us - YEAR_US:
+            return True
+        for line in lines[i + 1 : i + 1 + BEHIND_MAX]:
+            other = read_label(line, at, 0, self._types, self._header)
+            if isinstance(other, dict) and other["time_us"] < self._next_us - YEAR_US:
+                told = (
+                    f"label: its `time`, {_shown(self._next_us)}, is more than a year after the"
+                    f" stream and after labels behind it; expected `time` as {_TIME}, in order"
+                )
+                self._next_us = 0
+                return Fault(at, shown_line(lines[i]), told, 0, LABELS)
+        return True
+
+
+def _shown(time_us: int) -> str:
+    """A time for people; one beyond the calendar as it stands."""
+    try:
+        return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (OverflowError, ValueError, OSError):
+        return f"{time_us} us"
 
 
 def open_labels(settings: Settings) -> ControlReader | None:
@@ -230,19 +283,27 @@ class WithLabels:
     def __init__(self, reader: ControlReader, labels: ControlReader | None) -> None:
         self.origin = reader.origin
         self.labels_origin = "" if labels is None else labels.origin
+        self._of = ""
+        if labels is not None:
+            is_file = isinstance(labels, LabelFile)
+            self._of = str(Path(labels.origin).resolve()) if is_file else labels.origin
         self._reader, self._labels = reader, labels
 
     @property
     def position(self) -> Any:
-        """That of both."""
+        """That of both, and of which labels it speaks."""
         at = self._reader.position
-        return at if self._labels is None else {"records": at, "labels": self._labels.position}
+        if self._labels is None:
+            return at
+        return {"records": at, "labels": self._labels.position, "of": self._of}
 
     def seek(self, position: Any) -> None:
-        """Stand at a journaled position, with labels or without; none is the beginning."""
+        """Stand at a journaled position, with labels or without; none is the beginning, and so is
+        that of other labels. Where it does not say of which, it was of these."""
         labels = None
         if isinstance(position, dict) and "records" in position:
-            position, labels = position["records"], position["labels"]
+            same = position.get("of", self._of) == self._of
+            position, labels = position["records"], position["labels"] if same else None
         self._reader.seek(position)
         if self._labels is not None:
             self._labels.seek(labels)

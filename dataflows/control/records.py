@@ -13,7 +13,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -713,13 +713,17 @@ class ControlFile:
         records: list[dict[str, Any]] = []
         faults: list[Fault] = []
         at = self._at
-        for line in whole.split(b"\n"):
+        lines = whole.split(b"\n")
+        for i, line in enumerate(lines):
             found = self._read_line(line, at)
-            if isinstance(found, Fault):
-                faults.append(found)
-            elif found is not None and self._holds(found):
+            held = self._holds(found, at, lines, i) if isinstance(found, dict) else False
+            if isinstance(held, Fault):
+                found = held
+            elif held:
                 self._at = at
                 return records, faults
+            if isinstance(found, Fault):
+                faults.append(found)
             elif found is not None:
                 records.append(found)
             at += len(line) + 1
@@ -730,8 +734,11 @@ class ControlFile:
         """As of `read_line`."""
         return read_line(line, at, 0, self._names)
 
-    def _holds(self, _record: dict[str, Any]) -> bool:
-        """Whether a record is not to be taken yet, nor what is behind it."""
+    def _holds(
+        self, _record: dict[str, Any], _at: int, _lines: Sequence[bytes], _i: int
+    ) -> bool | Fault:
+        """Whether a record, of the i-th of these lines, is not to be taken yet, nor what is behind
+        it; or why it never is."""
         return False
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "CutFollower",
     "JournalView",
     "LaneJournal",
+    "NewerJournal",
     "RoundJournal",
     "fsync_folder",
     "last_cut",
@@ -56,6 +57,10 @@ _LENGTH = struct.Struct("<I")
 RECORD_BYTES_MAX = 64_000_000
 """A longer record can only be damage: a round is capped in rows, and holds no event bodies.
 Chosen."""
+
+
+class NewerJournal(StateError):
+    """A journal that a newer version wrote: not damaged, and not to be made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +122,14 @@ class Cut:
 
         Raises
         ------
-        StateError : it holds what this version does not know
+        ValueError : it is none
+        NewerJournal : it holds what this version does not know
         """
         d = json.loads(payload)
+        if not isinstance(d, dict):
+            raise ValueError(f"expected an object, got {type(d).__name__}")
         if unknown := sorted(d.keys() - _KEYS):
-            raise StateError(
+            raise NewerJournal(
                 f"journal: round {d.get('r')} holds {', '.join(map(repr, unknown))}, which this"
                 " version does not know: a journal of a newer version; run the version that wrote"
                 " it, or start with an empty state_dir"
@@ -182,8 +190,8 @@ def _segment_cuts(path: Path, newest: bool, begin: int = 0) -> Iterator[tuple[Cu
     if not begin and data[:4] != _MAGIC:
         if newest and (_MAGIC.startswith(data) or not data.strip(b"\0")):
             return
-        if len(data) >= len(_MAGIC) and data[:3] == _MAGIC[:3]:
-            raise StateError(
+        if data[:3] == _MAGIC[:3] and data[3:4].isdigit():
+            raise NewerJournal(
                 f"journal segment {path}: written in format {data[:4]!r}, this version reads"
                 f" {_MAGIC!r}; run the version that wrote it, or start with an empty state_dir"
             )

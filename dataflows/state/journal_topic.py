@@ -31,7 +31,7 @@ from dataflows.sources.brokers import (
     make_client,
     partitions_of,
 )
-from dataflows.state.journal import FORMAT, Cut, LaneJournal, replace_text, standing
+from dataflows.state.journal import FORMAT, Cut, LaneJournal, NewerJournal, replace_text, standing
 from features.errors import ConfigError, SourceError, StateError
 
 __all__ = ["TopicJournal"]
@@ -96,7 +96,7 @@ class TopicJournal:
     settings : `journal_topic`, and the `kafka_*` settings of the connection
     lane : its number, and its partition
     token : of the lease under which it writes
-    copy : opens the copy; what it raises of damage makes it new
+    copy : opens the copy; what it raises of damage makes it new, a newer version's stays
     stop : says whether the flow has been asked to end; then an outage is not waited for
 
     Raises
@@ -127,6 +127,8 @@ class TopicJournal:
         _ensure(settings, self._troubles)
         try:
             self._copy = copy()
+        except NewerJournal:
+            raise  # nothing is wrong with it, and the topic may not reach back as far
         except StateError as error:
             _log.warning("%s; the journal is read from topic %r again", error, self._topic)
             self._copy = _made_new(settings, lane, copy)

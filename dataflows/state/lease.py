@@ -54,6 +54,11 @@ CHECK_S = 2.5 * BEAT_S
 """Age of the last good beat from which on nothing is written before the next. Chosen: half of
 `LEASE_S`, before which nobody on another machine takes over."""
 
+LOOK_S = 0.5
+"""Age of the last look of a process that is no holder and does not beat. A look takes 60 us of CPU
+on a local disk, measured 2026-11-30; chosen: about a thousandth of the time even where it takes ten
+times as long."""
+
 _NAME = "lease.json"
 
 
@@ -162,7 +167,7 @@ class Lease:
             record = read_lease(self.folder) or _me(self.token)
             if record.token != self.token:
                 return False
-            if self._held:
+            if self._held and not self._ended.is_set():
                 _write(self.folder, replace(record, beat=record.beat + 1))
         self._good_s = begun_s
         return True
@@ -170,14 +175,25 @@ class Lease:
     def check(self) -> None:
         """Before anything is written: beat where the last good beat is older than `CHECK_S`.
 
+        A process that is no holder looks, where its last look is older than `LOOK_S`.
+
         Raises
         ------
-        StateError : another has taken over, or the disk does not take the beat
+        StateError : another has taken over, or the disk does not give or take the beat
         """
-        if _now_s() - self._good_s > CHECK_S and not self.beat():
+        age_s = CHECK_S if self._held else LOOK_S
+        try:
+            fresh = not self._ended.is_set() and _now_s() - self._good_s <= age_s
+            if fresh or self.beat():
+                return
             fault = superseded(self.folder, self.token)
-            self._lost(fault)
-            raise fault
+        except OSError as error:
+            raise StateError(
+                f"lease in {self.folder} could not be read: {error.strerror}; mend the disk and"
+                " start again"
+            ) from error
+        self._lost(fault)
+        raise fault
 
     def keep(self, lost: Callable[[StateError], None], every_s: float = BEAT_S) -> None:
         """Beat from a thread of its own; `lost` is called once another has taken over."""
@@ -193,7 +209,7 @@ class Lease:
         threading.Thread(target=beats, name="waxwing-lease", daemon=True).start()
 
     def give_back(self) -> None:
-        """Let the next one have it without a wait."""
+        """Let the next one have it without a wait; what is written after it is asked for first."""
         self._ended.set()
         with contextlib.suppress(StateError, OSError), locked(self.folder):
             record = read_lease(self.folder)

@@ -32,12 +32,15 @@ class Loop:
         self.settings: Settings = load(None, {}, control_file=path, state_dir=path.parent)
         self.file, self.control, self.said = ControlFile(path), Control(), []
         self.drift, self.round, self.bundle = drift, 0, BUNDLE
+        self.rule = "as trained"
         self.recalibration = self.begin({})
         self.shares: list[float] = []
 
     def begin(self, kept: dict[str, object]) -> AutoRecalibration:
         """What a process that goes on from a manifest has."""
-        return AutoRecalibration(self.settings, self.said.append, kept)
+        return AutoRecalibration(
+            self.settings, self.said.append, kept, lambda _name, _control: self.rule
+        )
 
     def hours(self, many: int, replayed: bool = False) -> None:
         """Let hours pass."""
@@ -119,6 +122,7 @@ def test_a_restart_goes_on_from_the_manifest_and_replayed_rounds_write_nothing(
     "change",
     [
         lambda loop: setattr(loop, "bundle", "b" * 16),
+        lambda loop: setattr(loop, "rule", "edited"),
         lambda loop: append_record(
             loop.settings.control_file,
             json.dumps(
@@ -127,7 +131,7 @@ def test_a_restart_goes_on_from_the_manifest_and_replayed_rounds_write_nothing(
             ),
         ),
     ],
-    ids=["bundle", "threshold"],
+    ids=["bundle", "voting", "threshold"],
 )  # fmt: skip
 def test_another_rule_is_learned_anew(loop: Loop, change: Callable[[Loop], None]) -> None:
     loop.hours(BLOCKS + 4)

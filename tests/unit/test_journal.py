@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflows import stages
 from dataflows.control.records import Control
-from dataflows.settings import Settings
-from dataflows.state.journal import Cut, CutFollower, LaneJournal, _record, last_cut, read_cuts
+from dataflows.settings import Settings, load
+from dataflows.sources.rounds import journal_folder
+from dataflows.state.journal import (
+    Cut,
+    CutFollower,
+    LaneJournal,
+    NewerJournal,
+    _record,
+    last_cut,
+    read_cuts,
+)
+from dataflows.state.journal_topic import TopicJournal
 from features.errors import StateError
 
 SEGMENT_BYTES = 1 << 20
@@ -260,7 +271,7 @@ def test_a_segment_that_cannot_be_begun_leaves_the_one_before(tmp_path: Path) ->
 
 def test_a_journal_of_another_format_says_which_version_reads_it(tmp_path: Path) -> None:
     (tmp_path / f"{1:020d}.jnl").write_bytes(b"WXJ9" + b"x" * 50)
-    with pytest.raises(StateError, match="WXJ9"):
+    with pytest.raises(NewerJournal, match="WXJ9"):
         LaneJournal(tmp_path, SEGMENT_BYTES)
 
 
@@ -269,10 +280,42 @@ def test_a_record_that_holds_more_than_this_version_knows_is_refused(tmp_path: P
         journal.append(make_cut(1))
         later = json.loads(make_cut(2).to_bytes()) | {"z": 1}
         journal._file.write(_record(json.dumps(later).encode()))
-    with pytest.raises(StateError, match=r"round 2 holds 'z'.* a journal of a newer version; run"):
+    with pytest.raises(
+        NewerJournal, match=r"round 2 holds 'z'.* a journal of a newer version; run"
+    ):
         list(read_cuts(tmp_path))
     with pytest.raises(StateError, match="of a newer version"):
         LaneJournal(tmp_path, SEGMENT_BYTES)
+
+
+def test_a_newer_versions_copy_of_a_journal_in_a_topic_stays_where_it_is(tmp_path: Path) -> None:
+    """The topic may not reach back as far as the copy, which is whole."""
+    holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
+    holder.list_topics("journal", timeout=10)
+    found = holder.list_topics(timeout=10).brokers.values()
+    brokers = ",".join(f"{b.host}:{b.port}" for b in found)
+    settings = load(
+        None, {}, kafka_brokers=brokers, journal_topic="journal", lanes=1, state_dir=tmp_path
+    )
+    folder = journal_folder(tmp_path, 0)
+    with closing(LaneJournal(folder, SEGMENT_BYTES)) as journal:
+        journal.append(make_cut(1))
+        later = json.loads(make_cut(2).to_bytes()) | {"z": 1}
+        journal._file.write(_record(json.dumps(later).encode()))
+    (segment,) = segments(folder)
+    there = segment.read_bytes()
+    for data in (there, b"WXJ9" + there[4:]):
+        segment.write_bytes(data)
+        with pytest.raises(NewerJournal, match="run the version"):
+            TopicJournal(settings, 0, 1, lambda: LaneJournal(folder, SEGMENT_BYTES), lambda: False)
+        assert segment.read_bytes() == data
+    holder.close()
+
+
+@pytest.mark.parametrize("payload", [b"[]", b"1", b'"r"', b"null", b"{", b""])
+def test_what_is_no_cut_is_said_to_be_none(payload: bytes) -> None:
+    with pytest.raises(ValueError):
+        Cut.from_bytes(payload)
 
 
 @given(

@@ -117,6 +117,70 @@ def test_where_labels_are_added_control_records_go_on_where_they_were(tmp_path: 
     assert again.take() == ([], [])
 
 
+def test_labels_of_another_file_are_read_from_its_beginning(tmp_path: Path) -> None:
+    def both(name: str) -> WithLabels:
+        control = ControlFile(tmp_path / "control.jsonl")
+        return WithLabels(control, LabelFile(tmp_path / name, ["payment"], False))
+
+    def ids(found: WithLabels) -> list[str]:
+        return [r["event_id"] for r in found.take()[0]]
+
+    for name, many in (("march.csv", 3), ("april.csv", 9)):
+        lines = "".join(f"{name}{i},fraud,{T_US + i}\n" for i in range(many))
+        (tmp_path / name).write_text("event_id,verdict,time\n" + lines)
+    march = both("march.csv")
+    assert ids(march) == [f"march.csv{i}" for i in range(3)]
+    at = json.loads(json.dumps(march.position))
+    april = both("april.csv")
+    april.seek(at)
+    assert ids(april) == [f"april.csv{i}" for i in range(9)]
+    same = both("../" + tmp_path.name + "/march.csv")
+    same.seek(at)
+    assert ids(same) == [], "another way to the same file"
+    del at["of"]
+    april.seek(at)
+    assert len(ids(april)) < 9, "a journal of before does not say of which file it speaks"
+
+
+def test_a_label_with_a_wrong_year_does_not_stop_those_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    times = ["2026-03-09T08:00:00Z", "2062-03-09T08:00:00Z", T_US * 1_000]
+    lines = [f"p{i},fraud,{time}\n" for i, time in enumerate(times)]
+    path.write_text("event_id,verdict,time\n" + "".join(lines))
+    found = LabelFile(path, ["payment"], True)
+    found.hear(T_US)
+    records, faults = found.take()
+    assert [r["event_id"] for r in records] == ["p0"] and faults == [], "what is behind may be so"
+    at = found.position
+    assert found.take() == ([], []) and found.position == at
+    with path.open("a") as file:
+        file.write(f"p3,fraud,{T_US}\np4,fraud,{T_US + 1}\np5,fraud,0\n")
+    records, faults = found.take()
+    assert [r["event_id"] for r in records] == ["p3"], "the next waits, though one is of 1970"
+    assert [f.raw.decode() + "\n" for f in faults] == lines[1:] and faults[0].offset == at
+    assert "2062-03-09T08:00:00Z, is more than a year after the stream" in faults[0].reason
+    assert f"{T_US * 1_000} us, is more than" in faults[1].reason
+
+
+def test_labels_that_still_wait_are_told_of_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    first, second = (json.dumps(SAID | {"time": T_US + i}) + "\n" for i in (0, 60_000_000))
+    path.write_text(first + second)
+    both = WithLabels(ControlFile(tmp_path / "c.jsonl"), LabelFile(path, ["payment"], True))
+    both.hear(T_US)
+    assert len(both.take()[0]) == 1
+    both.close()
+    told = f"from byte {len(first)} on they wait for 2026-03-09T08:01:00Z, the stream has come to"
+    assert told in caplog.text and "2026-03-09T08:00:00Z" in caplog.text
+    caplog.clear()
+    both.hear(T_US + 60_000_000)
+    assert len(both.take()[0]) == 1
+    both.close()
+    assert not caplog.text
+
+
 def test_settings_name_one_place(tmp_path: Path) -> None:
     assert open_labels(load(None, {})) is None
     found = open_labels(load(None, {}, labels_file=tmp_path / "labels.csv"))

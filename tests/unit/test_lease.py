@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dataflows import runner
 from dataflows.state import lease as lease_module
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
-from dataflows.state.lease import CHECK_S, LEASE_S, Lease, read_lease, take_lease
+from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, read_lease, take_lease
 from dataflows.state.manifest import Manifest, read_manifest, write_manifest
 from features.errors import StateError
 
@@ -194,3 +196,61 @@ def test_a_flow_that_was_taken_over_writes_no_more_rounds(
     assert len(heard) == 1 and [cut.round for cut in read_cuts(journal.folder)] == [1]
     second.check()
     journal.close()
+
+
+def test_a_flow_that_gave_the_lease_back_writes_only_while_nobody_has_taken_it(
+    tmp_path: Path,
+) -> None:
+    first = take_lease(tmp_path)
+    first.give_back()
+    first.check()
+    given = read_lease(tmp_path)
+    assert given is not None and not given.held, "asking does not take it again"
+    take_lease(tmp_path, rest=never)
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        first.check()
+
+
+def test_a_process_that_is_no_holder_hears_soon_of_a_takeover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(lease_module, "_now_s", lambda: now_s[0])
+    peer = Lease(tmp_path, take_lease(tmp_path).token, held=False)
+    peer.check()
+    elsewhere(tmp_path)
+    take_lease(tmp_path, rest=lambda _: None)
+    now_s[0] += BEAT_S / 2
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        peer.check()
+
+
+@pytest.mark.parametrize("name", ["lock-lease", "lease.json"])
+def test_a_disk_that_does_not_give_the_lease_is_a_sentence(tmp_path: Path, name: str) -> None:
+    first = take_lease(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    first.give_back()
+    with pytest.raises(StateError, match="could not be read: Is a directory; mend the disk"):
+        first.check()
+
+
+def test_a_flow_gives_the_lease_back_after_its_last_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    def close() -> None:
+        found = read_lease(tmp_path)
+        held.append(found is not None and found.held)
+        raise StateError("the last write failed")
+
+    def fails(*_: object) -> None:
+        raise StateError("a step failed")
+
+    context: Any = SimpleNamespace(lease=take_lease(tmp_path), store=None, close=close)
+    monkeypatch.setattr(runner, "build_flow", fails)
+    with pytest.raises(StateError, match="the last write failed"):
+        runner._run_once(context, None, 1.0, None)
+    found = read_lease(tmp_path)
+    assert held == [True] and found is not None and not found.held

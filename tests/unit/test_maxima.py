@@ -17,12 +17,13 @@ def values(rng: np.random.Generator, kind: str, n: int) -> np.ndarray:
         "many": rng.normal(size=n),
         "falling": -np.arange(n).astype(float),
         "one high": np.where(np.arange(n) == 1, 9.0, rng.random(n)),
+        "infinite": rng.choice([-np.inf, 0.0, 1.0, np.inf, np.nan], n),
     }[kind]
     found[rng.random(n) < rng.choice([0.0, 0.2, 0.95])] = np.nan
     return found
 
 
-@pytest.mark.parametrize("kind", ["few", "many", "falling", "one high"])
+@pytest.mark.parametrize("kind", ["few", "many", "falling", "one high", "infinite"])
 @pytest.mark.parametrize(
     ("narrow", "pairs", "maxima", "own"),
     [(True, 4, 2, False), (True, 9, 2, True), (False, 4, 3, False), (False, 16, 4, True)],
@@ -38,7 +39,8 @@ def test_the_oldest_candidate_of_any_window_is_its_largest_value(
     ints, reals = arena.view(np.uint32) if narrow else arena, arena.view(np.float64)
     links, column = links_at(FLAGS, 1, maxima, pairs, ints), reals.shape[1] - 1
     marks = (1 << (FLAGS + 2 * pairs)) - 1
-    found, length = values(rng, kind, n), int(rng.integers(1, n))
+    # A short window is at times without any but the smallest number.
+    found, length = values(rng, kind, n), int(rng.integers(1, 8 if kind == "infinite" else n))
     front, last = [0] * maxima, [-1] * maxima
     for seq in range(n):
         oldest = max(0, seq + 1 - length)

@@ -8,6 +8,8 @@ import pytest
 
 from dataflows import outcomes as module
 from dataflows.alerts.base import Alert
+from dataflows.cli.main import main
+from dataflows.cli.run import _outcomes
 from dataflows.outcomes import Outcomes
 from features.events import event_code
 from features.labels import Label, label_of
@@ -88,3 +90,50 @@ def test_what_is_older_than_is_remembered_is_not_taken_for_missed(
     found.take([alert(name, 10 * i) for i, name in enumerate("abc", 1)], [], 40, first_us=5)
     found.take([], [label("a", "fraud", 10), label("c", "fraud", 30)], 50)
     assert counts(found)["unknown"] == counts(found)["confirmed"] == 1
+
+
+def test_what_warm_state_says_is_known_after_the_first_restart(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0, since_us=50)
+    found.take([], [], 60, first_us=55)
+    found.save(20)
+    again = Outcomes(tmp_path, 20)
+    again.save(40)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{20:012d}.outcomes"], "nothing was new"
+    again.take([], [label("a", "fraud", 52), label("b", "fraud", 40)], 90, first_us=80)
+    assert counts(again)["missed"] == counts(again)["unknown"] == 1
+
+
+def test_open_alerts_are_those_remembered_that_nobody_has_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ALERTED_MAX", 3)
+    found = Outcomes(tmp_path, 0)
+    found.take([alert(name, i) for i, name in enumerate("abc", 1)], [], 40, first_us=0)
+    said = [label("a", "fraud"), label("b", "genuine"), label("b", "fraud")]
+    found.take([], said, 50)
+    assert counts(found)["open"] == 1
+    found.take([alert(name, 60) for name in "defg"], [], 70)
+    assert counts(found)["open"] == 3, "of e, f and g; those judged are forgotten"
+    found.take([], [label("f", "genuine")], 80)
+    found.save(20)
+    again = Outcomes(tmp_path, 20)
+    for one in (found, again):
+        one.take([alert("h", 90)], [], 95)
+        assert counts(one)["open"] == 2
+
+
+def test_a_recall_is_a_bound_while_labels_speak_of_events_nobody_may_have_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Outcomes(tmp_path / "outcomes", 0)
+    found.take([alert("a", 10)], [label("a", "fraud", 10)], 40, first_us=5)
+
+    def told() -> str:
+        found.save(20)
+        assert main(["labels", "--set", f"state_dir={tmp_path}"]) == 0
+        return capsys.readouterr().out
+
+    assert "recall 100.0%" in told()
+    found.take([], [label("b", "fraud")], 50)
+    assert "recall at most 100.0%" in told()
+    assert "recall at most 100.0%" in _outcomes(found.report())

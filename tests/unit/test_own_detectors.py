@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ from models.base import TrainingSet
 from models.bundle import Bundle
 from models.detectors import detector, detector_names
 from models.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MEAN = '''
 """The mean of a row."""
@@ -88,6 +92,8 @@ def test_every_fault_is_told_at_once_with_file_and_line(
         "own/mean.py": MEAN,
         "other/mean.py": MEAN,
         "own/My.py": MEAN,
+        "own/ensemble.py": MEAN.replace('"mean"', '"ensemble"'),
+        "own/scales.py": MEAN.replace('"mean"', '"scales"'),
     }
     told = declare(files, [*files, "own/gone.py"], detectors=["zscore", "maen"], groups=0)
     expected = [
@@ -102,6 +108,8 @@ def test_every_fault_is_told_at_once_with_file_and_line(
         "own/zscore.py:1: detector 'zscore' is there already, in waxwing itself",
         "other/mean.py:1: detector 'mean' is there already, in own/mean.py:1",
         "own/My.py:1: the name of the file is the name of the detector",
+        "own/ensemble.py:1: no detector can be called 'ensemble'",
+        "own/scales.py:1: no detector can be called 'scales'",
         "unknown detector 'maen' (did you mean 'mean'?)",
         "groups: ",
     ]
@@ -110,6 +118,38 @@ def test_every_fault_is_told_at_once_with_file_and_line(
     assert main(["check", "--set", "detector_paths=own/torn.py,own/nothing.py"]) == 2
     said = capsys.readouterr().err
     assert "own/torn.py:2: syntax error" in said and "own/nothing.py:1:" in said
+
+
+@pytest.mark.parametrize("setting", ["detector_paths", "feature_paths"])
+def test_what_is_no_file_or_cannot_be_read_is_a_fault_beside_the_others(
+    setting: str, tmp_path: Path
+) -> None:
+    own_folder = tmp_path / "own"
+    (own_folder / "folder.py").mkdir(parents=True)
+    (own_folder / "gone.py").symlink_to("nowhere")
+    os.mkfifo(own_folder / "pipe.py")
+    (own_folder / "deep.py").write_text("x = " + "-" * 100_000 + "1\n")
+    (own_folder / "deeper.py").write_text("x = " + "-" * 700 + "1\n")
+    (own_folder / "whole.py").write_text("x = 1\n")
+    # A file that is there and gives nothing, whoever asks.
+    (own_folder / "ill.py").symlink_to("/proc/self/mem")
+    command = [sys.executable, "-m", "dataflows.cli.main", "check", "--set"]
+    done = subprocess.run(
+        [*command, f"{setting}=own,own/pipe.py"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    for words in (
+        f"{setting}: 'own/folder.py' is no file",
+        f"{setting}: 'own/gone.py' is no file",
+        f"{setting}: 'own/pipe.py' is no file; begin",
+        f"{setting}: 'own/pipe.py' is no file, and no folder",
+        "own/deep.py:1: syntax error: ",
+        "own/deeper.py:1: syntax error: ",
+        "cannot be read: Input/output error",
+        "own/whole.py:1: declares no",
+    ):
+        assert words in done.stderr, (words, done.stderr)
 
 
 def rows() -> TrainingSet:
