@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dataflows.arrivals import Arrivals
 from dataflows.certify import last_us, stretch_between
 from dataflows.context import Replaying
+from dataflows.elsewhere import Remotes
 from dataflows.evaluation import load_warm
 from dataflows.history import run_history
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
@@ -315,7 +316,8 @@ def compare_files(
 
     Parameters
     ----------
-    settings : `file_paths`, `file_mapping`, `bundle`, `detectors`, `voting`, `warm_state`
+    settings : `file_paths`, `file_mapping`, `bundle`, `detectors`, `voting`, `warm_state`,
+        `remote_*`
     verdicts : event id -> whether it is a fraud, beside what the mapping's labels say
 
     Raises
@@ -325,8 +327,10 @@ def compare_files(
     begun = time.monotonic()
     cat = catalog()
     voting = None if settings.voting is None else Voting.load(settings.voting)
-    live = Scorer(Bundle.load(settings.bundle, cat), settings.detectors, voting)
-    beside = load_scorer(candidate, cat, live)
+    remotes = Remotes(settings, patient=True)
+    bundle = remotes.placed(Bundle.load(settings.bundle, cat))
+    live = Scorer(bundle, settings.detectors, voting)
+    beside = load_scorer(candidate, cat, live, remotes.beside)
     live.warm_up()
     warm_up(cat)
     warm = settings.warm_state or warm_folder(settings)
@@ -349,6 +353,7 @@ def compare_files(
         )
     finally:
         reader.close()
+        remotes.close()
     return {
         "candidate": beside.bundle.id,
         "live": [live.bundle.id],

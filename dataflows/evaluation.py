@@ -280,7 +280,8 @@ def evaluate_simulated(
     ConfigError, BundleError, StateError : with the cure
     """
     cat = catalog()
-    scorer = _scorer(settings, cat)
+    remotes = Remotes(settings, patient=True)
+    scorer = _scorer(settings, cat, remotes)
     bundle = scorer.bundle
     start_us = time_us_of(settings.sim_start)
     warm = settings.warm_state or warm_folder(settings)
@@ -300,7 +301,10 @@ def evaluate_simulated(
     end_us = start_us + round(hours * 3.6e9)
     reader = simulated(settings, settings.sim_seed, start_us, end_us, settings.sim_anomaly_share)
     arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
-    done = run_history(settings, cat, reader, judge, begin=begin, arrivals=arrivals)
+    try:
+        done = run_history(settings, cat, reader, judge, begin=begin, arrivals=arrivals)
+    finally:
+        remotes.close()
     report = {
         "in": done.events + done.duplicates,
         "scored": judge.rows,
@@ -316,9 +320,9 @@ def evaluate_simulated(
     return report
 
 
-def _scorer(settings: Settings, cat: Catalog) -> Scorer:
+def _scorer(settings: Settings, cat: Catalog, remotes: Remotes) -> Scorer:
     """The models and rules of the settings."""
-    bundle = Remotes(settings, patient=True).placed(Bundle.load(settings.bundle, cat))
+    bundle = remotes.placed(Bundle.load(settings.bundle, cat))
     voting = None if settings.voting is None else Voting.load(settings.voting)
     return Scorer(bundle, settings.detectors, voting)
 
@@ -345,7 +349,8 @@ def evaluate_files(
     ConfigError, BundleError, SourceError, StateError : with the cure
     """
     cat = catalog()
-    scorer = _scorer(settings, cat)
+    remotes = Remotes(settings, patient=True)
+    scorer = _scorer(settings, cat, remotes)
     names = dict(truth_names(settings.file_mapping)) if settings.file_mapping else {}
     names = {1: "labelled"} | names
     codes: dict[str, int] = {}
@@ -376,6 +381,7 @@ def evaluate_files(
         done = run_history(settings, cat, reader, judge, begin=begin, arrivals=arrivals)
     finally:
         reader.close()
+        remotes.close()
     found = judge.tally.report()
     if not found:
         raise ConfigError(

@@ -57,7 +57,8 @@ class JournalRows:
     attacks : code in the sets -> what it means
     about : what the bundle says of where it comes from, JSON-able
     events : in the rounds that were replayed
-    odd_per_genuine : event type -> known frauds on each event known to be genuine
+    odd_per_genuine : event type -> known frauds on each event known to be genuine, of the time
+        that is settled
     """
 
     sets: dict[str, TrainingSet]
@@ -79,6 +80,8 @@ class Targets:
     delay_us : from an event to what its own data say of it
     settled_us : so long after it an event that nobody has called a fraud is taken for genuine
     labelled : code of a fraud of which only a label knows
+    from_us : event time from which rows are learned from
+    settled : event type -> genuine events and frauds of the time that is settled
     """
 
     verdicts: Verdicts
@@ -86,6 +89,8 @@ class Targets:
     delay_us: int
     settled_us: int
     labelled: int
+    from_us: int = 0
+    settled: dict[str, tuple[int, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def of(self, batch: EventBatch) -> tuple[EventBatch, np.ndarray[Any, np.dtype[np.intp]]]:
@@ -108,12 +113,21 @@ class Targets:
             truth[said == 0] = 0
             unnamed = (said == 1) & (truth <= 0)
             truth[unnamed] = self.labelled
+        # Of younger events frauds alone are known: they would seem more frequent than they are.
+        old = truth[(times >= self.from_us) & (times <= self.as_of_us - self.settled_us)]
+        genuine, frauds = self.settled.get(name, (0, 0))
+        genuine += int(np.count_nonzero(old == 0))
+        self.settled[name] = genuine, frauds + int(np.count_nonzero(old > 0))
         rows = np.flatnonzero(truth >= 0)
         self.counts["fraud"] += int(np.count_nonzero(truth > 0))
         self.counts["genuine"] += int(np.count_nonzero(truth == 0))
         self.counts["unsettled"] += len(batch) - len(rows)
         self.counts[name] += len(rows)
         return replace(batch.take(rows), truth=truth[rows]), rows
+
+    def odd_per_genuine(self) -> dict[str, float]:
+        """Frauds on each genuine event, by event type; nothing of one of which none is settled."""
+        return {name: odd / n for name, (n, odd) in self.settled.items() if n}
 
     def _said(self, batch: EventBatch) -> np.ndarray[Any, np.dtype[np.int8]] | None:
         """int8 (n,): 1 fraud, 0 genuine, -1 nothing; None where labels do not speak of the type."""
@@ -174,7 +188,7 @@ def journal_rows(
     delay_us = round(settings.label_delay_s * 1e6)
     settled_us = delay_us if settled_s is None else round(settled_s * 1e6)
     verdicts = _verdicts(state_dir, span.as_of_us)
-    targets = Targets(verdicts, span.as_of_us, delay_us, settled_us, labelled)
+    targets = Targets(verdicts, span.as_of_us, delay_us, settled_us, labelled, from_us or 0)
     looker = _Looker(context, span, targets, from_us or 0)
     say(
         f"rounds {span.first:,} to {span.last:,} of the journal, cut from {moment(span.from_us)} to"
@@ -203,7 +217,7 @@ def journal_rows(
         **looker.report(),
     }
     money = money_of(context.rates.of(looker.rates))
-    odd = looker.collector.odd_per_genuine()
+    odd = looker.collector.odd_per_genuine() | targets.odd_per_genuine()
     return JournalRows(sets, settings, attacks, {"journal": about} | money, looker.events, odd)
 
 

@@ -26,7 +26,7 @@ __all__ = ["AutoRecalibration"]
 
 
 WRITTEN_S = 60.0
-"""Longest wait for a record that is being written. Chosen: above the 15 s a broker is waited for."""
+"""Longest wait for a record that is being written. Chosen: above a broker's 15 s."""
 
 
 class AutoRecalibration:

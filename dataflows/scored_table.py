@@ -116,7 +116,8 @@ def score_table(
     if len(settings.file_paths) != 1:
         raise ConfigError("one file is scored at a time; give one --data")
     cat = catalog()
-    scorer, files = _opened(settings, cat)
+    remotes = Remotes(settings, patient=True)
+    scorer, files = _opened(settings, cat, remotes)
     bundle = scorer.bundle
     ((name, n),) = files.rows.items()
     if not n:
@@ -138,15 +139,16 @@ def score_table(
         )  # fmt: skip
     finally:
         files.close()
+        remotes.close()
     return taker.table(fit_us)
 
 
-def _opened(settings: Settings, cat: Catalog) -> tuple[Scorer, FileReader]:
+def _opened(settings: Settings, cat: Catalog, remotes: Remotes) -> tuple[Scorer, FileReader]:
     """The models and the file; what is wrong with either is said at once."""
     faults: list[str] = []
     scorer = files = None
     try:
-        bundle = Remotes(settings, patient=True).placed(Bundle.load(settings.bundle, cat))
+        bundle = remotes.placed(Bundle.load(settings.bundle, cat))
         voting = None if settings.voting is None else Voting.load(settings.voting)
         scorer = Scorer(bundle, settings.detectors, voting)
     except WaxwingError as error:

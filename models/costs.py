@@ -108,9 +108,7 @@ class Choice:
     curve: tuple[Point, ...]
 
 
-def choose(
-    rule: AnomalyType, rows: Held, share: float, costs: Costs | None, cap: float = 1.0
-) -> Choice:
+def choose(rule: AnomalyType, rows: Held, share: float, costs: Costs | None) -> Choice:
     """The rule with thresholds at a share of false alarms, or at the share that costs least.
 
     Parameters
@@ -118,7 +116,6 @@ def choose(
     rule : its detectors are those of the rows where it names none
     share : of genuine rows; taken where there are no costs, or no anomalies to weigh them on
     costs : of mistakes; None takes `share`
-    cap : the share is never more than this
 
     Returns
     -------
@@ -127,7 +124,7 @@ def choose(
     ladder = _Ladder(rule, rows)
     told = costs or Costs(1.0, 1.0)
     resolved = 1.0 / max(int(np.count_nonzero(~rows.odd)), 1)
-    tried = [s for s in SHARES_TRIED if resolved <= s <= cap]
+    tried = [s for s in SHARES_TRIED if s >= resolved]
     points: tuple[Point, ...] = ()
     if rows.odd.any():
         points = tuple(ladder.point(s, told) for s in tried)

@@ -50,6 +50,9 @@ GRACE_S = 10
 THREADS = 4
 """Answers computed at once, of different event types. Chosen: there are four."""
 
+_THREADS = ThreadPoolExecutor(THREADS, thread_name_prefix="waxwing-served")
+"""Of this process: kserve makes an event loop of its own, with as many as it likes."""
+
 _HEADER_LENGTH = "inference-header-content-length"
 
 Recipe = Callable[[], Mapping[str, Served]]
@@ -134,7 +137,7 @@ class _Asked(Model):  # type: ignore[misc]
             raise InvalidInput(str(error)) from None
         wanted = _wanted(self._served, payload)
         outputs = await asyncio.get_running_loop().run_in_executor(
-            None, self._served.answer, inputs
+            _THREADS, self._served.answer, inputs
         )
         return InferResponse(
             payload.id or str(uuid.uuid4()),
@@ -241,7 +244,9 @@ class _DataPlane(DataPlane):  # type: ignore[misc]
             return super().decode_inference_request(body, headers, model_name)
         try:
             return _from_bytes(body, headers, model_name)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             if isinstance(error, InvalidInput):
                 raise
             raise InvalidInput(

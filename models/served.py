@@ -9,7 +9,7 @@ the features as detectors see them (`models.view`) and gives its raw number: tha
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,29 +127,33 @@ class Served:
         inputs : `features` float64 (n, F), NaN where a value is not known; `sequence` float32
             (n, S, W) where the model takes it; both already checked
         """
-        values = np.array(inputs["features"], np.float64)
         sequence = inputs.get("sequence")
-        features = FeatureMatrix(
-            self.event_type,
-            self.names,
-            values,
-            None if sequence is None else np.array(sequence, np.float32),
-            self.parameters["catalog_version"],
-        )
-        with self.lock:
+        with self.lock:  # the copies too: who waits holds no more than what came
+            features = FeatureMatrix(
+                self.event_type,
+                self.names,
+                np.array(inputs["features"], np.float64),
+                None if sequence is None else np.array(sequence, np.float32),
+                self.parameters["catalog_version"],
+            )
             return self.compute(features)
 
 
-def served_models(bundle: Bundle, voting: Voting | None = None) -> dict[str, Served]:
+def served_models(
+    bundle: Bundle, voting: Voting | None = None, detectors: Sequence[str] | None = None
+) -> dict[str, Served]:
     """Everything of a bundle that can be asked, by name; the kernels are compiled by then.
 
     Parameters
     ----------
     voting : rules in place of the bundle's own
+    detectors : those that have a say in the models of the whole bundle, in their order; None: all.
+        Each of the bundle can be asked by itself
 
     Raises
     ------
-    ConfigError : one of its detectors asks a server itself
+    ConfigError : one of its detectors asks a server itself; detectors that the bundle does not
+        have, rules that name unknown ones
     """
     asking = [
         f"{event}.{name}"
@@ -169,7 +173,8 @@ def served_models(bundle: Bundle, voting: Voting | None = None) -> dict[str, Ser
         for name, one in models.detectors.items()
         if getattr(one, "fallback", False)
     }
-    scorer = Scorer(bundle, [n for n in bundle.detectors if n not in standing_in], voting)
+    wanted = bundle.detectors if detectors is None else detectors
+    scorer = Scorer(bundle, [name for name in wanted if name not in standing_in], voting)
     scorer.warm_up()
     found: dict[str, Served] = {}
     for event, models in models_of:

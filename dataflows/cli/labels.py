@@ -41,13 +41,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def at_most(found: dict[str, Any]) -> str:
+    """What a recall is, where frauds may be among events of which the flow does not know."""
+    return "at most " if found["unknown"] else ""
+
+
 def _told(found: dict[str, Any]) -> str:
     """The counts for people."""
     lines = [
         f"alerts: {found['confirmed']:,} confirmed, {found['refuted']:,} refuted,"
         f" {found['open']:,} without a label; precision {_share(found['precision'])}",
         f"frauds: {found['confirmed']:,} with an alert, {found['missed']:,} without;"
-        f" recall {_share(found['recall'])}",
+        f" recall {at_most(found) if found['recall'] else ''}{_share(found['recall'])}",
     ]
     for one in found["anomaly_types"]:
         lines.append(

@@ -301,8 +301,11 @@ def _outcomes(found: dict[str, Any]) -> str:
     """What labels have said of alerts; nothing where they said nothing."""
     if not found or not found["confirmed"] + found["refuted"] + found["missed"]:
         return ""
+    from dataflows.cli.labels import at_most
+
+    marks = {"precision": "", "recall": at_most(found)}
     shares = ", ".join(
-        f"{name} {found[name]:.1%}" for name in ("precision", "recall") if found[name] is not None
+        f"{name} {mark}{found[name]:.1%}" for name, mark in marks.items() if found[name] is not None
     )
     return (
         f"; labels confirm {found['confirmed']:,} alerts and refute {found['refuted']:,},"

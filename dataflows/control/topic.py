@@ -128,7 +128,9 @@ class ControlTopic:
             if not self._at:
                 consumer.close()
                 raise
-            _log.warning("control topic %r: %s; going on without it until then", self.origin, error)
+            _log.warning(
+                "%s %r: %s; going on without it until then", self.setting, self.origin, error
+            )
             self._troubles.down = True
         except BaseException:
             consumer.close()
@@ -226,8 +228,8 @@ class ControlTopic:
             if error.code() not in self._said:
                 self._said.add(error.code())
                 _log.warning(
-                    "control topic %r partition %d: %s; what is in force stays in force",
-                    self.origin, p, error.str(),
+                    "%s %r partition %d: %s; what is in force stays in force",
+                    self.setting, self.origin, p, error.str(),
                 )  # fmt: skip
 
     def _skip(self, consumer: Consumer, p: int) -> None:
@@ -243,17 +245,17 @@ class ControlTopic:
             low, high = at, at  # tried again from where we stand
         if at > high:
             _log.warning(
-                "control topic %r partition %d ends at %d, %d were read: it was made anew, and is"
-                " read from its beginning",
-                self.origin, p, high, at,
+                "%s %r partition %d ends at %d, %d were read: it was made anew, and is read from"
+                " its beginning",
+                self.setting, self.origin, p, high, at,
             )  # fmt: skip
             self._at[p] = low
         elif at < low:
             if at:
                 _log.warning(
-                    "control topic %r partition %d: offsets %d to %d were deleted before they were"
-                    " read; going on at %d; lengthen retention.ms",
-                    self.origin, p, at, low - 1, low,
+                    "%s %r partition %d: offsets %d to %d were deleted before they were read;"
+                    " going on at %d; lengthen retention.ms",
+                    self.setting, self.origin, p, at, low - 1, low,
                 )  # fmt: skip
             self._at[p] = low
         self._assign(consumer)
@@ -334,6 +336,8 @@ def _partitions(
     SourceError : no broker answers within `wait_s`
     """
     topic = settings.control_topic or ""
+    # Of control records the last word on each thing is enough; every label counts.
+    policy = "compact" if setting == ControlTopic.setting else "delete"
     try:
         return partitions_of(client, [topic], settings, troubles, wait_s)[topic]
     except ConfigError:
@@ -341,7 +345,7 @@ def _partitions(
             f"Kafka {settings.kafka_brokers}: {setting} {topic!r} does not exist or may not be"
             f" read; make it with `kafka-topics.sh --bootstrap-server {settings.kafka_brokers}"
             f" --create --topic {topic} --partitions 1"
-            " --config cleanup.policy=compact`, or leave the setting out to use"
+            f" --config cleanup.policy={policy}`, or leave the setting out to use"
             f" {setting.replace('topic', 'file')}"
         ) from None
 

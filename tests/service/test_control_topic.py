@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
+from dataflows.control.labels_topic import LabelTopic
 from dataflows.control.topic import ControlTopic, send_record
 from dataflows.settings import Settings, load
 from dataflows.state.journal import Cut, read_cuts
@@ -126,6 +127,9 @@ def test_a_missing_topic_is_one_sentence_with_the_cure(
     gone = topic_prefix + "gone"
     with pytest.raises(ConfigError, match=f"--create --topic {gone} --partitions 1"):
         ControlTopic(settings.model_copy(update={"control_topic": gone})).open()
+    other = settings.model_copy(update={"control_topic": None, "labels_topic": gone})
+    with pytest.raises(ConfigError, match=f"labels_topic '{gone}' .*cleanup.policy=delete"):
+        LabelTopic(other).open()
     sets = bench.sets(state_dir=tmp_path, kafka_brokers=kafka.brokers, control_topic=gone)
     for words in (["run", *sets], ["control", *sets, "stage", "zscore", "off"]):
         done = call(*words, cwd=tmp_path)

@@ -120,8 +120,17 @@ def test_grpc_gives_the_same(
         request.inputs[0].shape[1] -= 1
         with pytest.raises(grpc.RpcError) as told:
             stub.ModelInfer(request, timeout=60.0)
+        assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "expected shape [rows, " in told.value.details()
+        request.inputs[0].shape[1] += 1
+        request.raw_input_contents.append(b"more")
+        with pytest.raises(grpc.RpcError) as told:
+            stub.ModelInfer(request, timeout=60.0)
+        assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        del request.inputs[:]
+        with pytest.raises(grpc.RpcError) as told:
+            stub.ModelInfer(request, timeout=60.0)
     assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "expected shape [rows, " in told.value.details()
 
 
 def test_the_metadata_are_those_of_the_bundle(server: Serving, bundle: tuple[Bundle, Path]) -> None:
@@ -145,6 +154,8 @@ def test_what_cannot_be_answered_is_400_with_a_sentence(
     binary = {"Content-Type": "application/octet-stream"}
     width = len(features.names)
     right = {"name": "features", "shape": [1, width], "datatype": "FP64", "data": [1.0]}
+    endless = json.dumps({"inputs": [one | {"parameters": {"binary_data_size": float("inf")}}]})
+    length = {"Inference-Header-Content-Length": str(len(endless))}
     for reply, said in (
         (post(server, narrow), "expected shape [rows, "),
         (post(server, features, catalog_version="x"), "catalog_version x is asked for"),
@@ -153,6 +164,7 @@ def test_what_cannot_be_answered_is_400_with_a_sentence(
         (httpx.post(where, json={"inputs": [one | {"datatype": "BYTES"}]}), "datatype FP64"),
         (httpx.post(where, json={"inputs": [one, one]}), "comes twice"),
         (httpx.post(where, content=b"rubbish", headers=binary), "not a binary request"),
+        (httpx.post(where, content=endless.encode(), headers=binary | length), "OverflowError"),
         (httpx.post(where.replace("payment", "payment.zscore"), json={"inputs": [right]}), "shape"),
         (httpx.post(f"{server.url}/v1/models/payment:predict", json={"instances": []}), "v2"),
     ):

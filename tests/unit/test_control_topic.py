@@ -144,6 +144,27 @@ def test_labels_of_a_topic_of_their_own_become_records(
     assert reader.position["at"]["2"] == 3
 
 
+@pytest.mark.parametrize("setting", ["control_topic", "labels_topic"])
+def test_what_is_said_of_a_topic_names_its_setting(
+    setting: str,
+    producer: Producer,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    say(producer, b"oops", b"oops")
+    names = dict.fromkeys(("control_topic", "labels_topic")) | {setting: TOPIC}
+    given = settings.model_copy(update=names)
+    reader = ControlTopic(given) if setting == "control_topic" else open_labels(given)
+    assert reader is not None
+    reader.seek({"topic": TOPIC, "at": {"0": 9}})
+    reader.open()
+    give_up = time.monotonic() + WAIT_S
+    while "made anew" not in caplog.text and time.monotonic() < give_up:
+        reader.take()
+    reader.close()
+    assert f"{setting} 'control' partition 0 ends at 2, 9 were read" in caplog.text
+
+
 def test_a_flood_is_taken_a_piece_a_round(
     producer: Producer, opened: Callable[..., ControlTopic], monkeypatch: pytest.MonkeyPatch
 ) -> None:

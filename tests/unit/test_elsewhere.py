@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataflows.compare import compare_files
 from dataflows.elsewhere import Remotes
 from dataflows.settings import Settings, load
 from dataflows.shelf import load_scorer
+from dataflows.sources.simulator import make_simulator, time_us_of
 from features.catalog import catalog
 from features.errors import AnswerError, BundleError, ConfigError
 from models.base import TrainingSet
@@ -127,6 +130,26 @@ def test_a_bundle_that_cannot_ask_is_refused_and_no_row_is_blamed(
     with pytest.raises(AnswerError, match="needs grpcio") as told:
         Scorer(placed, DETECTORS).score(rows.features, {})
     assert told.value.kind == "rubbish"
+
+
+def test_bundles_are_compared_over_files_by_what_the_server_answers(
+    script: Script, folder: Path, tmp_path: Path
+) -> None:
+    start_us = time_us_of("2026-02-01T00:00:00Z")
+    world = make_simulator(settings(script, sim_cards=500, sim_events_per_s=0.5), seed=3)
+    frame = world.span(start_us, start_us + 3_600_000_000)["login"].frame
+    frame.write_parquet(tmp_path / "login.parquet")
+    found = settings(
+        script, bundle=folder, warm_state="cold", source="file", groups=2,
+        file_paths={"login": tmp_path / "login.parquet"},
+    )  # fmt: skip
+    script.asked.clear()
+    told = compare_files(found, folder, {})
+    rows = sum(inputs["features"][1][0] for _, inputs in script.asked)
+    assert rows == 2 * frame["event_id"].n_unique() > 0, "live and candidate ask about each row"
+    assert told["candidate"] == told["live"][0]
+    left = {thread.name for thread in threading.enumerate()}
+    assert not any(name.startswith("waxwing-remote") for name in left), "connections are closed"
 
 
 def test_training_ends_with_a_sentence_where_nobody_answers(rows: TrainingSet) -> None:

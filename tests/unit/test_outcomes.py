@@ -8,6 +8,8 @@ import pytest
 
 from dataflows import outcomes as module
 from dataflows.alerts.base import Alert
+from dataflows.cli.main import main
+from dataflows.cli.run import _outcomes
 from dataflows.outcomes import Outcomes
 from features.events import event_code
 from features.labels import Label, label_of
@@ -118,3 +120,20 @@ def test_open_alerts_are_those_remembered_that_nobody_has_judged(
     for one in (found, again):
         one.take([alert("h", 90)], [], 95)
         assert counts(one)["open"] == 2
+
+
+def test_a_recall_is_a_bound_while_labels_speak_of_events_nobody_may_have_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Outcomes(tmp_path / "outcomes", 0)
+    found.take([alert("a", 10)], [label("a", "fraud", 10)], 40, first_us=5)
+
+    def told() -> str:
+        found.save(20)
+        assert main(["labels", "--set", f"state_dir={tmp_path}"]) == 0
+        return capsys.readouterr().out
+
+    assert "recall 100.0%" in told()
+    found.take([], [label("b", "fraud")], 50)
+    assert "recall at most 100.0%" in told()
+    assert "recall at most 100.0%" in _outcomes(found.report())

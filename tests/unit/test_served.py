@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+from kserve import InferRequest
 
+from dataflows.cli.serve import models_of
 from features.batch import FeatureMatrix
 from features.catalog import catalog
-from features.errors import ShapeError
+from features.errors import ConfigError, ShapeError
 from features.sequence import STEPS, WIDTH
 from models.bundle import Bundle
 from models.scoring import Scorer
+from models.serve import THREADS, _Asked
 from models.served import ROWS_MAX, Served, served_models
 from models.train import train
 from tests.rows import training_set
@@ -64,6 +71,47 @@ def test_the_whole_bundle_answers_what_the_operator_scores(
         assert found[tensor.name].shape[1:] == tensor.shape[1:]
     assert models["login"].parameters["detectors"] == ",".join(DETECTORS)
     assert models["login"].parameters["bundle_id"] == bundle.id
+
+
+def test_questions_are_answered_by_a_bounded_number_of_threads() -> None:
+    threads: list[str] = []
+
+    class Noting:
+        name, inputs, outputs, parameters = "noting", (), (), MappingProxyType({})
+
+        def check(self, given: object) -> None: ...
+
+        check_meant = check
+
+        def answer(self, inputs: object) -> dict[str, np.ndarray]:
+            threads.append(threading.current_thread().name)
+            return {}
+
+    async def asked() -> None:
+        one = _Asked(Noting(), None)  # type: ignore[arg-type]
+        request = InferRequest("noting", [])
+        await asyncio.gather(*(one.predict(request) for _ in range(8 * THREADS)))
+
+    asyncio.run(asked())
+    assert len(threads) == 8 * THREADS and len(set(threads)) <= THREADS
+    assert all(name.startswith("waxwing-served") for name in threads), "not those of the loop"
+
+
+def test_detectors_that_the_settings_leave_out_have_no_say_in_the_whole_bundle(
+    bundle: Bundle, features: FeatureMatrix, tmp_path: Path
+) -> None:
+    bundle.write(tmp_path / "bundle")
+    place = ("bundle", str(tmp_path / "bundle"))
+    some = ("transformer", "zscore")
+    found = models_of(None, (place, ("detectors", list(some))))
+    assert found["login"].parameters["detectors"] == ",".join(some)
+    loaded = Bundle.load(tmp_path / "bundle", catalog())
+    expected = Scorer(loaded, some).score(features, {}).scores
+    assert found["login"].answer(tensors(features))["scores"].tobytes() == expected.tobytes()
+    assert set(found) == {"login", *(f"login.{name}" for name in DETECTORS)}, "asked by themselves"
+    assert models_of(None, (place,))["login"].parameters["detectors"] == ",".join(DETECTORS)
+    with pytest.raises(ConfigError, match="'iqr' is not in the bundle"):
+        models_of(None, (place, ("detectors", ["zscore", "iqr"])))
 
 
 def test_each_detector_answers_its_raw_number_of_the_rows_as_detectors_see_them(
