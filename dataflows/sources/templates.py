@@ -130,8 +130,8 @@ class Templates:
         'Invalid user <*> from <*>'
         """
         words = tuple(message.split())
-        found = self._by_beginning.get((len(words), words[:1]))
-        for template in found or self._by_beginning.get((len(words), _ANY), ()):
+        others = self._by_beginning.get((len(words), _ANY), [])
+        for template in self._by_beginning.get((len(words), words[:1]), others):
             if all(a in (b, WILD) for a, b in zip(template, words, strict=True)):
                 return " ".join(template)
         return " ".join(words)
