@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -149,11 +150,13 @@ def certify(
     looker, context = _compared(state_dir, settings, stretch, stretch.first, workers, True)
     base_round = context.manifest.round
     rounds, events = looker.rounds, looker.events
+    stage_s = Counter(context.telemetry.stage_s)
     if looker.differing is not None:
         # What is said to differ was computed as the flow computes it, one round after the other.
         at = looker.differing[0]
         looker, context = _compared(state_dir, settings, stretch, at, workers, False)
         rounds, events = rounds + looker.rounds, events + looker.events
+        stage_s.update(context.telemetry.stage_s)
     if looker.differing is None and rounds < last - first + 1:
         raise StateError(
             f"the replay ended after {rounds} of {last - first + 1} rounds; this is a bug"
@@ -175,7 +178,7 @@ def certify(
         round(time.monotonic() - begun, 3),
         {
             stage: round(seconds / max(events, 1) * 1e6, 3)
-            for stage, seconds in sorted(context.telemetry.stage_s.items())
+            for stage, seconds in sorted(stage_s.items())
         },
         difference,
         {name: (then.get(name, ""), now[name]) for name in now if then.get(name) != now[name]},

@@ -36,6 +36,7 @@ from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
 from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64, stack
+from features.errors import WaxwingError
 from features.events import EventType, event_type, made_types
 from features.labels import Label
 from features.rows import emptied_rows
@@ -239,17 +240,18 @@ def _asked(
     ----------
     first : place of the first of them in `bounds`
     """
+    control = run[0].control
+    lineup = context.shelf.lineup(control)
+    names = list(dict.fromkeys(name for item in run for name in item.features))
+    if any(seat.scorer.far(name) for seat in lineup for name in names):
+        return None  # what was answered elsewhere is kept by round
     whole: dict[str, FeatureMatrix] = {}
-    for name in dict.fromkeys(name for item in run for name in item.features):
+    for name in names:
         if name in features:
             begin, end = int(bounds[name][first]), int(bounds[name][first + len(run)])
             whole[name] = features[name].rows(begin, end)
         else:
             whole[name] = stack([item.features[name] for item in run if name in item.features])
-    control = run[0].control
-    lineup = context.shelf.lineup(control)
-    if any(seat.scorer.far(name) for seat in lineup for name in whole):
-        return None  # what was answered elsewhere is kept by round
     # Where votes depend on entities, or margins are to be told, each round is decided by itself.
     alone = has_canary(control, lineup) or bool(control.followed)
     asked: list[dict[Seat, dict[str, _Said]]] = [{} for _ in run]
@@ -259,12 +261,7 @@ def _asked(
         )
         if any(missed for _, missed in made.values()):
             return None
-        votes = {
-            name: seat.scorer.decide(
-                scores, control.thresholds, control.stages, shifts=shifts_of(control, seat)
-            )
-            for name, (scores, _) in (() if alone else made.items())
-        }
+        votes = {} if alone else _decided(control, seat, made)
         at = dict.fromkeys(whole, 0)
         for item, found in zip(run, asked, strict=True):
             found[seat] = {}
@@ -277,6 +274,22 @@ def _asked(
                     votes_now = _some(votes_now, rows)
                 found[seat][name] = mine, {}, votes_now
     return list(asked)
+
+
+def _decided(
+    control: Control, seat: Seat, made: Mapping[str, tuple[ScoreMatrix, Mapping[str, Missed]]]
+) -> dict[str, Decisions]:
+    """Votes on all rows; none where a row makes them raise, which its round finds (`culprits`)."""
+    shifts = shifts_of(control, seat)
+    try:
+        return {
+            name: seat.scorer.decide(scores, control.thresholds, control.stages, shifts=shifts)
+            for name, (scores, _) in made.items()
+        }
+    except WaxwingError:
+        raise
+    except Exception:
+        return {}
 
 
 def _some(decisions: Decisions, rows: slice) -> Decisions:

@@ -123,12 +123,14 @@ def span_ends(context: Context, first: int, last: int) -> list[int]:
     received: dict[int, int] = dict.fromkeys(range(context.manifest.round + 1, last + 1), 0)
     begins = {first}
     for lane in range(lanes_of(context.settings)):
+        rates = 0
         for cut in read_cuts(journal_folder(context.settings.state_dir, lane), min(received) - 1):
             if cut.round > last:
                 break
             received[cut.round] += cut.received
-            if cut.control:  # in force from this round on
+            if cut.control or cut.rates != rates:  # in force from this round on
                 begins.add(cut.round)
+            rates = cut.rates
     found: list[int] = []
     rows = rounds = 0
     for round_, more in received.items():

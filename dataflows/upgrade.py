@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +127,18 @@ def upgrade(
     first, last = stretch.first.round, stretch.last.round
     base = base_before(state_dir, first, int(header["lanes"]))
     begun = time.monotonic()
-    now: dict[_Key, Alert] = {}
-    done: Counter[str] = Counter()
-
-    def look(_round: int, outs: list[RoundOut]) -> bool:
-        done["rounds"] += 1
-        for out in outs:
-            done["events"] += out.received
-            now.update({_key(alert): alert for alert in out.alerts})
-        return True
-
     # Where no other bundle is named, those score that were in force then, round by round.
     other = "bundle" in given or read_head(settings.bundle)["id"] != header["bundle"]
     wanted = Replaying(first, last, base_alone=other)
-    context = replay_context(settings, base, wanted, header, other_models=True)
-    replay(context, look, workers)
-    changes = _changes(then, now)
+    for together in (True, False):
+        # What is said to have changed was computed as the flow does, one round after the other.
+        now: dict[_Key, Alert] = {}
+        done: Counter[str] = Counter()
+        context = replay_context(settings, base, wanted, header, other_models=True)
+        replay(context, partial(_look, now, done), workers, together)
+        changes = _changes(then, now)
+        if not changes:
+            break
     counts = Counter(change.what for change in changes)
     is_now, was = versions(), header["versions"]
     return Upgraded(
@@ -169,6 +166,15 @@ def upgrade(
             if was.get(name) != is_now[name]
         },
     )
+
+
+def _look(now: dict[_Key, Alert], done: Counter[str], _round: int, outs: list[RoundOut]) -> bool:
+    """Take in what a round tells."""
+    done["rounds"] += 1
+    for out in outs:
+        done["events"] += out.received
+        now.update({_key(alert): alert for alert in out.alerts})
+    return True
 
 
 def _live(header: dict[str, Any]) -> str:

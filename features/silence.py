@@ -453,6 +453,11 @@ class Wheel:
         """Bytes of all arrays."""
         return self.notices.nbytes + self._heads.nbytes + self._links.nbytes
 
+    @property
+    def behind(self) -> bool:
+        """Whether changes among peers are still to be told, whoever speaks."""
+        return bool(self._left)
+
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
         more = np.full((capacity - len(self._links), 4), -1, np.int64)

@@ -359,6 +359,18 @@ class SlotTable:
         _slots_of(wanted, self._table_key, self._table_slot, slots)
         return self.known(slots)
 
+    def newest_of(self, keys: npt.NDArray[np.uint64]) -> Int64:
+        """int64 (n,), newest time of each key's entity, however long ago; -1 of one never met."""
+        slots = np.empty(len(keys), np.int64)
+        wanted = np.ascontiguousarray(keys, np.uint64).view(np.int64)
+        _slots_of(wanted, self._table_key, self._table_slot, slots)
+        return np.where(slots >= 0, self.newest_us[slots], -1)
+
+    @property
+    def known_from_us(self) -> int:
+        """Entities whose newest row is older have been idle too long, by the clock heard last."""
+        return self._known_us
+
     def known(self, slots: Int64) -> Int64:
         """The slots, -1 for those whose entities have been idle too long."""
         return np.where(self.newest_us[slots] < self._known_us, -1, slots)

@@ -23,7 +23,7 @@ from features.catalog import Catalog
 from features.events import event_code
 from features.labels import Label
 from features.rows import GroupFeatures
-from features.silence import DUE, GAPS, KNOWN_FROM, TOLD
+from features.silence import DUE, GAPS, KNOWN_FROM, LIMIT_S_MIN, TOLD
 from features.split import split
 from features.state import EntityState
 
@@ -248,7 +248,8 @@ def pass_rounds(
                 slots, marked = (np.concatenate(part) for part in zip(*heard, strict=True))
                 heard = [(slots, marked)]
             at = [start - begin for start in starts[first : end + 1]]
-            _end_rounds(state, heard, at, due_us[first:end], partial(_from, first, after))
+            clock = max(clock_us[first:end])
+            _end_rounds(state, heard, at, clock, due_us[first:end], partial(_from, first, after))
         first = end
     if not outs:
         return np.zeros((0, state.plan.width)), None
@@ -267,6 +268,7 @@ def _end_rounds(
     state: EntityState,
     heard: Sequence[tuple[Int64, Int64]] | None,
     starts: Sequence[int],
+    clock_us: int,
     due_us: Sequence[int],
     after: Callable[[int, int], None],
 ) -> None:
@@ -276,13 +278,16 @@ def _end_rounds(
     ----------
     heard : slots and rows of all rounds; None where they have been heard of
     starts : (R + 1,), where the rows of each round begin
+    clock_us : the newest of all rounds
     due_us, after : of R rounds, see `pass_rounds`
     """
     rounds = len(due_us)
     for r in range(rounds):
         _hear(state, heard, starts[r], starts[r + 1])
         after(r, 1)
-        if r == 0 and rounds > 1 and _quiet(state, heard, starts[1], max(due_us)):
+        if r or rounds == 1 or state.forgets(clock_us):
+            continue
+        if _quiet(state, heard, starts[1], max(due_us)):
             _hear(state, heard, starts[1], starts[-1])
             after(rounds - 1, rounds - 1)
             return
@@ -302,15 +307,22 @@ def _quiet(
 ) -> bool:
     """Whether there is nothing to tell of silence in rounds to come, as their rows are heard of.
 
-    Nobody is due, nobody who was told of speaks again, nobody gets a rhythm.
+    Nobody is due, nor found overdue by a row of its own, which may be newer than what counts for
+    being due; nobody's rhythm can be such that it is again before the end; nobody who was told of
+    speaks again, nobody gets a rhythm.
     """
     arrays = state.arrays
     ints, floats = arrays["silence_ints"], arrays["silence_floats"]
+    slots = np.concatenate([np.zeros(0, np.int64), *(slots[begin:] for slots, _ in heard or ())])
+    times = np.concatenate([np.zeros(0, np.int64), *(head[begin:, 1] for _, head in heard or ())])
+    until_us = max(until_us, int(times.max(initial=0)))
     due_us = ints[: state.table.used, DUE]
     if np.any((due_us > 0) & (due_us < until_us)):
         return False
-    slots = np.concatenate([np.zeros(0, np.int64), *(slots[begin:] for slots, _ in heard or ())])
     gaps = floats[slots, GAPS]
+    speak_us = times[gaps >= KNOWN_FROM]
+    if len(speak_us) and until_us - int(speak_us.min()) > LIMIT_S_MIN * 1e6:
+        return False
     nears = (gaps < KNOWN_FROM) & (gaps + np.bincount(slots)[slots] >= KNOWN_FROM)
     return not (np.any(ints[slots, TOLD] > 0) or np.any(nears))
 
@@ -321,13 +333,14 @@ def _together(
     """The round before which those from `first` on may pass together; at least one does.
 
     Not where the log of late rows begins a generation, or a row needs no log; not where an entity
-    may have a row before one of its earlier rounds. Where silence counts, none may be late at all.
+    may have a row before one of its earlier rounds. Where silence counts, none may be late at all,
+    nor may the log begin among the rows: its checkpoints would not know what is held back.
     """
     late, rounds = state.late, len(starts) - 1
-    if late.late_us == 0:
-        return rounds
-    times = head[:, 1]
     stop = _spoken(state, head, starts, first) if state.wheel is not None else rounds
+    if late.late_us == 0:
+        return max(stop, first + 1)
+    times = head[:, 1]
     clock, newest = late.clock_us, late.newest_us
     begin_us = before_us = top = 0
     old = False
@@ -340,6 +353,8 @@ def _together(
         first_us, last_us = int(times[begin]), int(times[end - 1])
         since_us = clock_us[r] - late.late_us
         far = newest < first_us < since_us  # so far back in order that no log is needed
+        if far and state.wheel is not None and max(top, last_us) >= since_us:
+            return max(r, first + 1)
         if not begin_us:
             begin_us, before_us, old = first_us, newest, far
         elif (
@@ -370,12 +385,14 @@ def _meets(head: Int64, first: int, begin: int, end: int, top: int) -> bool:
 
 
 def _spoken(state: EntityState, head: Int64, starts: Sequence[int], first: int) -> int:
-    """The first round with a row that is no newer than what its entity has had; their number where
-    there is none."""
-    rows = head[starts[first] :]
-    slots = state.table.find(rows[:, 0].view(np.uint64))
-    known_us = np.where(slots >= 0, state.table.newest_us[slots], -1)
-    late = np.flatnonzero(rows[:, 1] <= known_us)
-    if not len(late):
+    """The first round with a row that is no newer than what its entity has had (where that
+    matters), or that may be of one forgotten meanwhile; their number where there is none."""
+    rows, table = head[starts[first] :], state.table
+    known_us = table.newest_of(rows[:, 0].view(np.uint64))
+    late = rows[:, 1] <= (known_us if state.late.late_us else -1)
+    if table.ttl_us and len(rows):
+        late |= (known_us >= 0) & (rows[:, 1] - known_us > table.ttl_us)
+        late |= rows[:, 1] - rows[:, 1].min() > table.ttl_us
+    if not late.any():
         return len(starts) - 1
-    return int(np.searchsorted(starts, starts[first] + late[0], side="right")) - 1
+    return int(np.searchsorted(starts, starts[first] + late.argmax(), side="right")) - 1

@@ -81,6 +81,7 @@ from features.silence import (
     SILENCE_TOPS,
     Overdue,
     Wheel,
+    peers_now,
     run_silence,
 )
 from features.slots import LATE, SlotTable
@@ -1063,6 +1064,18 @@ class EntityState:
             for ring in self.rings:
                 ring.clear(slots)
             self.table.release(slots)
+
+    def forgets(self, clock_us: int) -> bool:
+        """Whether peers are to be told of one that is forgotten: now, or by a later clock."""
+        wheel, table = self.wheel, self.table
+        if wheel is None:
+            return False
+        if wheel.behind or not table.ttl_us:
+            return wheel.behind
+        since_us = max(clock_us - table.ttl_us, table.known_from_us) - SLACK_US
+        old = np.flatnonzero(table.newest_us[: table.used] < since_us)
+        ints, floats = self._fixed["silence_ints"][old], self._fixed["silence_floats"][old]
+        return len(peers_now(ints, floats, len(old))) > 0
 
     def accept(self, keys: npt.NDArray[np.uint64]) -> int:
         """Take what some entities do of late for usual at once: a label said that it is genuine.
