@@ -70,6 +70,21 @@ def alert_raises(event_id: str) -> None:
     score._subject = broken
 
 
+def decide_raises(share: str) -> None:
+    """Votes on one row of scores in `share` raise."""
+    from models.scoring import Scorer
+
+    decide: Function = Scorer.decide
+
+    @functools.wraps(decide)
+    def broken(self: Any, scores: Any, *args: Any, **kwargs: Any) -> Any:
+        if _every(scores.surprise, int(share)):
+            raise ZeroDivisionError("nobody thought of this score")
+        return decide(self, scores, *args, **kwargs)
+
+    Scorer.decide = broken  # type: ignore[method-assign]
+
+
 def _step(owner: Any, name: str, has: Callable[..., bool]) -> None:
     """A method of a step that raises once it has begun its work."""
     method: Function = getattr(owner, name)
@@ -123,7 +138,8 @@ def beats_sleep(_: str) -> None:
 PARTS: dict[str, Function] = {
     f.__name__: f
     for f in (
-        detector_raises, detector_hangs, alert_raises, group_raises, admit_raises, beats_sleep,
+        detector_raises, detector_hangs, alert_raises, decide_raises, group_raises, admit_raises,
+        beats_sleep,
     )
 }  # fmt: skip
 

@@ -62,6 +62,19 @@ def test_an_event_that_no_alert_can_be_made_of_is_a_dead_letter(
     assert run.alerts() == [a for a in sound.alerts() if a["event_id"] != event["event_id"]]
 
 
+def test_events_that_no_votes_can_be_cast_on_are_dead_letters_in_a_replay_too(
+    bench: Bench, whole: tuple[Run, dict[str, int]], tmp_path: Path
+) -> None:
+    broken = "decide_raises=4001"
+    run = Run(bench, tmp_path / "state", DAY, broken=broken)
+    counts, (_, sound) = counts_of(run.to_end()), whole
+    dead = len(letters(run.state_dir))
+    assert dead > 1 and counts["dead_lettered"] == sound["dead_lettered"] + dead
+    done = call(broken, "certify", "--set", f"state_dir={run.state_dir}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-identical" in done.stdout
+
+
 def left_out(run: Run, report: dict[str, Any], sound: Run, counts: dict[str, int]) -> None:
     """That a run lacks one event and nothing else."""
     event = victim(sound)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import cycle
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dataflows.context import Context
+from dataflows.sources.rounds import journal_folder
+from dataflows.spans import span_ends
+from dataflows.state.journal import Cut, LaneJournal
 from features.absences import Absences, Names
 from features.batch import concat_batches
 from features.catalog import catalog
@@ -151,9 +158,20 @@ def assert_same_parts(
         places, vectors = found.sequences[name]
         rounds = [(r, one.sequences[name]) for r, one in enumerate(expected)
                   if name in one.sequences]  # fmt: skip
-        at = np.concatenate([bounds[name][r] + rows for r, (rows, _) in rounds])
+        here = [bounds[name][r] + rows for r, (rows, _) in rounds if len(rows)]
+        at = np.concatenate([np.zeros(0, np.int64), *here])
         np.testing.assert_array_equal(places, at)
         np.testing.assert_array_equal(vectors, np.concatenate([v for _, (_, v) in rounds]))
+
+
+def test_a_span_begins_where_control_or_the_rates_in_force_change(tmp_path: Path) -> None:
+    settings = SimpleNamespace(state_dir=tmp_path, source="file", lanes=1)
+    context = SimpleNamespace(settings=settings, manifest=SimpleNamespace(round=2))
+    with closing(LaneJournal(journal_folder(tmp_path, 0), 1 << 20)) as journal:
+        for r in range(1, 13):
+            said = [{"kind": "mute"}] if r == 10 else []
+            journal.append(Cut(r, r * 1_000, {}, 5, control=said, rates=0 if r < 6 else r // 6))
+    assert span_ends(cast(Context, context), 4, 12) == [3, 5, 9, 11, 12]
 
 
 @BRIEF
