@@ -400,18 +400,22 @@ class _Sampled:
             found[most > self.exact_max * found] *= 2
         return found
 
-    def bounded(
-        self, oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, found: _Found,
-        actual: Float64,
-    ) -> bool:  # fmt: skip
+    def holds(self, feature: Feature) -> bool:
+        """Whether a feature is one of them."""
+        return f"{feature.event}.{feature.name}" in self.names
+
+    def bounded(self, feature: Feature, found: _Found, actual: Float64, met: Float64) -> bool:
         """Whether a feature's wrong rows are no more wrong than the sample tells.
 
         A count of different others is off by no more than its error; whether a pair is new is not
         known of many. Whoever has met no more others than the bound is exact.
+
+        Parameters
+        ----------
+        feature : one of them
+        met : float64 (rows,), different others that each row's entity has met up to it
         """
-        if f"{feature.event}.{feature.name}" not in self.names:
-            return False
-        met = _met(oracle, feature, ties, len(actual))[found.wrong]
+        met = met[found.wrong]
         value, expected = actual[found.wrong], found.expected[found.wrong]
         if np.any(met <= self.exact_max):
             return False
@@ -657,7 +661,11 @@ def _compare(
             inexact = None
             if len(found.wrong) and merged.bounded(oracle, feature, ties, found, actual):
                 inexact = approximated
-            elif len(found.wrong) and sampled.bounded(oracle, feature, ties, found, actual):
+            elif (
+                len(found.wrong)
+                and sampled.holds(feature)
+                and sampled.bounded(feature, found, actual, _met(oracle, feature, ties, n))
+            ):
                 inexact = estimated
             if inexact is not None:
                 inexact.append(_about(rows, feature, found, actual))
