@@ -188,6 +188,10 @@ def test_a_span_begins_where_control_or_the_rates_in_force_change(tmp_path: Path
     ends_after=st.sampled_from([10, 1 << 40]),
     lag_us=st.sampled_from([0, 5_000_000, 600_000_000]),
 )
+@example(  # rows are ten minutes newer than the clock silence is told by
+    number=2, seed=7847, sizes=[5], groups=1, lanes=2, late_s=0.0, mortal=False,
+    due_max=EVERYONE, together=[7], ends_after=1 << 40, lag_us=600_000_000,
+)  # fmt: skip
 @example(  # one that is forgotten comes again
     number=2, seed=3803, sizes=[20, 5, 20, 5], groups=1, lanes=2, late_s=0.0, mortal=True,
     due_max=2, together=[2, 7], ends_after=10, lag_us=5_000_000,
