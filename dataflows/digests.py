@@ -209,17 +209,20 @@ def _add_group(
     plan = plan_of(catalog)
     entities = list(plan.entities)
     for (name, entity), (places, values) in part.parts.items():
+        if name not in bounds:
+            continue  # of no row of this lane
         width = len(plan.entities[entity].features[name])
         seed = _seed(lane, name, entities.index(entity) + 1)
         totals += totals_of(words_of(values), width, True, places, bounds[name], seed)
     for name, (places, vectors) in part.sequences.items():
+        if name not in bounds:
+            continue
         width = int(np.prod(vectors.shape[1:]))  # there may be no row
         words = np.ascontiguousarray(vectors).reshape(len(vectors), width).view(np.uint64)
         seed = _seed(lane, name, 255)
-        one = totals_of(words, words.shape[1], False, places, bounds[name], seed, rows.get(name))
+        one = totals_of(words, words.shape[1], False, places, bounds[name], seed, rows[name])
         totals += one
-        if name in sequences:
-            sequences[name][:] += one
+        sequences[name][:] += one
 
 
 def alert_sum(ids: Iterable[str]) -> int:

@@ -10,10 +10,22 @@ import sys
 import numpy as np
 import pytest
 
-from dataflows.digests import versions
+from dataflows.digests import RoundDigest, versions
+from features.batch import EventBatch
+from features.catalog import catalog
 from features.digest import add_columns, row_hashes, total_of, words_of
+from features.engine import OfflineEngine
+from features.plan import plan_of
+from features.rows import GroupFeatures
+from tests.streams import START_US, make_batch
 
 MASK = 2**64 - 1
+
+
+def payments(n: int) -> EventBatch:
+    """Payments, a second apart."""
+    rows = [{"event_id": f"p{i}", "time_us": START_US + i * 1_000_000} for i in range(n)]
+    return make_batch("payment", rows)
 
 
 def naive_mix(word: int) -> int:
@@ -81,6 +93,22 @@ def test_two_signs_turned_round_do_not_cancel(values: np.ndarray) -> None:
 
 def test_rows_that_change_places_show(values: np.ndarray) -> None:
     assert not np.array_equal(hashes(values)[0], hashes(values[::-1].copy())[0])
+
+
+def test_what_a_group_gives_of_types_that_the_lane_lacks_counts_for_nothing() -> None:
+    matrix = OfflineEngine(catalog(), 1).process({"payment": payments(3)})["payment"]
+    empty = (np.zeros(0, np.int64), np.zeros((0, 16, 12), np.int16))
+    width = len(plan_of(catalog()).entities["user"].features["login"])
+    view = {("login", "user"): (np.zeros(0, np.int64), np.zeros((0, width)))}
+    bare, more = (
+        RoundDigest.of(catalog(), 1, 0, {"payment": matrix}, [(0, part)])
+        for part in (
+            GroupFeatures(0),
+            GroupFeatures(0, parts=view, sequences={"login": empty}),
+        )
+    )
+    assert bare.groups.tolist() == more.groups.tolist() == [0]
+    assert list(more.columns) == ["payment"]
 
 
 def test_all_nan_are_one(values: np.ndarray) -> None:
