@@ -144,12 +144,15 @@ def test_bundles_are_compared_over_files_by_what_the_server_answers(
         file_paths={"login": tmp_path / "login.parquet"},
     )  # fmt: skip
     script.asked.clear()
+    before = set(threading.enumerate())
     told = compare_files(found, folder, {})
     rows = sum(inputs["features"][1][0] for _, inputs in script.asked)
     assert rows == 2 * frame["event_id"].n_unique() > 0, "live and candidate ask about each row"
     assert told["candidate"] == told["live"][0]
-    left = {thread.name for thread in threading.enumerate()}
-    assert not any(name.startswith("waxwing-remote") for name in left), "connections are closed"
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("waxwing-remote"):
+            thread.join(10.0)
+            assert not thread.is_alive(), "connections are closed"
 
 
 def test_training_ends_with_a_sentence_where_nobody_answers(rows: TrainingSet) -> None:
