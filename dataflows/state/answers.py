@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import fsync_folder, write_all
 from features.batch import Float64
 from features.errors import StateError
 
@@ -146,9 +146,7 @@ class AnswerLog:
         first = min(whose[0] for whose in answers)
         try:
             file = self._open(first)
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            write_all(file, data)
             os.fdatasync(file.fileno())
         except OSError as error:
             if self._file is not None:

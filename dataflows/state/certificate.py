@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import fsync_folder, write_all
 from features.digest import UInt32
 from features.errors import StateError
 from features.keys import UInt64
@@ -326,12 +326,12 @@ class Certificate:
         if not self._open or self._changed or (past and rounds >= SEGMENT_ROUNDS):
             self._begin(record)
         types = list(self.header["columns"])
-        _write_whole(self._open[_ROUNDS], _frame(record.to_bytes(types)))
+        write_all(self._open[_ROUNDS], _frame(record.to_bytes(types)))
         if _ROW_HASHES in self._open:
             parts = [_ROWS.pack(record.round, len(rows))]
             for (name, lane), hashes in rows.items():
                 parts += [_LANE.pack(types.index(name), lane, len(hashes)), hashes.tobytes()]
-            _write_whole(self._open[_ROW_HASHES], _frame(b"".join(parts)))
+            write_all(self._open[_ROW_HASHES], _frame(b"".join(parts)))
 
     def _begin(self, record: Record) -> None:
         """Begin a segment and let go of what is kept no longer."""
@@ -347,7 +347,7 @@ class Certificate:
         for suffix, head in heads.items():
             path = self.folder / f"{record.round:020d}{suffix}"
             self._open[suffix] = path.open("wb", buffering=0)
-            _write_whole(self._open[suffix], _MAGIC + _frame(json.dumps(head).encode()))
+            write_all(self._open[suffix], _MAGIC + _frame(json.dumps(head).encode()))
         self._times[self.folder / f"{record.round:020d}{_ROUNDS}"] = record.cut_time_us
         fsync_folder(self.folder)
         self._forget(_ROUNDS, record.cut_time_us - self.retention_us)
@@ -375,10 +375,3 @@ class Certificate:
         for file in self._open.values():
             file.close()
         self._open = {}
-
-
-def _write_whole(file: Any, data: bytes) -> None:
-    """Write everything: an unbuffered write on a full disk may take a part and raise nothing."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]

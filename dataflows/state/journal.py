@@ -38,6 +38,7 @@ __all__ = [
     "read_cuts",
     "replace_text",
     "standing",
+    "write_all",
 ]
 
 _MAGIC = b"WXJ1"
@@ -391,7 +392,7 @@ class LaneJournal:
         try:
             if begins:
                 self._begin(cut.round)
-            _write_all(self._file, record)
+            write_all(self._file, record)
             if self.synced:
                 os.fdatasync(self._file.fileno())
         except OSError as error:
@@ -416,7 +417,7 @@ class LaneJournal:
         path = self.folder / f"{first_round:020d}.jnl"
         file = path.open("wb", buffering=0)
         try:
-            _write_all(file, _MAGIC)
+            write_all(file, _MAGIC)
             fsync_folder(self.folder)
         except OSError:
             file.close()
@@ -472,8 +473,13 @@ class JournalView:
         """Nothing is held."""
 
 
-def _write_all(file: Any, data: bytes) -> None:
-    """Write everything: an unbuffered write on a full disk may take a part and raise nothing."""
+def write_all(file: Any, data: bytes) -> None:
+    """Write everything: an unbuffered write on a full disk may take a part and raise nothing.
+
+    Raises
+    ------
+    OSError : the disk refused it; a part may stand in the file
+    """
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataflows.state.journal import fsync_folder, replace_text
+from dataflows.state.journal import fsync_folder, replace_text, write_all
 from features.errors import StateError
 
 __all__ = ["BYTES_MAX", "RoundNotes", "read_notes"]
@@ -60,9 +60,7 @@ class RoundNotes:
                 self._file = self._path.open("ab", buffering=0)
                 self._file.truncate(self._size)
                 fsync_folder(self._path.parent)
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
+            write_all(self._file, data)
             os.fdatasync(self._file.fileno())
         except OSError as error:
             if self._file is not None:
