@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from features.keys import UInt64, hash_columns, hash_strings
 from models.base import TrainingSet
 from models.train import select_rows
 
-__all__ = ["Collector", "Pass", "Taker", "run_history", "save_warm"]
+__all__ = ["Collector", "Pass", "Taker", "after_rows", "run_history", "save_warm"]
 
 CHUNK_ROWS = 50_000
 """Events computed at once; chosen: large enough that overhead is nothing, small enough for 200
@@ -167,7 +167,7 @@ class Pass:
     ----------
     engine : the groups, warm
     door : the filter of repeats and the event-time clock, warm
-    until_us : event time up to which history has gone; the live flow takes over here
+    until_us : event time before which all is history; the live flow takes over here
     events, rejected, duplicates : counts
     reasons : reason -> how many were rejected for it
     arrivals : labels on their way; None where history has none
@@ -280,6 +280,15 @@ def _compute(
         if collector is not None:
             for name, matrix in features.items():
                 collector.add(batches[name], matrix)
+
+
+def after_rows(done: Pass) -> Pass:
+    """A pass over recorded rows, whose live flow takes over right after the last of them.
+
+    The clock of rows stands at the last one, which history has; the simulator's stands behind all
+    that it gave.
+    """
+    return replace(done, until_us=done.until_us + 1) if done.until_us else done
 
 
 def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) -> None:

@@ -23,7 +23,7 @@ from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.currencies import base_of, priced_lines
 from dataflows.elsewhere import Remotes
-from dataflows.history import Collector, Pass, run_history, save_warm
+from dataflows.history import Collector, Pass, after_rows, run_history, save_warm
 from dataflows.settings import Settings
 from dataflows.sources.base import Blind, LaneReader
 from dataflows.sources.simulator import SimulatorReader, time_us_of
@@ -224,7 +224,8 @@ def train_files(
     collector = Collector(cat, from_us, min(1.0, ROWS_WANTED / max(rows, 1)), labels)
     try:
         arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels)
-        done = run_history(settings, cat, reader, collector, progress, arrivals=arrivals)
+        run = run_history(settings, cat, reader, collector, progress, arrivals=arrivals)
+        done = after_rows(run)
     finally:
         reader.close()
     warm = warm_folder(settings)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataflows.arrivals import Arrivals
     from dataflows.cli.run import overrides_of, with_data
-    from dataflows.history import run_history, save_warm
+    from dataflows.history import after_rows, run_history, save_warm
     from dataflows.runner import usage, write_json
     from dataflows.settings import load
     from dataflows.sources.files import FileReader
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     warm_up(cat)
     reader = FileReader(settings)
     arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
-    done = run_history(settings, cat, reader, arrivals=arrivals)
+    done = after_rows(run_history(settings, cat, reader, arrivals=arrivals))
     reader.close()
     if args.until:
         # The live flow starts at the asked time even where history ends a little before it.

@@ -140,11 +140,10 @@ def test_the_real_file_is_learned_from_and_judged(
     for text in (trained, ran):
         for scenario in ("large amount", "compromised customer", "compromised terminal"):
             assert scenario in text
-    # The last row of the history is read once more, and known.
-    said = re.search(r"([\d,]+) events in, ([\d,]+) scored, 0 dead-lettered, 1 duplicates", ran)
+    said = re.search(r"([\d,]+) events in, ([\d,]+) scored, 0 dead-lettered, 0 duplicates", ran)
     assert said is not None, ran
     came, scored = (int(number.replace(",", "")) for number in said.groups())
-    assert came == scored + 1
+    assert came == scored
     # Measured on these three weeks: 73, 69 and 40; a terminal is found by what is known of it.
     for scenario, least in (
         ("large amount", 60), ("compromised customer", 55), ("compromised terminal", 25),

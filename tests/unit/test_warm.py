@@ -8,12 +8,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from dataflows.cli.main import main
 from dataflows.settings import Settings, load
+from dataflows.sources.files import FileReader
 from dataflows.sources.simulator import make_simulator, time_us_of
 from dataflows.state.lock import lock_state
-from dataflows.state.manifest import Manifest, write_manifest
+from dataflows.state.manifest import Manifest, read_manifest, write_manifest
 from dataflows.state.own import MARKER, clear_own_state
 from dataflows.warm import warm_folder, warm_start
+from features.catalog import catalog
 from features.errors import ConfigError
 
 VERSION = "v"
@@ -29,10 +32,12 @@ def settings(tmp_path: Path) -> Settings:
     return load(environ={}, bundle=tmp_path / "bundle", state_dir=tmp_path / "state")
 
 
-def start(settings: Settings, training: dict[str, Any], **changes: Any) -> tuple[str | None, str]:
+def start(
+    settings: Settings, training: dict[str, Any], version: str = VERSION, **changes: Any
+) -> tuple[str | None, str]:
     """(name of the folder the flow starts from, what it says)."""
     said: list[str] = []
-    found = warm_start(settings.model_copy(update=changes), training, VERSION, said.append)
+    found = warm_start(settings.model_copy(update=changes), training, version, said.append)
     assert len(said) <= 1
     return found and found.name, "".join(said)
 
@@ -78,6 +83,31 @@ def test_files_that_history_holds_whole_are_run_without_it(
             settings, {}, source="file", file_paths={"payment": path}, event_types=["payment"]
         )
         assert found == taken, said
+
+
+def test_the_flow_goes_on_right_behind_the_last_row_of_history(
+    settings: Settings, tmp_path: Path
+) -> None:
+    world = make_simulator(settings.model_copy(update={"sim_cards": 200}))
+    rows = world.span(time_us_of(START), time_us_of(START) + 60_000_000)["payment"].frame
+    past, later = tmp_path / "past.parquet", tmp_path / "later.parquet"
+    last_us = int(rows["time_us"].to_numpy().max())
+    rows.write_parquet(past)
+    one = rows.tail(1).with_columns(pl.lit(last_us + 1).alias("time_us"), event_id=pl.lit("new"))
+    pl.concat([rows, one.select(rows.columns)]).write_parquet(later)
+    folder = tmp_path / "warm"
+    assert main(["backfill", "--data", f"payment={past}", "--out", str(folder)]) == 0
+    made = read_manifest(folder)
+    assert made is not None and made.until_us == last_us + 1
+    files = {"source": "file", "event_types": ["payment"]}
+    reader = FileReader(
+        settings.model_copy(update={**files, "file_paths": {"payment": later}}), made.until_us
+    )
+    taken = reader.take(10)
+    assert taken.batches["payment"].frame["event_id"].to_list() == ["new"] and taken.eof
+    # Nothing is left of the file that history holds whole, not even its last row.
+    found, said = start(settings, {}, catalog().version, **files, file_paths={"payment": past})
+    assert found is None and "holds all that is in the files" in said
 
 
 def test_what_the_settings_say_is_taken_without_a_word(settings: Settings) -> None:
