@@ -36,6 +36,7 @@ from features.simulate.mix import TYPE_SHARES
 from features.spec import Feature
 
 __all__ = [
+    "HOT_PER_H_MIN",
     "REL_ERROR_MAX",
     "VARIANTS",
     "Variant",
@@ -67,6 +68,13 @@ HOT_CARDS = 300
 HOT_PER_S = 10.0
 """Simulated payments: few cards pay so often that the hottest card has 1,100 an hour, the hottest
 merchant 2,500 (the report tells, `hottest_per_h`); they span six days."""
+
+HOT_PER_H_MIN = 1_000
+"""Events an hour that the hottest entity of the variant must have had: asked for. With fewer than
+`HOT_ROWS_HELD` payments there may be no whole hour of the clock, and it is not held to it."""
+
+HOT_ROWS_HELD = round(2 * 3_600 * HOT_PER_S)
+"""Two hours of payments: a whole hour of the clock is among them."""
 
 NO_VALUE = "has no value in any row of this data, neither here nor there"
 
@@ -133,8 +141,8 @@ def verify(
 
     Returns
     -------
-    `rows`, `features`, `mismatches`, `max_rel_error`, `not_compared` of all together, and the same
-    by variant
+    `rows`, `declared`, `features`, `mismatches`, `max_rel_error`, `not_compared`, `failed` of all
+    together, and the same by variant
 
     Raises
     ------
@@ -147,9 +155,10 @@ def verify(
         cat = catalog if variant.windows is None else _with_windows(catalog, variant.windows)
         reader = hot_reader(settings, variant.simulated) if variant.simulated else open_reader()
         found[name] = one = _verify_one(settings, cat, reader, variant.divide, far)
+        one["failed"] = _failures(name, variant, one)
         one["seconds"] = round(far.seconds, 1)
         say(
-            f"{name}: {one['rows']:,} rows, {one['features']} features,"
+            f"{name}: {one['rows']:,} rows, {one['features']} of {one['declared']} features,"
             f" {one['mismatches']:,} mismatches, largest error {one['max_rel_error']:.1e},"
             f" {one['seconds']:.0f} s"
         )
@@ -169,8 +178,21 @@ def verify(
                 f"{name}: {wrong['feature']} differs in {wrong['rows']:,} rows, first at event"
                 f" {first['event_id']}: {first['value']!r}, DuckDB says {first['expected']!r}"
             )
-        keep(_together(found, [other for other in variants if other not in found]))
-    return _together(found, [])
+        for sentence in one["failed"]:
+            say(sentence)
+        keep(_together(catalog, found, [other for other in variants if other not in found]))
+    return _together(catalog, found, [])
+
+
+def _failures(name: str, variant: Variant, found: Mapping[str, Any]) -> list[str]:
+    """Why a variant shows nothing of what it is there for; empty where it does."""
+    most = max(found["hottest_per_h"].values(), default=0)
+    if variant.simulated < HOT_ROWS_HELD or most >= HOT_PER_H_MIN:
+        return []
+    return [
+        f"{name}: expected an entity with at least {HOT_PER_H_MIN:,} events in an hour, the hottest"
+        f" has {most:,}: nothing is shown of hot entities"
+    ]
 
 
 class _Far:
@@ -201,16 +223,23 @@ class _Far:
             self._progress(f"{self._name}: {text}, {seconds:.0f} s")
 
 
-def _together(variants: dict[str, dict[str, Any]], left: list[str]) -> dict[str, Any]:
+def _together(
+    catalog: Catalog, variants: dict[str, dict[str, Any]], left: list[str]
+) -> dict[str, Any]:
     """The report: a feature is compared where any variant compares it."""
     compared = {name for one in variants.values() for name in one["compared"]}
+    events = {event for one in variants.values() for event in one["event_types"]}
+    declared = {f"{event}.{name}" for event in events for name in catalog.names(event)}
     reasons = {name: why for one in variants.values() for name, why in one["not_compared"].items()}
     return {
         "rows": sum(one["rows"] for one in variants.values()),
+        "declared": len(declared),
+        "declared_compared": len(declared & compared),
         "features": len(compared),
         "mismatches": sum(one["mismatches"] for one in variants.values()),
         "max_rel_error": max(one["max_rel_error"] for one in variants.values()),
         "not_compared": {name: why for name, why in reasons.items() if name not in compared},
+        "failed": [sentence for one in variants.values() for sentence in one["failed"]],
         "left": left,
         "variants": variants,
     }
@@ -678,6 +707,8 @@ def _compare(
                 mismatched.append(_about(rows, feature, found, actual))
     return {
         "rows": sum(rows.counts.values()),
+        "event_types": sorted(rows.counts, key=event_code),
+        "declared": sum(len(catalog.names(event)) for event in rows.counts),
         "features": len(compared),
         "mismatches": sum(one["rows"] for one in mismatched),
         "max_rel_error": max(compared.values(), default=0.0),

@@ -82,7 +82,7 @@ def verified(*arguments: str, out: Path) -> dict[str, Any]:
     """What `waxwing features verify` reports; its status says whether all is equal."""
     status = main(["features", "verify", *arguments, "--json", str(out)])
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    assert status == (1 if report["mismatches"] else 0)
+    assert status == (1 if report["mismatches"] or report["failed"] else 0)
     return report
 
 
@@ -107,8 +107,35 @@ def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
     assert rows["as_is"] == rows["dense"] == rows["long"] == 1_800
     assert HOT_ROWS / 2 < rows["hot"] < 2 * HOT_ROWS
     assert report["rows"] == sum(rows.values())
-    assert report["max_rel_error"] <= 1e-9 and report["left"] == []
+    assert report["max_rel_error"] <= 1e-9 and report["left"] == report["failed"] == []
+    assert_declared(report)
     assert keys(report) - told("json.md") == set()
+
+
+def assert_declared(report: dict[str, Any]) -> None:
+    """What is declared is compared, or it is said why not."""
+    for one in report["variants"].values():
+        names = {*one["compared"], *one["not_compared"]}
+        assert one["declared"] == len(names) >= one["features"] == len(one["compared"])
+    shipped = {f"{e}.{n}" for e in ("payment", "login") for n in catalog().names(e)}
+    compared = {name for one in report["variants"].values() for name in one["compared"]}
+    assert report["declared"] == len(shipped) < report["features"], "`long` has more windows"
+    assert report["declared_compared"] == len(shipped & compared)
+    assert report["declared_compared"] + len(set(report["not_compared"]) & shipped) == len(shipped)
+
+
+def test_a_hot_variant_in_which_nobody_is_hot_fails(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "HOT_ROWS_HELD", HOT_ROWS)
+    hot = ("--data", str(grid), "--variant", "hot", "--hot-rows", str(HOT_ROWS))
+    report = verified(*hot, out=tmp_path / "out.json")
+    (why,) = report["failed"]
+    most = max(report["variants"]["hot"]["hottest_per_h"].values())
+    assert 0 < most < 1_000 and f"the hottest has {most:,}" in why
+    assert report["mismatches"] == 0 and why in capsys.readouterr().out
+    monkeypatch.setattr(module, "HOT_PER_H_MIN", most)
+    assert verified(*hot, out=tmp_path / "out.json")["failed"] == []
 
 
 def test_what_a_run_has_found_is_on_the_disk_before_it_ends(
