@@ -733,10 +733,12 @@ class KafkaReader:
                 del left[place]  # what stood last there was no record but a transaction's mark
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             low, high = self._watermarks(place)
+            first, last = int(self._topics[name].at[p]), left[place] - 1
             raise SourceError(
-                f"Kafka topic {name!r} partition {p}: the journal needs offsets"
-                f" {int(self._topics[name].at[p])} to {left[place]}, the broker has {low} to"
-                f" {high}; lengthen retention.ms, or start with an empty state_dir"
+                f"Kafka topic {name!r} partition {p}: the journal needs offsets {first} to {last},"
+                f" the broker has {low} to {high - 1}; {min(low, last + 1) - first} records are"
+                " gone, and rounds with them cannot be computed again: a flow has to start with an"
+                " empty state_dir, and retention.ms must be longer"
             )
         else:
             self._raise_if_gone(message)

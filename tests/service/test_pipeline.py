@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -278,6 +280,57 @@ def test_a_file_run_in_the_order_of_the_journal_gives_the_same_alerts_and_store(
     came, live = alerts_of(tmp_path / "state"), alerts_of(minute.state)
     _goes_on(*(without_clock(_without_shares(alerts)) for alerts in (came, live)))
     _same_store(url, minute.settings["redis_url"])
+
+
+@pytest.mark.parametrize("when", ["before the kill", "after it", "with the newer schema"])
+def test_an_alert_over_the_broker_is_explained(minute: Minute, when: str, tmp_path: Path) -> None:
+    """The record and its schema come from topic and journal again."""
+    alerts = [a for a in alerts_of(minute.state) if a["event_type"] in ("payment", "login")]
+    before = [a for a in alerts if a["round"] < minute.killed_at]
+    alert = {"before the kill": before[-1], "after it": next(
+        a for a in alerts if a["round"] > minute.killed_at + 1
+    ), "with the newer schema": alerts[-1]}[when]  # fmt: skip
+    done = _explain(minute, alert, tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert found["same"] and found["alert"] == alert
+    assert found["event"]["fields"]["event_id"] == alert["event_id"]
+    assert found["event"]["fields"]["time_us"] == alert["time_us"]
+    assert {one["name"]: one["score"] for one in found["detectors"]} == {
+        vote["detector"]: vote["score"] for vote in alert["votes"]
+    }
+
+
+def test_records_that_the_topic_gave_up_are_named_by_explain_and_certify(
+    minute: Minute, kafka: Kafka, tmp_path: Path
+) -> None:
+    """Last of the file: the broker deletes what a replay of the later rounds needs."""
+    topic = minute.settings["kafka_topic_prefix"] + event_type("payment").topic
+    end = kafka.end_offsets([topic])[topic][0]
+    alert = [a for a in alerts_of(minute.state) if a["event_type"] == "payment"][-1]
+    kafka.delete_records(topic, {0: end})
+    explained = _explain(minute, alert, tmp_path / "out.json")
+    certified = call("certify", "--set", f"state_dir={minute.state}", cwd=tmp_path)
+    for done in (explained, certified):
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        named = (
+            rf"{topic}' partition 0: the journal needs offsets (\d+) to (\d+), the broker has {end}"
+        )
+        found = re.search(named, done.stderr)
+        assert found is not None, done.stderr
+        first, last = map(int, found.groups())
+        assert 0 <= first <= last < end
+        assert f"{last + 1 - first} records are gone" in done.stderr
+    assert not (tmp_path / "out.json").exists(), "no half of an explanation"
+
+
+def _explain(minute: Minute, alert: dict[str, Any], out: Path) -> subprocess.CompletedProcess[str]:
+    """`waxwing explain` of it, from the folder of the state alone."""
+    return call(
+        "explain", alert["id"], "--set", f"state_dir={minute.state}", "--json", str(out),
+        cwd=out.parent,
+    )  # fmt: skip
 
 
 def _without_shares(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
