@@ -594,7 +594,7 @@ def _begin(
     if this_process() != "0":
         lock_state(settings.state_dir)
         return None, None, {}
-    start = cache(partial(warm_start, settings, training, cat.version, say))
+    start = cache(partial(warm_start, settings, training, cat, say))
     lost = fallback(settings.state_dir)
     if lost is not None:
         say(lost)

@@ -19,6 +19,7 @@ from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.files import FileReader, truth_names
 from dataflows.sources.simulator import time_us_of
+from dataflows.state.declared import told_apart
 from dataflows.state.deltas import ShardStore
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import read_manifest
@@ -436,12 +437,20 @@ def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    if manifest.catalog_version != cat.version or manifest.groups != settings.groups:
-        raise ConfigError(
-            f"warm state {folder}: of catalogue {manifest.catalog_version} in {manifest.groups}"
-            f" groups, expected {cat.version} in {settings.groups}; train again (`waxwing train`)"
-            " or start cold"
+    faults = []
+    if manifest.catalog_version != cat.version:
+        faults.append(
+            f"warm state {folder}: of feature catalogue {manifest.catalog_version}, expected"
+            f" {cat.version}: {told_apart(folder, manifest.catalog_version, cat)}; train again"
+            " (`waxwing train`) or start cold"
         )
+    if manifest.groups != settings.groups:
+        faults.append(
+            f"warm state {folder}: cut into {manifest.groups} groups, settings say"
+            f" {settings.groups}; keep {manifest.groups}, train again or start cold"
+        )
+    if faults:
+        raise ConfigError(faults)
     engine = OfflineEngine(cat, 0)
     bounds = settings.exact_events_max, settings.distinct_exact_max
     options = (settings.late_s, settings.entity_ttl_h, 0, *bounds)

@@ -22,6 +22,7 @@ from dataflows.arrivals import Arrivals, Stretch
 from dataflows.currencies import base_of, rates_of, write_rates
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, LaneReader
+from dataflows.state.declared import write_declared
 from dataflows.state.deltas import ShardStore
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest, write_manifest
@@ -299,6 +300,7 @@ def save_warm(folder: Path, settings: Settings, catalog: Catalog, done: Pass) ->
     arrays = door.full() | ({} if arrivals is None else arrivals.dump())
     LogStore(folder / "deltas" / "in00").write(0, arrays, done.until_us, door.needed_since_us)
     write_rates(folder, done.rates)
+    write_declared(folder, catalog)
     base = base_of(settings)
     write_manifest(
         folder,

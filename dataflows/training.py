@@ -27,6 +27,7 @@ from dataflows.history import Collector, Pass, after_rows, run_history, save_war
 from dataflows.settings import Settings
 from dataflows.sources.base import Blind, LaneReader
 from dataflows.sources.simulator import SimulatorReader, time_us_of
+from dataflows.state.declared import told_apart
 from dataflows.state.manifest import read_manifest
 from dataflows.warm import warm_folder
 from features.catalog import Catalog, catalog
@@ -170,8 +171,11 @@ def is_trained(settings: Settings) -> str | None:
         return "the models were trained on amounts in another currency"
     if warm is None:
         return "there is no warm state"
-    if (warm.catalog_version, warm.groups) != (cat.version, settings.groups):
-        return "the warm state was made with other features or another number of groups"
+    if warm.catalog_version != cat.version:
+        apart = told_apart(warm_folder(settings), warm.catalog_version, cat)
+        return f"the warm state was made with other features: {apart}"
+    if warm.groups != settings.groups:
+        return "the warm state was made with another number of groups"
     if warm.currency != base_of(settings):
         return "the warm state is of amounts in another currency"
     if warm.until_us != time_us_of(settings.sim_start):

@@ -14,7 +14,9 @@ from typing import Any
 
 from dataflows.currencies import base_of
 from dataflows.settings import Settings
+from dataflows.state.declared import told_apart
 from dataflows.state.manifest import Manifest, read_manifest
+from features.catalog import Catalog
 
 __all__ = ["COLD", "warm_folder", "warm_start"]
 
@@ -32,7 +34,7 @@ def warm_folder(settings: Settings) -> Path:
 def warm_start(
     settings: Settings,
     training: Mapping[str, Any],
-    version: str,
+    cat: Catalog,
     say: Callable[[str], None],
 ) -> Path | None:
     """The warm state an empty state_dir starts from, None for a cold start.
@@ -40,14 +42,14 @@ def warm_start(
     Parameters
     ----------
     training : what the bundle says of its training
-    version : of the feature catalogue
+    cat : the features
     say : told which it is where the settings leave it open
     """
     if settings.warm_state is not None:
         return None if settings.warm_state == COLD else settings.warm_state
     folder = warm_folder(settings)
     warm = read_manifest(folder)
-    why = f"there is no {folder}" if warm is None else _unfit(settings, training, version, warm)
+    why = f"there is no {folder}" if warm is None else _unfit(settings, training, cat, warm)
     if warm is not None and why is None:
         until = datetime.fromtimestamp((warm.until_us or 0) / 1e6, UTC)
         say(
@@ -60,12 +62,15 @@ def warm_start(
 
 
 def _unfit(
-    settings: Settings, training: Mapping[str, Any], version: str, warm: Manifest
+    settings: Settings, training: Mapping[str, Any], cat: Catalog, warm: Manifest
 ) -> str | None:
     """Why warm state is not the past of the settings' source; None if it is."""
     folder = warm_folder(settings)
-    if (warm.catalog_version, warm.groups) != (version, settings.groups):
-        return f"{folder} was made with other features or another number of groups"
+    if warm.catalog_version != cat.version:
+        apart = told_apart(folder, warm.catalog_version, cat)
+        return f"{folder} was made with other features: {apart}"
+    if warm.groups != settings.groups:
+        return f"{folder} was made with another number of groups"
     if warm.currency != base_of(settings):
         return f"{folder} is of amounts in another currency"
     world = training.get("world")

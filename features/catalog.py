@@ -28,7 +28,7 @@ from features.sequence import TOKENS
 from features.spec import Feature, inputs_of, place_of
 from features.units import unit_fault
 
-__all__ = ["Catalog", "catalog", "declared_features", "inputs_of"]
+__all__ = ["Catalog", "catalog", "declared_features", "differences_text", "inputs_of"]
 
 GROUPS = (
     "velocity", "amount", "geo", "cross_entity", "baseline", "risk", "silence", "context",
@@ -163,6 +163,18 @@ class Catalog:
                 if ours_ is not None and ours_ != theirs_:
                     lines.append(f"{event}: `{name}`: {_changes(theirs_, ours_)}")
         return lines
+
+
+DIFFERENCES_SHOWN_MAX = 10
+"""Most differing features named in one message. Chosen: a message a person still reads."""
+
+
+def differences_text(lines: Sequence[str]) -> str:
+    """What `Catalog.differences` found, as a part of a sentence."""
+    shown = list(lines[:DIFFERENCES_SHOWN_MAX])
+    if len(lines) > len(shown):
+        shown.append(f"and {len(lines) - len(shown)} more")
+    return "; ".join(shown) or "the same names, but computed in another way"
 
 
 def _declaration(feature: Feature) -> dict[str, object]:

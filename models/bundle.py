@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.batch import Float64
-from features.catalog import Catalog
+from features.catalog import Catalog, differences_text
 from features.errors import BundleError, DeclarationError
 from models.base import Arrays, Detector
 from models.calibration import Calibration
@@ -361,10 +361,6 @@ def _check_files(path: Path, head: dict[str, Any]) -> None:
         )
 
 
-DIFFERENCES_SHOWN_MAX = 10
-"""Most differing features named in one message. Chosen: a message a person still reads."""
-
-
 def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
     """BundleError where the bundle was made for other features or names an unknown detector."""
     if head["catalog_version"] != catalog.version:
@@ -373,10 +369,7 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
             {event: catalog.names(event) for event in catalog.event_types} | head["names"],
             {k: v for k, v in _declared(path, head).items() if k in head["names"]},
         )
-        shown = lines[:DIFFERENCES_SHOWN_MAX]
-        if len(lines) > len(shown):
-            shown.append(f"and {len(lines) - len(shown)} more")
-        what = "; ".join(shown) or "the same names, but computed in another way"
+        what = differences_text(lines)
         raise BundleError(
             f"bundle {path} was trained on feature catalogue {head['catalog_version']}, this is"
             f" {catalog.version}: {what}; train again with `waxwing train`"

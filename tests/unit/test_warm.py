@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,19 @@ import polars as pl
 import pytest
 
 from dataflows.cli.main import main
+from dataflows.evaluation import load_warm
 from dataflows.settings import Settings, load
 from dataflows.sources.files import FileReader
 from dataflows.sources.simulator import make_simulator, time_us_of
+from dataflows.state.declared import write_declared
 from dataflows.state.lock import lock_state
 from dataflows.state.manifest import Manifest, read_manifest, write_manifest
 from dataflows.state.own import MARKER, clear_own_state
 from dataflows.warm import warm_folder, warm_start
-from features.catalog import catalog
+from features.catalog import Catalog, catalog
 from features.errors import ConfigError
 
-VERSION = "v"
+VERSION = catalog().version
 START = "2026-03-02T00:00:00Z"
 WORLD = {"sim_population_seed": 1, "sim_cards": 20_000}
 
@@ -33,11 +37,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def start(
-    settings: Settings, training: dict[str, Any], version: str = VERSION, **changes: Any
+    settings: Settings, training: dict[str, Any], cat: Catalog | None = None, **changes: Any
 ) -> tuple[str | None, str]:
     """(name of the folder the flow starts from, what it says)."""
     said: list[str] = []
-    found = warm_start(settings.model_copy(update=changes), training, version, said.append)
+    found = warm_start(settings.model_copy(update=changes), training, cat or catalog(), said.append)
     assert len(said) <= 1
     return found and found.name, "".join(said)
 
@@ -98,6 +102,7 @@ def test_the_flow_goes_on_right_behind_the_last_row_of_history(
     folder = tmp_path / "warm"
     assert main(["backfill", "--data", f"payment={past}", "--out", str(folder)]) == 0
     made = read_manifest(folder)
+    assert json.loads((folder / "declared.json").read_text("utf-8"))["version"] == VERSION
     assert made is not None and made.until_us == last_us + 1
     files = {"source": "file", "event_types": ["payment"]}
     reader = FileReader(
@@ -106,8 +111,35 @@ def test_the_flow_goes_on_right_behind_the_last_row_of_history(
     taken = reader.take(10)
     assert taken.batches["payment"].frame["event_id"].to_list() == ["new"] and taken.eof
     # Nothing is left of the file that history holds whole, not even its last row.
-    found, said = start(settings, {}, catalog().version, **files, file_paths={"payment": past})
+    found, said = start(settings, {}, **files, file_paths={"payment": past})
     assert found is None and "holds all that is in the files" in said
+
+
+def test_a_warm_state_of_other_features_names_what_is_declared_in_another_way(
+    settings: Settings, tmp_path: Path
+) -> None:
+    features = [f for e in catalog().event_types for f in catalog().features(e)]
+    half = [
+        replace(f, window_s=1_800) if f.name == "card_count_1h" else f
+        for f in features
+        if f.name != "ip_cards_1h"
+    ]
+    other, folder = Catalog(half), tmp_path / "warm"
+    write_manifest(folder, Manifest(0, 16, 1, other.version, until_us=time_us_of(START)))
+    world = {"world": WORLD}
+    _, said = start(settings, world)
+    assert "it does not say what was declared of its features" in said, "an older one"
+    write_declared(folder, other)
+    _, said = start(settings, world)
+    for part in ("payment: `ip_cards_1h` is new here",
+                 "payment: `card_count_1h`: window_s 1800 -> 3600"):  # fmt: skip
+        assert part in said
+        with pytest.raises(ConfigError) as fault:
+            load_warm(folder, settings.model_copy(update={"groups": 8}), catalog())
+        assert part in str(fault.value) and "cut into 16 groups" in str(fault.value)
+    # Of a state that was made since, what stood beside the one before says nothing.
+    write_manifest(folder, Manifest(0, 16, 1, "0123456789abcdef", until_us=time_us_of(START)))
+    assert "does not say what was declared" in start(settings, world)[1]
 
 
 def test_what_the_settings_say_is_taken_without_a_word(settings: Settings) -> None:
