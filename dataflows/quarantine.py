@@ -102,10 +102,12 @@ def settled_context(settings: Settings, telemetry: Telemetry) -> Context:
         path.unlink()
         raise
     finally:
-        context.lease.give_back()
-        context.shelf.close()
-        if context.store is not None:
-            context.store.close()
+        try:
+            context.shelf.close()
+            if context.store is not None:
+                context.store.close()
+        finally:
+            context.lease.give_back()  # last: whoever has it next finds nobody writing
     path.unlink()
     return make_context(settings, telemetry)
 

@@ -17,7 +17,15 @@ from features.plan import EntityPlan
 from features.speed import kernel
 from features.windows import BASE, BORN, CAPACITY, HEAD, KEPT, LIMIT, SAVED, SHARED
 
-__all__ = ["DAYS", "DAYS_OTHER", "SLACK_US", "SWEPT", "clear_rings", "time_to_live_us"]
+__all__ = [
+    "DAYS",
+    "DAYS_OTHER",
+    "SLACK_US",
+    "SWEPT",
+    "TICK_US",
+    "clear_rings",
+    "time_to_live_us",
+]
 
 DAYS = {"card": 45.0, "user": 45.0, "merchant": 45.0, "device": 45.0, "ip": 7.0}
 """Days without an event after which an entity of a type is forgotten; chosen: 45 days are as long
@@ -33,6 +41,11 @@ that can be set (`late_s`, a day), so that when it is taken never shows in a fea
 SWEPT = 256
 """Slots of an entity type that a round looks at; chosen: 100,000 slots in 40 s, and forgetting all
 of them takes a tenth of a millisecond a type."""
+
+TICK_US = 3_600_000_000
+"""Of types whose silence is told: all slots are looked at when the clock passes such a multiple,
+so that the round in which others hear of one that is forgotten is a matter of clocks alone, not of
+slots, which are others after a restart. Chosen: an hour; hosts and services are few."""
 
 
 def time_to_live_us(plan: EntityPlan, ttl_h: Mapping[str, float]) -> int:

@@ -307,6 +307,14 @@ class SlotTable:
             self._swept = 0
         first, end = self._swept, min(self._swept + many, self.used)
         self._swept = end
+        self._leave(first, end, before_us)
+
+    def sweep_all(self, before_us: int) -> None:
+        """Look at all slots, as `sweep` does."""
+        self._leave(0, self.used, before_us)
+
+    def _leave(self, first: int, end: int, before_us: int) -> None:
+        """Let those of some slots leave that are idle since `before_us`."""
         left = np.empty(end - first, np.int64)
         leaving = _sweep(
             first,

@@ -30,7 +30,7 @@ from features.correlate import (
 from features.emptied import Emptied, EmptiedWheel
 from features.errors import StateError
 from features.events import event_code
-from features.expiry import SLACK_US, SWEPT, clear_rings, time_to_live_us
+from features.expiry import SLACK_US, SWEPT, TICK_US, clear_rings, time_to_live_us
 from features.freeze import mark_frozen
 from features.geo import GEO_FLOATS, run_geo
 from features.labels import FRAUD, FREEZE_S, GENUINE, Label, LabelBook
@@ -644,6 +644,7 @@ class EntityState:
             self._fixed["vectors"] = np.zeros((0, STEPS * WIDTH), np.int16)
             self._fixed["places"] = np.zeros((0, 2), np.int64)
         self.wheel: Wheel | None = None
+        self._swept_tick = -1
         if plan.silence is not None:
             self.wheel = Wheel()
             self._fixed |= {
@@ -1048,7 +1049,7 @@ class EntityState:
         """
         self.table.hear(clock_us)
         if self.table.ttl_us and clock_us:
-            self.table.sweep(clock_us - self.table.ttl_us - SLACK_US, rounds * SWEPT)
+            self._sweep(clock_us, rounds)
         slots = self.table.take_left()
         if self.wheel is not None and len(slots):
             waits = self.wheel.waits(slots, self._fixed["silence_ints"], self.table)
@@ -1064,6 +1065,15 @@ class EntityState:
             for ring in self.rings:
                 ring.clear(slots)
             self.table.release(slots)
+
+    def _sweep(self, clock_us: int, rounds: int) -> None:
+        """Let silent entities leave: see `features.expiry` for which are looked at."""
+        since_us = clock_us - self.table.ttl_us - SLACK_US
+        if self.wheel is None:
+            self.table.sweep(since_us, rounds * SWEPT)
+        elif clock_us // TICK_US != self._swept_tick:
+            self._swept_tick = clock_us // TICK_US
+            self.table.sweep_all(since_us - clock_us % TICK_US)
 
     def forgets(self, clock_us: int) -> bool:
         """Whether peers are to be told of one that is forgotten: now, or by a later clock."""

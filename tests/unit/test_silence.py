@@ -144,6 +144,41 @@ def test_a_snapshot_in_the_midst_of_silence_changes_nothing(rng: np.random.Gener
     assert pl.concat([begun, rest]).sort("time_us", "event_id").equals(whole)
 
 
+def test_peers_hear_in_the_same_round_of_the_forgotten_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slots are others after it, and who is looked at when must not depend on them."""
+    monkeypatch.setattr("features.state.SWEPT", 7)
+    monkeypatch.setattr("features.state.SLACK_US", 0)
+    ttl_h = {"host": 1.0, "series": 1.0}
+    times = {
+        f"{k:02d}": every(5 * MINUTE_US, START_US + k * 13 * MINUTE_US, START_US + 3 * HOUR_US
+                          + k * 13 * MINUTE_US)
+        for k in range(60)
+    }  # fmt: skip
+    step, names = 20 * MINUTE_US, Names()
+    edges = [START_US + k * step for k in range(1, 60)]
+    rounds = [
+        split(catalog(), part, 1, 0, clock_us=clock_us, names=names)[0]
+        for part, clock_us in zip(cut({"metric": samples(times)}, edges[:-1]), edges, strict=True)
+    ]
+
+    def heard(engine: GroupEngine, some: list[Any]) -> list[list[Any]]:
+        found = (engine.process(rows, (0,))[0].absences for rows in some)
+        return [[sorted(one.told.changes.tolist()) for one in kinds] for kinds in found]
+
+    live = GroupEngine(catalog(), 0, ttl_h=ttl_h)
+    heard(live, rounds[:20])
+    base = live.full()
+    heard(live, rounds[20:40])
+    assert live.expired > 10, "slots are free, and were given again"
+    again = GroupEngine.restore(catalog(), 0, base, [live.delta()], ttl_h=ttl_h)
+    expected = heard(live, rounds[40:])
+    found = heard(again, rounds[40:])
+    assert found[1:] == expected[1:], "the first round after a restart tells of all there are"
+    assert sum(len(changes) for kinds in expected[1:] for changes in kinds) > 10
+
+
 def test_one_host_that_stops_among_many_is_told_by_name_with_its_series() -> None:
     end_us = START_US + HOUR_US
     times = {f"h{h}": every(10 * SECOND_US, START_US + h, end_us) for h in range(40)}
