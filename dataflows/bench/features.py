@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -71,6 +71,26 @@ caches."""
 FLINK_EVENTS = 200_000
 """Events Flink gets, twice; chosen: about half a minute."""
 
+WINDOWS_S = {"1m": 60, "5m": 300, "1h": 3_600}
+"""What Flink is asked for, and ours beside it."""
+
+CHECK_SLOWER = 1_000
+"""By so much Flink's events are drawn out in time where its results are held against ours: four
+seconds become more than an hour, so that all windows lose what leaves them. Times are then whole
+milliseconds, which is all that Flink's have."""
+
+SUM_ERROR_MAX = 1e-9
+"""Largest relative difference of a sum; counts must be the same."""
+
+GOALS: Mapping[str, tuple[str, float]] = {
+    "events_per_s_per_core": ("at least", 200_000.0),
+    "features": ("at least", 40.0),
+    "growth_ratio": ("at most", 2.0),
+    "snapshot_pause_ms_max": ("at most", 100.0),
+    "ratio.flink": ("at least", 20.0),
+}
+"""Figure -> what is asked of it, on a machine like those it was measured on."""
+
 FLINK = Path(".waxwing/bench/flink")
 """Environment of Flink, which pins old packages."""
 
@@ -114,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     report = measure(args.cards, growth, args.events, args.groups, say)
     if args.against == "flink":
         say("Flink: three windows of count and sum by card, the same events")
-        flink = _flink(args.flink_python, args.cards)
+        flink = _flink(args.flink_python, args.cards, args.groups)
         same = same_windows(args.cards, args.events, args.groups)
         report["flink"] = flink | {"same_windows_events_per_s_per_core": same}
         report["ratio"] = {
@@ -122,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             "flink_cpu": round(same / flink["events_per_cpu_s"], 1),
             "flink_all_features": round(report["events_per_s_per_core"] / flink["events_per_s"], 1),
         }
+    report["goals"] = goals(report)
     if args.json != "-":
         _print(report)
     write_json(args.json, report)
@@ -374,6 +395,18 @@ def measure(
     return report
 
 
+def goals(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is asked of a report's figures, of those that it has: `value`, `limit`, `met`."""
+    found = {}
+    for name, (side, limit) in GOALS.items():
+        head, _, tail = name.partition(".")
+        value = report.get(head, {}).get(tail) if tail else report.get(head)
+        if value is not None:
+            met = value >= limit if side == "at least" else value <= limit
+            found[name] = {"value": value, "limit": limit, "met": bool(met)}
+    return found
+
+
 def _size(bench: Bench) -> dict[str, Any]:
     """Entities and their bytes."""
     entities, memory = bench.entities, bench.memory
@@ -415,43 +448,55 @@ def _snapshots(bench: Bench) -> dict[str, Any]:
     }
 
 
-def same_windows(cards: int, events: int, groups: int) -> int:
-    """Events/s on one core of nothing but what Flink is asked: count and sum by card, 3 windows."""
+def _same_catalog() -> Catalog:
+    """What Flink is asked: count and sum by card, in three windows."""
     from features.catalog import Catalog, catalog
-    from features.engine import warm_up
 
     declared = {f.name: f for f in catalog().features(EVENT)}
     made = []
-    for suffix, window_s in (("1m", 60), ("5m", 300), ("1h", 3_600)):
+    for suffix, window_s in WINDOWS_S.items():
         for stem in ("card_count", "card_amount_sum"):
             one = declared[f"{stem}_1h"]
             name = f"{stem}_{suffix}"
             made.append(replace(one, name=name, window_s=window_s, why="{value}", baseline=None))
-    cat = Catalog(made)
+    return Catalog(made)
+
+
+def same_windows(cards: int, events: int, groups: int) -> int:
+    """Events/s on one core of nothing but what Flink is asked: count and sum by card, 3 windows."""
+    from features.engine import warm_up
+
+    cat = _same_catalog()
     warm_up(cat)
     bench = Bench(cat, cards, groups)
     bench.warm()
     return round(1e6 / bench.us_per_event(bench.batches(events, ROUNDS[-1]))["total"])
 
 
-def _flink(python: Path, cards: int) -> dict[str, Any]:
+def _flink(python: Path, cards: int, groups: int) -> dict[str, Any]:
     """Events/s of Flink on the stream's first events: it starts with empty windows, in its favour.
+
+    Its results over the same events, drawn out in time, are held against ours.
 
     Raises
     ------
-    ConfigError : it failed
+    ConfigError : it failed, or its results are not ours
     """
     import polars as pl
 
     from features.errors import ConfigError
 
     span_us = round(1e6 * FLINK_EVENTS / RATE)
-    frame = simulator_of(cards).span(0, span_us)[EVENT].frame
+    batch = simulator_of(cards).span(0, span_us)[EVENT]
+    sample = _drawn_out(batch)
     cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="waxwing-flink-") as folder:
-        path = Path(folder) / "events.csv"
-        frame.select("card_id", pl.col("amount"), "time_us").write_csv(path, include_header=False)
-        command = [str(python), str(PEER), str(path), "--parallelism", str(cores)]
+        path, check = Path(folder) / "events.csv", Path(folder) / "check.csv"
+        for frame, to in ((batch.frame, path), (sample.frame, check)):
+            columns = frame.select("card_id", pl.col("amount"), "time_us")
+            columns.write_csv(to, include_header=False)
+        command = [str(python), str(PEER), str(path), "--check", str(check)]
+        command += ["--parallelism", str(cores)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=FLINK_TIMEOUT_S, check=False
@@ -461,19 +506,68 @@ def _flink(python: Path, cards: int) -> dict[str, Any]:
                 f"bench features: Flink did not end within {FLINK_TIMEOUT_S:.0f} s"
             ) from None
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        # Of Java's traces the lines of places are indented.
+        said = [line for line in lines if not line[0].isspace()] or ["it said nothing"]
+        last = said[-1].strip()
         raise ConfigError(f"bench features: Flink failed: {last}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
+    _hold(found["totals"], _totals(sample, groups))
     return {
         "version": found["version"],
-        "events": len(frame),
+        "events": len(batch),
         "windows": found["windows"],
         "parallelism": cores,
+        "checked_rows": len(sample),
         "seconds": round(found["seconds"], 3),
         "cpu_s": round(found["cpu_s"], 3),
-        "events_per_s": round(len(frame) / found["seconds"]),
-        "events_per_cpu_s": round(len(frame) / max(found["cpu_s"], 1e-3)),
+        "events_per_s": round(len(batch) / found["seconds"]),
+        "events_per_cpu_s": round(len(batch) / max(found["cpu_s"], 1e-3)),
     }
+
+
+def _drawn_out(batch: EventBatch) -> EventBatch:
+    """The events `CHECK_SLOWER` times as far apart, of each card and moment one: of rows at the
+    same moment SQL gives each the last one's window."""
+    import numpy as np
+    import polars as pl
+
+    first = batch.frame.select(pl.struct("card_id", "time_us").is_first_distinct()).to_series()
+    sample = batch.take(np.flatnonzero(first.to_numpy()))
+    return replace(sample, frame=sample.frame.with_columns(pl.col("time_us") * CHECK_SLOWER))
+
+
+def _totals(batch: EventBatch, groups: int) -> dict[str, Any]:
+    """What the peer says of its results, of ours: rows, and each result's sum and largest."""
+    from features.engine import OfflineEngine
+
+    matrix = OfflineEngine(_same_catalog(), groups).process({EVENT: batch})[EVENT]
+    found: dict[str, Any] = {"rows": len(batch)}
+    for suffix, window_s in WINDOWS_S.items():
+        for ours, theirs in (("card_count", "count"), ("card_amount_sum", "sum")):
+            column = matrix.column(f"{ours}_{suffix}")
+            found[f"{theirs}_{window_s}"] = {"sum": float(column.sum()), "max": float(column.max())}
+    return found
+
+
+def _hold(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """ConfigError where the peer's results are not ours: its speed is then that of other work."""
+    from features.errors import ConfigError
+
+    faults = []
+    for name, mine in ours.items():
+        other = theirs.get(name)
+        error_max = SUM_ERROR_MAX if name.startswith("sum") else 0.0
+        if name == "rows":
+            same = other == mine
+        else:
+            same = other is not None and all(
+                abs(other[key] - value) <= error_max * abs(value) for key, value in mine.items()
+            )
+        if not same:
+            faults.append(f"bench features: {name}: Flink finds {other}, expected {mine}")
+    if faults:
+        raise ConfigError(faults)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -497,6 +591,9 @@ def _print(report: dict[str, Any]) -> None:
             f" {report['snapshot_pause_ms_max']:.0f} ms, of one group at most"
             f" {report['snapshot_pause_ms_group_max']:.0f} ms; {report['snapshot_mb']:.0f} MB"
         )
+    for name, goal in report["goals"].items():
+        if not goal["met"]:
+            print(f"  not met: {name} {GOALS[name][0]} {goal['limit']:,g}, is {goal['value']:,g}")
     if "flink" in report:
         flink = report["flink"]
         print(
