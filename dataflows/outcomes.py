@@ -28,12 +28,16 @@ ALERTED_MAX = 50_000
 hour for three months, 2 MB a snapshot."""
 
 SAID_MAX = 50_000
-"""Events whose verdict is remembered, so that a repeat counts once. Chosen: as many."""
+"""Events without an alert whose verdict is remembered, so that a repeat counts once; those with one
+are remembered with it. Chosen: as many."""
+
+KINDS_MAX = 62
+"""Anomaly types that verdicts are counted by, the first ones: bits of an int64."""
 
 DELAYS_MAX = 1_000
 """Newest delays of labels that the median is of. Chosen."""
 
-GENUINE, FRAUD = 0, 1
+UNJUDGED, GENUINE, FRAUD = -1, 0, 1
 
 CONFIRMED, REFUTED, MISSED, PASSED, UNKNOWN = range(5)
 """What a verdict makes of an event: an alert that was right, or was not; a fraud without an alert;
@@ -60,10 +64,10 @@ class Outcomes:
     def __init__(self, folder: Path, round_: int | None, since_us: int | None = None) -> None:
         self._folder = folder
         self._since_us = since_us
-        self._alerted: dict[int, tuple[int, int, bool]] = {}  # time_us, anomaly type, judged
+        self._alerted: dict[int, tuple[int, int, int]] = {}  # time_us, anomaly types, verdict
         self._open = 0
         self._kinds: list[str] = []
-        self._said: dict[int, tuple[int, int, int]] = {}
+        self._said: dict[int, tuple[int, int, int]] = {}  # verdict, outcome, anomaly types
         self._counts = np.zeros(len(_NAMES), np.int64)
         self._by_kind = np.zeros((0, 2), np.int64)  # (anomaly types, confirmed and refuted)
         self._delays_s: deque[float] = deque(maxlen=DELAYS_MAX)
@@ -99,61 +103,91 @@ class Outcomes:
 
     def _alert(self, key: int, alert: Alert) -> None:
         """Remember an alert; a label that was there before it finds it."""
+        bit = self._bit(alert.anomaly_type)
         if key in self._alerted:
+            time_us, kinds, verdict = self._alerted[key]
+            if bit & ~kinds:  # another type of the same event
+                self._changed = True
+                self._alerted[key] = time_us, kinds | bit, verdict
+                if verdict != UNJUDGED:
+                    self._count_kinds(_of_alerted(verdict), bit, 1)
             return
-        if alert.anomaly_type not in self._kinds:
-            self._kinds.append(alert.anomaly_type)
-            self._by_kind = np.concatenate([self._by_kind, np.zeros((1, 2), np.int64)])
         self._changed = True
-        self._alerted[key] = alert.time_us, self._kinds.index(alert.anomaly_type), False
+        self._alerted[key] = alert.time_us, bit, UNJUDGED
         self._open += 1
         if key in self._said:
-            verdict, outcome, kind = self._said[key]
-            self._count(outcome, kind, -1)
+            verdict, outcome, kinds = self._said.pop(key)
+            self._count(outcome, kinds, -1)
             self._settle(key, verdict, alert.time_us)
         while len(self._alerted) > ALERTED_MAX:
             oldest = next(iter(self._alerted))
-            time_us, _, judged = self._alerted.pop(oldest)
-            self._open -= not judged
+            time_us, kinds, verdict = self._alerted.pop(oldest)
+            if verdict == UNJUDGED:
+                self._open -= 1
+            else:
+                self._remember(oldest, verdict, _of_alerted(verdict), kinds)
             self._since_us = max(self._since_us or 0, time_us + 1)
+
+    def _bit(self, anomaly_type: str) -> int:
+        """The bit of an anomaly type; 0 of those that are too many."""
+        if anomaly_type not in self._kinds:
+            if len(self._kinds) == KINDS_MAX:
+                return 0
+            self._kinds.append(anomaly_type)
+            self._by_kind = np.concatenate([self._by_kind, np.zeros((1, 2), np.int64)])
+        return 1 << self._kinds.index(anomaly_type)
 
     def _hear(self, label: Label, cut_time_us: int) -> None:
         """Hold a label against what was told."""
         key, verdict = label.event, FRAUD if label.fraud else GENUINE
-        if key in self._said:
-            before, outcome, kind = self._said.pop(key)
-            if before == verdict:
-                self._said[key] = before, outcome, kind
-                return
-            self._count(outcome, kind, -1)
+        if key in self._alerted:
+            time_us, kinds, before = self._alerted[key]
+            outcome = _of_alerted(before)
+        else:
+            time_us = label.time_us
+            before, outcome, kinds = self._said.pop(key, (UNJUDGED, UNKNOWN, 0))
+        if before == verdict:
+            if key not in self._alerted:
+                self._remember(key, verdict, outcome, kinds)
+            return
+        if before != UNJUDGED:
+            self._count(outcome, kinds, -1)
         self._changed = True
         self._settle(key, verdict, label.time_us)
-        time_us = self._alerted[key][0] if key in self._alerted else label.time_us
         if time_us and cut_time_us >= time_us:
             self._delays_s.append((cut_time_us - time_us) / 1e6)
-        while len(self._said) > SAID_MAX:
-            del self._said[next(iter(self._said))]
 
     def _settle(self, key: int, verdict: int, time_us: int) -> None:
         """Count what a verdict makes of an event."""
-        kind = -1
         if key in self._alerted:
-            alerted_us, kind, judged = self._alerted[key]
-            self._alerted[key] = alerted_us, kind, True
-            self._open -= not judged
-            outcome = CONFIRMED if verdict == FRAUD else REFUTED
-        elif self._since_us is None or time_us < self._since_us:
+            alerted_us, kinds, before = self._alerted[key]
+            self._alerted[key] = alerted_us, kinds, verdict
+            self._open -= before == UNJUDGED
+            self._count(_of_alerted(verdict), kinds, 1)
+            return
+        if self._since_us is None or time_us < self._since_us:
             outcome = UNKNOWN
         else:
             outcome = MISSED if verdict == FRAUD else PASSED
-        self._said[key] = verdict, outcome, kind
-        self._count(outcome, kind, 1)
+        self._remember(key, verdict, outcome, 0)
+        self._count(outcome, 0, 1)
 
-    def _count(self, outcome: int, kind: int, by: int) -> None:
-        """Add to the counts."""
+    def _remember(self, key: int, verdict: int, outcome: int, kinds: int) -> None:
+        """Keep the verdict on an event whose alert is not remembered; the oldest one goes."""
+        self._said[key] = verdict, outcome, kinds
+        while len(self._said) > SAID_MAX:
+            del self._said[next(iter(self._said))]
+
+    def _count(self, outcome: int, kinds: int, by: int) -> None:
+        """Add to the counts: an event once, and to each of its anomaly types."""
         self._counts[outcome] += by
-        if kind >= 0:
-            self._by_kind[kind, outcome] += by
+        self._count_kinds(outcome, kinds, by)
+
+    def _count_kinds(self, outcome: int, kinds: int, by: int) -> None:
+        """Add to the counts of some anomaly types."""
+        for i in range(len(self._kinds)):
+            if kinds >> i & 1:
+                self._by_kind[i, outcome] += by
 
     def report(self) -> dict[str, Any]:
         """Counts so far, for `--json`; precision and recall None where nothing is known of them."""
@@ -193,8 +227,8 @@ class Outcomes:
         alerted = [(key, *one) for key, one in self._alerted.items()]
         said = [(key, *one) for key, one in self._said.items()]
         arrays = {
-            "alerted": np.array(alerted, np.int64).reshape(-1, 4),
-            "said": np.array(said, np.int64).reshape(-1, 4),
+            "alerts": np.array(alerted, np.int64).reshape(-1, 4),
+            "verdicts": np.array(said, np.int64).reshape(-1, 4),
             "counts": self._counts,
             "by_kind": self._by_kind,
             "delays_s": np.array(self._delays_s, np.float64),
@@ -238,16 +272,31 @@ class Outcomes:
     def _take_back(self, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Be as in a file."""
         self._since_us, self._kinds = meta["since_us"], list(meta["kinds"])
-        self._said = {key: (v, outcome, kind) for key, v, outcome, kind in arrays["said"].tolist()}
-        # A file of before has no column that says which were judged.
-        self._alerted = {
-            key: (us, kind, bool(judged[0]) if judged else key in self._said)
-            for key, us, kind, *judged in arrays["alerted"].tolist()
-        }
-        self._open = sum(not judged for _, _, judged in self._alerted.values())
+        if "alerts" in arrays:
+            self._said = {key: (v, o, kinds) for key, v, o, kinds in arrays["verdicts"].tolist()}
+            self._alerted = {key: (us, kinds, v) for key, us, kinds, v in arrays["alerts"].tolist()}
+        else:
+            self._take_old(arrays["alerted"].tolist(), arrays["said"].tolist())
+        self._open = sum(verdict == UNJUDGED for _, _, verdict in self._alerted.values())
         self._counts = arrays["counts"].astype(np.int64)
         self._by_kind = arrays["by_kind"].astype(np.int64).reshape(-1, 2)
         self._delays_s = deque(arrays["delays_s"].tolist(), maxlen=DELAYS_MAX)
+
+    def _take_old(self, alerted: list[list[int]], said: list[list[int]]) -> None:
+        """Be as in a file of before: one anomaly type an event, verdicts apart from alerts."""
+        verdicts = {key: (v, outcome, kind) for key, v, outcome, kind in said}
+        for key, us, kind, *_ in alerted:
+            verdict = verdicts.pop(key, (UNJUDGED, UNKNOWN, -1))[0]
+            self._alerted[key] = us, 1 << kind, verdict
+        self._said = {
+            key: (v, outcome, 1 << kind if kind >= 0 else 0)
+            for key, (v, outcome, kind) in verdicts.items()
+        }
+
+
+def _of_alerted(verdict: int) -> int:
+    """What a verdict makes of an event with an alert."""
+    return CONFIRMED if verdict == FRAUD else REFUTED
 
 
 def _share(right: int, wrong: int) -> float | None:

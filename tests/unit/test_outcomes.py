@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from dataflows import outcomes as module
@@ -11,6 +13,7 @@ from dataflows.alerts.base import Alert
 from dataflows.cli.main import main
 from dataflows.cli.run import _outcomes
 from dataflows.outcomes import Outcomes
+from dataflows.state.deltas import read_arrays, write_arrays
 from features.events import event_code
 from features.labels import Label, label_of
 from tests.alerts import an_alert
@@ -59,6 +62,63 @@ def test_an_alert_in_the_round_of_its_label_or_after_it_is_found(tmp_path: Path)
     assert counts(found)["confirmed"] == counts(found)["missed"] == 1
     found.take([alert("b", 11)], [], 30)
     assert counts(found)["confirmed"] == 2 and counts(found)["missed"] == 0
+
+
+def test_an_event_with_alerts_of_two_types_counts_once_and_for_both(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0)
+    found.take([alert("a", 10), alert("a", 10, "bot_login")], [], 40, first_us=5)
+    found.take([alert("b", 20)], [label("a", "fraud", 10), label("b", "genuine", 20)], 50)
+    found.take([alert("b", 20, "bot_login")], [], 60)
+    assert (counts(found)["confirmed"], counts(found)["refuted"], counts(found)["open"]) == (
+        1,
+        1,
+        0,
+    )
+    assert [(k["anomaly_type"], k["confirmed"], k["refuted"]) for k in types(found)] == [
+        ("payment_fraud", 1, 1),
+        ("bot_login", 1, 1),
+    ]
+    found.save(20)
+    again = Outcomes(tmp_path, 20)
+    again.take([], [label("a", "genuine", 10)], 70)
+    assert counts(again)["confirmed"] == 0 and counts(again)["refuted"] == 2
+    assert [(k["confirmed"], k["refuted"]) for k in types(again)] == [(0, 2), (0, 2)]
+
+
+def types(found: Outcomes) -> list[dict[str, Any]]:
+    return list(found.report()["anomaly_types"])
+
+
+def test_a_verdict_on_an_alert_counts_once_however_many_others_came_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAID_MAX", 2)
+    found = Outcomes(tmp_path, 0)
+    found.take([alert("a", 10)], [label("a", "fraud", 10)], 40, first_us=5)
+    found.take([], [label(name, "fraud", 11) for name in "bcd"], 50)
+    found.take([], [label("a", "fraud", 10)], 60)
+    assert (counts(found)["confirmed"], counts(found)["missed"]) == (1, 3)
+    found.take([], [label("a", "genuine", 10)], 70)
+    assert (counts(found)["confirmed"], counts(found)["refuted"]) == (0, 1), "a correction"
+
+
+def test_a_file_of_before_is_taken_over(tmp_path: Path) -> None:
+    found = Outcomes(tmp_path, 0)
+    found.take([alert("a", 10), alert("b", 20)], [label("c", "fraud", 6)], 40, first_us=5)
+    found.take([], [label("a", "fraud", 10)], 50)
+    found.save(20)
+    path = tmp_path / f"{20:012d}.outcomes"
+    arrays, meta = read_arrays(path)
+    alerts, verdicts = arrays.pop("alerts"), arrays.pop("verdicts")
+    assert alerts[:, 2].tolist() == [1, 1] and verdicts[0, 3] == 0
+    alerts[:, 2], alerts[:, 3], verdicts[0, 3] = 0, [1, 0], -1  # a number, not a bit; judged
+    said = np.concatenate([[[alerts[0, 0], 1, 0, 0]], verdicts])
+    write_arrays(path, arrays | {"alerted": alerts, "said": said}, meta)
+    again = Outcomes(tmp_path, 20)
+    assert again.report() == found.report()
+    for one in (found, again):
+        one.take([], [label("a", "genuine", 10), label("b", "fraud", 20)], 60)
+    assert again.report() == found.report()
 
 
 def test_what_was_counted_is_known_after_a_restart_as_of_the_manifest(tmp_path: Path) -> None:
