@@ -14,6 +14,7 @@ from dataflows.cli.main import main
 from tests.flow.harness import Bench, Run, call
 from tests.flow.test_certify import files
 from tests.flow.test_json import undocumented
+from tests.pagerduty import receiver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,12 +37,17 @@ def test_rows_and_alerts_are_those_of_the_flow_and_nobody_is_told(
 ) -> None:
     run, report = ran
     before = files(run.state_dir)
-    state = f"state_dir={run.state_dir}"
-    done = call(
-        "replay", "--into", "all", "--set", state, "--workers", "2", "--json", "-",
-        cwd=bench.folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with receiver() as duty:
+        given = {
+            "state_dir": run.state_dir, "alerts": "jsonl,pagerduty", "notify": "pagerduty",
+            "pagerduty_url": duty.url, "pagerduty_routing_key": "0" * 31 + "a",
+        }  # fmt: skip
+        sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
+        done = call(
+            "replay", "--into", "all", *sets, "--workers", "2", "--json", "-", cwd=bench.folder
+        )
+        assert done.returncode == 0, done.stderr
+        assert not duty.answers, "a pager that is set is called by nobody"
     found = json.loads(done.stdout)
     assert undocumented(found) == [] and found["scored"]
     assert found["events"] == report["in"]
