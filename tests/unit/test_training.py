@@ -85,7 +85,7 @@ def test_warm_state_of_another_start_is_refused(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="train again"):
         evaluate_simulated(moved, 1.0)
     other = settings.model_copy(update={"groups": 3})
-    with pytest.raises(ConfigError, match="2 groups, expected"):
+    with pytest.raises(ConfigError, match="cut into 2 groups, settings say 3"):
         evaluate_simulated(other, 1.0)
 
 
