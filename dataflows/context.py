@@ -30,6 +30,7 @@ from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.elsewhere import Remotes
 from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
+from dataflows.row_choice import RowChoice
 from dataflows.settings import Settings
 from dataflows.shelf import Shelf
 from dataflows.sources.catch_up import Pace
@@ -50,6 +51,7 @@ from dataflows.state.manifest import (
     write_manifest,
 )
 from dataflows.state.notes import read_notes
+from dataflows.state.row_log import rows_folder
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
@@ -199,6 +201,7 @@ class Context:
     """Who is asked elsewhere; in a replay nobody is."""
     _watched: Lease | None = None
     """The lease that the first process holds, as another process of the cluster looks at it."""
+    _row_choice: RowChoice | None = None
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -260,6 +263,27 @@ class Context:
         for (kind, _), found in self.restored.items():
             if kind == "g":
                 self.telemetry.grown(found.empty, found.partial)
+
+    def new_row_choice(self) -> RowChoice | None:
+        """What chooses the rows to be kept, standing after the manifest's round; None where none
+        are."""
+        settings = self.settings
+        if self.replaying is not None or not settings.rows_sample:
+            return None
+        return RowChoice(
+            rows_folder(settings.state_dir),
+            settings.rows_sample,
+            round(settings.rows_h * 3.6e9),
+            self.manifest.round,
+        )
+
+    @property
+    def row_choice(self) -> RowChoice | None:
+        """That of the lanes of this process."""
+        with self._once:
+            if self._row_choice is None:
+                self._row_choice = self.new_row_choice()
+            return self._row_choice
 
     @property
     def digests(self) -> bool:

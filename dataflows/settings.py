@@ -184,6 +184,26 @@ class Settings(BaseSettings):
         description="hours (cut_time) for which a 32-bit hash of each row is kept, by which a"
         " certificate names the entity that differs; 4 bytes an event; 0 keeps none",
     )
+    rows_sample: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the entities whose scored rows are kept with their features, so that"
+        " `waxwing model compare` need not replay; entities with alerts or known frauds are kept"
+        " whole; bytes a day stand in reliability.md; 0 keeps none, 1 all",
+    )
+    rows_h: float = Field(
+        168.0,
+        gt=0,
+        le=8_784,
+        description="hours (cut_time) for which scored rows are kept",
+    )
+    rows_bytes_max: int = Field(
+        20_000_000_000,
+        ge=0,
+        description="size of all scored rows that are kept above which the oldest are removed;"
+        " 0 keeps all",
+    )
     time_future_s_max: int = Field(
         60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
     )
