@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +34,8 @@ __all__ = [
     "Block",
     "Rows",
     "RowLog",
+    "between",
+    "kept_span",
     "read_blocks",
     "read_verdicts",
     "rows_folder",
@@ -132,7 +135,7 @@ class Block:
     Parameters
     ----------
     header : `bundle` (live), `catalog`, `thresholds`, `stages`, `shifts` of the control records in
-        force, `sample`; of its segment also `settings`
+        force, `sample`
     rounds, cut_time_us : uint64, int64 (R,)
     events : event type -> int64 (R,), rows that were scored
     rows : of each event type with any
@@ -290,7 +293,7 @@ def read_blocks(
     known = 0
     segments = list(_segments(folder, _ROWS))
     ends: list[int | None] = [int(head["cut_time_us"]) for _, head in segments[1:]]
-    for (path, head), end_us in zip(segments, [*ends, None], strict=True):
+    for (path, _), end_us in zip(segments, [*ends, None], strict=True):
         if from_us is not None and end_us is not None and end_us < from_us:
             continue
         found = frames(path, _MAGIC)
@@ -300,7 +303,6 @@ def read_blocks(
             if last <= known:
                 continue  # two flows wrote them: the round is the same
             block = _block_of(*_taken(payload))
-            block.header["settings"] = head["settings"]
             if first <= known:
                 block = _some(block, block.rounds > known)
             known = last
@@ -308,6 +310,25 @@ def read_blocks(
                 return
             if from_us is None or block.cut_time_us[-1] >= from_us:
                 yield block
+
+
+def kept_span(folder: Path) -> tuple[tuple[int, int], dict[str, Any]] | None:
+    """Cut times of the first and the last round that are kept, and the settings that the latter's
+    flow ran with; None where none is.
+
+    Raises
+    ------
+    StateError : they were written in another format
+    """
+    segments = list(_segments(folder, _ROWS))
+    for path, head in reversed(segments):
+        found = frames(path, _MAGIC)
+        next(found, None)
+        newest = deque(found, maxlen=1)
+        if newest:
+            last_us = int(_block_of(*_taken(newest[0][0])).cut_time_us[-1])
+            return (int(segments[0][1]["cut_time_us"]), last_us), head["settings"]
+    return None
 
 
 def _some(block: Block, kept: npt.NDArray[np.bool_]) -> Block:
