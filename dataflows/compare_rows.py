@@ -182,15 +182,16 @@ def _add(found: Comparison, models: _Models, blocks: list[Block]) -> None:
         stages={name: (stage, percent) for name, (stage, percent) in header["stages"].items()},
         shifts={name: (value, of) for name, (value, of) in header["shifts"].items()},
     )
+    scorer, weight_max = models.candidate, 1.0 / header["sample"]
     for name in dict.fromkeys(name for block in blocks for name in block.events):
         events = sum(int(b.events[name].sum()) for b in blocks if name in b.events)
         parts = [rows for block in blocks for rows in block.rows if rows.event_type == name]
         if not parts:
-            found.events += events
+            rules = scorer.voting.of(name) if name in scorer.bundle.models else ()
+            found.none_kept((rule.name for rule in rules), events, weight_max)
             continue
         rows = stack_rows(parts)
         features = _features(rows, header["catalog"])
-        scorer = models.candidate
         now = scorer.decide(
             scorer.score(features, control.stages),
             control.thresholds,
@@ -199,7 +200,14 @@ def _add(found: Comparison, models: _Models, blocks: list[Block]) -> None:
             shifts_of(control, models.seat),
         )
         compared = Compared(
-            name, rows.event_id, rows.entity, rows.time_us, rows.truth, rows.weight, rows.key
+            name,
+            rows.event_id,
+            rows.entity,
+            rows.time_us,
+            rows.truth,
+            rows.weight,
+            rows.key,
+            weight_max,
         )
         live = models.live(header["bundle"])
         found.add(compared, features, (live, _then(rows)), (scorer.bundle, now), events)
@@ -233,8 +241,8 @@ class _Covered:
 
     Parameters
     ----------
-    stretches : (first and last cut time, next round, share of the entities in the sample) of rounds
-        in a row
+    stretches : (first and last cut time, next round, share of the entities in the sample, whether
+        rounds are missing before it) of rounds in a row
     other : catalogues of rows that cannot be scored
     """
 
@@ -257,7 +265,8 @@ class _Covered:
             if last is not None and last[2] == first and last[3] == share:
                 last[1], last[2] = ends, following
             else:
-                self.stretches.append([begins, ends, following, share])
+                gap = last is not None and last[2] != first
+                self.stretches.append([begins, ends, following, share, gap])
             self.live.setdefault(header["bundle"])
             self.rounds += len(block.rounds)
             self.rows += sum(map(len, block.rows))
@@ -291,8 +300,8 @@ class _Covered:
     def told(self) -> list[dict[str, Any]]:
         """The stretches, plain data."""
         return [
-            {"from_us": begins, "until_us": ends, "sample": share}
-            for begins, ends, _, share in self.stretches
+            {"from_us": begins, "until_us": ends, "sample": share, "gap": gap}
+            for begins, ends, _, share, gap in self.stretches
         ]
 
 

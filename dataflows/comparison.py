@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -56,6 +56,7 @@ class Compared:
     truth : int16 (n,), code of the attack, 0 genuine, -1 not known
     weight : float64 (n,), how many rows each stands for; None: each for itself
     key : uint64 (n,), of the entity by which it was sampled; None where none was
+    weight_max : what a row of the sample stands for; 1 where nothing is left out
     """
 
     event_type: str
@@ -65,6 +66,7 @@ class Compared:
     truth: npt.NDArray[np.int16]
     weight: Float64 | None = None
     key: UInt64 | None = None
+    weight_max: float = 1.0
 
     @classmethod
     def of(cls, batch: EventBatch) -> Self:
@@ -227,14 +229,31 @@ class Comparison:
         """How many rows some stand for."""
         if rows.weight is None or rows.key is None:
             return int(np.count_nonzero(those))
-        if name in _UNFLAGGED and len(those):
-            heaviest = float(rows.weight.max())
-            wholes = (kind,) if kind == _TOTAL or name in _FRAUDS else (kind, _TOTAL)
-            for whole in wholes:
-                self._weight_max[whole] = max(self._weight_max.get(whole, 1.0), heaviest)
+        if name in _UNFLAGGED:
+            for whole in (kind,) if kind == _TOTAL or name in _FRAUDS else (kind, _TOTAL):
+                self._weigh(whole, rows.weight_max)
                 found = self._sampled.setdefault((whole, name), _Sampled())
                 found.add(those, rows.weight, rows.key)
         return float(rows.weight[those].sum())
+
+    def none_kept(self, kinds: Iterable[str], events: int, weight_max: float) -> None:
+        """Take in events of which no row is in the sample.
+
+        Parameters
+        ----------
+        kinds : anomaly types that read them
+        weight_max : see `Compared`
+        """
+        self.events += events
+        for kind in kinds:
+            self.kinds.setdefault(kind, _Counts())
+            if events:
+                self._weigh(kind, weight_max)
+                self._weigh(_TOTAL, weight_max)
+
+    def _weigh(self, kind: str, weight_max: float) -> None:
+        """Remember what a row that was left out may stand for."""
+        self._weight_max[kind] = max(self._weight_max.get(kind, 1.0), weight_max)
 
     def _truth(self, rows: Compared) -> tuple[Flags, Flags]:
         """bool (n,) each: known to be a fraud, and known at all."""

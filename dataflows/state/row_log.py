@@ -15,7 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -292,9 +292,9 @@ def read_blocks(
     """
     known = 0
     segments = list(_segments(folder, _ROWS))
-    ends: list[int | None] = [int(head["cut_time_us"]) for _, head in segments[1:]]
-    for (path, _), end_us in zip(segments, [*ends, None], strict=True):
-        if from_us is not None and end_us is not None and end_us < from_us:
+    for (path, _), following in zip_longest(segments, segments[1:]):
+        ends_us = None if following is None else int(following[1]["cut_time_us"])
+        if from_us is not None and ends_us is not None and ends_us < from_us:
             continue
         found = frames(path, _MAGIC)
         next(found, None)
