@@ -328,8 +328,7 @@ def score_round(
             for opinion in found.opinions:
                 item.digest.score(opinion.scores, opinion.decisions)
         if context.replaying is not None:
-            views = (live.scores, live.decisions, found.opinions)
-            seen.append(Seen(batch, item.features[name], *views))
+            seen.append(Seen(batch, item.features[name], live.scores, live.decisions, found.opinions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
