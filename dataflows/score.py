@@ -328,7 +328,7 @@ def score_round(
             for opinion in found.opinions:
                 item.digest.score(opinion.scores, opinion.decisions)
         if context.replaying is not None:
-            seen.append(Seen(batch, item.features[name], live.scores, live.decisions, found.opinions))
+            seen.append(_seen(batch, item.features[name], found.opinions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
@@ -375,6 +375,11 @@ def score_round(
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _seen(batch: EventBatch, features: FeatureMatrix, found: tuple[Opinion, ...]) -> Seen:
+    """All that is known of the rows of one event type."""
+    return Seen(batch, features, found[0].scores, found[0].decisions, found)
 
 
 def _kept(context: Context, item: Featured, judged: Mapping[str, _Judged]) -> KeptRound | None:
