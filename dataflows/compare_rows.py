@@ -116,7 +116,7 @@ def _kept(state_dir: Path) -> tuple[tuple[int, int], dict[str, Any]]:
     found = kept_span(rows_folder(state_dir))
     if found is None:
         raise StateError(
-            f"state_dir {state_dir} has no kept rows: no flow ran on it, or with rows_sample = 0;"
+            f"state_dir {state_dir} has no kept rows: no flow ran on it, or with rows_share = 0;"
             " `--exact` replays its journal"
         )
     return found

@@ -271,11 +271,11 @@ class Context:
         """What chooses the rows to be kept, standing after the manifest's round; None where none
         are."""
         settings = self.settings
-        if self.replaying is not None or not settings.rows_sample:
+        if self.replaying is not None or not settings.rows_share:
             return None
         return RowChoice(
             rows_folder(settings.state_dir),
-            settings.rows_sample,
+            settings.rows_share,
             round(settings.rows_h * 3.6e9),
             self.manifest.round,
         )

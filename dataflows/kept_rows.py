@@ -73,7 +73,7 @@ class KeptRows:
             self._header = {
                 "bundle": context.shelf.lineup(control)[0].bundle,
                 "catalog": context.catalog.version,
-                "sample": context.settings.rows_sample,
+                "sample": context.settings.rows_share,
                 "thresholds": [[*of, value] for of, value in sorted(control.thresholds.items())],
                 "stages": {name: list(stage) for name, stage in sorted(control.stages.items())},
                 "shifts": {name: list(shift) for name, shift in sorted(control.shifts.items())},

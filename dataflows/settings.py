@@ -184,7 +184,7 @@ class Settings(BaseSettings):
         description="hours (cut_time) for which a 32-bit hash of each row is kept, by which a"
         " certificate names the entity that differs; 4 bytes an event; 0 keeps none",
     )
-    rows_sample: float = Field(
+    rows_share: float = Field(
         0.01,
         ge=0,
         le=1,

@@ -436,7 +436,7 @@ class RowLog:
         except OSError as error:
             raise StateError(
                 f"rows in {self.folder} could not be written: {error.strerror}; free space or mend"
-                " the disk and start again, or set rows_sample = 0"
+                " the disk and start again, or set rows_share = 0"
             ) from error
 
     def _begin_at(self) -> None:

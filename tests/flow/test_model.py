@@ -192,7 +192,7 @@ def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
 ) -> None:
     state, folder = tmp_path / "state", tmp_path / "looser"
     another_bundle(bench, folder, 0.99)
-    Run(bench, state, TWO_HOURS | {"rows_sample": 1.0}).to_end()
+    Run(bench, state, TWO_HOURS | {"rows_share": 1.0}).to_end()
     page, out = tmp_path / "page.html", tmp_path / "out.json"
     options = ("--html", str(page), "--json", str(out), "--days", "1")
     done = model(bench, state, "compare", str(folder), *options)
@@ -248,7 +248,7 @@ def test_a_sample_of_the_rows_says_about_the_same_and_outlives_a_kill(
 ) -> None:
     folder, whole, state = tmp_path / "looser", tmp_path / "whole", tmp_path / "state"
     another_bundle(bench, folder, 0.99)
-    kept = TWO_HOURS | {"rows_sample": 0.2, "snapshot_rounds": 2, "round_rows_max": 500}
+    kept = TWO_HOURS | {"rows_share": 0.2, "snapshot_rounds": 2, "round_rows_max": 500}
     Run(bench, whole, kept).to_end()
     killed = Run(bench, state, kept, ("--workers", "2"))
     killed.until(lambda: kept_span(rows_folder(state)) is not None)

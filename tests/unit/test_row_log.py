@@ -174,5 +174,5 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_full_disk_says_the_cure(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text("in the way", encoding="utf-8")
-    with pytest.raises(StateError, match="rows_sample = 0"):
+    with pytest.raises(StateError, match="rows_share = 0"):
         opened(tmp_path / "rows")
