@@ -221,6 +221,8 @@ def _write(bundle: Bundle, folder: Path) -> str:
             "weights": models.ensemble.weights,
             **models.view.save(),
         }
+        if models.ensemble.novelty is not None:
+            scales["novelty"] = models.ensemble.novelty
         calibrations = {**models.calibrations, ENSEMBLE: models.ensemble.calibration}
         header: dict[str, object] = {"gate": models.gate}
         if models.segments is not None:
@@ -442,8 +444,12 @@ def _load_event(
             )
 
         header = _json(folder / "scales.json")
+        novelty = scales.get("novelty")
         ensemble = Ensemble(
-            tuple(detectors), np.asarray(scales["weights"], np.float64), calibration(ENSEMBLE)
+            tuple(detectors),
+            np.asarray(scales["weights"], np.float64),
+            calibration(ENSEMBLE),
+            None if novelty is None else np.asarray(novelty, np.float64),
         )
         return EventModels(
             event,

@@ -23,7 +23,7 @@ from features.catalog import Catalog
 from features.errors import ConfigError
 from features.events import event_type, made_types
 from features.plan import ABSENCE
-from models.base import Detector, ScoreMatrix, TrainingSet
+from models.base import Detector, ScoreMatrix, TrainingSet, unaided
 from models.bundle import Bundle, EventModels
 from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
@@ -41,7 +41,6 @@ from models.voting import (
     Ensemble,
     Voting,
     default_rule,
-    weighted_sum,
 )
 
 __all__ = ["FALSE_POSITIVES", "Aim", "join_sets", "select_rows", "train"]
@@ -392,8 +391,9 @@ def _train_event(
     detectors = place(event, detectors)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale, parted)
-    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors))
-    summed = weighted_sum(surprise, ensemble.weights)
+    alone = np.array([unaided(one) for one in detectors.values()])
+    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors), alone)
+    summed = ensemble.number(surprise)
     if parted is not None:
         parted.fit(ENSEMBLE, summed)
     models = EventModels(
