@@ -37,7 +37,7 @@ from models.detectors import detector, detector_names
 from models.own import own_detectors
 from models.segments import Cut, Segments
 from models.view import View
-from models.voting import ENSEMBLE, Ensemble, Voting
+from models.voting import ENSEMBLE, Ensemble, Novelty, Voting
 
 __all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
 
@@ -222,9 +222,11 @@ def _write(bundle: Bundle, folder: Path) -> str:
             **models.view.save(),
         }
         if models.ensemble.novelty is not None:
-            scales["novelty"] = models.ensemble.novelty
+            scales["novelty"] = models.ensemble.novelty.weights
         calibrations = {**models.calibrations, ENSEMBLE: models.ensemble.calibration}
         header: dict[str, object] = {"gate": models.gate}
+        if models.ensemble.novelty is not None:
+            header["novelty_least"] = models.ensemble.novelty.least
         if models.segments is not None:
             parts = models.segments
             calibrations |= {
@@ -444,12 +446,16 @@ def _load_event(
             )
 
         header = _json(folder / "scales.json")
-        novelty = scales.get("novelty")
+        novelty = None
+        if "novelty" in scales:
+            novelty = Novelty(
+                np.asarray(scales["novelty"], np.float64), float(header["novelty_least"])
+            )
         ensemble = Ensemble(
             tuple(detectors),
             np.asarray(scales["weights"], np.float64),
             calibration(ENSEMBLE),
-            None if novelty is None else np.asarray(novelty, np.float64),
+            novelty,
         )
         return EventModels(
             event,

@@ -30,6 +30,7 @@ __all__ = [
     "SEVERITIES",
     "AnomalyType",
     "Ensemble",
+    "Novelty",
     "Voting",
     "default_rule",
     "weighted_sum",
@@ -180,6 +181,20 @@ PENALTY = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
+class Novelty:
+    """What detectors say together that need no labels, as a second sum beside the weighed one.
+
+    Parameters
+    ----------
+    weights : float64 (D,), 0 where a detector needs labels
+    least : sum from which on it counts: below, it has no part in the order of rows
+    """
+
+    weights: Float64
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ensemble:
     """One number for what all detectors of an event type say together, calibrated again as a whole.
 
@@ -189,21 +204,21 @@ class Ensemble:
 
     Weights learned from labels forget what no label was like: a detector that found little of the
     known attacks weighs little, though it may be the one that sees the next. So those that need no
-    labels are added up a second time, as if there were none, scaled so that this sum raises
-    `NOVELTY_SHARE` of the false alarms of the first; the larger of both counts.
+    labels are added up a second time, as if there were none. Where that sum is so large that few
+    genuine rows have it, `NOVELTY_SHARE` of those that the first flags, the larger of both counts.
 
     Parameters
     ----------
     detectors : (D,), whose surprises it reads
     weights : float64 (D,), none negative: more surprise never makes a row less strange
     calibration : of the number, on genuine rows
-    novelty : float64 (D,), weights of the second sum; None where the first is one of its kind
+    novelty : the second sum; None where the first is one of its kind
     """
 
     detectors: tuple[str, ...]
     weights: Float64
     calibration: Calibration
-    novelty: Float64 | None = None
+    novelty: Novelty | None = None
 
     @classmethod
     def fit(
@@ -243,7 +258,9 @@ class Ensemble:
         def placed(weights: Float64) -> Float64:
             return np.append(weights, 0.0)[at]
 
-        novelty = None if self.novelty is None else placed(self.novelty)
+        novelty = self.novelty
+        if novelty is not None:
+            novelty = Novelty(placed(novelty.weights), novelty.least)
         return Ensemble(detectors, placed(self.weights), self.calibration, novelty)
 
     def number(self, surprise: Float64) -> Float64:
@@ -254,20 +271,25 @@ class Ensemble:
         ----------
         surprise : float64 (n, D), in the order of `detectors`
         """
-        known = weighted_sum(surprise, self.weights)
-        if self.novelty is None:
-            return known
-        return np.maximum(known, weighted_sum(surprise, self.novelty))
+        known, unlike = weighted_sum(surprise, self.weights), self._unlike(surprise)
+        return known if unlike is None else np.maximum(known, unlike)
 
     def parts(self, surprise: Float64) -> Float64:
         """float64 (n, D), what each detector adds to `number`."""
         said = np.nan_to_num(surprise)
-        known = said * self.weights
+        found: Float64 = said * self.weights
+        unlike = self._unlike(surprise)
+        if self.novelty is not None and unlike is not None:
+            larger = unlike > weighted_sum(surprise, self.weights)
+            found = np.where(larger[:, None], said * self.novelty.weights, found)
+        return found
+
+    def _unlike(self, surprise: Float64) -> Float64 | None:
+        """float64 (n,), the second sum, 0 where it does not count; None where there is none."""
         if self.novelty is None:
-            return known
-        unlike = said * self.novelty
-        larger = weighted_sum(surprise, self.novelty) > weighted_sum(surprise, self.weights)
-        found: Float64 = np.where(larger[:, None], unlike, known)
+            return None
+        unlike = weighted_sum(surprise, self.novelty.weights)
+        found: Float64 = np.where(unlike >= self.novelty.least, unlike, 0.0)
         return found
 
     def surprise(self, surprise: Float64) -> Float64:
@@ -284,9 +306,8 @@ def weighted_sum(surprise: Float64, weights: Float64) -> Float64:
     return total
 
 
-def _novelty(surprise: Float64, weights: Float64, prior: Float64) -> Float64 | None:
-    """float64 (D,), the weights of what needs no labels, scaled to raise `NOVELTY_SHARE` of the
-    false alarms of the sum of `weights`; None where either never says anything.
+def _novelty(surprise: Float64, weights: Float64, prior: Float64) -> Novelty | None:
+    """The second sum beside that of `weights`; None where either never says anything.
 
     Parameters
     ----------
@@ -299,7 +320,7 @@ def _novelty(surprise: Float64, weights: Float64, prior: Float64) -> Float64 | N
     )
     if known <= 0.0 or unlike <= 0.0:
         return None
-    return prior * (known / unlike)
+    return Novelty(prior * (known / unlike), known)
 
 
 def _weights(surprise: Float64, odd: npt.NDArray[np.bool_]) -> Float64:
