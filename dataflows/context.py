@@ -59,6 +59,7 @@ from features.digest import warm_up as warm_up_digest
 from features.engine import warm_up
 from features.errors import BundleError, ConfigError, StateError
 from features.events import event_types
+from features.narrowed import Narrowed
 from features.repeats import warm_up as warm_up_repeats
 from models.bundle import Bundle
 from models.scoring import Scorer
@@ -148,6 +149,7 @@ class Replaying:
     ----------
     first, last : rounds whose results are wanted; those before `first` only bring the state there
     groups : shard groups that compute; None means all. Rows of the others have no features
+    entities : only rows that these entities' state depends on pass before `first`; None: all do
     told_from : whoever looks is told of rounds from here on; None: from `first` on
     scored : False computes features alone: no models are needed
     hashed : features are hashed where nothing is scored, too
@@ -157,6 +159,7 @@ class Replaying:
     first: int
     last: int
     groups: frozenset[int] | None = None
+    entities: Narrowed | None = None
     told_from: int | None = None
     scored: bool = True
     base_alone: bool = False

@@ -29,7 +29,9 @@ import numpy.typing as npt
 
 from features.batch import Float64
 from features.catalog import Catalog, differences_text
+from features.choice import EVERYTHING
 from features.errors import BundleError, DeclarationError
+from features.registry import chosen_patterns
 from models.base import Arrays, Detector
 from models.calibration import Calibration
 from models.card import card_text
@@ -374,9 +376,16 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
             {k: v for k, v in _declared(path, head).items() if k in head["names"]},
         )
         what = differences_text(lines)
+        then, now = (
+            tuple(head["training"].get("features", EVERYTHING)),
+            chosen_patterns() or EVERYTHING,
+        )
+        cure = "train again with `waxwing train`"
+        if then != now:
+            cure = f"set features = {list(then)}, as it was then (here {list(now)}), or {cure}"
         raise BundleError(
             f"bundle {path} was trained on feature catalogue {head['catalog_version']}, this is"
-            f" {catalog.version}: {what}; train again with `waxwing train`"
+            f" {catalog.version}: {what}; {cure}"
         )
     asked = {name for names in head["detectors"].values() for name in names}
     unknown = sorted(asked - set(detector_names()))
