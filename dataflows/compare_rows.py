@@ -74,11 +74,12 @@ def compare_rows(
     begun = time.monotonic()
     if from_us is not None and until_us is not None and from_us >= until_us:
         raise ConfigError("--from: must be before --to")
-    folder, cat = rows_folder(state_dir), catalog()
+    folder = rows_folder(state_dir)
     kept, recorded = _kept(state_dir)
     if days is not None:
         from_us = kept[1] - round(days * 86_400e6)
     settings = _as_run(recorded, state_dir, config, given)
+    cat = catalog()  # of the features that the settings choose
     models = _Models(settings, cat, candidate)
     verdicts = read_verdicts(folder)
     found = Comparison(cat, {key: said for key, (said, _) in verdicts.items()}, examples_max)
