@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import polars as pl
 import psutil
 from confluent_kafka import Message, Producer
 
@@ -171,7 +172,7 @@ class Sender:
                     fresh.append(row)
             frames.append(batch.frame[np.array(fresh, np.int64)])
             got += len(fresh)
-        return frames[0] if len(frames) == 1 else frames[0].vstack(frames[1])
+        return pl.concat(frames)
 
     def send(self, count: int, partitions: int = PARTITIONS) -> list[str]:
         """Send some payments; returns their ids. What is acknowledged is known later."""
