@@ -60,3 +60,16 @@ def test_a_killed_flow_is_live_again_with_all_that_was_due(folder: Path) -> None
 def test_a_number_of_kills_that_is_none_is_refused(tmp_path: Path) -> None:
     done = call("bench", "recovery", "--kills", "0", cwd=tmp_path)
     assert done.returncode == 2 and "--kills 0: expected 1 or more" in done.stderr
+
+
+def test_a_run_is_replayed_and_its_alerts_explained(folder: Path) -> None:
+    command = ("bench", "replay", "--rate", "400", "--seconds", "3", "--history", "120000")
+    done = call(*command, "--alerts", "2", "--json", "replay.json", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads((folder / "replay.json").read_text(encoding="utf-8"))
+    assert report["rate"] == 400.0 and report["identical"] is True
+    assert report["events"] > 1_000 and report["ratio"]["live"] > 0
+    told = report["explain"]
+    assert told["alerts"] == told["same"] > 0 and told["rounds_max"] > 0
+    assert 0 < told["seconds_p50"] <= told["seconds_p95"] <= told["seconds_max"]
+    assert undocumented(report) == []

@@ -11,6 +11,9 @@ import polars as pl
 import pytest
 
 from dataflows.cli.main import main
+from dataflows.store.embedded import EmbeddedRedis
+from dataflows.store.reader import StoreReader
+from features.catalog import catalog
 from tests.flow.harness import Bench, Run, call
 from tests.flow.test_certify import files
 from tests.flow.test_json import undocumented
@@ -96,6 +99,19 @@ def test_a_store_is_filled_apart_from_that_of_the_flow(
     written = sum(p.stat().st_size for p in folder.iterdir())
     cards = rows_of(run, "store", "payment")["card_id"].n_unique()
     assert written > 200 * cards, "every card has a row of some hundred bytes"
+    last = rows_of(run, "store", "payment").filter(pl.col("card_id").is_not_null()).tail(1)
+    names = [n for n in catalog().names("payment") if n.startswith("card_") and n in last.columns]
+    server = EmbeddedRedis(folder.parent)
+    server.ensure()
+    try:
+        reader = StoreReader(server.url, catalog())
+        has = reader.read(("payment", "card"), [last["card_id"][0]])
+        reader.close()
+    finally:
+        server.close()
+    held = {n: float(has.values[0, has.features.index(n)]) for n in names if n in has.features}
+    assert has.found.all() and len(held) > 10, has.features
+    assert held == {n: pytest.approx(last[n][0], rel=0, abs=0, nan_ok=True) for n in held}
 
 
 def test_a_name_that_is_a_path_or_is_taken_is_refused(

@@ -18,7 +18,8 @@ def account(folder: Path, alerts: list[str], letters: list[tuple[int, int]], **m
     """The account of events a, b, c, d at offsets 0 to 3 of partition 1, all acknowledged."""
     field: Any = Field.__new__(Field)
     field.name, field.state, field.topic = "made", folder, "t"
-    field.sender = SimpleNamespace(acked={name: (1, i) for i, name in enumerate("abcd")})
+    acked = {name: (1, i) for i, name in enumerate("abcd")}
+    field.sender = SimpleNamespace(acked=acked, made={*"abcde"})
     lines = [json.dumps({"event_id": name}) + "\n" for name in alerts]
     (folder / "alerts.jsonl").write_text("".join(lines))
     dead = [{"topic": "t", "partition": p, "offset": o} for p, o in letters]
@@ -42,6 +43,14 @@ def test_each_event_is_counted_once_where_it_went(tmp_path: Path) -> None:
     assert counts(account(tmp_path, [*"abd"], [], gaps=[gap])) == (4, 3, 0, 0, 1, 0), "in a gap"
     assert counts(account(tmp_path, [*"ab"], [], gaps=[gap])) == (4, 2, 0, 1, 1, 0), "beside it"
     assert counts(account(tmp_path, [*"abd"], [(1, 2)], gaps=[gap]))[3] == 0, "in both"
+    assert counts(account(tmp_path, [*"abcd"], [(1, 2)])) == (4, 4, 0, 0, 0, 1), "alert and letter"
+    assert counts(account(tmp_path, [*"abd"], [(1, 2)] * 2)) == (4, 3, 1, 0, 0, 1), "two letters"
+    assert counts(account(tmp_path, [*"abcde"], [])) == (4, 4, 0, 0, 0, 0), "not acknowledged yet"
+
+
+def test_an_alert_of_an_event_that_nobody_sent_is_no_account(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="alerts of 1 events never sent"):
+        account(tmp_path, [*"abcdf"], [])
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ class Sender:
             seed=seed, cards=2_000, events_per_s=EVENTS_PER_S, event_types=[EVENT]
         )
         self._time_us = BEGINS_US
-        self._seen: set[str] = set()
+        self.made: set[str] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -167,8 +167,8 @@ class Sender:
             ids = batch.frame["event_id"].to_list()
             fresh = []
             for row, name in enumerate(ids):
-                if name not in self._seen:
-                    self._seen.add(name)
+                if name not in self.made:
+                    self.made.add(name)
                     fresh.append(row)
             frames.append(batch.frame[np.array(fresh, np.int64)])
             got += len(fresh)
@@ -370,6 +370,13 @@ class Field:
         self.flow = Flow(self)
         self._read, self._last, self._known = 0, b"", set[str]()
 
+    def begin_anew(self) -> None:
+        """Go on with an empty state, and an account of what is sent from now on."""
+        self.state = self.state.with_name(f"{self.state.name}-anew")
+        self.settings["state_dir"] = self.state
+        self.sender.acked.clear()
+        self._read, self._last, self._known = 0, b"", set()
+
     def sets(self) -> list[str]:
         """`--set` options."""
         return [part for k, v in self.settings.items() for part in ("--set", f"{k}={v}")]
@@ -433,7 +440,12 @@ class Field:
         """Where every event went; the flow must have ended."""
         sent = self.sender.acked
         alerted = self.alerted()
-        dead = {(x["partition"], x["offset"]) for x in self.letters() if x["topic"] == self.topic}
+        if strange := [name for name in alerted if name not in self.sender.made]:
+            raise AssertionError(f"alerts of {len(strange)} events never sent: {strange[:3]}")
+        letters = [(x["partition"], x["offset"]) for x in self.letters()
+                   if x["topic"] == self.topic]  # fmt: skip
+        dead = set(letters)
+        both = [name for name in sent if name in alerted and sent[name] in dead]
         missing = [name for name in sent if name not in alerted]
         in_dead = [name for name in missing if sent[name] in dead]
         named = [
@@ -449,6 +461,9 @@ class Field:
             dead_lettered=len(in_dead),
             lost=len(missing) - len(set(in_dead) | set(named)),
             gap=len(named),
-            twice=sum(count > 1 for count in alerted.values()),
+            twice=sum(count > 1 for count in alerted.values())
+            + len(both)
+            + len(letters)
+            - len(dead),
             more=more,
         )
