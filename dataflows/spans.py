@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bytewax.operators as op
@@ -35,6 +35,7 @@ from features.batch import EventBatch, FeatureMatrix, Int64, concat_batches
 from features.engine import GroupEngine, GroupFeatures, assemble
 from features.events import event_code
 from features.labels import Label, label_of
+from features.narrowed import Narrowed
 from features.spans import SpanRows, merge_spans, split_span
 
 __all__ = ["ROUNDS_MAX", "SpanSource", "span_ends", "spanned_rounds"]
@@ -225,6 +226,12 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
             bounds[name] = np.concatenate(([0], np.cumsum(sizes)))
             found = [one.batches[name] for one in done if name in one.batches]
             batches[name] = concat_batches(found, sort=False)
+        narrowed = self._narrowed(span)
+        if narrowed is not None:
+            batches, bounds = narrowed.cut(batches, bounds)
+            done = [
+                replace(one, batches=_rows_of(batches, bounds, r)) for r, one in enumerate(done)
+            ]
         control = tuple(part.control for part in span.parts)
         labels = tuple(
             one.labels + tuple(label_of(said) for said in records if said["kind"] == "label")
@@ -249,6 +256,13 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
         yield Own(span.lane, span.number, span.parts, done, batches, bounds, labels)
         context.telemetry.stage("admit", time.perf_counter() - begun)
 
+    def _narrowed(self, span: Span) -> Narrowed | None:
+        """Which of the span's rows pass, where not all need to."""
+        replaying = self._context.replaying
+        if replaying is None or span.parts[0].round >= replaying.first:
+            return None
+        return replaying.entities
+
     def snapshot(self) -> int:
         return self._round
 
@@ -268,6 +282,8 @@ class Group(StatefulBatchLogic[ToGroup, Back, int]):
             self._engine = context.restored.pop(("g", group), None) or restore_group(
                 context.settings, context.catalog, context.manifest, group, 0
             )
+            if context.replaying is not None and context.replaying.entities is not None:
+                self._engine.keep_only(context.replaying.entities.entities_in(group))
         out: list[Back] = []
         for item in values:
             self._barrier.add(item.lane, item.number, item, item.final)
@@ -381,6 +397,18 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
 
     def snapshot(self) -> int:
         return self._number
+
+
+def _rows_of(
+    batches: dict[str, EventBatch], bounds: dict[str, Int64], r: int
+) -> dict[str, EventBatch]:
+    """The events of one round; of event types with events in it."""
+    found = {}
+    for name, batch in batches.items():
+        begin, end = bounds[name][r : r + 2].tolist()
+        if end > begin:
+            found[name] = batch.rows(begin, end)
+    return found
 
 
 def _slices(
