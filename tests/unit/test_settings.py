@@ -161,8 +161,9 @@ def test_a_command_shows_no_secret_of_an_address(capsys: pytest.CaptureFixture[s
             assert main(["check", "--set", f"redis_url={address}", *arguments]) == 0
             said = "".join(capsys.readouterr())
             assert expected in said and not re.search("hun|ter2", said)
-        for fault in faults_of(remote_url=address + "@", redis_url=[address]):
-            assert not re.search("hun|ter2", fault)
+        if address != expected:
+            for fault in faults_of(remote_url=address, redis_url=[address]):
+                assert not re.search("hun|ter2", fault)
 
 
 def test_secrets_are_masked_in_repr_check_and_faults(capsys: pytest.CaptureFixture[str]) -> None:
