@@ -212,7 +212,7 @@ class Settings(BaseSettings):
         description="hours (cut_time) for which scored rows are kept",
     )
     rows_bytes_max: int = Field(
-        20_000_000_000,
+        40_000_000_000,
         ge=0,
         description="size of all scored rows that are kept above which the oldest are removed;"
         " 0 keeps all",
