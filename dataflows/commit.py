@@ -80,6 +80,8 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
             ticket = writer.put_round(round_, [item.views for item in items.values()])
             self._waiting.append((round_, ticket))
             self._round = round_
+        if self._round >= self._context.again_until:
+            writer.go_on()
         self._context.telemetry.stage("store_put", time.perf_counter() - begun)
         return self._acks(writer), False
 
@@ -214,7 +216,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             telemetry.outcomes = self._outcomes.report()
         telemetry.stage("deliver", time.perf_counter() - begun)
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
-        if last or round_ % self._context.settings.snapshot_rounds == 0:
+        if self._context.is_due(round_, last):
             self._outcomes.save(round_)
             telemetry.outcomes = self._outcomes.report()
             # A sink that is switched off for a while keeps its place: its log is not to be lost.

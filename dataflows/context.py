@@ -191,6 +191,9 @@ class Context:
     """What was restored before the first round, until its step takes it over."""
     ballots: Ballots = field(init=False)
     """Asks the detectors, and goes on without those that fail."""
+    again_until: int = 0
+    """The last round of those that a restart plays again together, see `dataflows.restart`; 0 where
+    there are none, and in a cluster, whose processes know their own lanes alone."""
     replaying: Replaying | None = None
     """Set in a replay: nothing is saved, sent or told, only computed."""
     shelf: Shelf = field(init=False)
@@ -260,6 +263,19 @@ class Context:
         for (kind, _), found in self.restored.items():
             if kind == "g":
                 self.telemetry.grown(found.empty, found.partial)
+
+    def is_due(self, round_: int, last: bool) -> bool:
+        """Whether the state after a round is to be made durable.
+
+        Of rounds that are played again together, only after the last of them: what another crash
+        would play again is no more by then than what this one did.
+        """
+        every, again = self.settings.snapshot_rounds, self.again_until
+        if round_ < again:
+            return last
+        if round_ == again:
+            return last or round_ // every > self.manifest.round // every
+        return last or round_ % every == 0
 
     @property
     def digests(self) -> bool:
