@@ -23,6 +23,7 @@ from dataflows.context import Context
 from dataflows.control.records import Control
 from dataflows.currencies import base_of
 from dataflows.digests import header_of, open_certificate, record_of
+from dataflows.kept_rows import KeptRows
 from dataflows.outcomes import Outcomes
 from dataflows.recalibration import AutoRecalibration
 from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
@@ -144,6 +145,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             if truncate is not None:
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
+        self._kept = KeptRows.opened(context)
         self._bundles = Control.of(manifest.control).bundles
         say = context.telemetry.say
         self._rollback = AutoRollback(settings, say)
@@ -208,6 +210,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._recalibration.look(outs[0].cut_time_us, outs)
         if self._certificate is not None:
             self._certificate.write(*record_of(round_, outs))
+        if self._kept is not None:
+            self._kept.add(round_, outs)
         labels = [label for out in outs for label in out.labels]
         firsts = [out.first_us for out in outs if out.first_us is not None]
         self._outcomes.take(alerts, labels, outs[0].cut_time_us, min(firsts, default=None))
@@ -218,6 +222,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
         if self._context.is_due(round_, last):
             self._outcomes.save(round_)
+            if self._kept is not None:
+                self._kept.save(round_)
             telemetry.outcomes = self._outcomes.report()
             # A sink that is switched off for a while keeps its place: its log is not to be lost.
             logs = dict(self._context.manifest.logs)
@@ -270,6 +276,8 @@ class Commit(StatefulSinkPartition[Any, int]):
                     sync()
             if self._certificate is not None:
                 self._certificate.sync()
+            if self._kept is not None:
+                self._kept.sync()
             settings = context.settings
             manifest = Manifest(
                 round_,
@@ -293,7 +301,10 @@ class Commit(StatefulSinkPartition[Any, int]):
                 settings.replay_base_s,
                 settings.retention_h,
             )
-            self._outcomes.forget_before(oldest_round(settings.state_dir))
+            oldest = oldest_round(settings.state_dir)
+            self._outcomes.forget_before(oldest)
+            if self._kept is not None:
+                self._kept.forget_before(oldest)
             context.telemetry.committed(round_)
 
     def snapshot(self) -> int:
@@ -306,6 +317,8 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._letters.close()
         if self._certificate is not None:
             self._certificate.close()
+        if self._kept is not None:
+            self._kept.close()
 
 
 class CommitSink(FixedPartitionedSink[Any, int]):

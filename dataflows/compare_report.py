@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from dataflows.alerts.base import printable
@@ -22,16 +23,51 @@ _SAID = {
 def _sentence(found: Mapping[str, Any]) -> str:
     """The whole in one sentence."""
     total = found["total"]
-    said = f"+{total['new']:,} alerts, -{total['gone']:,}"
+    said = f"+{_estimate(total, 'new')} alerts, -{total['gone']:,}"
     if total["frauds"]:
-        said += f", {total['lost']:,} known frauds lost, {total['won']:,} won"
+        won = _estimate(total, "won")
+        said += f", {total['lost']:,} known frauds lost, {won} won"
     else:
         said += "; no event is known to be a fraud"
     known = total["new_genuine"] + total["gone_genuine"]
     if known:
         said += (
-            f"; known to be genuine: {total['new_genuine']:,} of the new,"
+            f"; known to be genuine: {_estimate(total, 'new_genuine')} of the new,"
             f" {total['gone_genuine']:,} of the gone"
+        )
+    return said
+
+
+def _estimate(counts: Mapping[str, Any], name: str) -> str:
+    """A count, and between what it lies where it is estimated from a sample."""
+    said = f"{counts[name]:,}"
+    if name in counts["intervals"]:
+        low, high = counts["intervals"][name]
+        said += f" ({low:,} to {high:,})"
+    return said
+
+
+def _sampled(found: Mapping[str, Any]) -> list[str]:
+    """What a comparison of kept rows stands on; nothing of one of all events."""
+    stretches = found.get("coverage")
+    if not stretches:
+        return []
+    shares = sorted({one["sample"] for one in stretches})
+    said = [f"{found['rows']:,} kept rows"]
+    if shares[0] < 1.0:
+        share = " and ".join(f"{100.0 * one:g} %" for one in shares)
+        said = [
+            f"{said[0]}: {share} of the entities, those with alerts or known frauds whole; counts"
+            " with what stands in brackets are estimates with their 95 % interval"
+        ]
+    said += [
+        f"no rows are kept from {time_text(one['until_us'])} to {time_text(other['from_us'])} UTC"
+        for one, other in pairwise(stretches)
+        if other["gap"]
+    ]
+    if found["frauds_without_row"]:
+        said.append(
+            f"{found['frauds_without_row']:,} known frauds have no kept row; --exact counts them"
         )
     return said
 
@@ -50,10 +86,16 @@ def _about(found: Mapping[str, Any]) -> str:
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     """The comparison for a terminal, nothing in it that one could obey."""
-    lines = [_about(found), _sentence(found), ""]
-    lines.append(f"{'alerts of':<24}" + "".join(f"{_SAID[c]:>15}" for c in _COLUMNS))
-    for name, one in found["anomaly_types"].items():
-        lines.append(f"{name:<24}" + "".join(f"{one[c]:>15,}" for c in _COLUMNS))
+    lines = [_about(found), *_sampled(found), _sentence(found), ""]
+    rows = [
+        ["alerts of", *(_SAID[c] for c in _COLUMNS)],
+        *([name, *(_estimate(one, c) for c in _COLUMNS)]
+          for name, one in found["anomaly_types"].items()),
+    ]  # fmt: skip
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    for name, *counts in rows:
+        said = (f"{c:>{max(width, 15)}}" for c, width in zip(counts, widths[1:], strict=True))
+        lines.append(f"{name:<24}" + "".join(said))
     for way, title in (("new", "new, the most certain first"), ("gone", "gone")):
         mine = [e for e in found["examples"] if e["change"] == way]
         if mine:
@@ -70,11 +112,13 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
 def comparison_html(found: Mapping[str, Any]) -> str:
     """The comparison as a page that needs no other file."""
     total = found["total"]
-    shown = [(f"+{total['new']:,}", "alerts new"), (f"-{total['gone']:,}", "alerts gone")]
+    shown = [(f"+{_estimate(total, 'new')}", "alerts new"), (f"-{total['gone']:,}", "alerts gone")]
     if total["frauds"]:
-        shown += [(f"{total['won']:,}", "known frauds won"), (f"{total['lost']:,}", "frauds lost")]
+        shown.append((_estimate(total, "won"), "known frauds won"))
+        shown.append((f"{total['lost']:,}", "frauds lost"))
     counts = [
-        [name, *(f"{one[c]:,}" for c in _COLUMNS)] for name, one in found["anomaly_types"].items()
+        [name, *(_estimate(one, c) for c in _COLUMNS)]
+        for name, one in found["anomaly_types"].items()
     ]
     most = max((max(o["live"], o["candidate"]) for o in found["anomaly_types"].values()), default=1)
     drawn = [
@@ -107,7 +151,8 @@ def comparison_html(found: Mapping[str, Any]) -> str:
     if examples:
         note = "The most certain of each kind: new ones by the candidate's score, gone ones by the"
         parts.append(section("Examples", f"{note} live one's.", table(heads, examples, [5])))
-    return page("Candidate beside live", _about(found), parts)
+    about = ". ".join([_about(found), *_sampled(found)])
+    return page("Candidate beside live", about, parts)
 
 
 def write_comparison(path: str, found: Mapping[str, Any]) -> None:

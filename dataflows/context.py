@@ -30,6 +30,7 @@ from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.elsewhere import Remotes
 from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
+from dataflows.row_choice import RowChoice
 from dataflows.settings import Settings
 from dataflows.shelf import Shelf
 from dataflows.sources.catch_up import Pace
@@ -50,6 +51,7 @@ from dataflows.state.manifest import (
     write_manifest,
 )
 from dataflows.state.notes import read_notes
+from dataflows.state.row_log import rows_folder
 from dataflows.warm import warm_start
 from features.batch import EventBatch
 from features.catalog import Catalog, catalog
@@ -59,6 +61,7 @@ from features.digest import warm_up as warm_up_digest
 from features.engine import warm_up
 from features.errors import BundleError, ConfigError, StateError
 from features.events import event_types
+from features.narrowed import Narrowed
 from features.repeats import warm_up as warm_up_repeats
 from models.bundle import Bundle
 from models.scoring import Scorer
@@ -148,6 +151,7 @@ class Replaying:
     ----------
     first, last : rounds whose results are wanted; those before `first` only bring the state there
     groups : shard groups that compute; None means all. Rows of the others have no features
+    entities : only rows that these entities' state depends on pass before `first`; None: all do
     told_from : whoever looks is told of rounds from here on; None: from `first` on
     scored : False computes features alone: no models are needed
     hashed : features are hashed where nothing is scored, too
@@ -157,6 +161,7 @@ class Replaying:
     first: int
     last: int
     groups: frozenset[int] | None = None
+    entities: Narrowed | None = None
     told_from: int | None = None
     scored: bool = True
     base_alone: bool = False
@@ -202,6 +207,7 @@ class Context:
     """Who is asked elsewhere; in a replay nobody is."""
     _watched: Lease | None = None
     """The lease that the first process holds, as another process of the cluster looks at it."""
+    _row_choice: RowChoice | None = None
     _world: Simulator | None = None
     _once: threading.RLock = field(default_factory=threading.RLock)
     store_columns: dict[str, dict[str, npt.NDArray[np.intp]]] = field(init=False)
@@ -276,6 +282,27 @@ class Context:
         if round_ == again:
             return last or round_ // every > self.manifest.round // every
         return last or round_ % every == 0
+
+    def new_row_choice(self) -> RowChoice | None:
+        """What chooses the rows to be kept, standing after the manifest's round; None where none
+        are."""
+        settings = self.settings
+        if self.replaying is not None or not settings.rows_share:
+            return None
+        return RowChoice(
+            rows_folder(settings.state_dir),
+            settings.rows_share,
+            round(settings.rows_h * 3.6e9),
+            self.manifest.round,
+        )
+
+    @property
+    def row_choice(self) -> RowChoice | None:
+        """That of the lanes of this process."""
+        with self._once:
+            if self._row_choice is None:
+                self._row_choice = self.new_row_choice()
+            return self._row_choice
 
     @property
     def digests(self) -> bool:

@@ -33,7 +33,7 @@ from features.keys import hash_columns, hash_strings
 from features.simulate import ATTACKS, SILENCES
 from models.absences import SilenceTally
 from models.analysis import Analysis, Judged, analyse, group_losses
-from models.base import Decisions, ScoreMatrix, TrainingSet
+from models.base import Decisions, ScoreMatrix, TrainingSet, unaided
 from models.bundle import Bundle
 from models.calibration import score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
@@ -173,7 +173,9 @@ class Deep:
         if not self._parts or scorer is None:
             return Analysis({}, {})
         rows = Judged.join(self._parts)
-        found = analyse(rows, scorer.detectors, self._names, self._costs, SEED)
+        fitted = [m.detectors for m in scorer.bundle.models.values()]
+        alone = {name for mine in fitted for name, one in mine.items() if unaided(one)}
+        found = analyse(rows, scorer.detectors, self._names, self._costs, SEED, alone)
         found.report["coverage"] = _coverage(rows, scorer)
         samples = {name: _one(parts) for name, parts in self._samples.items()}
         samples = {name: one for name, one in samples.items() if name in scorer.bundle.models}

@@ -1,7 +1,9 @@
 """Why an alert was sent, computed again from the journal: everything its decision was made of.
 
 The round of the alert is replayed from the base state before it, only in the shard groups of the
-event's entities, and held against what the alert said then.
+event's entities and only with the rows that their state depends on (`features.narrowed`), and held
+against what the alert said then. Where it does not come out the same so, all rows of these groups
+pass before that is said.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from features.batch import EventBatch
 from features.errors import ConfigError, StateError
 from features.events import event_type, made_types
 from features.keys import group_of, hash_columns
+from features.narrowed import Narrowed
+from features.plan import plan_of
 from models.bundle import Bundle
 from models.decisions.reasons import every_feature
 from models.recalibration import shifted
@@ -74,6 +78,11 @@ class _Witness:
     control: Control | None = None
     again: Alert | None = None
     rounds: int = 0
+
+    @property
+    def same(self) -> bool:
+        """Whether the alert came out as it was sent."""
+        return self.again is not None and self.again.payload() == self.alert.payload()
 
     def look(self, round_: int, outs: list[RoundOut]) -> bool:
         """Take in a round."""
@@ -139,10 +148,14 @@ def explain(
     base = base_before(state_dir, alert.round, int(header["lanes"]))
     wanted = Replaying(alert.round, alert.round, told_from=base.round + 1)
     context = replay_context(settings, base, wanted, header)
-    groups = _groups_of(context, alert)
-    context.replaying = replace(wanted, groups=groups)
+    groups, entities = _concerned(context, alert)
+    context.replaying = replace(wanted, groups=groups, entities=entities)
     witness = _Witness(alert)
     replay(context, witness.look)
+    if not witness.same:
+        context = replay_context(settings, base, replace(wanted, groups=groups), header)
+        witness = _Witness(alert)
+        replay(context, witness.look)
     if witness.seen is None or witness.control is None:
         raise StateError(
             f"alert {alert_id}: round {alert.round} has no event {alert.event_id} any more; its"
@@ -150,7 +163,7 @@ def explain(
         )
     return {
         "alert": alert.payload(),
-        "same": witness.again is not None and witness.again.payload() == alert.payload(),
+        "same": witness.same,
         "event": _event(witness.seen.batch, witness.row),
         "features": _features(
             context, _opinion(witness).seat.scorer.bundle, witness.seen, witness.row
@@ -176,10 +189,13 @@ def explain(
     }
 
 
-def _groups_of(context: Context, alert: Alert) -> frozenset[int] | None:
-    """Shard groups of the event's entities; None, all, where waxwing made the event itself."""
+def _concerned(context: Context, alert: Alert) -> tuple[frozenset[int] | None, Narrowed]:
+    """Shard groups (None: all) and entities that the alert's event depends on."""
+    catalog, groups = context.catalog, context.settings.groups
     if alert.event_type in made_types():
-        return None
+        # Who else is silent is a part of what is told of one.
+        watched = [name for name, p in plan_of(catalog).entities.items() if p.silence is not None]
+        return None, Narrowed(catalog, groups, dict.fromkeys(watched))
     batch = events_of(context, alert.round).get(alert.event_type)
     rows = [] if batch is None else (batch.frame["event_id"] == alert.event_id).arg_true().to_list()
     if batch is None or not rows:
@@ -188,8 +204,10 @@ def _groups_of(context: Context, alert: Alert) -> frozenset[int] | None:
             " other events than it did"
         )
     frame = batch.frame[rows[0] : rows[0] + 1]
-    keys = [hash_columns(frame, c) for c in event_type(alert.event_type).entities.values()]
-    return frozenset(int(group_of(k, context.settings.groups)[0]) for k in keys if k[0])
+    declared = event_type(alert.event_type).entities
+    keys = {name: hash_columns(frame, columns) for name, columns in declared.items()}
+    found = frozenset(int(group_of(key, groups)[0]) for key in keys.values() if key[0])
+    return found, Narrowed(catalog, groups, {n: int(key[0]) for n, key in keys.items() if key[0]})
 
 
 def _opinion(witness: _Witness) -> Opinion:

@@ -27,7 +27,7 @@ from dataflows.sources.rounds import Lane, LanePartition, RoundSource
 from dataflows.spans import Back, InForce, Own, Span, ToGroup, admitted, computed, span_ends, whole
 from dataflows.state.journal import last_cut
 from dataflows.state.lock import in_cluster
-from dataflows.steps import Barrier, Durable, Featured, ToHome
+from dataflows.steps import Barrier, Durable, Featured, ToHome, heard_of
 from features.engine import GroupFeatures
 
 __all__ = ["FOR_GROUPS", "FOR_HOME", "Admit", "Group", "Home", "RestartSource"]
@@ -186,7 +186,10 @@ class Home(steps.Home):
             results = [GroupFeatures(own.lane, sequences=_sequences(one, own, r)) for one in back]
             clock_us = own.done[r].clock_us
             self._recent.keep(item.round, clock_us, events, item.features, results, item.control)
-            items.append(replace(item, corrected=corrected, corrected_unchecked=unchecked))
+            heard = heard_of(own.labels[r], back[0].control[r])
+            items.append(
+                replace(item, corrected=corrected, corrected_unchecked=unchecked, heard=heard)
+            )
         # Of windows that have run empty the groups tell once, after the last round.
         emptied = tuple(one for group in back for one in group.features.emptied)
         items[-1] = replace(items[-1], emptied=emptied)

@@ -31,6 +31,7 @@ from dataflows.opinions import (
     shifts_of,
 )
 from dataflows.poison import culprits, letters, told
+from dataflows.row_choice import KeptRound
 from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
@@ -163,6 +164,8 @@ class RoundOut:
     first_us: int | None = None
     """Event time of the first event, None where there was none."""
     spreads: tuple[Spread, ...] = ()
+    kept: KeptRound | None = None
+    """Rows for later comparisons, None where none are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +328,7 @@ def score_round(
             for opinion in found.opinions:
                 item.digest.score(opinion.scores, opinion.decisions)
         if context.replaying is not None:
-            views = (live.scores, live.decisions, found.opinions)
-            seen.append(Seen(batch, item.features[name], *views))
+            seen.append(_seen(batch, item.features[name], found.opinions))
         if batch.truth is not None:
             absences = batch.frame if name in made_types() else None
             known.append(Scored(name, batch.truth, live.scores, live.decisions, absences))
@@ -367,11 +369,31 @@ def score_round(
         labels=item.labels,
         first_us=min((int(b.time_us.min()) for b in events.values() if len(b)), default=None),
         spreads=_spreads(found.opinions[0] for found in judged.values()),
+        kept=_kept(context, item, judged),
     )
     if context.store is not None:
         begun = time.perf_counter()
         yield from _store_rows(context, item, flagged)
         context.telemetry.stage("store_split", time.perf_counter() - begun)
+
+
+def _seen(batch: EventBatch, features: FeatureMatrix, found: tuple[Opinion, ...]) -> Seen:
+    """All that is known of the rows of one event type."""
+    return Seen(batch, features, found[0].scores, found[0].decisions, found)
+
+
+def _kept(context: Context, item: Featured, judged: Mapping[str, _Judged]) -> KeptRound | None:
+    """The rows of a round that are kept for later comparisons."""
+    choice = context.row_choice
+    if choice is None:
+        return None
+    begun = time.perf_counter()
+    seen = (
+        (item.batches[name], item.features[name], found.opinions) for name, found in judged.items()
+    )
+    kept = choice.choose(item.lane, item.round, item.cut_time_us, seen, item.heard)
+    context.telemetry.stage("rows", time.perf_counter() - begun)
+    return kept
 
 
 def _counted(judged: Mapping[str, _Judged], taken_s: Mapping[Seat, float]) -> tuple[Beside, ...]:

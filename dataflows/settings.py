@@ -27,11 +27,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from features.choice import EVERYTHING, pattern_faults
 from features.codes import CODES
 from features.errors import ConfigError
 from features.events import event_types
 from features.operations import DISTINCT_MAX
-from features.registry import Own, declare_own
+from features.registry import Own, declare_choice, declare_own
 
 __all__ = [
     "NOT_SETTINGS",
@@ -133,6 +134,13 @@ class Settings(BaseSettings):
         description="Python files, or folders of them, with features of your own (`FEATURES`,"
         " `DERIVED`); loaded by path, never put on sys.path",
     )
+    features: list[str] = Field(
+        list(EVERYTHING),
+        description="patterns of the features that are computed, the others are neither computed"
+        " nor kept: names or EVENT_TYPE.NAME with * and ?, a `!` before one leaves out, as in"
+        " card_*, payment.*_1h, !*_creep; what a chosen feature reads is computed too. `sequence`"
+        " names what the transformer reads, kept unless left out; docs/fewer-features.md",
+    )
 
     # -- rounds -----------------------------------------------------------------------------------
     round_ms: int = Field(100, ge=10, le=60_000, description="length of a round, wall time")
@@ -183,6 +191,26 @@ class Settings(BaseSettings):
         le=8_784,
         description="hours (cut_time) for which a 32-bit hash of each row is kept, by which a"
         " certificate names the entity that differs; 4 bytes an event; 0 keeps none",
+    )
+    rows_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the entities whose scored rows are kept with their features, so that"
+        " `waxwing model compare` need not replay; entities with alerts or known frauds are kept"
+        " whole; bytes a day stand in reliability.md; 0 keeps none, 1 all",
+    )
+    rows_h: float = Field(
+        168.0,
+        gt=0,
+        le=8_784,
+        description="hours (cut_time) for which scored rows are kept",
+    )
+    rows_bytes_max: int = Field(
+        20_000_000_000,
+        ge=0,
+        description="size of all scored rows that are kept above which the oldest are removed;"
+        " 0 keeps all",
     )
     time_future_s_max: int = Field(
         60, ge=0, description="an event further ahead of its round's cut_time is dead-lettered"
@@ -574,7 +602,7 @@ class Settings(BaseSettings):
             raise ValueError(f"expected hours in 0 to 87600, got {wrong}")
         return value
 
-    @field_validator("event_types", "detectors")
+    @field_validator("event_types", "detectors", "features")
     @classmethod
     def _at_least_one(cls, value: list[str]) -> list[str]:
         if not value:
@@ -843,7 +871,7 @@ def load(
     """
     values, where, faults = _merged(path, environ, overrides)
     # Before a value is looked at: the names of event types are among what is declared.
-    faults += _declare(values)
+    faults += _declare(values, where)
     try:
         settings = Settings(**values)
     except ValidationError as error:
@@ -865,12 +893,13 @@ def declaration_faults(
     For who must know event types before there are settings; `load` does it too, and raises what
     is returned here.
     """
-    values, _, _ = _merged(path, environ, overrides)
-    return _declare(values)
+    values, where, _ = _merged(path, environ, overrides)
+    return _declare(values, where)
 
 
-def _declare(values: Mapping[str, Any]) -> list[str]:
-    """Faults of the user's own files; nothing is loaded where none are named."""
+def _declare(values: Mapping[str, Any], where: Mapping[str, str]) -> list[str]:
+    """Faults of the user's own files, and of the patterns of features; nothing is loaded where none
+    are named."""
     named: list[list[Path]] = []
     for setting in ("event_paths", "feature_paths", "detector_paths"):
         given = values.get(setting, [])
@@ -888,6 +917,20 @@ def _declare(values: Mapping[str, Any]) -> list[str]:
         from models.own import declare_detectors
 
         faults += declare_detectors(detectors, _modules("models.detectors"))
+    return faults + _choose(values.get("features"), where.get("features", ""), bool(faults))
+
+
+def _choose(given: Any, at: str, faulty: bool) -> list[str]:
+    """Faults of the patterns of features, as they were given; those of another kind are told with
+    the other settings'. Of `faulty` files a pattern may name a feature that nobody knows yet."""
+    fits = isinstance(given, list) and all(isinstance(p, str) for p in given)
+    patterns = tuple(given) if fits and tuple(given) != EVERYTHING else ()
+    faults = []
+    if patterns and not faulty:
+        from features.catalog import declared_features
+
+        faults = [f"{at}: features: {f}" for f in pattern_faults(declared_features(), patterns)]
+    declare_choice(() if faults else patterns)
     return faults
 
 

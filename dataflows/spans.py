@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import bytewax.operators as op
@@ -35,6 +35,7 @@ from features.batch import EventBatch, FeatureMatrix, Int64, concat_batches
 from features.engine import Correction, GroupEngine, GroupFeatures, assemble
 from features.events import event_code
 from features.labels import Label, label_of
+from features.narrowed import Narrowed
 from features.spans import SpanRows, merge_spans, split_span
 
 __all__ = [
@@ -251,6 +252,10 @@ def admitted(
         bounds[name] = np.concatenate(([0], np.cumsum(sizes)))
         found = [one.batches[name] for one in done if name in one.batches]
         batches[name] = concat_batches(found, sort=False)
+    narrowed = _narrowed(context, span)
+    if narrowed is not None:
+        batches, bounds = narrowed.cut(batches, bounds)
+        done = [replace(one, batches=_rows_of(batches, bounds, r)) for r, one in enumerate(done)]
     control = tuple(part.control for part in span.parts)
     labels = tuple(
         one.labels + tuple(label_of(said) for said in records if said["kind"] == "label")
@@ -277,6 +282,14 @@ def admitted(
     context.telemetry.stage("admit", time.perf_counter() - begun)
 
 
+def _narrowed(context: Context, span: Span) -> Narrowed | None:
+    """Which of the span's rows pass, where not all need to."""
+    replaying = context.replaying
+    if replaying is None or span.parts[0].round >= replaying.first:
+        return None
+    return replaying.entities
+
+
 class Group(StatefulBatchLogic[ToGroup, Back, int]):
     """Per shard group: see `dataflows.steps.Group`."""
 
@@ -292,6 +305,8 @@ class Group(StatefulBatchLogic[ToGroup, Back, int]):
             self._engine = context.restored.pop(("g", group), None) or restore_group(
                 context.settings, context.catalog, context.manifest, group, 0
             )
+            if context.replaying is not None and context.replaying.entities is not None:
+                self._engine.keep_only(context.replaying.entities.entities_in(group))
         out: list[Back] = []
         for item in values:
             self._barrier.add(item.lane, item.number, item, item.final)
@@ -425,6 +440,18 @@ def whole(context: Context, own: Own, back: list[Back], in_force: InForce) -> Fe
         items.append(_featured(own, r, back[0].cut_time_us[r], batches, mine, control, digest))
     context.telemetry.stage("assemble", time.perf_counter() - begun)
     return FeaturedSpan(items, features, own.bounds)
+
+
+def _rows_of(
+    batches: dict[str, EventBatch], bounds: dict[str, Int64], r: int
+) -> dict[str, EventBatch]:
+    """The events of one round; of event types with events in it."""
+    found = {}
+    for name, batch in batches.items():
+        begin, end = bounds[name][r : r + 2].tolist()
+        if end > begin:
+            found[name] = batch.rows(begin, end)
+    return found
 
 
 def _slices(

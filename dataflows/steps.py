@@ -44,6 +44,7 @@ __all__ = [
     "Home",
     "ToGroup",
     "ToHome",
+    "heard_of",
     "restore_all",
 ]
 
@@ -151,7 +152,8 @@ class Featured:
 
     `corrected` are rows of earlier rounds that its late events have changed; `corrected_unchecked`
     is how many of them are no longer kept. `emptied` are views whose windows have run empty, for
-    the store. `labels` became known before the round's events. `unpriced` and `old_rate` are events
+    the store. `labels` became known before the round's events, `heard` those of all lanes with
+    them. `unpriced` and `old_rate` are events
     of a currency or a day that the table of exchange rates does not know.
     """
 
@@ -175,6 +177,7 @@ class Featured:
     waiting: int = 0
     digest: RoundDigest | None = None
     labels: tuple[Label, ...] = ()
+    heard: tuple[Label, ...] = ()
 
 
 class _Shard:
@@ -509,6 +512,12 @@ class _Waiting:
     control: tuple[dict[str, Any], ...] = ()
 
 
+def heard_of(own: tuple[Label, ...], control: tuple[dict[str, Any], ...]) -> tuple[Label, ...]:
+    """Labels of a lane and of the control records of all of them, each once."""
+    others = (label_of(said) for said in control if said["kind"] == "label")
+    return tuple(dict.fromkeys((*own, *others)))
+
+
 class Home(StatefulBatchLogic[ToHome, Featured, int]):
     """Per lane: wait for all groups, put the rows back in order, add what control is in force."""
 
@@ -589,6 +598,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.waiting,
             digest,
             own.labels,
+            heard_of(own.labels, waiting.control),
         )
 
     def _passing(self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]) -> Featured:

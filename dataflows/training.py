@@ -162,7 +162,9 @@ def is_trained(settings: Settings) -> str | None:
         return "the models were trained on other features"
     trained = {name for names in head["detectors"].values() for name in names}
     lacking = [name for name in settings.detectors if name not in trained]
-    lacking += [name for name in settings.event_types if name not in head["names"]]
+    # One without a feature, chosen or declared, is never learned from.
+    wanted = [name for name in settings.event_types if name in cat.event_types]
+    lacking += [name for name in wanted if name not in head["names"]]
     if lacking:
         return f"the models lack {', '.join(lacking)}"
     if head["training"].get("world") != _world(settings):

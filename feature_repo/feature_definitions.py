@@ -3,7 +3,7 @@
 One entity type is one `Entity`, one (event type, entity) one `FeatureView`, one event type one
 `FeatureService`. The flow itself writes the online store; nothing here is ever materialised. The
 variables `WAXWING_EVENT_PATHS` and `WAXWING_FEATURE_PATHS` name event types and features of your
-own, as the settings of the same name do for the flow.
+own, `WAXWING_FEATURES` those that are computed, as the settings of the same name do for the flow.
 """
 
 from __future__ import annotations

@@ -99,15 +99,42 @@ class EventBatch:
 
     def take(self, rows: npt.NDArray[np.intp] | Int64) -> EventBatch:
         """The given rows, in the given order."""
-        return EventBatch(
-            self.event_type,
-            self.frame[rows],
-            self.partition[rows],
-            self.offset[rows],
-            self.due_ns[rows],
-            None if self.truth is None else self.truth[rows],
-            None if self.rate is None else self.rate[rows],
-        )
+        return self._of(self.frame[rows], rows, self.due_ns[rows])
+
+    def rows(self, begin: int, end: int) -> EventBatch:
+        """Rows `begin` to `end`, without a copy."""
+        if begin == 0 and end == len(self):
+            return self
+        rows = slice(begin, end)
+        return self._of(self.frame.slice(begin, end - begin), rows, self.due_ns[rows])
+
+    def due_at(self, due_ns: Int64) -> EventBatch:
+        """The same events, due at other times.
+
+        Parameters
+        ----------
+        due_ns : int64 (n,), see the class
+        """
+        return self._of(self.frame, slice(None), due_ns)
+
+    def _of(
+        self, frame: pl.DataFrame, rows: slice | npt.NDArray[np.integer], due_ns: Int64
+    ) -> EventBatch:
+        """Some of the rows. Nothing is checked again, which would take as long as the cut."""
+        made = object.__new__(EventBatch)
+        of = {
+            "event_type": self.event_type,
+            "frame": frame,
+            "partition": self.partition[rows],
+            "offset": self.offset[rows],
+            "due_ns": due_ns,
+            "truth": None if self.truth is None else self.truth[rows],
+            "rate": None if self.rate is None else self.rate[rows],
+            "made": {},
+        }
+        for name, value in of.items():
+            object.__setattr__(made, name, value)
+        return made
 
     def in_order(self) -> EventBatch:
         """The same events sorted by (time, partition, offset)."""

@@ -19,16 +19,17 @@ from functools import cache, cached_property
 from typing import Any
 
 from features import definitions
+from features.choice import Choice, choose
 from features.columns import derived_columns, flag_names, key_names, real_names
 from features.errors import DeclarationError
 from features.events import event_type, event_types, made_types
 from features.operations import OPERATIONS, SEMANTICS, Operation
-from features.registry import own
+from features.registry import chosen_patterns, own
 from features.sequence import TOKENS
 from features.spec import Feature, inputs_of, place_of
 from features.units import unit_fault
 
-__all__ = ["Catalog", "catalog", "declared_features", "differences_text", "inputs_of"]
+__all__ = ["Catalog", "catalog", "chosen", "declared_features", "differences_text", "inputs_of"]
 
 GROUPS = (
     "velocity", "amount", "geo", "cross_entity", "baseline", "risk", "silence", "context",
@@ -44,14 +45,18 @@ class Catalog:
     Parameters
     ----------
     features : declarations, in the order of their modules
+    without_sequence : event types whose rows get no sequence (`features.sequence`)
 
     Raises
     ------
     DeclarationError : any declaration does not hold together; all faults at once
     """
 
-    def __init__(self, features: Iterable[Feature]) -> None:
+    def __init__(
+        self, features: Iterable[Feature], without_sequence: frozenset[str] = frozenset()
+    ) -> None:
         declared = tuple(features)
+        self.without_sequence = without_sequence
         faults = _faults(declared)
         if faults:
             raise DeclarationError(faults)
@@ -81,7 +86,10 @@ class Catalog:
             for entity, events in TOKENS.items()
             for event, numbers in events.items()
         ]
-        text = json.dumps([SEMANTICS, everything, types, tokens], sort_keys=True, default=list)
+        meant: list[object] = [SEMANTICS, everything, types, tokens]
+        if left := sorted(without_sequence & set(self._features)):
+            meant.append(["without_sequence", left])
+        text = json.dumps(meant, sort_keys=True, default=list)
         self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -396,7 +404,8 @@ def declared_features() -> tuple[Feature, ...]:
 
 @cache
 def catalog(event_types: tuple[str, ...] | None = None) -> Catalog:
-    """The catalogue of all definitions, shipped and own, checked once per process.
+    """The catalogue of the definitions, shipped and own, that the setting `features` chooses (all
+    where it says nothing), checked once per process.
 
     Parameters
     ----------
@@ -411,4 +420,13 @@ def catalog(event_types: tuple[str, ...] | None = None) -> Catalog:
         for name in event_types:
             event_type(name)
         found = tuple(f for f in found if f.event in event_types)
-    return Catalog(found)
+    if not (patterns := chosen_patterns()):
+        return Catalog(found)
+    taken = choose(found, patterns)
+    return Catalog(taken.features, taken.without_sequence)
+
+
+def chosen() -> Choice | None:
+    """What the setting `features` chooses of all declarations; None where it leaves out nothing."""
+    patterns = chosen_patterns()
+    return choose(declared_features(), patterns) if patterns else None

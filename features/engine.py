@@ -168,6 +168,14 @@ class GroupEngine:
         """Bytes of state."""
         return sum(self.memory.values())
 
+    def keep_only(self, entities: frozenset[str]) -> None:
+        """Let go of the state of all other entity types, whose rows pass no more.
+
+        For whoever looks at a few entities (`features.narrowed`); only `process_span` may be called
+        after it.
+        """
+        self._states = {name: s for name, s in self._states.items() if name in entities}
+
     def process(
         self, rows: GroupRows, lanes: tuple[int, ...] = (), due_max: int = DUE_MAX
     ) -> dict[int, GroupFeatures]:

@@ -334,14 +334,14 @@ def plan_of(catalog: Catalog) -> Plan:
                 plan.features[event] = mine
                 columns[event, entity] = catalog.names(event).index(mine[0].name)
         if plan.features:
-            _build(plan)
+            _build(plan, catalog.without_sequence)
             if catalog.features(ABSENCE):
                 _build_silence(plan)
             entities[entity] = plan
     return Plan(entities, columns)
 
 
-def _build(plan: EntityPlan) -> None:
+def _build(plan: EntityPlan, without_sequence: frozenset[str]) -> None:
     """Fill a plan from its features."""
     plan.width = max(len(fs) for fs in plan.features.values())
     by_family: dict[str, list[tuple[Feature, int]]] = {}
@@ -365,7 +365,7 @@ def _build(plan: EntityPlan) -> None:
     }
     for family, found in by_family.items():
         builders[family](plan, found)
-    _build_sequence(plan)
+    _build_sequence(plan, without_sequence)
     events |= {e for e in TOKENS.get(plan.entity, {}) if plan.sequence is not None}
     plan.events = tuple(e for e in event_types() if e in events)
 
@@ -573,11 +573,11 @@ def _build_categories(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Non
     plan.categories = Categories(np.stack([_mask(feeds) for feeds, _ in keys]), table, at, others)
 
 
-def _build_sequence(plan: EntityPlan) -> None:
+def _build_sequence(plan: EntityPlan, without_sequence: frozenset[str]) -> None:
     """Vectors, where the entity is some event type's primary one and has tokens."""
     tokens = TOKENS.get(plan.entity, {})
     own = [e for e in tokens if event_type(e).primary == plan.entity and e in plan.features]
-    if not own:
+    if not own or own[0] in without_sequence:
         return
     size = (len(event_types()), WIDTH - COMMON)
     kinds = np.zeros(size, np.int64)

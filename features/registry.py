@@ -3,7 +3,7 @@
 Event types and the catalogue are the same for the whole life of a process: codes of event types
 stand in rows and tables of the kernels, names of features in models. So what the files of
 `event_paths` and `feature_paths` declare is put here by `dataflows.settings.load`, and the first
-reader seals it.
+reader seals it. The same of the setting `features`, which says what of all that is computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from features.events.base import EventType
     from features.spec import Feature
 
-__all__ = ["Own", "declare_own", "forget_own", "own"]
+__all__ = ["Own", "chosen_patterns", "declare_choice", "declare_own", "forget_own", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,13 @@ class Own:
 
 
 class _Registry:
-    """The one `Own` of the process, and whether it was read."""
+    """The one `Own` of the process, what is chosen, and whether each was read."""
 
     def __init__(self) -> None:
         self.own = Own()
         self.sealed = False
+        self.choice: tuple[str, ...] = ()
+        self.choice_sealed = False
 
 
 _REGISTRY = _Registry()
@@ -74,6 +76,30 @@ def declare_own(declared: Own) -> None:
     _REGISTRY.own = declared
 
 
+def chosen_patterns() -> tuple[str, ...]:
+    """Patterns of the features that are computed, none for all; from now on they stay so."""
+    _REGISTRY.choice_sealed = True
+    return _REGISTRY.choice
+
+
+def declare_choice(patterns: tuple[str, ...]) -> None:
+    """Set which features are computed, none for all; the same again is no change.
+
+    Raises
+    ------
+    ConfigError : the catalogue was made already, of others
+    """
+    if patterns == _REGISTRY.choice:
+        return
+    if _REGISTRY.choice_sealed:
+        raise ConfigError(
+            "features: this process has made its catalogue already, of"
+            f" {', '.join(_REGISTRY.choice) or 'all features'}; a process serves one: start another"
+        )
+    _REGISTRY.choice = patterns
+
+
 def forget_own() -> None:
     """Open the registry again, empty. Whoever calls it also clears what was made from it."""
     _REGISTRY.own, _REGISTRY.sealed = Own(), False
+    _REGISTRY.choice, _REGISTRY.choice_sealed = (), False

@@ -6,7 +6,7 @@ little. Entities repeat themselves and days differ, so intervals come from drawi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,6 +120,7 @@ def analyse(
     names: Mapping[int, str],
     costs: Costs,
     seed: int,
+    alone: Collection[str] = (),
 ) -> Analysis:
     """Curves, intervals, ablation, delay and cost; empty without anomalies or without genuine rows.
 
@@ -129,6 +130,7 @@ def analyse(
     names : code in the truth -> name of the attack
     costs : of mistakes
     seed : of the draws
+    alone : the detectors that need no labels, which a vote adds up a second time
     """
     odd = np.asarray(rows.truth > 0)
     if not odd.any() or odd.all():
@@ -136,9 +138,12 @@ def analyse(
     said = [i for i in range(len(detectors)) if not np.isnan(rows.surprise[:, i]).all()]
     scores = {detectors[i]: rows.surprise[:, i] for i in said} | {ENSEMBLE: rows.score}
     curves = {name: curve_of(score, odd, rows.weight) for name, score in scores.items()}
-    whole = _crossed(rows, said)
+    unaided = np.array([name in alone for name in detectors])
+    whole = _crossed(rows, said, unaided)
     without = {
-        detectors[i]: _crossed(rows, [j for j in said if j != i]) for i in said if len(said) > 1
+        detectors[i]: _crossed(rows, [j for j in said if j != i], unaided)
+        for i in said
+        if len(said) > 1
     }
     drawn = _draws(rows, {**scores, "": whole, **{f"-{n}": s for n, s in without.items()}}, seed)
     ap = {name: values[:, 0] for name, values in drawn.items()}
@@ -232,7 +237,7 @@ def _known(score: Float64) -> Float64:
     return np.where(np.isnan(score), -np.inf, score)
 
 
-def _crossed(rows: Judged, used: Sequence[int]) -> Float64:
+def _crossed(rows: Judged, used: Sequence[int], unaided: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), the surprise of a vote of some detectors, weighed anew.
 
     Weights for one half of the entities are fitted on the other, by event type, so that a vote
@@ -247,10 +252,12 @@ def _crossed(rows: Judged, used: Sequence[int]) -> Float64:
         here = rows.event_type == kind
         for side in (0, 1):
             learn, apply = here & (half != side), here & (half == side)
-            weights = np.ones(len(used))
+            summed[apply] = weighted_sum(surprise[apply], np.ones(len(used)))
             if np.count_nonzero(label[learn]) >= ATTACKS_MIN and not label[learn].all():
-                weights = Ensemble.fit(names, surprise[learn], label[learn]).weights
-            summed[apply] = weighted_sum(surprise[apply], weights)
+                vote = Ensemble.fit(
+                    names, surprise[learn], label[learn], unaided=unaided[list(used)]
+                )
+                summed[apply] = vote.number(surprise[apply])
         genuine = here & (label == 0)
         if genuine.any():
             # One scale for all event types, as the vote's own calibration has it.

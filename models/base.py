@@ -17,7 +17,7 @@ import numpy.typing as npt
 from features.batch import FeatureMatrix, Float64, Int64
 from features.errors import ShapeError
 
-__all__ = ["Arrays", "Decisions", "Detector", "ScoreMatrix", "TrainingSet"]
+__all__ = ["Arrays", "Decisions", "Detector", "ScoreMatrix", "TrainingSet", "unaided"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 """What a detector saves: plain numpy arrays by name, never a pickle."""
@@ -84,6 +84,14 @@ class Detector(Protocol):
     def load(cls, arrays: Arrays, header: Mapping[str, object]) -> Self:
         """The model that `save` wrote."""
         ...
+
+
+def unaided(one: Detector) -> bool:
+    """Whether a detector looks at every row and is what it is without any label.
+
+    One that says nothing where no label is known declares it: `learns_labels = True`.
+    """
+    return not (one.expensive or getattr(one, "learns_labels", False))
 
 
 @dataclass(frozen=True, slots=True)

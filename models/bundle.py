@@ -29,7 +29,9 @@ import numpy.typing as npt
 
 from features.batch import Float64
 from features.catalog import Catalog, differences_text
+from features.choice import EVERYTHING
 from features.errors import BundleError, DeclarationError
+from features.registry import chosen_patterns
 from models.base import Arrays, Detector
 from models.calibration import Calibration
 from models.card import card_text
@@ -37,7 +39,7 @@ from models.detectors import detector, detector_names
 from models.own import own_detectors
 from models.segments import Cut, Segments
 from models.view import View
-from models.voting import ENSEMBLE, Ensemble, Voting
+from models.voting import ENSEMBLE, Ensemble, Novelty, Voting
 
 __all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
 
@@ -221,8 +223,12 @@ def _write(bundle: Bundle, folder: Path) -> str:
             "weights": models.ensemble.weights,
             **models.view.save(),
         }
+        if models.ensemble.novelty is not None:
+            scales["novelty"] = models.ensemble.novelty.weights
         calibrations = {**models.calibrations, ENSEMBLE: models.ensemble.calibration}
         header: dict[str, object] = {"gate": models.gate}
+        if models.ensemble.novelty is not None:
+            header["novelty_least"] = models.ensemble.novelty.least
         if models.segments is not None:
             parts = models.segments
             calibrations |= {
@@ -370,9 +376,16 @@ def _check_fit(path: Path, head: dict[str, Any], catalog: Catalog) -> None:
             {k: v for k, v in _declared(path, head).items() if k in head["names"]},
         )
         what = differences_text(lines)
+        then, now = (
+            tuple(head["training"].get("features", EVERYTHING)),
+            chosen_patterns() or EVERYTHING,
+        )
+        cure = "train again with `waxwing train`"
+        if then != now:
+            cure = f"set features = {list(then)}, as it was then (here {list(now)}), or {cure}"
         raise BundleError(
             f"bundle {path} was trained on feature catalogue {head['catalog_version']}, this is"
-            f" {catalog.version}: {what}; train again with `waxwing train`"
+            f" {catalog.version}: {what}; {cure}"
         )
     asked = {name for names in head["detectors"].values() for name in names}
     unknown = sorted(asked - set(detector_names()))
@@ -442,8 +455,16 @@ def _load_event(
             )
 
         header = _json(folder / "scales.json")
+        novelty = None
+        if "novelty" in scales:
+            novelty = Novelty(
+                np.asarray(scales["novelty"], np.float64), float(header["novelty_least"])
+            )
         ensemble = Ensemble(
-            tuple(detectors), np.asarray(scales["weights"], np.float64), calibration(ENSEMBLE)
+            tuple(detectors),
+            np.asarray(scales["weights"], np.float64),
+            calibration(ENSEMBLE),
+            novelty,
         )
         return EventModels(
             event,

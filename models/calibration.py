@@ -122,6 +122,24 @@ class Calibration:
         found[np.isnan(raw)] = np.nan
         return np.minimum(found, SURPRISE_MAX)
 
+    def value_at(self, surprise: float) -> float:
+        """The smallest value that is at least this strange; the tail's beyond every genuine row,
+        and the largest of these where there is no tail.
+
+        Parameters
+        ----------
+        surprise : -log10 of a tail probability
+        """
+        at = int(np.searchsorted(self.surprise_at, surprise))
+        if at < len(self.knots):
+            return float(self.knots[at])
+        if self.tail_scale <= 0.0:
+            return float(self.knots[-1])
+        decay = (surprise + np.log10(self.tail_share)) * np.log(10.0)
+        if self.tail_shape > 0.0:
+            decay = np.expm1(decay * self.tail_shape) / self.tail_shape
+        return max(float(self.knots[-1]), self.tail_from + self.tail_scale * float(decay))
+
     def extrapolated(self, raw: Float64) -> npt.NDArray[np.bool_]:
         """Which values lie beyond every genuine row: their probability is the tail's word alone."""
         beyond: npt.NDArray[np.bool_] = raw > self.knots[-1]

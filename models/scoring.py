@@ -20,7 +20,7 @@ from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.recalibration import margins_of, shifted
-from models.voting import ENSEMBLE, Voting, weighted_sum
+from models.voting import ENSEMBLE, Voting
 
 __all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
 
@@ -305,14 +305,12 @@ class Scorer:
         """
         models = self.bundle.models.get(scores.event_type)
         speaks = _speaks(scores, stages or {}, entity)
-        parts = np.zeros(scores.surprise.shape)
         rule = self.voting.anomaly_types[anomaly_type]
-        for i, name in enumerate(scores.detectors):
-            if models is None or name not in models.ensemble.detectors:
-                continue
-            heard = speaks[:, i] & (name in rule.thresholds)
-            weight = models.ensemble.weights[models.ensemble.detectors.index(name)]
-            parts[:, i] = np.where(heard, weight * np.nan_to_num(scores.surprise[:, i]), 0.0)
+        heard = speaks & np.array([name in rule.thresholds for name in scores.detectors])
+        said = np.where(heard, scores.surprise, np.nan)
+        parts = np.zeros(said.shape)
+        if models is not None:
+            parts = models.ensemble.ordered(scores.detectors).parts(said)
         total = parts.sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
             found: Float64 = parts / np.where(total > 0.0, total, np.nan)
@@ -363,10 +361,6 @@ def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray
 
 def _ensemble(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
-    ensemble = models.ensemble
-    weights = np.zeros(len(scores.detectors))
-    for i, name in enumerate(scores.detectors):
-        if name in ensemble.detectors:
-            weights[i] = ensemble.weights[ensemble.detectors.index(name)]
     surprise = np.where(heard, scores.surprise, np.nan)
-    return models.scaled(ENSEMBLE, weighted_sum(surprise, weights), scores.segment)
+    number = models.ensemble.ordered(scores.detectors).number(surprise)
+    return models.scaled(ENSEMBLE, number, scores.segment)

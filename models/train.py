@@ -23,7 +23,8 @@ from features.catalog import Catalog
 from features.errors import ConfigError
 from features.events import event_type, made_types
 from features.plan import ABSENCE
-from models.base import Detector, ScoreMatrix, TrainingSet
+from features.registry import chosen_patterns
+from models.base import Detector, ScoreMatrix, TrainingSet, unaided
 from models.bundle import Bundle, EventModels
 from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
@@ -41,7 +42,6 @@ from models.voting import (
     Ensemble,
     Voting,
     default_rule,
-    weighted_sum,
 )
 
 __all__ = ["FALSE_POSITIVES", "Aim", "join_sets", "select_rows", "train"]
@@ -163,7 +163,7 @@ def train(
     sets, rare = _without_rare(sets, say)
     cuts = {} if segments is None else segments
     kinds = {name: _serving(rows, detectors) for name, rows in sets.items()}
-    if faults := _faults(sets, kinds, detectors, cuts):
+    if faults := _faults(sets, kinds, detectors, cuts) + _unseen(catalog, sets):
         raise ConfigError(faults)
 
     def one(event: str) -> _Fitted:
@@ -182,13 +182,16 @@ def train(
         fitted = dict(zip(sets, pool.map(one, sets), strict=True))
     made = {name: f.models for name, f in fitted.items()}
     rules = {f.rule.name: f.rule for f in fitted.values()}
-    if ABSENCE not in sets and any(event_type(name).silence for name in sets):
+    watched = catalog.names(ABSENCE) and any(event_type(name).silence for name in sets)
+    if ABSENCE not in sets and watched:
         made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
         rules[rule.name] = rule
     about: dict[str, Any] = {name: _about(rows) for name, rows in sets.items()}
     training = (
         {"seed": seed, "sets": about} | _left_out(detectors, kinds, fitted, say) | _own(detectors)
     )
+    if patterns := chosen_patterns():
+        training["features"] = list(patterns)
     voting, declared = Voting(rules), catalog.declarations()
     bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, fitted, attacks)
@@ -223,6 +226,22 @@ def _faults(
         for name, serving in kinds.items()
         if not serving
     ]
+
+
+def _unseen(catalog: Catalog, sets: Mapping[str, TrainingSet]) -> list[str]:
+    """A fault for each event type of whose features detectors see none."""
+    return [
+        f"training: detectors see none of the features of {name!r}"
+        f" ({', '.join(rows.features.names)}): each is there to be compared with, or says nothing"
+        " in so short a history; add others to the setting `features`, or give more history"
+        for name, rows in sets.items()
+        if not len(View.fit(catalog, name, rows.features.values[:0], _span_us(rows)).columns)
+    ]
+
+
+def _span_us(rows: TrainingSet) -> int:
+    """Event time from the first row to the last."""
+    return int(np.ptp(rows.time_us)) if len(rows) else 0
 
 
 def _left_out(
@@ -386,14 +405,15 @@ def _train_event(
     event = rows.features.event_type
     known = fit.features.values[fit.label <= 0]
     parted = None if cut is None else _Parted(cut, scale)
-    view = View.fit(catalog, event, known, int(np.ptp(rows.time_us)))
+    view = View.fit(catalog, event, known, _span_us(rows))
     fit, scale = (replace(part, features=view.apply(part.features)) for part in (fit, scale))
     detectors = _fit(kinds, fit, seed, options)
     detectors = place(event, detectors)
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale, parted)
-    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors))
-    summed = weighted_sum(surprise, ensemble.weights)
+    alone = np.array([unaided(one) for one in detectors.values()])
+    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors), alone)
+    summed = ensemble.number(surprise)
     if parted is not None:
         parted.fit(ENSEMBLE, summed)
     models = EventModels(

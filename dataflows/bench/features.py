@@ -103,7 +103,10 @@ PEER = Path(__file__).resolve().parents[2] / "tests" / "bench" / "peers" / "flin
 
 def add_parser(subparsers: Any) -> None:
     """Declare the bench."""
+    from dataflows.cli.run import settings_arguments
+
     parser = subparsers.add_parser("features", help="events/s of features", description=__doc__)
+    settings_arguments(parser)
     add = parser.add_argument
     add("--cards", type=int, default=CARDS, metavar="N", help=f"live cards ({CARDS})")
     add("--events", type=int, default=EVENTS, metavar="N", help=f"events measured ({EVENTS})")
@@ -122,10 +125,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    from dataflows.cli.run import overrides_of
     from dataflows.report import check_json, write_json
+    from dataflows.settings import load
 
     growth = _check(args)
     check_json(args.json)
+    load(args.config, **overrides_of(args))  # Which features there are; nothing else matters here.
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:
@@ -450,9 +456,9 @@ def _snapshots(bench: Bench) -> dict[str, Any]:
 
 def _same_catalog() -> Catalog:
     """What Flink is asked: count and sum by card, in three windows."""
-    from features.catalog import Catalog, catalog
+    from features.catalog import Catalog, declared_features
 
-    declared = {f.name: f for f in catalog().features(EVENT)}
+    declared = {f.name: f for f in declared_features() if f.event == EVENT}
     made = []
     for suffix, window_s in WINDOWS_S.items():
         for stem in ("card_count", "card_amount_sum"):

@@ -37,7 +37,10 @@ round. But at least so many, which take no longer than what each round asks for 
 
 def add_parser(subparsers: Any) -> None:
     """Declare the bench."""
+    from dataflows.cli.run import settings_arguments
+
     parser = subparsers.add_parser("memory", help="bytes of state", description=__doc__)
+    settings_arguments(parser)
     add = parser.add_argument
     add("--share", type=float, default=SHARE, metavar="S", help=f"share of the whole ({SHARE})")
     add("--minutes", type=float, default=MINUTES, metavar="M", help=f"event time ({MINUTES:g})")
@@ -56,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    from dataflows.cli.run import overrides_of
     from dataflows.report import check_json, write_json
+    from dataflows.settings import load
     from features.errors import ConfigError
 
     faults = [
@@ -73,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if faults:
         raise ConfigError(faults)
     check_json(args.json)
+    load(args.config, **overrides_of(args))  # Which features there are; nothing else matters here.
     out = sys.stderr if args.json == "-" else sys.stdout
 
     def say(text: str) -> None:

@@ -91,8 +91,9 @@ def sections() -> dict[str, list[str]]:
 
 
 def _as_text(settings: Settings, sources: dict[str, str], colour: bool) -> str:
-    """Two lines a setting: name, value and source; what it means."""
+    """Two lines a setting: name, value and source; what it means. What is chosen of features."""
     from dataflows.settings import Settings, shown
+    from features.catalog import chosen
 
     bold, dim, plain = (_BOLD, _DIM, _PLAIN) if colour else ("", "", "")
     lines = []
@@ -103,6 +104,8 @@ def _as_text(settings: Settings, sources: dict[str, str], colour: bool) -> str:
             lines.append(f"{bold}{name}{plain} = {value}  {dim}[{sources[name]}]{plain}")
             lines.append(f"    {Settings.model_fields[name].description}")
     set_by = sum(source != "default" for source in sources.values())
+    if (taken := chosen()) is not None:
+        lines += ["", f"features: {taken.counts()}; `waxwing features list` names them"]
     lines += ["", f"{len(sources)} settings, {set_by} set, the rest default; no faults"]
     return "\n".join(lines[1:]) + "\n"
 

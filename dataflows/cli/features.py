@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
     parser = subparsers.add_parser("features", help="list, show, verify", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    one = actions.add_parser("list", help="all features, one a line")
+    one = actions.add_parser("list", help="the features that are computed, one a line")
     settings_arguments(one)
     one.add_argument("--event-type", metavar="T", help="only those of this event type")
     how = one.add_mutually_exclusive_group()
@@ -94,16 +94,18 @@ def run(args: argparse.Namespace) -> int:
         wanted = None if args.event_type is None else (args.event_type,)
         sys.stdout.write(reference(catalog(wanted)))
         return 0
+    report: dict[str, Any] = {"catalog": cat.version}
     if args.action == "list":
         found = _of_type(cat, args.event_type)
         if args.json != "-":
             _print_table(found)
-        report = {"catalog": cat.version, "features": [about(f, cat) for f in found]}
+            _print_chosen()
+        report |= {"features": [about(f, cat) for f in found]} | _chosen_json()
     else:
         found = _named(cat, args.name)
         if args.json != "-":
             print("\n\n".join(_page(f, cat) for f in found))
-        report = {"catalog": cat.version, "features": [about(f, cat) for f in found]}
+        report |= {"features": [about(f, cat) for f in found]}
     write_json(args.json, report)
     return 0
 
@@ -152,6 +154,32 @@ def _input(column: str | None) -> str:
     return inputs_of(column or "")[0]
 
 
+def _print_chosen() -> None:
+    """How many features the setting `features` chooses, and which it does not name itself."""
+    from features.catalog import chosen
+
+    taken = chosen()
+    if taken is None:
+        return
+    print(f"\nchosen by the setting `features`: {taken.counts()}")
+    for name, readers in taken.needed.items():
+        print(f"  {name}: not named, read by {', '.join(readers)}")
+
+
+def _chosen_json() -> dict[str, Any]:
+    """The same as data; nothing where nothing is left out."""
+    from features.catalog import chosen
+
+    taken = chosen()
+    if taken is None:
+        return {}
+    return {
+        "left_out": list(taken.left_out),
+        "needed": {name: list(readers) for name, readers in taken.needed.items()},
+        "without_sequence": sorted(taken.without_sequence),
+    }
+
+
 def _of_type(cat: Catalog, event_type: str | None) -> list[Feature]:
     """The features of an event type, of all where none is named."""
     from features.errors import ConfigError
@@ -166,11 +194,18 @@ def _of_type(cat: Catalog, event_type: str | None) -> list[Feature]:
 
 def _named(cat: Catalog, name: str) -> list[Feature]:
     """The features of a name, one for each event type that has it."""
+    from features.catalog import chosen
     from features.errors import ConfigError
 
     event, dot, bare = name.rpartition(".")
     everything = _of_type(cat, None)
     found = [f for f in everything if f.name == bare and (not dot or f.event == event)]
+    out = [] if found or (taken := chosen()) is None else taken.left_out
+    if left := [full for full in out if name in (full, full.partition(".")[2])]:
+        raise ConfigError(
+            f"features show: {' and '.join(left)}: left out by the setting `features`; add a"
+            " pattern that names it"
+        )
     if not found:
         raise ConfigError(
             f"features show: no feature {name!r}; {_near(bare, (f.name for f in everything))}"

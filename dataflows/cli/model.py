@@ -102,12 +102,15 @@ def add_parser(subparsers: Any) -> None:
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     """What `waxwing model compare` takes."""
     parser.description = (
-        "What a bundle would have said beside the live one: the journal of a flow is replayed with"
-        " both, or files are run through the engine. Nothing is sent; a live flow is not disturbed."
+        "What a bundle would have said beside the live one: rows that a flow has kept are scored,"
+        " its journal is replayed with both, or files are run through the engine. Nothing is sent;"
+        " a live flow is not disturbed."
     )
     add = parser.add_argument
     add("candidate", metavar="CANDIDATE", help="folder of the bundle")
     add("--days", type=float, metavar="N", help="the last N days (cut time) that are kept")
+    add("--exact", action="store_true",
+        help="replay the journal: every event, in place of a sample of the entities")  # fmt: skip
     add("--from", dest="since", metavar="T", help="cut time of the first round, ISO 8601")
     add("--to", dest="until", metavar="T", help="cut time before which the last round was cut")
     add("--data", metavar="F", action="append", default=[],
@@ -116,7 +119,13 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", metavar="F", help="with --data: file with the event_id of known frauds")
     add("--examples", type=int, default=5, metavar="N",
         help="examples of each anomaly type and direction (default 5)")  # fmt: skip
-    add("--workers", type=int, default=1, metavar="N", help="Bytewax workers (default 1)")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --exact: Bytewax workers (default 1)",
+    )
     add("--json", metavar="P", help="write it as JSON; - is stdout")
     add("--html", metavar="P", help="write it as one page that needs no other file")
 
@@ -126,6 +135,7 @@ def _compare(args: argparse.Namespace) -> int:
     from dataflows.cli.certify import asked
     from dataflows.compare import compare_files, compare_journal
     from dataflows.compare_report import comparison_lines, write_comparison
+    from dataflows.compare_rows import compare_rows
     from dataflows.report import check_json, write_json
 
     check_json(args.html, "--html")
@@ -145,10 +155,11 @@ def _compare(args: argparse.Namespace) -> int:
         found = compare_files(settings_of(args), candidate, verdicts, say, args.examples)
     else:
         given, state_dir, since, until = asked(args)
-        found = compare_journal(
-            state_dir, args.config, given, candidate, args.days, since, until, args.workers,
-            args.examples,
-        )  # fmt: skip
+        of = (state_dir, args.config, given, candidate, args.days, since, until)
+        if args.exact:
+            found = compare_journal(*of, args.workers, args.examples)
+        else:
+            found = compare_rows(*of, args.examples)
     for line in comparison_lines(found):
         print(line, file=out)
     if args.html is not None:
@@ -168,6 +179,10 @@ def _check_compare(args: argparse.Namespace) -> None:
         faults.append("--days: of the last days, and --from or --to name others; leave one out")
     if args.data and (args.days is not None or args.since or args.until):
         faults.append("--data: files are compared whole; --days, --from and --to are of a journal")
+    if args.data and args.exact:
+        faults.append("--exact: of a journal; files are compared whole anyway")
+    if args.workers != 1 and not args.exact:
+        faults.append("--workers: goes with --exact")
     if not args.data and (args.labels or args.mapping):
         faults.append("--labels and --mapping go with --data; a journal has its labels in it")
     if not 0 <= args.examples <= EXAMPLES_MAX:

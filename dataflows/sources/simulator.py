@@ -136,9 +136,7 @@ class SimulatorReader:
             else:
                 lead_us = batch.time_us - self._anchor[1]
                 due_ns = self._anchor[0] + (lead_us * (1000.0 / self._speed)).astype(np.int64)
-            timed[name] = EventBatch(
-                name, batch.frame, batch.partition, batch.offset, due_ns, batch.truth
-            )
+            timed[name] = batch.due_at(due_ns)
         positions: dict[str, Any] = {"t_us": until_us}
         if self._end_us is not None:
             positions["end_us"] = self._end_us

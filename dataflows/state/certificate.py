@@ -9,11 +9,9 @@ it again; a torn tail ends a segment where nothing whole can stand behind it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflows.state.frames import cut_off, frame, frames, segment_files
 from dataflows.state.journal import fsync_folder, write_all
 from features.digest import UInt32
 from features.errors import StateError
@@ -48,7 +47,6 @@ SEGMENT_ROUNDS = 600
 round. Chosen."""
 
 _MAGIC = b"WXD1"
-_FRAME = struct.Struct("<II")
 _HEAD = struct.Struct("<QqQIQH")
 _TYPE = struct.Struct("<HI")
 _ROWS = struct.Struct("<QH")
@@ -132,29 +130,9 @@ def digests_folder(state_dir: Path) -> Path:
     return state_dir / "digests"
 
 
-def _frame(payload: bytes) -> bytes:
-    """A payload as it stands in a segment."""
-    return _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
-
-
 def _frames(path: Path) -> Iterator[tuple[bytes, int]]:
     """Each whole payload of a file, the header first, and the byte at which it ends."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            return
-        at = len(_MAGIC)
-        while len(head := file.read(_FRAME.size)) == _FRAME.size:
-            length, crc = _FRAME.unpack(head)
-            payload = file.read(length)
-            if len(payload) != length or zlib.crc32(payload) != crc:
-                return
-            at += _FRAME.size + length
-            yield payload, at
-
-
-def _files(folder: Path, suffix: str) -> list[Path]:
-    """Files of one kind, oldest first."""
-    return sorted(p for p in folder.glob(f"*{suffix}") if p.stem.isdecimal())
+    return frames(path, _MAGIC)
 
 
 def segments_of(folder: Path) -> list[Segment]:
@@ -165,7 +143,7 @@ def segments_of(folder: Path) -> list[Segment]:
     StateError : one was written in another format
     """
     found = []
-    for path in _files(folder, _ROUNDS):
+    for path in segment_files(folder, _ROUNDS):
         first = next(_frames(path), None)
         if first is None:
             continue
@@ -210,7 +188,7 @@ def _records(segment: Segment) -> Iterator[Record]:
 
 def read_rows(folder: Path, round_: int) -> dict[tuple[str, int], UInt32] | None:
     """(event type, lane) -> row hashes of a round; None where they are not kept."""
-    for path in reversed(_files(folder, _ROW_HASHES)):
+    for path in reversed(segment_files(folder, _ROW_HASHES)):
         if int(path.stem) > round_:
             continue
         frames = _frames(path)
@@ -236,6 +214,11 @@ def _rows_of(payload: bytes, types: list[str]) -> dict[tuple[str, int], UInt32]:
         found[types[place], lane] = np.frombuffer(payload, np.uint32, rows, at)
         at += 4 * rows
     return found
+
+
+def _round_of(payload: bytes) -> int:
+    """The round of a record, of either kind."""
+    return int(struct.unpack_from("<Q", payload)[0])
 
 
 @dataclass(slots=True)
@@ -280,29 +263,10 @@ class Certificate:
             ) from error
 
     def _begin_at(self) -> None:
-        """Cut off what is newer than the manifest, and a torn tail before it.
-
-        Where the next file begins no later than the manifest, a file has nothing newer: it is not
-        read, a day of them is some gigabytes.
-        """
+        """Cut off what is newer than the manifest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix in (_ROUNDS, _ROW_HASHES):
-            files = _files(self.folder, suffix)
-            for path, following in zip_longest(files, files[1:]):
-                if following is not None and int(following.stem) <= self.after_round:
-                    continue
-                frames = _frames(path)
-                end = next(frames, (b"", 0))[1]
-                header_end = end
-                for payload, stop in frames:
-                    if struct.unpack_from("<Q", payload)[0] > self.after_round:
-                        break
-                    end = stop
-                if end == header_end:
-                    path.unlink()
-                elif end < path.stat().st_size:
-                    with path.open("r+b") as file:
-                        file.truncate(end)
+            cut_off(self.folder, suffix, _MAGIC, self.after_round, _round_of)
         for segment in segments_of(self.folder):
             self._times[segment.path] = int(segment.header["cut_time_us"])
 
@@ -326,12 +290,12 @@ class Certificate:
         if not self._open or self._changed or (past and rounds >= SEGMENT_ROUNDS):
             self._begin(record)
         types = list(self.header["columns"])
-        write_all(self._open[_ROUNDS], _frame(record.to_bytes(types)))
+        write_all(self._open[_ROUNDS], frame(record.to_bytes(types)))
         if _ROW_HASHES in self._open:
             parts = [_ROWS.pack(record.round, len(rows))]
             for (name, lane), hashes in rows.items():
                 parts += [_LANE.pack(types.index(name), lane, len(hashes)), hashes.tobytes()]
-            write_all(self._open[_ROW_HASHES], _frame(b"".join(parts)))
+            write_all(self._open[_ROW_HASHES], frame(b"".join(parts)))
 
     def _begin(self, record: Record) -> None:
         """Begin a segment and let go of what is kept no longer."""
@@ -347,7 +311,7 @@ class Certificate:
         for suffix, head in heads.items():
             path = self.folder / f"{record.round:020d}{suffix}"
             self._open[suffix] = path.open("wb", buffering=0)
-            write_all(self._open[suffix], _MAGIC + _frame(json.dumps(head).encode()))
+            write_all(self._open[suffix], _MAGIC + frame(json.dumps(head).encode()))
         self._times[self.folder / f"{record.round:020d}{_ROUNDS}"] = record.cut_time_us
         fsync_folder(self.folder)
         self._forget(_ROUNDS, record.cut_time_us - self.retention_us)
@@ -355,7 +319,7 @@ class Certificate:
 
     def _forget(self, suffix: str, since_us: int) -> None:
         """Remove files of which all rounds were cut before a time."""
-        files = _files(self.folder, suffix)
+        files = segment_files(self.folder, suffix)
         for path, following in pairwise(files):
             ends_us = self._times.get(following.with_suffix(_ROUNDS))
             if ends_us is not None and ends_us <= since_us:

@@ -870,6 +870,8 @@ def _warm_up(layouts: dict[View, ViewLayout]) -> None:
     """Compile the kernels, so that the first rounds do not wait for it."""
     # The threads of polars are born here: born of the writer's thread they had its niceness.
     pl.thread_pool_size()
+    if not layouts:  # Of features of the event alone nothing is stored.
+        return
     layout = next(iter(layouts.values()))
     values = np.zeros((2, len(layout.features)))
     zero, no = np.zeros(2, np.int64), np.zeros(2, np.bool_)

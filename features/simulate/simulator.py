@@ -336,18 +336,7 @@ def _cut(batch: EventBatch, start_us: int, end_us: int) -> EventBatch:
     """The rows of a batch in order that lie within the span, without copying."""
     time_us = batch.time_us
     low, high = (int(i) for i in np.searchsorted(time_us, [start_us, end_us]))
-    if low == 0 and high == len(time_us):
-        return batch
-    rows = slice(low, high)
-    truth = None if batch.truth is None else batch.truth[rows]
-    return EventBatch(
-        batch.event_type,
-        batch.frame.slice(low, high - low),
-        batch.partition[rows],
-        batch.offset[rows],
-        batch.due_ns[rows],
-        truth,
-    )
+    return batch.rows(low, high)
 
 
 def _join(name: str, batches: list[EventBatch]) -> EventBatch:

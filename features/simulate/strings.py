@@ -87,4 +87,4 @@ def numbered(prefix: str, count: int) -> pl.Series:
 
 def gather(pool: pl.Series, index: npt.NDArray[np.integer]) -> pl.Series:
     """The pool's string for each index; -1 gives the pool's last entry, by convention null."""
-    return pool.gather(pl.Series(index.astype(np.int64)))
+    return pool[index.astype(np.int64)]  # half the time of `gather`, which asks a query engine

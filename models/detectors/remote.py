@@ -409,6 +409,7 @@ class Elsewhere:
         self.fallback = getattr(own, "fallback", False)
         self.sequential = getattr(own, "sequential", False)
         self.asks = getattr(own, "asks", "unlike")
+        self.learns_labels = getattr(own, "learns_labels", False)
 
     def raw(self, features: FeatureMatrix) -> Float64:
         """float64 (n,), higher is stranger.

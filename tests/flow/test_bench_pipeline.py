@@ -29,7 +29,7 @@ def test_a_small_rate_is_held_and_every_figure_is_there(folder: Path) -> None:
     assert 0 < report["event_latency_ms"]["p50"] <= report["event_latency_ms"]["p999"]
     assert report["cpu_s"] > 0 and report["cpu_redis_s"] > 0 and report["rss_mb_max"] > 100
     stages = {"source", "journal", "admit", "features", "assemble", "digest", "score", "deliver"}
-    assert set(report["us_per_event"]) == stages | {"store_put", "store_split"}
+    assert set(report["us_per_event"]) == stages | {"rows", "store_put", "store_split"}
     assert min(report["us_per_event"].values()) > 0
     assert "400 events/s held" in done.stdout
 

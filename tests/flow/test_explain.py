@@ -12,8 +12,10 @@ import pytest
 
 from dataflows.cli.explain import lines_of
 from dataflows.cli.main import main
+from dataflows.explain import explain
 from dataflows.page import page_of
 from features.catalog import catalog
+from features.narrowed import Narrowed
 from tests.flow.harness import Bench, Run, call
 from tests.flow.test_json import undocumented
 
@@ -93,6 +95,28 @@ def test_the_event_its_past_and_the_control_records_are_those_of_then(
     assert found["bundle"]["id"] == alert["bundle_id"]
     assert len(found["replayed"]["groups"]) <= 5 and found["replayed"]["rounds"] <= 20
     assert alert["summary"] in said and "the same, bit for bit" in said
+
+
+def test_all_rows_of_the_groups_say_what_those_of_the_entities_say(
+    bench: Bench,
+    ran: Run,
+    explained: tuple[dict[str, Any], dict[str, Any], Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alert, found, _, _ = explained
+    passed: list[int] = []
+
+    def nothing(narrowed: Narrowed, batches: Any, bounds: Any) -> tuple[Any, Any]:
+        passed.append(sum(map(len, batches.values())))
+        return {}, {}
+
+    # Without the rows before it the alert does not come out, so that all of them are asked.
+    monkeypatch.setattr(Narrowed, "cut", nothing)
+    monkeypatch.chdir(bench.folder)
+    whole = json.loads(json.dumps(explain(ran.state_dir, None, {}, alert["id"]), default=str))
+    assert sum(passed) > 1_000
+    whole["replayed"]["seconds"] = found["replayed"]["seconds"]
+    assert whole == found
 
 
 class _Reader(HTMLParser):

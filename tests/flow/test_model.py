@@ -14,8 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataflows.sources.simulator import time_us_of
 from dataflows.state.journal import read_cuts
+from dataflows.state.row_log import kept_span, read_blocks, rows_folder
 from features.catalog import catalog
 from models.bundle import Bundle
 from models.voting import Voting
@@ -38,6 +41,9 @@ PACED: dict[str, Any] = {
     "retention_h": 2_000,
 }
 """An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
+
+
+TWO_HOURS: dict[str, Any] = {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}
 
 
 def another_bundle(bench: Bench, folder: Path, score: float) -> Bundle:
@@ -186,12 +192,15 @@ def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
 ) -> None:
     state, folder = tmp_path / "state", tmp_path / "looser"
     another_bundle(bench, folder, 0.99)
-    Run(bench, state, {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}).to_end()
+    Run(bench, state, TWO_HOURS | {"rows_share": 1.0}).to_end()
     page, out = tmp_path / "page.html", tmp_path / "out.json"
     options = ("--html", str(page), "--json", str(out), "--days", "1")
     done = model(bench, state, "compare", str(folder), *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
+    exact = compared(bench, state, folder, "--exact", "--days", "1")
+    assert {**found, "seconds": 0} == {**found, **exact, "seconds": 0}, "all rows are kept"
+    assert "kept rows" in page.read_text(encoding="utf-8")
     named = found["anomaly_types"]
     assert undocumented(found | {"anomaly_types": list(named.values())}) == []
     total = found["total"]
@@ -209,6 +218,57 @@ def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
 
     swapped = call(
         "model", *bench.sets(bundle=folder, state_dir=state), "compare", bench.settings["bundle"],
-        cwd=bench.folder,
+        "--exact", cwd=bench.folder,
     )  # fmt: skip
     assert swapped.returncode == 2 and "the rounds were scored with" in swapped.stderr
+
+
+def compared(bench: Bench, state: Path, candidate: Path, *options: str) -> dict[str, Any]:
+    """What `waxwing model compare` finds."""
+    done = model(bench, state, "compare", str(candidate), "--json", "-", *options)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rows_in(state: Path) -> dict[str, tuple[float, list[float]]]:
+    """Event id -> weight and features of each kept row; AssertionError where one is there twice."""
+    found: dict[str, tuple[float, list[float]]] = {}
+    for block in read_blocks(rows_folder(state)):
+        for rows in block.rows:
+            values = np.nan_to_num(rows.values, nan=-1.0).tolist()
+            for name, *row in zip(rows.event_id, rows.weight.tolist(), values, strict=True):
+                assert name not in found
+                found[name] = row[0], row[1]
+    return found
+
+
+def test_a_sample_of_the_rows_says_about_the_same_and_outlives_a_kill(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder, whole, state = tmp_path / "looser", tmp_path / "whole", tmp_path / "state"
+    another_bundle(bench, folder, 0.99)
+    kept = TWO_HOURS | {"rows_share": 0.2, "snapshot_rounds": 2, "round_rows_max": 500}
+    Run(bench, whole, kept).to_end()
+    killed = Run(bench, state, kept, ("--workers", "2"))
+    killed.until(lambda: kept_span(rows_folder(state)) is not None)
+    killed.to_end()
+    assert rows_in(state) == rows_in(whole), "on two workers, killed and resumed"
+
+    estimate, exact = (compared(bench, whole, folder, *how) for how in ((), ("--exact",)))
+    named = list(estimate["anomaly_types"].values())
+    assert undocumented(estimate | {"anomaly_types": named}) == []
+    assert 0.2 < estimate["rows"] / exact["events"] < 0.6
+    assert estimate["events"] == exact["events"] and estimate["rounds"] == exact["rounds"]
+    told = [(estimate["total"], exact["total"])]
+    told += [(estimate["anomaly_types"][n], one) for n, one in exact["anomaly_types"].items()]
+    for found, true in told:
+        for name, count in true.items():
+            if name in found["intervals"]:
+                low, high = found["intervals"][name]
+                assert low <= count <= high, (name, found, true)
+            elif name != "intervals":
+                assert found[name] == count, name
+
+    none = model(bench, tmp_path / "none", "compare", str(folder))
+    assert none.returncode == 2 and "does not exist" in none.stderr

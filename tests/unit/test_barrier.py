@@ -79,7 +79,7 @@ def test_a_round_waits_for_a_lane_that_has_not_ended() -> None:
 def make_context(state_dir: Path, **more: Any) -> Context:
     """What the steps before the scores need; they use no scorer and no store."""
     options = {"groups": GROUPS, "snapshot_rounds": SNAPSHOT_ROUNDS, "deltas_max": 2, **more}
-    options["retention_h"] = 0  # a certificate needs a scorer
+    options["retention_h"] = options["rows_share"] = 0  # a certificate and rows need a scorer
     chosen: Settings = load(None, state_dir=state_dir, store="off", alerts=["jsonl"], **options)
     manifest = read_manifest(state_dir)
     if manifest is None:

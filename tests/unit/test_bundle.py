@@ -49,6 +49,11 @@ def test_what_is_read_back_scores_the_same(folder: Path, rows: TrainingSet) -> N
     a, b = first.score(rows.features, {}), second.score(rows.features, {})
     assert np.array_equal(a.surprise, b.surprise, equal_nan=True)
     assert np.array_equal(first.decide(a, {}).score, second.decide(b, {}).score)
+    said, read = (s.bundle.models["login"].ensemble.novelty for s in (first, second))
+    assert said is not None and read is not None and said.least == read.least > 0.0
+    assert np.array_equal(said.weights, read.weights)
+    alone = dict(zip(fresh.models["login"].ensemble.detectors, said.weights > 0, strict=True))
+    assert alone["zscore"] and not alone.get("gradient_boosting", False), alone
     assert again.metrics["detectors"].keys() == fresh.metrics["detectors"].keys()
     assert again.training["sets"]["login"]["rows"] == len(rows)
 

@@ -89,3 +89,17 @@ def test_no_genuine_value_is_refused() -> None:
 def test_score_and_surprise_are_one_scale() -> None:
     assert surprise_of(1.0) == SURPRISE_MAX
     assert score_of(np.array([surprise_of(0.998)]))[0] == pytest.approx(0.998)
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.4])
+def test_the_value_of_a_surprise_is_the_first_that_has_it(
+    rng: np.random.Generator, shape: float
+) -> None:
+    genuine = rng.pareto(1 / shape, 20_000) if shape else rng.exponential(size=20_000)
+    calibration = Calibration.fit(genuine)
+    for surprise in (0.5, 2.0, 3.5, 4.5, 6.0):
+        value = calibration.value_at(surprise)
+        below, at = calibration.surprise(np.array([np.nextafter(value, -1), value * (1 + 1e-9)]))
+        assert below <= surprise <= at + 1e-9, surprise
+    few = Calibration.fit(np.arange(10.0))
+    assert few.value_at(6.0) == 9.0, "no tail: the strangest there was"

@@ -18,12 +18,12 @@ from dataflows.state.certificate import (
     Certificate,
     Record,
     Segment,
-    _frames,
     digests_folder,
     read_records,
     read_rows,
     segments_of,
 )
+from dataflows.state.frames import frames
 from dataflows.upgrade import _live, _then
 from features.errors import StateError
 from tests.alerts import an_alert
@@ -100,12 +100,13 @@ def test_a_resumed_flow_reads_no_file_that_can_hold_nothing_newer(
     fill(tmp_path, range(9, 11), after=8)
     read: Counter[str] = Counter()
 
-    def counted(path: Path) -> Iterator[tuple[bytes, int]]:
-        for found in _frames(path):
+    def counted(path: Path, magic: bytes) -> Iterator[tuple[bytes, int]]:
+        for found in frames(path, magic):
             read[f"{int(path.stem)}{path.suffix}"] += 1
             yield found
 
-    monkeypatch.setattr("dataflows.state.certificate._frames", counted)
+    for module in ("certificate", "frames"):
+        monkeypatch.setattr(f"dataflows.state.{module}.frames", counted)
     opened(tmp_path, after=6).close()
     monkeypatch.undo()
     # Of the oldest only the header, for its time; of the second up to the first that is newer.

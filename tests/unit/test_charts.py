@@ -43,7 +43,7 @@ def drawn(text: str) -> str:
 def compared(text: str) -> dict[str, Any]:
     """A comparison whose names are a text."""
     counts = ("live", "candidate", "new", "gone", "frauds", "won", "lost", "missed")
-    one = dict.fromkeys(counts, 1)
+    one = dict.fromkeys(counts, 1) | {"intervals": {"new": [1, 9]}}
     example = {
         "change": "new", "anomaly_type": text, "entity_type": text, "entity": text,
         "event_id": text, "time_us": 1, "score": 0.5, "verdict": text, "reasons": [text],
@@ -51,6 +51,10 @@ def compared(text: str) -> dict[str, Any]:
     return {
         "total": one | {"new_genuine": 1, "gone_genuine": 1}, "anomaly_types": {text: one},
         "examples": [example], "candidate": text, "live": [text], "events": 5, "seconds": 1.0,
+        "rows": 2, "frauds_without_row": 1, "coverage": [
+            {"from_us": 1, "until_us": 2, "sample": 0.1, "gap": False},
+            {"from_us": 4, "until_us": 5, "sample": 0.2, "gap": True},
+        ],
     }  # fmt: skip
 
 
@@ -64,3 +68,9 @@ def test_no_text_becomes_an_element_or_an_attribute(made: Callable[[str], str]) 
 
 def test_no_text_of_a_comparison_is_an_escape_of_the_terminal() -> None:
     assert not any("\x1b" in line for line in comparison_lines(compared(HOSTILE)))
+
+
+def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> None:
+    for said in ("\n".join(comparison_lines(compared("x"))), comparison_html(compared("x"))):
+        assert "+1 (1 to 9)" in said and "10 % and 20 % of the entities" in said
+        assert "no rows are kept from" in said and "1 known frauds have no kept row" in said

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from dataflows.addresses import address_fault, is_archive
-from dataflows.compare import Comparison, compare_files
+from dataflows.compare import compare_files
+from dataflows.comparison import Compared, Comparison, verdicts_of
 from dataflows.control.bundles import WithBundles
 from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
@@ -503,12 +504,12 @@ def compared(
     """Logins, by id whether they are frauds, that each of two rules flags (rows) or not."""
     names = [name.strip("+") for name in frauds]
     batch = make_batch("login", [{"event_id": n, "user_id": "u"} for n in names], partitions=1)
-    truth = {("login", name): said for name, said in zip(names, frauds.values(), strict=True)}
+    truth = verdicts_of("login", dict(zip(names, frauds.values(), strict=True)))
     rows = training_set(np.random.default_rng(1), "login", rows=len(batch), odd=0)
     found = Comparison(catalog(), truth)
     decisions = [
         (
-            scorer,
+            scorer.bundle,
             Decisions(
                 "login",
                 ("one", "other"),
@@ -521,7 +522,7 @@ def compared(
         )
         for flags in (live, candidate)
     ]
-    found.add(batch, rows.features, decisions[0], decisions[1])
+    found.add(Compared.of(batch), rows.features, decisions[0], decisions[1])
     return found.report()
 
 

@@ -130,3 +130,52 @@ def test_a_detector_that_did_not_score_adds_nothing(rng: np.random.Generator) ->
     silent[:, 1] = np.nan
     zero = np.where(np.isnan(silent), 0.0, silent)
     assert np.array_equal(fitted.surprise(silent), fitted.surprise(zero))
+
+
+def attacks_of_two_kinds(
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Surprises of `taught` and `free` on rows of which 200 are of a kind that `taught` knows, and
+    200 more of one that `free` alone sees; labels of the former, and where the latter are."""
+    surprise = rng.exponential(0.43, (20_400, 2))
+    known, other = np.zeros((2, 20_400), np.bool_)
+    known[:200], other[200:400] = True, True
+    surprise[known, 0] += 4.0
+    surprise[other, 1] += 4.0
+    return surprise, known.astype(np.int8), other
+
+
+def test_what_no_label_was_like_is_heard_from_who_needs_none(rng: np.random.Generator) -> None:
+    surprise, label, other = attacks_of_two_kinds(rng)
+    names, alone = ("taught", "free"), np.array([False, True])
+    seen = ~other
+    deaf = Ensemble.fit(names, surprise[seen], label[seen])
+    fitted = Ensemble.fit(names, surprise[seen], label[seen], unaided=alone)
+    assert np.mean(deaf.surprise(surprise[other]) >= 2.7) < 0.2
+    assert np.mean(fitted.surprise(surprise[other]) >= 2.7) > 0.8
+    assert np.mean(fitted.surprise(surprise[label == 1]) >= 2.7) > 0.9, "nothing known is lost"
+    again = rng.exponential(0.43, (200_000, 2))
+    assert np.mean(fitted.surprise(again) >= 2.0) == pytest.approx(0.01, rel=0.4), "one scale"
+    alarms = fitted.parts(again[fitted.surprise(again) >= 2.7])
+    assert 0.05 < np.mean(alarms[:, 0] == 0.0) < 0.6, "a share of the alarms is theirs"
+    assert np.allclose(fitted.parts(surprise).sum(axis=1), fitted.number(surprise), rtol=1e-12)
+
+
+def test_a_vote_that_nobody_taught_has_one_sum(rng: np.random.Generator) -> None:
+    surprise, label, _ = attacks_of_two_kinds(rng)
+    alone = np.array([False, True])
+    assert Ensemble.fit(("a", "b"), surprise, np.zeros_like(label), unaided=alone).novelty is None
+    none = np.zeros(2, np.bool_)
+    assert Ensemble.fit(("a", "b"), surprise, label, unaided=none).novelty is None
+    mute = surprise.copy()
+    mute[:, 1] = np.nan
+    assert Ensemble.fit(("a", "b"), mute, label, unaided=alone).novelty is None
+
+
+def test_a_vote_over_other_columns_says_the_same(rng: np.random.Generator) -> None:
+    surprise, label, _ = attacks_of_two_kinds(rng)
+    vote = Ensemble.fit(("a", "b"), surprise, label, unaided=np.array([False, True]))
+    other = vote.ordered(("new", "b", "a"))
+    columns = np.column_stack((surprise[:, 0], surprise[:, 1], surprise[:, 0]))
+    assert np.array_equal(other.number(columns), vote.number(surprise))
+    assert not other.parts(columns)[:, 0].any()

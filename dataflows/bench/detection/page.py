@@ -182,8 +182,9 @@ def _unheard(left_out: Mapping[str, Any], alone: Sequence[str]) -> list[str]:
         return []
     return [
         _prose(
-            "The vote is weighed by what detectors were worth on labelled attacks. Of attacks that"
-            " are like none of those it may lose what one detector alone finds:"
+            "The vote is weighed by what detectors were worth on labelled attacks, and those that"
+            " need no labels count by themselves only where they are far out. So of attacks that"
+            " are like none of the labelled ones it may lose what one detector alone finds:"
             f" {', '.join(told)}."
         )
     ]
