@@ -596,19 +596,16 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
-    manifest, lease, restored = _begin(settings, scorer.bundle.training, cat, telemetry.say)
+    with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
+        # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
+        beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
+        _warm_up(settings, cat, scorer)
+        manifest, lease, restored = beginning.result()
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
 
         store = StoreWriter(settings, cat, telemetry.say)
-    warm_up(cat, settings.exact_events_max)
-    warm_up_repeats()
-    if settings.retention_h:
-        warm_up_digest()
-    if settings.source == "kafka":
-        warm_up_decoder(settings.event_types)
-    scorer.warm_up()
     book = None if manifest is None else RateBook(settings, telemetry.say)
     stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(
@@ -624,6 +621,17 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     if settings.source == "simulator":
         telemetry.silences = lambda since_us, until_us: context.world().silences(since_us, until_us)
     return context
+
+
+def _warm_up(settings: Settings, cat: Catalog, scorer: Scorer) -> None:
+    """Load all kernels, or compile them, and ask the models once, before the first round."""
+    warm_up(cat, settings.exact_events_max)
+    warm_up_repeats()
+    if settings.retention_h:
+        warm_up_digest()
+    if settings.source == "kafka":
+        warm_up_decoder(settings.event_types)
+    scorer.warm_up()
 
 
 def _begin(
