@@ -32,6 +32,7 @@ from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
+from models.leaks import separating
 from models.own import guarded, misfits, own_detectors
 from models.scoring import Scorer, gate_opens, take_rows
 from models.segments import SEGMENT_ROWS_MIN, Cut, Segments
@@ -176,6 +177,11 @@ def train(
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         if silent := [name for name in mine if name not in there]:
             say(f"{event}: {', '.join(silent)} stays out: nothing to learn from here")
+        if telling := separating(sets[event]):
+            say(
+                f"{event}: {', '.join(telling)} alone tells every known attack from all other rows:"
+                " see that it is not written after the verdict, or recall here means nothing"
+            )
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
