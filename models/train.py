@@ -177,11 +177,7 @@ def train(
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         if silent := [name for name in mine if name not in there]:
             say(f"{event}: {', '.join(silent)} stays out: nothing to learn from here")
-        if telling := separating(sets[event]):
-            say(
-                f"{event}: {', '.join(telling)} alone tells every known attack from all other rows:"
-                " see that it is not written after the verdict, or recall here means nothing"
-            )
+        _say_leaks(event, sets[event], say)
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -203,6 +199,15 @@ def train(
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _say_leaks(event: str, rows: TrainingSet, say: Say) -> None:
+    """Say which features may be the label in another guise."""
+    if telling := separating(rows):
+        say(
+            f"{event}: {', '.join(telling)} alone tells every known attack from all other rows:"
+            " see that it is not written after the verdict, or recall here means nothing"
+        )
 
 
 def _faults(
