@@ -32,7 +32,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from features.baselines import FLOOR, FLOOR_SHARE, as_sigma, value_of
+from features.baselines import (
+    FLOOR,
+    FLOOR_SHARE,
+    WEIGHT_SIGMA,
+    as_sigma,
+    deviation_of_share,
+    value_of,
+    weight_of,
+)
 from features.freeze import learns
 from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
@@ -47,6 +55,10 @@ DAY_US = 86_400_000_000.0
 ANCHOR_EVENTS, ANCHOR_US = 128.0, 28.0 * DAY_US
 """Memory of the level, the slower of both; chosen: four weeks hold four of each day of the week,
 and a mean of 128 values is good to a tenth of a deviation."""
+
+FLAG_SIGMA = 0.5
+"""A flag, of which no value is an outlier, is learned by Huber's weight of the level of the day, at
+most so many deviations off; chosen: the mean of eight flags strays by 0.35."""
 
 SPREAD_TIMES = 3.0
 """Memory of the deviation in those of the level; chosen: while a ramp of 12 weeks goes on, the
@@ -112,7 +124,7 @@ def _held(d, limit):
 
 
 @inlined
-def _recent(row, x, now):
+def _recent(row, x, now, flag):
     """Level of the day, x taken in."""
     n, spread = row[0], _spread(row[2], row[1])
     d = x - row[3]
@@ -120,11 +132,20 @@ def _recent(row, x, now):
         return row[3] + d / min(n + 1.0, RECENT_EVENTS)
     memory_us = min(now - row[5], RECENT_US)
     share = _share(n, RECENT_EVENTS, now - row[4], memory_us)
-    return row[3] + share * _held(d, RECENT_CLIP * spread)
+    return row[3] + share * (d if flag else _held(d, RECENT_CLIP * spread))
 
 
 @inlined
-def _learn(row, x, now):
+def _weight(row, x, recent, flag):
+    """What a value weighs for faster baselines, by an anchor that is known."""
+    spread = _spread(row[2], row[1])
+    if flag:
+        return weight_of(recent - row[1], spread * FLAG_SIGMA / WEIGHT_SIGMA)
+    return weight_of(x - row[1], spread)
+
+
+@inlined
+def _learn(row, x, now, flag, weight):
     """Take x into the anchor of one instance; its level of the day already holds x."""
     n, age_us, since_us = row[0], now - row[5], now - row[4]
     d = x - row[1]
@@ -133,12 +154,16 @@ def _learn(row, x, now):
         row[1] += d / (n + 1.0)
     else:
         limit = HUBER * _spread(row[2], row[1])
+        if flag:
+            d, limit = weight * d, 1.0
         slow = SPREAD_TIMES
         share = _share(n, slow * ANCHOR_EVENTS, since_us, min(age_us, slow * ANCHOR_US))
         row[2] += share * (min(abs(d), limit) / HUBER_MEAN - row[2])
         row[1] += _share(n, ANCHOR_EVENTS, since_us, min(age_us, ANCHOR_US)) * _held(d, limit)
         _rival(row, now, since_us)
     row[0] += 1.0
+    if flag:
+        row[2] = deviation_of_share(row[1], row[0])
 
 
 @inlined
@@ -177,7 +202,8 @@ def accept(state: npt.NDArray[np.float64]) -> None:
 
 @kernel
 def run_anchors(
-    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, out
+    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, flags,
+    state, weights, out
 ):  # fmt: skip
     """Anchors of rows in order.
 
@@ -189,9 +215,12 @@ def run_anchors(
     histories : not used; baselines of all kinds are called alike
     plan : int64 (features, 4): operation, instance, -, where to
     plan_at : int64 (event types * instances + 1,), by event type, then instance
+    flags : bool (instances,), whether values are 0 and 1
     state : float64 (slots, instances * 8)
+    weights : float64 (n, instances), filled in: what a row's value weighs for faster baselines of
+        the same column, 1 where the anchor is not known yet; not touched where there is no value
     """
-    reals_in, head, state, out = borrowed(reals_in, head, state, out)
+    reals_in, head, state, weights, out = borrowed(reals_in, head, state, weights, out)
     instances = len(logs)
     for i in range(len(slots)):
         if i + AHEAD < len(slots):
@@ -206,11 +235,16 @@ def run_anchors(
                 continue
             row = state[slots[i], b * ANCHOR_FLOATS : (b + 1) * ANCHOR_FLOATS]
             n = row[0]
+            weights[i, b] = 1.0
             if n == 0.0:
                 if feeds[b, code] and learns(head, i):
                     row[0], row[1], row[3], row[4], row[5] = 1.0, x, x, now, now
+                    if flags[b]:
+                        row[2] = deviation_of_share(x, 1.0)
                 continue
-            recent = _recent(row, x, now)
+            recent = _recent(row, x, now, flags[b])
+            if n >= ANCHOR_FROM:
+                weights[i, b] = _weight(row, x, recent, flags[b])
             for k in range(e0, e1):
                 op, to = plan[k, 0], plan[k, 3]
                 if op == 0:
@@ -224,14 +258,14 @@ def run_anchors(
             if feeds[b, code]:
                 row[3] = recent
                 if learns(head, i):
-                    _learn(row, x, now)
+                    _learn(row, x, now, flags[b], weights[i, b])
                 row[4] = now
 
 
 @kernel
 def run_weeks(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
-    last_us, out
+    last_us, weights, out
 ):  # fmt: skip
     """Usual values by hour of the week; parameters as in `run_anchors`.
 
@@ -240,7 +274,9 @@ def run_weeks(
     state : float32 (slots, instances * 144)
     last_us : int64 (slots, instances), time of the last value
     """
-    reals_in, head, state, last_us, out = borrowed(reals_in, head, state, last_us, out)
+    reals_in, head, state, last_us, weights, out = borrowed(
+        reals_in, head, state, last_us, weights, out
+    )
     instances = len(logs)
     for i in range(len(slots)):
         code, hours = head[i, 2], taken_us[i] // 3_600_000_000
@@ -258,6 +294,7 @@ def run_weeks(
             cell = state[slots[i], first : first + 3]
             n, level, deviation = float(cell[0]), float(cell[1]), float(cell[2])
             d, spread = x - level, _spread(deviation, level)
+            weights[i, b] = weight_of(d, spread) if n >= ANCHOR_FROM else 1.0
             if n >= WEEK_FROM:
                 for k in range(e0, e1):
                     out[i, plan[k, 3]] = level if plan[k, 0] == 0 else as_sigma(d / spread, n)

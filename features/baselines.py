@@ -1,9 +1,20 @@
 """What is usual for an entity: running means, the last 32 values in order, the hour of the day.
 
-A row is always compared with what came before it and only then enters the baseline. The slow mean
-and deviation take in an outlier at no more than three deviations, so that one wild value does not
+A row is always compared with what came before it and only then enters the baseline. The mean and
+deviation take in an outlier at no more than three deviations, so that one wild value does not
 make the next one look usual. The row of a frozen entity (`features.freeze`) changes only what is of
-late: the fast mean, the last value and its run.
+late: the mean of the last eight values, the last value and its run.
+
+Each baseline stands beside a slower one of the same column, its slow twin: a mean beside an anchor
+of weeks, an hour of the day beside the same hour of working days or weekends (`features.anchors`).
+A value weighs by its own robust z against the slow one (Huber's weight, `weight_of`): whole within
+two deviations, then two over z, never less than `WEIGHT_MIN`; its distance from the mean is taken
+times that into both mean and deviation. Who raises a level by a little
+each day is within three deviations of a mean that has learned it all the way, but not of the twin:
+the mean then learns at a fraction of its pace and falls behind. The mean of the last eight values
+is what is compared with the usual one, and takes values as they come; so do the last 32 in order,
+which SQL can count too: below these, `creep` sees a level that is moved. Of a flag no value is an
+outlier; its values weigh by how far its share of late is from that of weeks.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -20,10 +31,13 @@ __all__ = [
     "BASE_FLOATS",
     "HISTORY",
     "SEASON_FLOATS",
+    "WEIGHT_SIGMA",
     "as_sigma",
+    "deviation_of_share",
     "run_baselines",
     "run_seasons",
     "value_of",
+    "weight_of",
 ]
 
 BASE_FLOATS = 8
@@ -55,8 +69,21 @@ FREEDOM_MAX = 200.0
 """Degrees of freedom of a deviation are the values it was measured on, at most this: the memory of
 the slow mean."""
 
+WEIGHT_SIGMA = 2.0
+"""A value weighs less beyond so many deviations from the slow twin; chosen: with 3, ramps of half a
+deviation a day were seen weeks later (`tests/unit/test_ramp.py`), and below 2 the deviation of
+usual traffic would be measured as too small by more than 4 %."""
+
+WEIGHT_MIN = 0.1
+"""Least weight of a value; chosen: a change that lasts is learned within ten times the memory, and
+a twin that was still for long does not lock its baseline."""
+
 MAD_SIGMA = 1.4826
 """A normal law's deviation is this many median absolute deviations: 1 / 0.6745."""
+
+SHARE_EVENTS = 128.0
+"""The deviation of a flag is that of its share, as if one more yes and one more no were known among
+the values, of which so many count at most: one that never was yes is not known to be never yes."""
 
 SEASON_FLOATS = 24 * 3
 """Per instance: n, mean, variance of each hour of the day (UTC)."""
@@ -81,6 +108,20 @@ def as_sigma(t, n):
     f = min(max(n - 1.0, 1.0), FREEDOM_MAX)
     size = (8.0 * f + 1.0) / (8.0 * f + 3.0) * np.sqrt(f * np.log1p(t * t / f))
     return np.copysign(size, t)
+
+
+@kernel
+def deviation_of_share(share, n):
+    """Deviation of a flag that was yes in a share of n values."""
+    m = min(n, SHARE_EVENTS)
+    p = (share * m + 1.0) / (m + 2.0)
+    return np.sqrt(p * (1.0 - p))
+
+
+@kernel
+def weight_of(d, spread):
+    """Huber's weight of a value that is d from its slow twin of that deviation."""
+    return max(min(1.0, WEIGHT_SIGMA * spread / abs(d)), WEIGHT_MIN) if d != 0.0 else 1.0
 
 
 @kernel
@@ -143,22 +184,24 @@ def _remember(ring, order, n, x):
 
 
 @inlined
-def _update(row, x):
-    """Take x into the running means of one instance."""
+def _update(row, x, flag, weight):
+    """Take x into the running means of one instance; what is of late takes it as it comes."""
     n = row[0]
     if n == 0.0:
         row[1] = row[3] = x
     else:
-        d = x - row[1]
-        if n >= CLIP_FROM:
+        d = weight * (x - row[1])
+        if n >= CLIP_FROM and not flag:
             limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
             d = min(max(d, -limit), limit)
         a = max(1.0 / (n + 1.0), 1.0 / SLOW_EVENTS)
         row[1] += a * d
         row[2] = (1.0 - a) * (row[2] + a * d * d)
+        if flag:
+            row[2] = deviation_of_share(row[1], n + 1.0) ** 2
         row[3] += max(1.0 / (n + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
         step = abs(x - row[4])
-        row[6] += max(1.0 / n, 1.0 / SLOW_EVENTS) * (step - row[6])
+        row[6] += weight * max(1.0 / n, 1.0 / SLOW_EVENTS) * (step - row[6])
         row[7] += max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
     row[5] = row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
     row[4] = x
@@ -245,8 +288,8 @@ def value_of(source, log, i, reals_in, out):
 
 @kernel
 def run_baselines(
-    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
-    history, order, out
+    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, flags, slow,
+    state, history, order, weights, out
 ):  # fmt: skip
     """Baselines of rows in order.
 
@@ -258,12 +301,15 @@ def run_baselines(
     histories : int64 (instances,), place of its history, -1 for none
     plan : int64 (features, 4): operation, instance, -, where to
     plan_at : int64 (event types * instances + 1,), by event type, then instance
+    flags : bool (instances,), whether values are 0 and 1: none is an outlier
+    slow : int64 (instances,), column of `weights` with those of its slow twin, -1 for none
     state : float64 (slots, instances * 8)
     history : float64 (slots, histories * 32), the last values, the oldest overwritten
     order : uint8 (slots, histories * 32), their places in ascending order of the values
+    weights : float64 (n, twins), see `features.anchors.run_anchors`
     """
-    reals_in, head, state, history, order, out = borrowed(
-        reals_in, head, state, history, order, out
+    reals_in, head, state, history, order, weights, out = borrowed(
+        reals_in, head, state, history, order, weights, out
     )
     instances = len(logs)
     for i in range(len(slots)):
@@ -294,17 +340,18 @@ def run_baselines(
             if learns(head, i):
                 if histories[b] >= 0:
                     _remember(kept, ranks, n, x)
-                _update(row, x)
+                _update(row, x, flags[b], weights[i, slow[b]] if slow[b] >= 0 else 1.0)
             else:
                 _pass_by(row, x)
 
 
 @kernel
 def run_seasons(
-    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state, out
+    slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, slow, state,
+    weights, out
 ):  # fmt: skip
     """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 72)."""
-    reals_in, head, state, out = borrowed(reals_in, head, state, out)
+    reals_in, head, state, weights, out = borrowed(reals_in, head, state, weights, out)
     instances = len(logs)
     for i in range(len(slots)):
         code = head[i, 2]
@@ -330,6 +377,8 @@ def run_seasons(
                     row[1] = x
                 else:
                     d = x - row[1]
+                    if slow[b] >= 0:
+                        d *= weights[i, slow[b]]
                     if row[0] >= CLIP_FROM:
                         limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
                         d = min(max(d, -limit), limit)

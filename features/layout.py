@@ -26,7 +26,7 @@ from features.errors import StateError
 from features.events import event_code, event_type, event_types
 from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
 from features.pairs import COLUMNS, KEY, SEQ_BITS, WHOSE, owners
-from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of
+from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of, twins_of
 from features.risk import COUNTED_FROM
 from features.sampling import WORDS
 from features.sequence import TOKENS
@@ -494,7 +494,8 @@ def _instances(plan: EntityPlan, array: str) -> list[str]:
         found = (f for f in _of_family(plan, "risk") if OPERATIONS[f.op].code >= COUNTED_FROM)
         return list(dict.fromkeys(_key(plan, f) for f in found))
     if array in _FAMILIES:
-        return list(dict.fromkeys(_key(plan, f) for f in _of_family(plan, family)))
+        its = (*_of_family(plan, family), *twins_of(plan, family))
+        return list(dict.fromkeys(_key(plan, f) for f in its))
     everything = [f for features in plan.features.values() for f in features]
     return [json.dumps([[f.event, f.name, _signature(plan, f)] for f in everything])]
 

@@ -16,6 +16,8 @@ __all__ = [
     "OPERATIONS",
     "PRIOR_EVENTS",
     "SEMANTICS",
+    "SLOW_TWINS",
+    "UNWEIGHED",
     "Operation",
 ]
 
@@ -150,7 +152,8 @@ _BASELINE = (
         "usual",
         "baseline",
         0,
-        "exponentially weighted mean of the earlier values of {column}",
+        "exponentially weighted mean of the earlier values of {column}, each by its weight beside"
+        " its anchor",
         "input",
     ),
     Operation(
@@ -313,7 +316,12 @@ _TREND = (
 )
 
 _GEO = (
-    Operation("home_km", "geo", 0, "distance from its home (slow mean of its places)"),
+    Operation(
+        "home_km",
+        "geo",
+        0,
+        "distance from its home (mean of some 64 places, each by its weight)",
+    ),
     Operation("moved_km", "geo", 1, "distance from its previous place"),
     Operation(
         "speed_kmh",
@@ -541,9 +549,21 @@ OPERATIONS: dict[str, Operation] = {
 }
 """Operation by name."""
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Part of the catalogue's version; raised when an operation, a derived column or a constant of a
 kernel comes to mean something else, so that old bundles and state are not taken for new ones."""
+
+SLOW_TWINS = {"baseline": "anchor", "season": "week"}
+"""Family of a baseline -> that of its slow twin: an instance of the same column, which says how
+much a value weighs. It is kept whether a feature reads it or not."""
+
+UNWEIGHED = frozenset(
+    ("recent", "run_length", "last", "median", "iqr", "robust_z", "iqr_distance", "quantile",
+     "median_size", "mad_z")
+)  # fmt: skip
+"""Operations of these families that take values as they come: they say what is of late, or are of
+the last 32 values, which SQL counts too. They need no twin of their own; where a level could be
+moved below them, `creep` of the same column is the feature that sees it."""
 
 HISTORY_FROM = 9
 """Codes of baseline operations from here on need the last 32 values, not only running means."""

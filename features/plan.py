@@ -7,7 +7,7 @@ and for each event type which statistic goes to which column of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from features.arena import bits_max
 from features.catalog import Catalog, inputs_of
 from features.events import event_code, event_type, event_types
 from features.maxima import link_words
-from features.operations import HISTORY_FROM, OPERATIONS
+from features.operations import HISTORY_FROM, OPERATIONS, SLOW_TWINS, UNWEIGHED
 from features.risk import COUNTED_FROM
 from features.sequence import COMMON, TOKENS, WIDTH
 from features.spec import Feature
@@ -40,6 +40,7 @@ __all__ = [
     "Silence",
     "plan_of",
     "silence_of",
+    "twins_of",
 ]
 
 Int64 = npt.NDArray[np.int64]
@@ -148,11 +149,14 @@ class Rates(Family):
 
 @dataclass(slots=True)
 class Bases(Family):
-    """Baselines or seasons; `histories` is the place of an instance's last values, -1 for none."""
+    """Baselines or seasons; `histories` is the place of an instance's last values, -1 for none,
+    `slow` that of its slow twin; `flags`, whether its values are 0 and 1."""
 
     sources: Int64
     logs: Bool
     histories: Int64
+    slow: Int64
+    flags: Bool
 
     @property
     def tables(self) -> tuple[Any, ...]:
@@ -363,8 +367,11 @@ def _build(plan: EntityPlan, without_sequence: frozenset[str]) -> None:
         "categories": _build_categories,
         "correlations": _build_correlations,
     }
-    for family, found in by_family.items():
-        builders[family](plan, found)
+    for family, slow in SLOW_TWINS.items():
+        if family in by_family:
+            by_family.setdefault(slow, [])
+    for family in sorted(by_family, key=lambda name: name not in SLOW_TWINS.values()):
+        builders[family](plan, by_family[family])
     _build_sequence(plan, without_sequence)
     events |= {e for e in TOKENS.get(plan.entity, {}) if plan.sequence is not None}
     plan.events = tuple(e for e in event_types() if e in events)
@@ -443,13 +450,30 @@ def _build_rates(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     plan.rates = Rates(feeds, table, at, np.array(bits, np.int64))
 
 
-def _build_base(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Bases:
-    """One instance for the features with the same feeds and column."""
-    keys = list(dict.fromkeys((_feeds(f), str(f.column)) for f, _ in found))
+Key = tuple[tuple[str, ...], str]
+"""Event types that feed an instance of a baseline, and its column."""
+
+
+def _key(feature: Feature) -> Key:
+    return _feeds(feature), str(feature.column)
+
+
+def twins_of(plan: EntityPlan, slow: str) -> list[Feature]:
+    """Features whose usual level is learned beside an instance of the slow family, in order."""
+    everything = (f for features in plan.features.values() for f in features)
+    fast = [name for name, its in SLOW_TWINS.items() if its == slow]
+    return [f for f in everything if OPERATIONS[f.op].family in fast and f.op not in UNWEIGHED]
+
+
+def _build_base(
+    plan: EntityPlan, found: list[tuple[Feature, int]], twins: Iterable[Feature] = ()
+) -> Bases:
+    """One instance for the features with the same feeds and column, and for each twin's."""
+    keys = list(dict.fromkeys(_key(f) for f in (*(f for f, _ in found), *twins)))
     rows: list[Row] = []
     remembered: set[int] = set()
     for feature, to in found:
-        instance = keys.index((_feeds(feature), str(feature.column)))
+        instance = keys.index(_key(feature))
         code = OPERATIONS[feature.op].code
         if OPERATIONS[feature.op].family == "baseline" and code >= HISTORY_FROM:
             remembered.add(instance)
@@ -457,7 +481,7 @@ def _build_base(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Bases:
     table, at = _table(rows, len(keys))
     sources = np.zeros((len(keys), len(event_types())), np.int64)
     logs = np.zeros(len(keys), np.bool_)
-    readers = {(keys.index((_feeds(f), str(f.column))), f.event) for f, _ in found}
+    readers = {(keys.index(_key(f)), f.event) for f, _ in found}
     for b, (feeds, column) in enumerate(keys):
         name, logs[b] = inputs_of(column)
         for event in {*feeds, *(e for i, e in readers if i == b)}:
@@ -469,23 +493,46 @@ def _build_base(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Bases:
     histories = np.full(len(keys), -1, np.int64)
     histories[sorted(remembered)] = np.arange(len(remembered))
     feeds_by = np.stack([_mask(feeds) for feeds, _ in keys])
-    return Bases(feeds_by, table, at, sources, logs, histories)
+    slow = np.full(len(keys), -1, np.int64)
+    everything = (f for features in plan.features.values() for f in features)
+    marks = {f.name for f in everything if f.unit == "flag"}
+    flags = np.array([column in marks for _, column in keys])
+    return Bases(feeds_by, table, at, sources, logs, histories, slow, flags)
+
+
+def _slow_keys(plan: EntityPlan, slow: str) -> list[Key]:
+    """Instances of a slow family in their order: those of its own features, then those of twins."""
+    everything = (f for features in plan.features.values() for f in features)
+    own = (f for f in everything if OPERATIONS[f.op].family == slow)
+    return list(dict.fromkeys(_key(f) for f in (*own, *twins_of(plan, slow))))
+
+
+def _build_fast(plan: EntityPlan, found: list[tuple[Feature, int]], slow: str) -> Bases:
+    """As `_build_base`, with the place of each instance's slow twin."""
+    made = _build_base(plan, found)
+    twins = _slow_keys(plan, slow)
+    mine = {_key(f) for f in twins_of(plan, slow)}
+    for b, key in enumerate(dict.fromkeys(_key(f) for f, _ in found)):
+        made.slow[b] = twins.index(key) if key in mine else -1
+    return made
 
 
 def _build_bases(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
-    plan.bases = _build_base(plan, found)
+    plan.bases = _build_fast(plan, found, "anchor")
 
 
 def _build_seasons(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
-    plan.seasons = _build_base(plan, found)
+    plan.seasons = _build_fast(plan, found, "week")
 
 
 def _build_anchors(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
-    plan.anchors = _build_base(plan, found)
+    twins = twins_of(plan, "anchor")
+    plan.anchors = _build_base(plan, found, twins) if found or twins else None
 
 
 def _build_weeks(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
-    plan.weeks = _build_base(plan, found)
+    twins = twins_of(plan, "week")
+    plan.weeks = _build_base(plan, found, twins) if found or twins else None
 
 
 def _build_trends(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:

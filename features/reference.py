@@ -106,9 +106,9 @@ def reference(cat: Catalog) -> str:
 USUAL = (
     (
         "`z`, `drift`",
-        "about 200 events, an outlier at 3 deviations at most",
-        "the single event; a campaign of some ten",
-        "hundreds of events",
+        "about 200 events, each by its weight beside the anchor of the same column",
+        "the single event; a campaign of some ten; a ramp, while its anchor stands",
+        "hundreds of events, ten times as many far from the anchor",
     ),
     (
         "`robust_z`, `mad_z`, `iqr_distance`, `quantile`",
@@ -120,7 +120,7 @@ USUAL = (
         "`season_z`, `week_z`",
         "the same hour of the day; of working days or of weekends",
         "what is usual, at the wrong time",
-        "128 values of the hour; four weeks",
+        "128 values of the hour, ten times as many far from the week's; four weeks",
     ),
     (
         "`anchor_z`, `creep`",
@@ -132,6 +132,36 @@ USUAL = (
     ("`trend`", "the last hour", "where a series is heading", "an hour"),
 )
 """What learns what is usual, from what, what it sees, and when a change is usual for it."""
+
+
+UNTWINNED = (
+    (
+        "`recent`, `last`, `run_length`",
+        "say what is of late; they are compared, nothing is compared with them alone",
+    ),
+    (
+        "`median`, `iqr`, `robust_z`, `mad_z`, `iqr_distance`, `quantile`, `median_size`",
+        "the last 32 values by definition, as SQL counts them; `creep` of the same column sees a"
+        " level that is moved below them",
+    ),
+    (
+        "`usual_count`, `surprise`",
+        "all events of about a week by definition, as SQL counts them; a rate that is raised slowly"
+        " is seen by the creep of the entity's gaps or counts (`card_gap_creep`,"
+        " `merchant_rate_creep`, `user_gap_creep`, `ip_rate_creep`, `service_rate_creep`,"
+        " `host_rate_creep`, `log_stream_rate_creep`), and of declined, failed and error events by"
+        " their share, which no baseline learns",
+    ),
+    (
+        "`peer_gap_z`, `peers_level_z`, `peers_deviating`, `peers_abs_z`, `member_z`,"
+        " `member_rel_z`",
+        "compare members of one moment; each member's own level has its anchor (`series_creep`,"
+        " `log_stream_duration_creep`)",
+    ),
+    ("`correlation_z`", "the usual one is of 512 pairs; both series have anchors of their own"),
+    ("`trend`", "the last hour by definition"),
+)
+"""Operations without a slow twin, and why they need none."""
 
 
 def _usual() -> list[str]:
@@ -150,6 +180,20 @@ def _usual() -> list[str]:
         "An anchor moves by at most 1.5 of its deviations in four weeks, its deviation grows by",
         "at most two fifths: nobody trains it by patience: `features/anchors.py` says how, and",
         "`tests/unit/test_ramp.py` shows it beside a plain baseline that is trained.",
+        "",
+        "Fast and slow stand side by side: each mean (`usual`, `usual_std`, `z`, `drift`, `step`,",
+        "`flatness`) has an anchor of the same column, each hour of the day (`season_z`) the hours",
+        "of the week, whether a feature reads them or not. A value weighs by its z against the",
+        "slow one (Huber's weight): whole within 2, then 2 / z, at least 0.1. A home (`home_km`)",
+        "stands beside one of 256 places and weighs a place by its distance from that, at least",
+        "0.25. Of a flag (`merchant_strangers`) no value is an outlier: it weighs by how far the",
+        "share of the last day is from that of weeks.",
+        "",
+        "What has no slow twin, and why it needs none:",
+        "",
+        "| operations | why |",
+        "| --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in UNTWINNED),
         "",
         "Labels stop or hasten learning from the round in which they come. Fraud: for seven",
         "days nothing that its card (of a login: its user) does becomes usual; all of it is",

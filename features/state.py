@@ -122,6 +122,14 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 Notes = npt.NDArray[np.uint32]
 
+_WEIGHING = {
+    cast(Kernel, run_anchors): "anchors",
+    cast(Kernel, run_baselines): "anchors",
+    cast(Kernel, run_weeks): "weeks",
+    cast(Kernel, run_seasons): "weeks",
+}
+"""Kernels of slow twins, which say how much a row's value weighs, and of those that ask."""
+
 NAME_BYTES = 128
 """Longest name kept of an entity whose silence is told; chosen: that of a host. Longer ones are
 cut."""
@@ -516,27 +524,32 @@ def _kernels(
         )
     if plan.anchors is not None:
         width = len(plan.anchors.logs) * ANCHOR_FLOATS
-        yield run_anchors, plan.anchors.tables, [("anchors", width, np.float64)]
+        tables = (*plan.anchors.tables, plan.anchors.flags)
+        yield run_anchors, tables, [("anchors", width, np.float64)]
     if plan.bases is not None:
         histories = int(plan.bases.histories.max()) + 1
         yield (
             run_baselines,
-            plan.bases.tables,
+            (*plan.bases.tables, plan.bases.flags, plan.bases.slow),
             [
                 ("bases", len(plan.bases.logs) * BASE_FLOATS, np.float64),
                 ("history", histories * HISTORY, np.float64),
                 ("order", histories * HISTORY, np.uint8),
             ],
         )
-    if plan.seasons is not None:
-        width = len(plan.seasons.logs) * SEASON_FLOATS
-        yield run_seasons, plan.seasons.tables, [("seasons", width, np.float64)]
     if plan.weeks is not None:
         many = len(plan.weeks.logs)
         yield (
             run_weeks,
             plan.weeks.tables,
             [("weeks", many * WEEK_FLOATS, np.float32), ("week_us", many, np.int64)],
+        )
+    if plan.seasons is not None:
+        width = len(plan.seasons.logs) * SEASON_FLOATS
+        yield (
+            run_seasons,
+            (*plan.seasons.tables, plan.seasons.slow),
+            [("seasons", width, np.float64)],
         )
     if plan.trends is not None:
         width = len(plan.trends.logs) * TREND_FLOATS
@@ -867,8 +880,14 @@ class EntityState:
         for ring in self.rings:
             ring.book[PLACED] = first
             ring.run(slots, taken_us, head, reals, notes, out)
+        slow = {"anchors": self.plan.anchors, "weeks": self.plan.weeks}
+        weights = {
+            name: np.empty((len(head), 0 if its is None else len(its.logs)))
+            for name, its in slow.items()
+        }
         for kernel, tables, arrays in self._kernels:
-            kernel(slots, taken_us, head, reals, *tables, *arrays, out)
+            its = (weights[_WEIGHING[kernel]],) if kernel in _WEIGHING else ()
+            kernel(slots, taken_us, head, reals, *tables, *arrays, *its, out)
         sequence = self.plan.sequence
         if sequence is None:
             return out, None

@@ -10,6 +10,7 @@ import math
 import statistics
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -24,7 +25,7 @@ from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
 from tests import naive_categories, naive_correlate, naive_risk
-from tests.naive_baselines import as_sigma, mad_z, shrunk, twin
+from tests.naive_baselines import as_sigma, mad_z, share_deviation, shrunk, twin, weight
 
 __all__ = [
     "NaiveEngine",
@@ -208,38 +209,51 @@ class SampledPairs:
 
 @lru_cache(maxsize=1 << 16)
 def _clipped_mean(
-    values: tuple[float, ...], memory: float, clip: float, clip_from: int
+    values: tuple[float, ...],
+    memory: float,
+    clip: float,
+    clip_from: int,
+    weights: tuple[float, ...],
+    flag: bool,
 ) -> tuple[float, float]:
     """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations."""
     mean, var = values[0], 0.0
     for n, x in enumerate(values[1:], start=1):
-        d = x - mean
-        if n >= clip_from:
+        d = (x - mean) * (weights[n] if weights else 1.0)
+        if n >= clip_from and not flag:
             limit = clip * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
             d = max(-limit, min(limit, d))
         a = max(1.0 / (n + 1), 1.0 / memory)
         mean += a * d
         var = (1 - a) * (var + a * d * d)
-    return mean, var
+    return mean, share_deviation(mean, len(values)) ** 2 if flag and len(values) > 1 else var
 
 
 def clipped_mean(
-    values: list[float], memory: float, clip: float, clip_from: int
+    values: list[float],
+    memory: float,
+    clip: float,
+    clip_from: int,
+    weights: Sequence[float] = (),
+    flag: bool = False,
 ) -> tuple[float, float]:
     """As above; remembered, since several features ask for the same."""
-    return _clipped_mean(tuple(values), memory, clip, clip_from)
+    return _clipped_mean(tuple(values), memory, clip, clip_from, tuple(weights), flag)
 
 
-def plain_mean(values: list[float], memory: float) -> float:
+def plain_mean(values: list[float], memory: float, weights: Sequence[float] = ()) -> float:
     """Exponentially weighted mean that starts as the plain mean."""
     mean = 0.0
     for n, x in enumerate(values):
-        mean += max(1.0 / (n + 1), 1.0 / memory) * (x - mean)
+        share = max(1.0 / (n + 1), 1.0 / memory) * (weights[n] if weights else 1.0)
+        mean += share * (x - mean)
     return mean
 
 
-def baseline(op: str, values: list[float], x: float) -> float:
-    """A statistic of x against the earlier values, oldest first."""
+def baseline(
+    op: str, values: list[float], weights: list[float], x: float, flag: bool = False
+) -> float:
+    """A statistic of x against the earlier values, oldest first, and what each weighs."""
     n = len(values)
     run = 1
     while run <= n and values[-run] == x:
@@ -248,7 +262,7 @@ def baseline(op: str, values: list[float], x: float) -> float:
         return float(run)
     if n == 0:
         return NAN
-    mean, var = clipped_mean(values, 200, 3.0, 16)
+    mean, var = clipped_mean(values, 200, 3.0, 16, weights, flag)
     if op == "usual":
         return mean
     if op == "recent":
@@ -267,9 +281,9 @@ def baseline(op: str, values: list[float], x: float) -> float:
         return as_sigma((plain_mean([*values, x], 8) - mean) / spread, n)
     floor = 1e-3 * abs(mean) + 1e-9
     if op == "flatness":
-        return plain_mean(steps, 4) / (plain_mean(steps[:-1], 200) + floor)
+        return plain_mean(steps, 4) / (plain_mean(steps[:-1], 200, weights[1:]) + floor)
     if op == "step":
-        return (x - values[-1]) / (plain_mean(steps[:-1], 200) + floor)
+        return (x - values[-1]) / (plain_mean(steps[:-1], 200, weights[1:]) + floor)
     return ranked(op, values[-32:], x)
 
 
@@ -459,11 +473,7 @@ class NaiveEngine:
         if f.op == "home_km":
             if len(places) < 3:
                 return NAN
-            home = np.zeros(3)
-            for n, (_, place) in enumerate(places):
-                home += max(1.0 / (n + 1), 1.0 / 64.0) * (vector(place) - home)
-            chord = np.linalg.norm(home / np.linalg.norm(home) - vector(here))
-            return float(2 * 6371.0088 * math.asin(min(1.0, chord / 2)))
+            return home_km([vector(place) for _, place in places], vector(here))
         last_us, last = places[-1]
         gap_s = (now - last_us) / 1e6
         if f.op == "since_place":
@@ -568,26 +578,31 @@ class NaiveEngine:
                 return NAN
             at = f.entity, keys[f.entity], f"{f.name} {event['_type']}"
             if at not in self.twins:
-                self.twins[at] = twin(OPERATIONS[f.op].family)
+                self.twins[at] = twin(OPERATIONS[f.op].family, self._is_flag(f))
             return self.twins[at].step(times[f.entity], x)[f.op]
-        seen = self.values[f.entity, keys[f.entity], f"{f.name} {event['_type']}"]
-        hour = times[f.entity] // 3_600_000_000 % 24
-        earlier = (
-            [v for h, v in seen if h == hour]
-            if OPERATIONS[f.op].family == "season"
-            else [v for _, v in seen]
-        )
         if x != x:
             return NAN
-        seen.append((hour, x))
-        if OPERATIONS[f.op].family == "baseline":
-            return baseline(f.op, earlier, x)
+        at = f.entity, keys[f.entity], f"{f.name} {event['_type']}"
+        seen, season = self.values[at], OPERATIONS[f.op].family == "season"
+        hour = times[f.entity] // 3_600_000_000 % 24
+        known = [(v, w) for h, v, w in seen if h == hour or not season]
+        earlier, weights = [v for v, _ in known], [w for _, w in known]
+        flag = self._is_flag(f)
+        slow = self.twins.setdefault(at, twin("week" if season else "anchor", flag))
+        slow.step(times[f.entity], x)
+        seen.append((hour, x, slow.weight))
+        if not season:
+            return baseline(f.op, earlier, weights, x, flag)
         if len(earlier) < 8:
             return NAN
-        mean, var = clipped_mean(earlier, 128, 3.0, 16)
+        mean, var = clipped_mean(earlier, 128, 3.0, 16, weights)
         if f.op == "season_usual":
             return mean
         return as_sigma((x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9), len(earlier))
+
+    def _is_flag(self, f: Feature) -> bool:
+        """Whether a baseline is of a feature that is 0 or 1."""
+        return any(g.name == f.column and g.unit == "flag" for g in self.catalog.features(f.event))
 
     def _input(self, f: Feature, event: Event, out: dict[str, float]) -> float:
         """What a baseline is of: a column, another feature, or the logarithm of one."""
@@ -599,6 +614,28 @@ class NaiveEngine:
         except KeyError:
             x = out[name]
         return math.copysign(math.log1p(abs(x)), x) if log else x
+
+
+def apart_km(a: np.ndarray, b: np.ndarray) -> float:
+    """Great circle from a mean of unit vectors to a unit vector."""
+    chord = float(np.linalg.norm(a / np.linalg.norm(a) - b))
+    return 2 * 6371.0088 * math.asin(min(1.0, chord / 2))
+
+
+def home_km(places: list[np.ndarray], here: np.ndarray) -> float:
+    """Distance from the home, whose places weigh by their distance from a slow one."""
+    home = slow = places[0]
+    usual = 0.0
+    for n, place in enumerate(places[1:], start=1):
+        km, weighs = apart_km(slow, place), 1.0
+        if n >= 16:
+            weighs = max(weight(km, usual + 1.0), 0.25)
+            km = min(km, 1.5 * (usual + 1.0))
+        usual = usual + max(1.0 / (n + 1), 1.0 / 768.0) * (km - usual)
+        share = max(1.0 / (n + 1), 1.0 / 256.0)
+        home = home + weighs * max(1.0 / (n + 1), 1.0 / 64.0) * (place - home)
+        slow = slow + weighs * share * (place - slow)
+    return apart_km(home, here)
 
 
 class Member:

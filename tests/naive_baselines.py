@@ -8,7 +8,18 @@ import statistics
 
 import numpy as np
 
-__all__ = ["Anchor", "Plain", "Trend", "Week", "as_sigma", "mad_z", "shrunk", "twin"]
+__all__ = [
+    "Anchor",
+    "Plain",
+    "Trend",
+    "Week",
+    "as_sigma",
+    "mad_z",
+    "share_deviation",
+    "shrunk",
+    "twin",
+    "weight",
+]
 
 NAN = math.nan
 DAY_US = 86_400_000_000
@@ -60,6 +71,19 @@ def slower(n: int, events: float, since_us: int, age_us: int, memory_us: float) 
     return min(by_events, by_time)
 
 
+def weight(d: float, spread: float) -> float:
+    """Huber's weight of a value d from its slow twin, at least a tenth."""
+    z = abs(d) / spread
+    return 1.0 if z <= 2 else max(2 / z, 0.1)
+
+
+def share_deviation(share: float, n: int) -> float:
+    """Deviation of a flag, one yes and one no added to at most 128 values."""
+    known = min(n, 128)
+    p = (share * known + 1) / (known + 2)
+    return math.sqrt(p * (1 - p))
+
+
 class Plain:
     """The baseline that anyone would write first: an exponentially weighted mean and deviation."""
 
@@ -80,9 +104,12 @@ class Plain:
 
 
 class Anchor:
-    """Level that cannot be moved slowly, and the level of the day."""
+    """Level that cannot be moved slowly, and the level of the day; `weight` is what the last value
+    weighs for a faster baseline."""
 
-    def __init__(self) -> None:
+    def __init__(self, flag: bool = False) -> None:
+        self.flag = flag
+        self.weight = 1.0
         self.times: list[int] = []
         self.n = 0
         self.level = self.deviation = self.recent = self.rival = 0.0
@@ -93,15 +120,19 @@ class Anchor:
         """What the operations give for x, which then is taken in."""
         if not self.times:
             self.times, self.n, self.level, self.recent, self.first_us = [now], 1, x, x, now
+            self.deviation = share_deviation(x, 1) if self.flag else 0.0
             return {"anchor": NAN, "anchor_z": NAN, "creep": NAN}
         known = self.n >= 16
         age_us, since_us = now - self.first_us, now - self.times[-1]
         spread = spread_of(self.deviation, self.level)
         if known:
             share = slower(self.n, 8, since_us, age_us, DAY_US)
-            recent = self.recent + share * held(x - self.recent, 3 * spread)
+            d = x - self.recent
+            recent = self.recent + share * (d if self.flag else held(d, 3 * spread))
         else:
             recent = self.recent + max(1 / (self.n + 1), 1 / 8) * (x - self.recent)
+        off, usual = (recent - self.level, spread / 4) if self.flag else (x - self.level, spread)
+        self.weight = weight(off, usual) if known else 1.0
         found = {
             "anchor": self.level,
             "anchor_z": as_sigma((x - self.level) / spread, self.n) if known else NAN,
@@ -112,6 +143,8 @@ class Anchor:
         if self.n >= 16 and known:
             self._rival(now, since_us)
         self.n += 1
+        if self.flag:
+            self.deviation = share_deviation(self.level, self.n)
         self.times.append(now)
         return found
 
@@ -126,7 +159,7 @@ class Anchor:
         size = abs(held(d, 1.5 * spread)) / HELD_MEAN
         self.deviation += share * (size - self.deviation)
         share = slower(self.n, 128, since_us, age_us, 28 * DAY_US)
-        self.level += share * held(d, 1.5 * spread)
+        self.level += share * (self.weight * d if self.flag else held(d, 1.5 * spread))
 
     def _rival(self, now: int, since_us: int) -> None:
         """A level that has stood for 28 days is accepted."""
@@ -144,9 +177,11 @@ class Anchor:
 
 
 class Week:
-    """Usual value at each hour of working days and of weekends, in single precision."""
+    """Usual value at each hour of working days and of weekends, in single precision; `weight` as
+    of `Anchor`."""
 
     def __init__(self) -> None:
+        self.weight = 1.0
         self.cells: dict[tuple[bool, int], tuple[int, np.float32, np.float32]] = {}
         self.last_us = 0
 
@@ -158,6 +193,7 @@ class Week:
         n, level32, deviation32 = self.cells.get(cell, (0, np.float32(0), np.float32(0)))
         level, deviation = float(level32), float(deviation32)
         d, spread = x - level, spread_of(deviation, level)
+        self.weight = weight(d, spread) if n >= 16 else 1.0
         found = {"week_usual": NAN, "week_z": NAN}
         if n >= 8:
             found = {"week_usual": level, "week_z": as_sigma(d / spread, n)}
@@ -225,6 +261,8 @@ class Trend:
         return {"trend": found}
 
 
-def twin(family: str) -> Anchor | Week | Trend:
-    """A fresh twin of an instance of the family."""
-    return {"anchor": Anchor, "week": Week, "trend": Trend}[family]()
+def twin(family: str, flag: bool = False) -> Anchor | Week | Trend:
+    """A fresh twin of an instance of the family, of flags or of numbers."""
+    if family == "anchor":
+        return Anchor(flag)
+    return Week() if family == "week" else Trend()

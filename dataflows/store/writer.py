@@ -37,14 +37,14 @@ import numpy.typing as npt
 import polars as pl
 import redis
 
-from dataflows.settings import Settings
+from dataflows.settings import Settings, shown
 from dataflows.state.lock import process_id
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.layout import ViewLayout, layouts, time_from_bytes, windows_layouts
 from dataflows.store.names import EntityNames, scan_names
 from dataflows.store.rows import WINDOWS, EntityRows, View, Views, warm_up
 from dataflows.store.shadow import Mark, Shadow, claim
-from dataflows.store.wire import Wire, masked
+from dataflows.store.wire import Wire
 from features.batch import Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError, ShapeError, SourceError, StateError
@@ -313,11 +313,12 @@ class StoreWriter:
         self._say = say or _say
         self._embedded = EmbeddedRedis(settings.state_dir) if settings.store == "embedded" else None
         self._url = settings.redis_url if self._embedded is None else self._embedded.url
+        self._shown = shown("redis_url", self._url)
         self._changed = threading.Condition()
         self._waiting = _Waiting()
         self._stats = StoreStats()
         self._ticket = self._flushed = self._wanted = self._sending = self._compact = 0
-        self._hurry = self._stop = False
+        self._hurry = self._stop = self._held = False
         self._fault: BaseException | None = None
         self._known: dict[View, SlotTable] = {}
         folder = settings.state_dir / "store" / f"rows-{process_id(sys.argv[1:], os.environ)}"
@@ -345,7 +346,7 @@ class StoreWriter:
                 self._embedded.close()
             self._close_shadows()
             raise SourceError(
-                f"store: no Redis at {masked(self._url)} ({_reason(error)}); start it, set"
+                f"store: no Redis at {self._shown} ({_reason(error)}); start it, set"
                 ' redis_url (or WAXWING_REDIS_URL), or set store = "embedded" or "off"'
             ) from None
         except BaseException:
@@ -431,6 +432,18 @@ class StoreWriter:
             self._bound()
             return self._ticket
 
+    def hold(self) -> None:
+        """Write nothing until `go_on`, or until more waits than may: only coalesce what comes."""
+        with self._changed:
+            self._held = True
+
+    def go_on(self) -> None:
+        """Write what waits, and go on writing."""
+        with self._changed:
+            if self._held:
+                self._held = False
+                self._changed.notify_all()
+
     def ticket(self) -> int:
         """A number for all that was put so far; see `flushed_ticket`."""
         with self._changed:
@@ -449,6 +462,7 @@ class StoreWriter:
             wanted = self._ticket
             self._wanted = max(self._wanted, wanted)
             self._hurry = True
+            self._held = False
             self._changed.notify_all()
             done = self._changed.wait_for(
                 lambda: self._flushed >= wanted or self._fault is not None, timeout_s
@@ -554,11 +568,14 @@ class StoreWriter:
         until = time.monotonic() + pause_s
         while True:
             with self._changed:
+                while self._held and not (self._hurry or self._stop or self._crowded()):
+                    self._changed.wait()
                 self._changed.wait_for(
                     lambda: self._hurry or self._stop or self._crowded(),
                     max(0.0, until - time.monotonic()),
                 )
-                if self._stop or self._hurry or time.monotonic() >= until:
+                due = time.monotonic() >= until and not self._held
+                if self._stop or self._hurry or due:
                     self._hurry = False
                     return not self._stop
             self._put_back(self._take()[0])
@@ -591,6 +608,8 @@ class StoreWriter:
             self._sending = 0
             self._waiting.put_back(whole)
             self._compact = sum(len(rows) for rows in whole.values())
+            if self._compact > self._rows_max // 2:
+                self._held = False  # or rows would be given up that Redis could have taken
             self._bound()
 
     def _flush_once(self) -> int:
@@ -694,7 +713,7 @@ class StoreWriter:
             self._mark.mended()
         if self._again:
             self._say(
-                f"the online store at {masked(self._url)} has lost rows that it had; all"
+                f"the online store at {self._shown} has lost rows that it had; all"
                 f" {sum(map(len, self._shadows.values())):,} are written again"
             )
 
@@ -785,7 +804,7 @@ class StoreWriter:
             with self._changed:
                 self._away_since = time.monotonic()
             self._say(
-                f"the online store at {masked(self._url)} is away ({_reason(error)}); the flow goes"
+                f"the online store at {self._shown} is away ({_reason(error)}); the flow goes"
                 " on, the newest row of each entity waits for it"
             )
 

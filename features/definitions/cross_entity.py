@@ -106,6 +106,17 @@ _PAYMENT = (
         "cross_entity",
         column="merchant_card_first",
     ),
+    Feature(
+        "merchant_strangers_creep",
+        "payment",
+        "merchant",
+        "creep",
+        "the share of cards never seen at this merchant is these days {value} from its level of"
+        " weeks",
+        "sigma",
+        "cross_entity",
+        column="merchant_card_first",
+    ),
     _share("payment", "merchant", "declined", "was declined", "payments"),
     Feature(
         "merchant_declined_count_1h",

@@ -162,6 +162,14 @@ FEATURES: tuple[Feature, ...] = (
     *_counts(
         "login", "ip", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
     ),
+    _pace(
+        "ip_rate_creep",
+        "login",
+        "ip",
+        "log(ip_count_1h)",
+        "logins per hour from this address are these days {value} from their level of weeks",
+        None,
+    ),
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h")),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),
@@ -175,7 +183,23 @@ FEATURES: tuple[Feature, ...] = (
     ),
     *_counts("app_log", "host", "lines", ("1m", "5m")),
     *_counts("app_log", "host", "lines", ("5m",), where="error", adjective="error "),
+    _pace(
+        "host_rate_creep",
+        "app_log",
+        "host",
+        "log(host_count_5m)",
+        "lines of this host in 5 min are these days {value} from their level of weeks",
+        None,
+    ),
     *_counts("app_log", "log_stream", "lines", ("5m", "1h")),
+    _pace(
+        "log_stream_rate_creep",
+        "app_log",
+        "log_stream",
+        "log(log_stream_count_1h)",
+        "lines of this message per hour are these days {value} from their level of weeks",
+        None,
+    ),
     Feature(
         "log_stream_ever",
         "app_log",

@@ -160,20 +160,31 @@ def test_commands_and_store_know_what_is_chosen_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = ["--set", "features=payment.card_surprise_*,!sequence"]
+    everything = sum(feature.event == "payment" for feature in declared_features())
     assert main(["features", "list", *chosen, "--json", str(tmp_path / "out.json")]) == 0
     told = capsys.readouterr().out
-    assert "payment 9 of 111 without sequence" in told and "login 0 of" in told
+    assert f"payment 9 of {everything} without sequence" in told and "login 0 of" in told
     assert "payment.card_count_1m: not named, read by payment.card_surprise_1m" in told
     report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert len(report["features"]) == 9 and len(report["needed"]) == 6
     assert "payment.card_ever" in report["left_out"]
     assert report["without_sequence"] == ["app_log", "login", "metric", "payment"]
     assert main(["check", *chosen]) == 0
-    assert "features: payment 9 of 111 without sequence" in capsys.readouterr().out
+    assert f"features: payment 9 of {everything} without sequence" in capsys.readouterr().out
     assert main(["features", "show", *chosen, "card_ever"]) == 2
     assert "payment.card_ever: left out by the setting `features`" in capsys.readouterr().err
     (layout,) = layouts(catalog()).values()
     assert layout.entity == "card" and len(layout.features) == 9
+
+
+@pytest.mark.usefixtures("afresh")
+def test_the_file_of_the_page_holds_together_and_keeps_forty() -> None:
+    load(Path(__file__).resolve().parents[2] / "docs" / "lean-payments.toml", {})
+    assert catalog().event_types == ("payment",)
+    assert len(catalog().names("payment")) == 49  # As docs/fewer-features.md says.
+    plans = plan_of(catalog()).entities
+    assert list(plans) == ["card", "merchant", "device"]
+    assert all(ring.shape[2] == 0 for plan in plans.values() for ring in plan.rings)
 
 
 def test_a_state_of_all_features_goes_on_with_what_is_chosen(seed: int) -> None:

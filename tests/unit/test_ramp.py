@@ -10,10 +10,12 @@ import pytest
 
 from features.anchors import ANCHOR_FLOATS, run_anchors
 from features.batch import FeatureMatrix
-from features.catalog import catalog
+from features.catalog import Catalog, catalog
 from features.engine import OfflineEngine
+from features.spec import Feature
 from tests.naive_baselines import Plain
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,6 +41,7 @@ PLAIN_ALARM = 6.0
 
 ONES = np.ones((1, 1), np.bool_)
 ZEROS = np.zeros((1, 1), np.int64)
+NUMBER = np.zeros(1, np.bool_)
 PLAN = np.array([[op, 0, 0, op] for op in range(3)])
 
 
@@ -51,7 +54,7 @@ def anchored(days: Floats, values: Floats, state: Floats | None = None) -> Float
     state = np.zeros((1, ANCHOR_FLOATS)) if state is None else state
     tables: Any = (ONES, ZEROS, ONES[0] & False, ZEROS[0], PLAN, np.array([0, 3]))
     slots, head = np.zeros(n, np.int64), np.zeros((n, 8), np.int64)
-    run_anchors(slots, taken_us, head, rows, *tables, state, out)
+    run_anchors(slots, taken_us, head, rows, *tables, NUMBER, state, np.ones((n, 1)), out)
     return out
 
 
@@ -197,3 +200,164 @@ def test_the_features_that_are_shipped_see_a_ramp_that_their_own_deviation_does_
         assert np.nanmax(np.abs(creep_usual)) < CALM
         assert 60.0 < at[creep > ALARM][0] <= 81.0
         assert (creep[at > 81.0] > ALARM).all()
+
+
+FAST = Catalog(
+    Feature(
+        op,
+        "metric",
+        "series",
+        op,
+        "{value}",
+        fitting(op, "metric", "value"),
+        "baseline",
+        column="value",
+    )
+    for op in ("z", "drift", "season_z")
+)
+"""Fast baselines alone: their slow twins are kept though no feature reads them."""
+
+FAST_ALARM, FAST_CALM = 4.0, 3.2
+"""Drift from which these tests would alarm, and below which all is usual. Measured: the largest of
+usual traffic was 0.9 for payments, 2.5 for heavy tails, 1.0 for samples, 1.6 for seasons; with
+weights left out it was 2.4, 2.7, 1.4 and 2.0 while a ramp of half a deviation a day went on for 60
+days."""
+
+
+def fast(at: Floats, values: Floats) -> FeatureMatrix:
+    """Features of `FAST` for one series."""
+    rows = [
+        {"event_id": f"m{i}", "time_us": int(START_US + day * DAY_US), "host": "h",
+         "metric": "cpu", "service": "web", "value": value}
+        for i, (day, value) in enumerate(zip(at.tolist(), values.tolist(), strict=True))
+    ]  # fmt: skip
+    batch = make_batch("metric", rows, partitions=1)
+    return OfflineEngine(FAST, 1).process({"metric": batch})["metric"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_day", [0.5, 1.0])
+def test_a_fast_baseline_beside_a_slow_one_falls_behind_a_ramp_and_tells(
+    kind: str, per_day: float, seed: int
+) -> None:
+    at, values = traffic(kind, np.random.default_rng(seed), 125.0)
+    raised = values + per_day * np.clip(at - 60.0, 0.0, None)
+    found, usual = fast(at, raised), fast(at, values)
+    assert np.nanmax(np.abs(usual.column("drift")[at > 10.0])) < FAST_CALM
+    drift = found.column("drift")
+    seen = at[drift > FAST_ALARM]
+    assert 60.0 < seen[0] <= 100.0
+    # It goes on being seen, by each value on its own too.
+    assert (drift[at > 110.0] > 0.6 * FAST_ALARM).all()
+    assert np.nanmedian(found.column("z")[at > 110.0]) > FAST_ALARM
+    since = int(np.searchsorted(at, 60.0))
+    plain = Plain()
+    z = []
+    for x in raised.tolist():
+        z.append(plain.z(x))
+        plain.learn(x)
+    assert np.median(z[since:]) < 1.5, "the plain baseline is trained"
+
+
+def test_an_hour_of_the_day_beside_that_of_the_week_falls_behind_a_ramp(seed: int) -> None:
+    at, values = traffic("seasons", np.random.default_rng(seed), 120.0)
+    raised = values + 0.5 * np.clip(at - 60.0, 0.0, None)
+    z, z_usual = (np.abs(fast(at, v).column("season_z")) for v in (raised, values))
+    plain = [Plain(128.0) for _ in range(24)]
+    z_plain = np.zeros(len(at))
+    for i, (day, x) in enumerate(zip(at.tolist(), raised.tolist(), strict=True)):
+        hour = plain[int(day * 24 + 1e-9) % 24]
+        z_plain[i] = hour.z(x)
+        hour.learn(x)
+    assert np.nanmax(z_usual) < 5.0
+    assert np.abs(z_plain[at > 80.0]).max() < 4.0, "the plain baseline is trained"
+    assert 60.0 < at[z > 6.0][0] <= 80.0
+    assert np.median(z[at > 100.0]) > 6.0
+
+
+def homes(step_km: float, seed: int) -> tuple[Floats, Floats]:
+    """Distance from home of a card that from its 400th payment on moves east by so much a payment,
+    and from a plain mean of 64 places."""
+    rng = np.random.default_rng(seed)
+    at = np.cumsum(rng.exponential(1 / 10, 1_000))
+    km = rng.normal(0.0, 5.0, (len(at), 2))
+    km[:, 0] += step_km * np.clip(np.arange(len(at)) - 400, 0, None)
+    rows = [
+        {
+            "event_id": f"p{i}",
+            "time_us": int(START_US + day * DAY_US),
+            "latitude": north / 111.2,
+            "longitude": east / 111.2,
+        }
+        for i, (day, (east, north)) in enumerate(zip(at.tolist(), km.tolist(), strict=True))
+    ]
+    batch = {"payment": make_batch("payment", rows, partitions=1)}
+    matrix = OfflineEngine(catalog(("payment",)), 1).process(batch)["payment"]
+    home, plain = km[0], []
+    for n, place in enumerate(km):
+        plain.append(float(np.hypot(*(place - home))))
+        home = home + max(1.0 / (n + 1), 1.0 / 64.0) * (place - home)
+    return matrix.column("card_home_km"), np.array(plain)
+
+
+def test_a_home_beside_a_slow_one_is_not_taken_along(seed: int) -> None:
+    usual, usual_plain = homes(0.0, seed)
+    assert np.nanmax(np.abs(usual - usual_plain)[3:]) < 2.0
+    found, plain = homes(1.0, seed)
+    assert plain.max() < 90.0
+    assert (found[600:] > 120.0).all() and found[-50:].mean() > 190.0
+
+
+def test_a_rate_that_trains_the_usual_count_is_seen_by_its_level_of_weeks(seed: int) -> None:
+    """Logins at an address: ten a day at first, from the 60th day on 7 % more each day."""
+    rng = np.random.default_rng(seed)
+
+    def logins(growth: float) -> tuple[Floats, FeatureMatrix]:
+        day, at = 0.0, []
+        while day < 100.0:
+            day += rng.exponential(1 / (10.0 * (1.0 + growth) ** max(day - 60.0, 0.0)))
+            at.append(day)
+        rows = [
+            {"event_id": f"l{i}", "time_us": int(START_US + day * DAY_US)}
+            for i, day in enumerate(at)
+        ]
+        batch = {"login": make_batch("login", rows, partitions=1)}
+        return np.array(at), OfflineEngine(catalog(("login",)), 1).process(batch)["login"]
+
+    (at, found), (at_usual, usual) = logins(0.07), logins(0.0)
+    late = at > 95.0
+    # What is usual grows along: counts stay close above it.
+    assert np.median(found.column("ip_surprise_1h")[late]) < 1.6
+    assert np.nanmax(np.abs(usual.column("ip_rate_creep")[at_usual > 30.0])) < CALM
+    assert np.median(found.column("ip_rate_creep")[late]) > ALARM
+
+
+def test_strangers_that_come_a_little_more_often_each_day_are_seen(seed: int) -> None:
+    """Of flags: from the 60th day on ten strangers a day more each day, five of a hundred before.
+
+    Measured: usual days stray from the share of weeks by at most 0.3 deviations of a flag.
+    """
+    rng = np.random.default_rng(seed)
+
+    def shop(more: float) -> tuple[Floats, FeatureMatrix]:
+        day, told = 0.0, []
+        while day < 110.0:
+            strangers = 5.0 + more * max(day - 60.0, 0.0)
+            day += rng.exponential(1 / (95.0 + strangers))
+            new = rng.random() < strangers / (95.0 + strangers)
+            told.append((day, f"new{len(told)}" if new else f"c{rng.integers(20)}"))
+        rows = [
+            {"event_id": f"s{i}", "time_us": int(START_US + day * DAY_US), "card_id": card,
+             "merchant_id": "shop"}
+            for i, (day, card) in enumerate(told)
+        ]  # fmt: skip
+        batch = {"payment": make_batch("payment", rows, partitions=1)}
+        matrix = OfflineEngine(catalog(("payment",)), 1).process(batch)["payment"]
+        return np.array([day for day, _ in told]), matrix
+
+    (at, found), (at_usual, usual) = shop(10.0), shop(0.0)
+    late = (at > 75.0) & (at < 95.0)
+    trained = np.abs(found.column("merchant_strangers"))
+    assert trained[at > 65.0].max() < 2.0, "as on usual days"
+    assert np.nanmax(np.abs(usual.column("merchant_strangers_creep")[at_usual > 30.0])) < 0.6
+    assert (found.column("merchant_strangers_creep")[late] > 0.8).all()
