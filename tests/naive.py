@@ -563,8 +563,9 @@ class NaiveEngine:
         """Baselines (which may read other features) and features of features."""
         if OPERATIONS[f.op].family == "derived":
             a, b = out[str(f.column)], out[str(f.other)]
-            if f.op == "shrunk_z":
-                return shrunk(a, b, out[str(f.count)])
+            if f.op in ("shrunk_z", "shrunk_count"):
+                prior = 8.0 if f.op == "shrunk_z" else DAY_S
+                return shrunk(a, b, out[str(f.count)], prior)
             if f.op == "difference":
                 return a - b
             if f.op == "ratio":
