@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import shutil
@@ -28,7 +29,7 @@ from dataflows.fetching import FETCH_S, brought
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError
 from features.keys import UInt64
-from models.bundle import Bundle, copy_bundle, read_head
+from models.bundle import RULES_KEPT, Bundle, copy_bundle, read_head
 from models.scoring import Scorer, in_canary
 
 __all__ = ["Seat", "Shelf", "detectors_of", "load_scorer", "owners", "shelf_folder"]
@@ -49,6 +50,8 @@ HANGING_MAX = 8
 ends. Chosen: somebody is to look at them."""
 
 _COMING = ".new"
+
+_log = logging.getLogger(__name__)
 
 _ID_CHARS = 16
 """Length of an id; what else lies on the shelf is on its way there."""
@@ -132,6 +135,7 @@ def load_scorer(
     BundleError : it is damaged, of another catalogue or currency, or with a detector nobody knows
     """
     bundle = Bundle.load(path, cat)
+    _note_edit(path)
     try:
         bundle = bundle if placed is None else placed(bundle)
     except ConfigError as error:
@@ -151,6 +155,18 @@ def load_scorer(
         raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
     scorer.warm_up()
     return scorer
+
+
+def _note_edit(path: Path) -> None:
+    """Say so where `voting.toml` of a copy is not what is in force."""
+    kept, edited = path / RULES_KEPT, path / "voting.toml"
+    if kept.is_file() and kept.read_bytes() != edited.read_bytes():
+        _log.warning(
+            "%s was edited and is not taken: a replay needs the rules the bundle came with, which"
+            " stay in force. Change thresholds with `waxwing control threshold`; for other rules"
+            " name a folder of the bundle with the setting `bundle`",
+            edited,
+        )
 
 
 class Shelf:
@@ -234,6 +250,25 @@ class Shelf:
             os.utime(self.folder / bundle)
         return bundle in self._scorers or (
             bundle == self._base.bundle.id and (self.folder / bundle).is_dir()
+        )
+
+    def rules_fault(self, bundle: str, rules: str, path: str | None) -> str | None:
+        """Why a bundle that can score is not the one that is meant; None where it is.
+
+        Parameters
+        ----------
+        rules : id of the rules it is to vote by
+        path : where they were read
+        """
+        base = bundle == self._base.bundle.id
+        found = self._base.bundle if base else self.scorer(bundle).bundle
+        if found.voting.id == rules:
+            return None
+        cure = "start the flow again" if base else "set `bundle` to it and start the flow again"
+        return (
+            f"voting.toml of {path or bundle} is not what bundle {bundle} votes by here: the rules"
+            " it came with stay in force, so that a replay finds them; change thresholds with"
+            f" `waxwing control threshold`, or {cure}, which reads voting.toml then"
         )
 
     def names(self) -> list[str]:

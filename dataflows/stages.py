@@ -19,7 +19,7 @@ from dataflows.control.records import Control
 from dataflows.settings import Settings
 from dataflows.state.journal import Cut, CutFollower, read_cuts
 from dataflows.state.manifest import read_manifest
-from features.errors import BundleError
+from features.errors import BundleError, ConfigError
 
 __all__ = [
     "KINDS",
@@ -143,7 +143,8 @@ def _base_of(settings: Settings) -> str | None:
 
 
 def target_of(name: str) -> dict[str, Any]:
-    """What a model's name means: `detector`, or `bundle` and the `path` where it is.
+    """What a model's name means: `detector`, or `bundle`, the `path` where it is, and the id of
+    its `rules`.
 
     Parameters
     ----------
@@ -152,11 +153,12 @@ def target_of(name: str) -> dict[str, Any]:
     Raises
     ------
     BundleError : there is no such bundle
+    ConfigError : its voting.toml does not hold together
     """
     import tempfile
 
     from dataflows.fetching import brought
-    from models.bundle import read_head
+    from models.bundle import read_head, rules_of
     from models.detectors import detector_names
 
     if name in detector_names() and not Path(name).exists():
@@ -166,9 +168,13 @@ def target_of(name: str) -> dict[str, Any]:
     place = name if "://" in name else str(Path(name).resolve())
     with tempfile.TemporaryDirectory(prefix="waxwing-") as folder:
         try:
-            return {"bundle": str(read_head(brought(place, Path(folder)))["id"]), "path": place}
+            path = brought(place, Path(folder))
+            id_ = str(read_head(path)["id"])
+            return {"bundle": id_, "path": place, "rules": rules_of(path).id}
         except BundleError as error:
             raise BundleError(str(error).replace(folder, place)) from None
+        except ConfigError as error:
+            raise ConfigError([fault.replace(folder, place) for fault in error.faults]) from None
 
 
 def said(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
     bundle.json                     format, id, catalogue, feature names, training data, checksums
     metrics.json                    what training found on rows it had held out
     voting.toml                     thresholds and rules; a person may edit it
+    voting.kept.toml                in a flow's copy: the rules it came with, which a replay needs
     card.md                         all of it in words
     EVENT_TYPE/DETECTOR.npz, .json  what each detector saved
     EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual
@@ -41,7 +42,7 @@ from models.segments import Cut, Segments
 from models.view import View
 from models.voting import ENSEMBLE, Ensemble, Novelty, Voting
 
-__all__ = ["Bundle", "EventModels", "copy_bundle", "read_head"]
+__all__ = ["RULES_KEPT", "Bundle", "EventModels", "copy_bundle", "read_head", "rules_of"]
 
 FORMAT = 1
 """Layout of a bundle; one with another number is refused."""
@@ -53,6 +54,9 @@ _UNSEALED = ("voting.toml", "metrics.json", "card.md")
 """Not part of the id: thresholds are a person's to edit, metrics and card are words about the
 models."""
 
+
+RULES_KEPT = "voting.kept.toml"
+"""The rules of a copy as they came, beside `voting.toml`."""
 
 _SEGMENT = "segment"
 """What names of arrays of a segment's scale begin with, before its number."""
@@ -171,12 +175,23 @@ class Bundle:
             event: _load_event(path / event, event, tuple(names), head["detectors"][event])
             for event, names in head["names"].items()
         }
-        voting = Voting.load(path / "voting.toml")
+        voting = rules_of(path)
         metrics = _json(path / "metrics.json")
         return cls(
             head["id"], head["catalog_version"], models, voting, head["training"], metrics,
             _declared(path, head),
         )  # fmt: skip
+
+
+def rules_of(path: Path) -> Voting:
+    """The rules in force in a bundle's folder.
+
+    Raises
+    ------
+    ConfigError : missing, or they do not hold together
+    """
+    kept = path / RULES_KEPT
+    return Voting.load(kept if kept.is_file() else path / "voting.toml")
 
 
 def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,6 +342,9 @@ def read_head(path: Path) -> dict[str, Any]:
 def copy_bundle(path: Path, target: Path) -> None:
     """Copy the files that bundle.json names, and no others, into a new folder, and to the disk.
 
+    The rules are kept once more there, as they are now: an edit of `voting.toml` of the copy
+    changes nothing.
+
     Raises
     ------
     BundleError : bundle.json is damaged, or names files outside the bundle
@@ -349,6 +367,8 @@ def copy_bundle(path: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / name, target / name)
         _sync(target / name)
+    shutil.copyfile(target / "voting.toml", target / RULES_KEPT)
+    _sync(target / RULES_KEPT)
 
 
 def _check_files(path: Path, head: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ sure that someone in particular can be named; without a detector in the vote not
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -146,6 +147,11 @@ class Voting:
             for d in a.thresholds
             if d not in names
         ]
+
+    @property
+    def id(self) -> str:
+        """16 hex digits, of what the rules say, however the file is laid out."""
+        return hashlib.sha256(self.text().encode()).hexdigest()[:16]
 
     def text(self) -> str:
         """The rules as TOML with what a person who edits it needs to know."""

@@ -322,7 +322,7 @@ def _record(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
                 "rollback: expected a bundle or nothing; a detector goes back with `waxwing model"
                 f" stage {args.model} live`, or with the rollback of the last change"
             )
-        target.pop("path", None)
+        target = {name: target[name] for name in target if name not in ("path", "rules")}
         return {"kind": "rollback"} | target
     stage = "live" if args.act == "promote" else args.stage
     target = target_of(args.model) if args.model is not None else _only_one(settings)

@@ -80,7 +80,7 @@ class WithBundles:
         passed: list[dict[str, Any]] = []
         for record in records:
             if not self._waits(record):
-                passed.append(record)
+                self._pass(record, passed, faults)
             elif len(self._waiting) < WAITING_MAX:
                 self._waiting.append(record)
             else:
@@ -122,7 +122,19 @@ class WithBundles:
                 if now < self._ready.setdefault(bundle, now + wait_s):
                     break
                 del self._coming[bundle], self._ready[bundle]
-            passed.append(self._waiting.pop(0))
+            self._pass(self._waiting.pop(0), passed, faults)
+
+    def _pass(
+        self, record: dict[str, Any], passed: list[dict[str, Any]], faults: list[Fault]
+    ) -> None:
+        """Pass a record on, or refuse it where other rules are meant than its bundle votes by."""
+        why = None
+        if record["kind"] == "bundle" and "rules" in record:
+            why = self._shelf.rules_fault(record["bundle"], record["rules"], record.get("path"))
+        if why is None:
+            passed.append(record)
+        else:
+            faults.append(self._refused(record, why))
 
     def _refuse_all(self, bundle: str, error: BaseException, faults: list[Fault]) -> None:
         """Refuse every record on a bundle, whatever it has raised.

@@ -66,7 +66,7 @@ _ENSEMBLE = "ensemble"
 
 _MAY: dict[str, tuple[str, ...]] = {
     "stage": ("percent",),
-    "bundle": ("percent", "path"),
+    "bundle": ("percent", "path", "rules"),
     "rollback": ("bundle", "off"),
     "label": ("source", "time_us", "event_time_us", "entities"),
     "recalibrate": ("share", "freeze_ratio", "block_s"),
@@ -302,6 +302,11 @@ def _wrong_values(kind: str, record: Mapping[str, Any]) -> list[str]:
                 f" {_shown(record['off'])}"
             )
         return faults
+    if not _BUNDLE_ID.fullmatch(str(record.get("rules", "0" * 16))):
+        faults.append(
+            f"control record {kind}: expected `rules` as 16 hex digits, got"
+            f" {_shown(record['rules'])}"
+        )
     path = record.get("path", "")
     if not isinstance(path, str):
         faults.append(f"control record {kind}: expected `path` as text, got {_shown(path)}")

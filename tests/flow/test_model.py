@@ -7,6 +7,7 @@ alerts of its own.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -36,6 +37,7 @@ from tests.flow.test_json import undocumented
 
 PACED: dict[str, Any] = {
     "sim_paced": "true",
+    "sim_seconds": 0,
     "sim_speed": 3600.0,
     "snapshot_rounds": 20,
     "retention_h": 2_000,
@@ -158,6 +160,8 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
     assert set(seen["b"]) == {old, new}, seen
     assert set(seen["c"]) == {new}, "from its round on, and on both workers"
 
+    # What it has decided is computed again by the rules it came with.
+    shutil.copyfile(flood / "voting.toml", state / "bundles" / new / "voting.toml")
     certified = call("certify", *bench.sets(state_dir=state), "--json", "-", cwd=bench.folder)
     assert certified.returncode == 0, certified.stderr + certified.stdout
     assert json.loads(certified.stdout)["rounds"] > end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import tarfile
 import threading
@@ -26,6 +27,7 @@ from dataflows.control.records import Control, ControlFile, Fault, append_record
 from dataflows.fetching import brought
 from dataflows.settings import Settings
 from dataflows.shelf import Seat, Shelf, owners
+from dataflows.stages import target_of
 from features.catalog import catalog
 from features.errors import BundleError, ConfigError
 from models.base import Decisions
@@ -411,6 +413,80 @@ def test_the_bundle_of_the_settings_stays_where_a_record_names_it_and_the_settin
     again = Scorer(Bundle.load(bundles[1], catalog()), DETECTORS)
     shelf = Shelf(field.state, catalog(), again, bundles[1])
     assert [seat.bundle for seat in shelf.lineup(Control.of([record]))] == [first]
+
+
+def edit(folder: Path) -> Path:
+    """Have a bundle ask for more."""
+    path = folder / "voting.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"ensemble = \S+", "ensemble = 0.99999", text), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def candidate(bundles: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the second bundle, to be edited."""
+    return Path(shutil.copytree(bundles[1], tmp_path / "candidate"))
+
+
+def test_a_bundle_with_edited_rules_comes_with_them_and_no_others_later(
+    field: Field, candidate: Path
+) -> None:
+    edit(candidate)
+    first = {"kind": "bundle", **target_of(str(candidate)), "stage": "shadow"}
+    append_record(field.path, json.dumps(first))
+    assert field.until(lambda records, faults: bool(records or faults)) == ([first], [])
+    seat = field.shelf.lineup(Control.of([first]))[1]
+    assert {rule.ensemble for rule in seat.scorer.voting.anomaly_types.values()} == {0.99999}
+
+    path = candidate / "voting.toml"
+    path.write_text("# mine\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    same = {"kind": "bundle", **target_of(str(candidate)), "stage": "canary"}
+    path.write_text(path.read_text().replace("0.99999", "0.9"), encoding="utf-8")
+    other = {"kind": "bundle", **target_of(str(candidate)), "stage": "live"}
+    for record in (same, other):
+        append_record(field.path, json.dumps(record))
+    records, faults = field.until(lambda _, faults: bool(faults))
+    assert records == [same], "a comment is no rule"
+    assert f"voting.toml of {candidate} is not what bundle" in faults[0].reason
+    assert "waxwing control threshold" in faults[0].reason and "set `bundle`" in field.said[0]
+
+
+def test_rules_of_the_settings_bundle_are_read_at_the_start_alone(
+    bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundles[0], tmp_path / "first"))
+    for started in (False, True):
+        edit(folder)
+        field = Field(folder if started else bundles[0], tmp_path / str(started))
+        field.path.parent.mkdir(exist_ok=True)
+        record = {"kind": "bundle", **target_of(str(folder)), "stage": "live"}
+        append_record(field.path, json.dumps(record))
+        records, faults = field.until(lambda records, faults: bool(records or faults))
+        assert (len(records), len(faults)) == (int(started), int(not started))
+        assert started or "start the flow again, which reads voting.toml" in faults[0].reason
+
+
+def test_an_edit_on_the_shelf_changes_nothing_and_is_told(
+    field: Field, bundles: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = field.ask(id_of(bundles[1]), bundles[1])
+    field.until(lambda records, _: bool(records))
+    seat = field.shelf.lineup(Control.of([record]))[1]
+    path = edit(field.shelf.folder / seat.bundle)
+    for text in (path.read_text(encoding="utf-8"), "no rules at all"):
+        path.write_text(text, encoding="utf-8")
+        caplog.clear()
+        field.reader = field.open()
+        again = field.shelf.lineup(Control.of([record]))[1]
+        assert again.scorer.voting == seat.scorer.voting
+        assert f"{path} was edited and is not taken" in caplog.text
+
+
+def test_a_place_with_broken_rules_is_refused_by_its_own_name(candidate: Path) -> None:
+    (candidate / "voting.toml").write_text("[payment_fraud]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"voting\.toml"):
+        target_of(str(candidate))
 
 
 def test_no_bundle_is_removed_that_can_be_rolled_back_to(
