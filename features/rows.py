@@ -251,11 +251,11 @@ def _derive(told, values):
 
     A shrunk deviation is the entity's own by so many values, a shrunk count its own by the time
     since its first event (of many events in its first minutes none says what is usual in an hour),
-    drawn to that of its peers:
-    what the event itself brings along, the merchant of a card's payment, the user of an address,
-    the other hosts of a series' pool. The peers' state lies in other groups and is never asked for; both deviations come
-    home with the row, so that the number of groups changes nothing. An entity without a past is
-    judged by its peers alone: its first usual event is no alarm, and one far from theirs is.
+    drawn to that of its peers: what the event itself brings along, the merchant of a card's
+    payment, the user of an address, the other hosts of a series' pool. The peers' state lies in
+    other groups and is never asked for; all come home with the row, so that the number of groups
+    changes nothing. An entity without a past is judged by its peers alone: its first usual event is
+    no alarm, and one far from theirs is.
     """
     for i in range(len(values)):
         for k in range(len(told)):

@@ -87,9 +87,7 @@ def _counts(
     return tuple(found)
 
 
-def _expected(
-    event: str, entity: str, name: str, noun: str, spoken: str, peers: str
-) -> Feature:
+def _expected(event: str, entity: str, name: str, noun: str, spoken: str, peers: str) -> Feature:
     """What an entity usually does, or its peers while it is new."""
     return Feature(
         name,

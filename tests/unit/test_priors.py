@@ -131,8 +131,8 @@ def test_a_shrunk_deviation_without_a_count_is_refused() -> None:
 def events(name: str, told: list[dict[str, Any]], start_h: float, every_s: float) -> dict[str, Any]:
     """Events of a type, one every so many seconds."""
     rows = [
-        {"event_id": f"{start_h}.{i}", "time_us": START_US + int((start_h * 3600 + i * every_s) * 1e6)}
-        | row
+        {"event_id": f"{start_h}.{i}",
+         "time_us": START_US + int((start_h * 3600 + i * every_s) * 1e6)} | row
         for i, row in enumerate(told)
     ]  # fmt: skip
     return {name: make_batch(name, rows, partitions=1)}
