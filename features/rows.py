@@ -269,6 +269,8 @@ def _derive(told, values):
                 prior = PRIOR_EVENTS if told[k, 0] == 3 else PRIOR_AGE_S
                 if left == left and n > 0.0:
                     found = left if right != right else (n * left + prior * right) / (n + prior)
+                elif told[k, 0] == 4 and n != n:  # no such entity
+                    found = np.nan
             else:
                 found = np.sqrt(left) + np.sqrt(left + 1.0) - np.sqrt(4.0 * right + 1.0)
             values[i, told[k, 3]] = found

@@ -564,8 +564,10 @@ class NaiveEngine:
         if OPERATIONS[f.op].family == "derived":
             a, b = out[str(f.column)], out[str(f.other)]
             if f.op in ("shrunk_z", "shrunk_count"):
-                prior = 8.0 if f.op == "shrunk_z" else DAY_S
-                return shrunk(a, b, out[str(f.count)], prior)
+                known = out[str(f.count)]
+                if f.op == "shrunk_z":
+                    return shrunk(a, b, known)
+                return NAN if known != known else shrunk(a, b, known, DAY_S)
             if f.op == "difference":
                 return a - b
             if f.op == "ratio":
