@@ -25,6 +25,9 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip
 _USER = re.compile(r"(:\\*/\\*/)[^/?#\s\"]*@")
 """A user and password of an address, in a text or in JSON."""
 
+_QUERY = re.compile(r"(:\\*/\\*/[^\s\"'?#]*)\?[^\s\"'#]*")
+"""What stands behind the `?` of an address: it may be a signature that lets its reader in."""
+
 
 def file_name(place: str) -> str:
     """Name of the file at a place: of a URL without what is asked of its server."""
@@ -44,12 +47,12 @@ def is_elsewhere(place: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """A text without the users and passwords of the addresses in it.
+    """A text without the users, passwords and queries (signatures) of the addresses in it.
 
-    >>> masked("bundle https://me:secret@host/b.tgz")
-    'bundle https://***@host/b.tgz'
+    >>> masked("bundle https://me:secret@host/b.tgz?sig=x not there")
+    'bundle https://***@host/b.tgz?*** not there'
     """
-    return _USER.sub(r"\1***@", text)
+    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", text))
 
 
 def address_fault(place: str) -> str | None:

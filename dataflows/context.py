@@ -677,6 +677,10 @@ def open_lane(context: Context, lane: int) -> Lane:
     )
     context.opened.append(opened)
     opened.start(context.manifest.round)
+    if context.replaying is None and not context.manifest.round:
+        context.telemetry.left_out(
+            getattr(reader, "in_history", {}), context.manifest.until_us or 0
+        )
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")

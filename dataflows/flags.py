@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflows import stages
+from dataflows.addresses import masked
 from dataflows.control.records import STAGES, Names, parse_record
 from dataflows.control.writing import write_record
 from features.errors import ConfigError, WaxwingError
@@ -181,7 +182,7 @@ class FlagFollower:
                 self._fault(flag, f"flag {flag}: the provider does not tell: {why}")
             return None
         before = self._seen.get(flag, "")
-        if not text or text == before:
+        if not text or masked(text) == masked(before):
             self._faults.pop(flag, None)
             return None
         try:
@@ -263,7 +264,7 @@ class FlagFollower:
 
 def _why(flag: str, text: str) -> str:
     """What the record of a flag says about itself."""
-    return f"flag {flag} = {text}"
+    return f"flag {flag} = {masked(text)}"
 
 
 def _taken_off(bundle: str) -> dict[str, Any]:

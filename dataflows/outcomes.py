@@ -69,6 +69,7 @@ class Outcomes:
         self._kinds: list[str] = []
         self._said: dict[int, tuple[int, int, int]] = {}  # verdict, outcome, anomaly types
         self._counts = np.zeros(len(_NAMES), np.int64)
+        self._bare = 0
         self._by_kind = np.zeros((0, 2), np.int64)  # (anomaly types, confirmed and refuted)
         self._delays_s: deque[float] = deque(maxlen=DELAYS_MAX)
         # What only the warm state knew is not known again after the first manifest.
@@ -153,6 +154,7 @@ class Outcomes:
         if before != UNJUDGED:
             self._count(outcome, kinds, -1)
         self._changed = True
+        self._bare += not label.entities
         self._settle(key, verdict, label.time_us)
         if time_us and cut_time_us >= time_us:
             self._delays_s.append((cut_time_us - time_us) / 1e6)
@@ -196,6 +198,7 @@ class Outcomes:
         return {
             **counts,
             "open": self._open,
+            "without_entities": self._bare,
             "precision": _share(counts["confirmed"], counts["refuted"]),
             "recall": _share(counts["confirmed"], counts["missed"]),
             "delay_s": {
@@ -233,7 +236,7 @@ class Outcomes:
             "by_kind": self._by_kind,
             "delays_s": np.array(self._delays_s, np.float64),
         }
-        meta = {"since_us": self._since_us, "kinds": self._kinds}
+        meta = {"since_us": self._since_us, "kinds": self._kinds, "bare": self._bare}
         write_arrays(self._path(round_), arrays, meta)
 
     def forget_before(self, round_: int) -> None:
@@ -272,6 +275,7 @@ class Outcomes:
     def _take_back(self, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Be as in a file."""
         self._since_us, self._kinds = meta["since_us"], list(meta["kinds"])
+        self._bare = int(meta.get("bare", 0))
         if "alerts" in arrays:
             self._said = {key: (v, o, kinds) for key, v, o, kinds in arrays["verdicts"].tolist()}
             self._alerted = {key: (us, kinds, v) for key, us, kinds, v in arrays["alerts"].tolist()}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from pydantic import (
     Field,
@@ -58,9 +59,13 @@ NOT_SETTINGS = frozenset({"WAXWING_REQUIRE_SERVICES", "WAXWING_SHARED_DATA"})
 _MASK = "********"
 
 _SECRET = re.compile(
-    "password|passwd|secret|key$|key[.]pem|token|jaas|credential|user[.]info", re.IGNORECASE
+    "password|passwd|secret|key$|key[.]pem|token|jaas|oauthbearer|credential|user[.]info",
+    re.IGNORECASE,
 )
 """Names whose values are never shown: ours, librdkafka's and those of the registry's client."""
+
+_ASKED = re.compile(r"([?&])([^?&=\s]+)=(.*?)(?=&[^&=\s]+=|$)", re.DOTALL)
+"""What an address asks for: name and value, with every `&` in it that no name follows."""
 
 
 def _modules(package: str, without: Sequence[str] = ("base",)) -> list[str]:
@@ -207,7 +212,7 @@ class Settings(BaseSettings):
         description="hours (cut_time) for which scored rows are kept",
     )
     rows_bytes_max: int = Field(
-        20_000_000_000,
+        40_000_000_000,
         ge=0,
         description="size of all scored rows that are kept above which the oldest are removed;"
         " 0 keeps all",
@@ -766,10 +771,12 @@ def _held(name: str, variable: str, environ: Mapping[str, str]) -> Any:
 
 
 def shown(name: str, value: Any) -> str:
-    """A setting's value as text with every secret masked: keys, passwords, passwords in addresses.
+    """A setting's value as text with every secret masked: keys, passwords, those in addresses.
 
-    >>> shown("redis_url", "redis://me:hunter2@cache:6379/0")
-    'redis://me:********@cache:6379/0'
+    >>> shown("redis_url", "redis://me:hunter2@cache:6379/0?ssl_password=x&db=1")
+    'redis://me:********@cache:6379/0?ssl_password=********&db=1'
+    >>> shown("kafka_registry_url", "https://hunter2@registry")
+    'https://********@registry'
     """
     if value is None:
         return "none"
@@ -781,7 +788,25 @@ def shown(name: str, value: Any) -> str:
         return "[" + ", ".join(shown(name, v) for v in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return re.sub(r"(://[^/@:]*:)[^/@]*@", rf"\g<1>{_MASK}@", str(value))
+    text = _ASKED.sub(_asked_masked, str(value))
+    scheme = re.search(":/+", text)
+    if scheme is None and not name.endswith("url"):
+        return text
+    begin = 0 if scheme is None else scheme.end()
+    # Up to the last @: whoever forgot to escape one, or a /, has his password hidden all the same.
+    whom, at, where = text[begin:].rpartition("@")
+    if not at:
+        return text
+    user, _, password = whom.partition(":")
+    # A user alone may be a token.
+    named = f"{user}:" if password and "@" not in user else ""
+    return f"{text[:begin]}{named}{_MASK}@{where}"
+
+
+def _asked_masked(found: re.Match[str]) -> str:
+    """One of the things that an address asks for, masked where its name is a secret's."""
+    before, name, value = found.groups()
+    return f"{before}{name}={_MASK if _SECRET.search(unquote(name)) else value}"
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
@@ -795,13 +820,15 @@ def recorded(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         raw = getattr(settings, name)
+        if _MASK in shown(name, raw):
+            continue
         if isinstance(raw, Path):
             found[name] = str(raw if raw == Path("cold") else raw.resolve())
         elif isinstance(raw, Mapping) and any(isinstance(v, Path) for v in raw.values()):
             found[name] = {k: str(Path(v).resolve()) for k, v in raw.items()}
         elif isinstance(raw, list) and any(isinstance(v, Path) for v in raw):
             found[name] = [str(Path(v).resolve()) for v in raw]
-        elif _MASK not in shown(name, raw):
+        else:
             found[name] = value
     return found
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataflows.addresses import masked
 from dataflows.control.records import Control
 from dataflows.settings import Settings
 from dataflows.state.journal import Cut, CutFollower, read_cuts
@@ -172,9 +173,10 @@ def target_of(name: str) -> dict[str, Any]:
             id_ = str(read_head(path)["id"])
             return {"bundle": id_, "path": place, "rules": rules_of(path).id}
         except BundleError as error:
-            raise BundleError(str(error).replace(folder, place)) from None
+            raise BundleError(masked(str(error).replace(folder, place))) from None
         except ConfigError as error:
-            raise ConfigError([fault.replace(folder, place) for fault in error.faults]) from None
+            faults = [masked(fault.replace(folder, place)) for fault in error.faults]
+            raise ConfigError(faults) from None
 
 
 def said(record: dict[str, Any]) -> str:

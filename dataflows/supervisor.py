@@ -443,7 +443,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             what: _added(report["currencies"][what] for report in reports)
             for what in found["currencies"]
         }
-    for name in ("missed_votes", "asked_elsewhere"):
+    for name in ("missed_votes", "asked_elsewhere", "in_history"):
         if name in found:
             found[name] = _added(report.get(name, {}) for report in reports)
     return found

@@ -61,6 +61,11 @@ def _told(found: dict[str, Any]) -> str:
         )
     if found["unknown"]:
         lines.append(f"{found['unknown']:,} labels speak of events the flow may not have seen")
+    if found["without_entities"]:
+        lines.append(
+            f"{found['without_entities']:,} labels name no entities: no risk feature knows of them"
+            " (give `event_time` and `entities`)"
+        )
     delay_s = found["delay_s"]["p50"]
     if delay_s is not None:
         lines.append(f"labels came {delay_s / 3_600:,.1f} h after their event (median)")

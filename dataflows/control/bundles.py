@@ -129,6 +129,8 @@ class WithBundles:
     ) -> None:
         """Pass a record on, or refuse it where other rules are meant than its bundle votes by."""
         why = None
+        if "path" in record:  # the shelf has what it names; an address may hold a signature
+            record = record | {"path": masked(record["path"])}
         if record["kind"] == "bundle" and "rules" in record:
             why = self._shelf.rules_fault(record["bundle"], record["rules"], record.get("path"))
         if why is None:
@@ -151,6 +153,7 @@ class WithBundles:
 
     def _refused(self, record: dict[str, Any], why: str) -> Fault:
         """A record that cannot be in force, said aloud."""
+        why = masked(why)
         self._say(f"control record {record['kind']} refused: {why}; what scores goes on")
         return Fault(
             0, masked(json.dumps(record)).encode(), f"control record {record['kind']}: {why}"

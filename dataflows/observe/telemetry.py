@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,7 @@ class Telemetry:
         self.estimated = 0
         self.estimated_one_in_max = 0
         self.starts_empty: tuple[str, ...] = ()
+        self.in_history: dict[str, int] = {}
         self.unpriced: Counter[str] = Counter()
         self.old_rate: Counter[str] = Counter()
         self.labels_passed_over = 0
@@ -299,6 +301,7 @@ class Telemetry:
                 "estimated_one_in_max": self.estimated_one_in_max,
                 "expired": self.expired,
                 "starts_empty": list(self.starts_empty),
+                "in_history": dict(self.in_history),
                 "rounds": self.round_done,
                 "latency_ms": self.alert_latency.summary(),
                 "event_latency_ms": self.event_latency.summary(),
@@ -317,6 +320,19 @@ class Telemetry:
             one = "begins with what is kept of its window"
             said.append(_named(one, "begin with what is kept of their windows", partial))
         self.say(f"the state is of another feature catalogue: {'; '.join(said)}; the rest goes on")
+
+    def left_out(self, rows: Mapping[str, int], until_us: int) -> None:
+        """Rows of the source, by event type, are not after the history that the flow starts from;
+        said once, also where the flow begins anew."""
+        if not rows or self.in_history:
+            return
+        self.in_history = dict(rows)
+        last = datetime.fromtimestamp((until_us - 1) / 1e6, UTC)
+        self.say(
+            f"{', '.join(f'{n:,} {name}' for name, n in rows.items())} rows are not later than"
+            f" {last:%Y-%m-%dT%H:%M:%S.%fZ}, when the history of the warm state ends, and are left"
+            " out (warm_state = 'cold' starts without history)"
+        )
 
     def _silence_report(self) -> dict[str, Any]:
         """What is known of silences, where the truth is."""

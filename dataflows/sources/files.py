@@ -93,11 +93,7 @@ class FileReader:
     unpaced = True
 
     def __init__(self, settings: Settings, from_us: int | None = None, step_us: int = 0) -> None:
-        bounds = [b for b in (settings.file_from and time_us_of(settings.file_from), from_us) if b]
-        until = settings.file_until
-        self._files = _open_files(
-            settings, max(bounds, default=None), None if until is None else time_us_of(until)
-        )
+        self._files = _open_files(settings, from_us)
         labelled = settings.labels_file or any(file.labelled for file in self._files)
         borders = (round(settings.file_round_s * 1e6), step_us if labelled else 0)
         self._borders_us = [us for us in borders if us]
@@ -115,6 +111,14 @@ class FileReader:
         if any(f.at < f.end for f in self._files) or not any(f.at > f.start for f in self._files):
             return ""
         return "every row of the files was read in an earlier run"
+
+    @property
+    def in_history(self) -> dict[str, int]:
+        """Event type -> rows that `from_us` leaves out; none of those that the settings leave out.
+
+        History is known by its time alone: a row is left out whether history has it or not.
+        """
+        return {f.name: f.in_history for f in self._files if f.in_history}
 
     @property
     def rows(self) -> dict[str, int]:
@@ -210,7 +214,7 @@ class FileReader:
             file.close()
 
 
-def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -> list[_File]:
+def _open_files(settings: Settings, history_us: int | None) -> list[_File]:
     """Every file of the settings, or every fault."""
     faults: list[str] = []
     mapping: TableMapping | None = None
@@ -261,8 +265,12 @@ def _open_files(settings: Settings, from_us: int | None, until_us: int | None) -
             faults += error.faults
     if faults:
         raise ConfigError(faults)
+    from_us, until_us = (
+        None if text is None else time_us_of(text)
+        for text in (settings.file_from, settings.file_until)
+    )
     for file in files:
-        file.bound(from_us, until_us)
+        file.bound(from_us, until_us, history_us)
     return files
 
 
@@ -311,19 +319,22 @@ class _File:
             self._order = np.argsort(self.keys, kind="stable")
             self.keys, self.clock = self.keys[self._order], self.clock[self._order]
         self.clock = np.maximum.accumulate(self.clock)
-        self.start = self.at = 0
+        self.start = self.at = self.in_history = 0
         self.end = len(self.keys)
         self._stream: Iterator[Stretch] | None = None
         self._stream_at = 0
         self._rest: Stretch | None = None
         self._rest_at = 0
 
-    def bound(self, from_us: int | None, until_us: int | None) -> None:
-        """Leave out rows before `from_us` and from `until_us` on."""
-        if from_us is not None:
-            self.start = self.at = int(np.searchsorted(self.clock, from_us))
+    def bound(self, from_us: int | None, until_us: int | None, history_us: int | None) -> None:
+        """Leave out rows before `from_us`, from `until_us` on, and before `history_us`, which are
+        counted."""
+        first = 0 if from_us is None else int(np.searchsorted(self.clock, from_us))
         if until_us is not None:
-            self.end = max(self.start, int(np.searchsorted(self.clock, until_us)))
+            self.end = max(first, int(np.searchsorted(self.clock, until_us)))
+        known = 0 if not history_us else int(np.searchsorted(self.clock, history_us))
+        self.start = self.at = min(max(first, known), self.end)
+        self.in_history = self.start - first
 
     def after(self, key: int) -> int:
         """The place after the last row of a key."""

@@ -39,7 +39,7 @@ from dataflows.sources.brokers import (
     partitions_of,
 )
 from dataflows.sources.catch_up import CatchUp, Pace, Place, slack_of
-from dataflows.sources.registry import SchemaBodies, SealedBodies
+from dataflows.sources.registry import PATIENCE_S, SchemaBodies, SealedBodies
 from dataflows.sources.simulator import time_us_of
 from features.batch import EventBatch, Int32, Int64
 from features.decode import HEADER_BYTES, decode, schema_ids
@@ -67,8 +67,8 @@ HELD_MAX = 100_000
 """Most messages that wait for their schemas before the lane reads in small bites only; partitions
 with such messages are not fetched. Chosen: 100 MB, beside what the client holds."""
 
-BITE = 1_000
-"""Messages read at a time from then on. Chosen."""
+BITES = 100
+"""A bite is this part of HELD_MAX, which one for each other partition may exceed. Chosen."""
 
 AHEAD_MAX = 50_000
 """Most messages kept that were read past a journaled round, or ahead of partitions that are behind;
@@ -179,6 +179,8 @@ class KafkaReader:
     replay : only journaled offsets are read, by a group that commits nothing, and schemas come from
         the journal alone
     pace : how far the lanes of the process are, where they are behind; None: it is alone
+    held_max : messages that may wait for their schemas, but for a bite of each other partition
+    patience_s : how long they wait for a registry that is away
 
     Raises
     ------
@@ -193,8 +195,11 @@ class KafkaReader:
         from_us: int | None = None,
         replay: bool = False,
         pace: Pace | None = None,
+        held_max: int = HELD_MAX,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.unpaced = False
+        self._held_max = held_max
         self._replay = replay
         self._settings = settings
         self._lane = lane
@@ -230,6 +235,7 @@ class KafkaReader:
                 self._bodies = SchemaBodies(
                     settings.kafka_registry_url,
                     settings.state_dir / "schemas",
+                    patience_s,
                     options=settings.kafka_registry_options,
                 )
             self._troubles.aloud = True
@@ -306,7 +312,7 @@ class KafkaReader:
         if self._by_time and not self._aimed:
             self._aim_at_ends()
         held = sum(len(self._back[place]) for place in self._held)
-        rows_max = min(rows_max, max(HELD_MAX - held, BITE))
+        rows_max = min(rows_max, max(self._held_max - held, self._held_max // BITES, 1))
         together = self._catch_up.active(time.monotonic())
         together |= any(p not in self._held for p in self._back)
         messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)

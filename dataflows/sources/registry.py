@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -68,19 +67,15 @@ def registry_client(url: str, options: Mapping[str, Any]) -> SchemaRegistryClien
     except (ValueError, TypeError, OSError) as error:
         if "url" in str(error):
             # The client's own words show the address with its password.
+            known = shown("kafka_registry_url", url)
             raise ConfigError(
-                f"kafka_registry_url: {_masked(url)!r} is no address of a registry; expected"
+                f"kafka_registry_url: {known!r} is no address of a registry; expected"
                 " http://host:port or https://host:port"
             ) from None
         raise ConfigError(
             f"kafka_registry_options: {error}; expected properties of confluent-kafka's"
             " SchemaRegistryClient, and files that are there"
         ) from None
-
-
-def _masked(url: str) -> str:
-    """An address without its password, though it may lack what an address begins with."""
-    return shown("kafka_registry_url", re.sub(r"^[^/@]*@", "...@", url))
 
 
 class SchemaBodies:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from dataflows.state.manifest import Manifest, read_manifest, write_manifest
+from dataflows.state.manifest import Manifest, owned, read_manifest, write_manifest
 from features.errors import StateError
 
 __all__ = ["BaseState", "base_states", "drop_bases_after", "held_rounds", "keep_base"]
@@ -74,21 +74,22 @@ def keep_base(
 
     Raises
     ------
-    StateError : the disk refused it
+    StateError : the disk refused it, or another flow has taken the folder over
     """
-    known = base_states(state_dir)
-    if retention_h and (not known or cut_time_us - known[-1].cut_time_us >= every_s * 1e6):
-        name = f"{manifest.round:012d}-{cut_time_us:020d}"
-        folder = _folder(state_dir) / name
-        # Without the writer's token: this is nobody's to take over.
-        write_manifest(folder, replace(manifest, token=0))
-        known.append(BaseState(manifest.round, cut_time_us, folder))
-    since_us = cut_time_us - round(retention_h * 3.6e9)
-    for base, following in pairwise(known):
-        if following.cut_time_us <= since_us:
-            shutil.rmtree(base.folder, ignore_errors=True)
-    if not retention_h:
-        shutil.rmtree(_folder(state_dir), ignore_errors=True)
+    with owned(state_dir, manifest.token):
+        known = base_states(state_dir)
+        if retention_h and (not known or cut_time_us - known[-1].cut_time_us >= every_s * 1e6):
+            name = f"{manifest.round:012d}-{cut_time_us:020d}"
+            folder = _folder(state_dir) / name
+            # Without the writer's token: this is nobody's to take over.
+            write_manifest(folder, replace(manifest, token=0))
+            known.append(BaseState(manifest.round, cut_time_us, folder))
+        since_us = cut_time_us - round(retention_h * 3.6e9)
+        for base, following in pairwise(known):
+            if following.cut_time_us <= since_us:
+                shutil.rmtree(base.folder, ignore_errors=True)
+        if not retention_h:
+            shutil.rmtree(_folder(state_dir), ignore_errors=True)
 
 
 def drop_bases_after(state_dir: Path, round_: int) -> None:

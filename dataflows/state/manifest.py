@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "fallback",
     "go_back",
     "oldest_round",
+    "owned",
     "read_manifest",
     "whole_manifests",
     "write_manifest",
@@ -33,6 +35,9 @@ FORMAT = 1
 
 _NAMES = ("manifest.json", "manifest.previous.json")
 """The manifest in force, and the one before, which is used where the first is damaged."""
+
+_ALWAYS = ("round", "groups", "lanes", "catalog_version")
+"""What every version has written; what came later has a default."""
 
 _HELD = "manifest.held-*.json"
 HELD = 2
@@ -85,22 +90,8 @@ def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> No
     StateError : the disk refused it, or the one there was written under a newer lease; the manifest
         there was is still in force
     """
-    if not manifest.token:
-        _replace(folder, manifest, hold_rounds)
-        return
-    with locked(folder):
-        was, lease = _parse(folder / _NAMES[0]), read_lease(folder)
-        newest = max(0 if was is None else was.token, 0 if lease is None else lease.token)
-        if newest > manifest.token:
-            raise superseded(folder, manifest.token)
-        _replace(folder, manifest, hold_rounds)
-
-
-def _replace(folder: Path, manifest: Manifest, hold_rounds: int) -> None:
-    """See `write_manifest`."""
-    temporary, current = folder / "manifest.json.tmp", folder / _NAMES[0]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder, manifest.token), _writing(folder) as temporary:
+        current = folder / _NAMES[0]
         _write(temporary, manifest)
         if _parse(current) is not None:
             # A second name for the same file, put in place in one step: at no moment is there no
@@ -114,13 +105,51 @@ def _replace(folder: Path, manifest: Manifest, hold_rounds: int) -> None:
                 for _, path in held[: 1 - HELD]:
                     path.unlink()
         fsync_folder(folder)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, token: int) -> Iterator[None]:
+    """Nobody else writes the lease of a state folder, or a manifest, while it lasts.
+
+    Parameters
+    ----------
+    token : of the lease of whoever asks; with 0 nothing is asked and nothing locked
+
+    Raises
+    ------
+    StateError : another has taken over: the lease, or the manifest in force, has a newer token
+    """
+    with contextlib.ExitStack() as stack:
+        if token:
+            try:
+                stack.enter_context(locked(folder))
+            except OSError as error:
+                raise _refused(folder, error) from error
+            was, lease = _parse(folder / _NAMES[0]), read_lease(folder)
+            if max(was.token if was else 0, lease.token if lease else 0) > token:
+                raise superseded(folder, token)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[Path]:
+    """Where a manifest lies until it is whole; what the disk refuses is told and leaves nothing."""
+    temporary = folder / "manifest.json.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StateError(
-            f"manifest in {folder} could not be written: {error.strerror}; free space or mend the"
-            " disk and start again"
-        ) from error
+        raise _refused(folder, error) from error
+
+
+def _refused(folder: Path, error: OSError) -> StateError:
+    """The fault of a disk that does not take a manifest."""
+    return StateError(
+        f"manifest in {folder} could not be written: {error.strerror}; free space or mend the"
+        " disk and start again"
+    )
 
 
 def _write(path: Path, manifest: Manifest) -> None:
@@ -151,15 +180,20 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def go_back(folder: Path, manifest: Manifest) -> None:
-    """Put an older manifest in force: the state of newer ones cannot be used."""
-    temporary = folder / "manifest.json.tmp"
-    _write(temporary, manifest)
-    temporary.replace(folder / _NAMES[0])
-    for path in _paths(folder)[1:]:
-        found = _parse(path)
-        if found is not None and found.round > manifest.round:
-            path.unlink()
-    fsync_folder(folder)
+    """Put an older manifest in force: the state of newer ones cannot be used.
+
+    Raises
+    ------
+    StateError : as `write_manifest`
+    """
+    with owned(folder, manifest.token), _writing(folder) as temporary:
+        _write(temporary, manifest)
+        temporary.replace(folder / _NAMES[0])
+        for path in _paths(folder)[1:]:
+            found = _parse(path)
+            if found is not None and found.round > manifest.round:
+                path.unlink()
+        fsync_folder(folder)
 
 
 def _parse(path: Path) -> Manifest | None:
@@ -174,12 +208,19 @@ def _parse(path: Path) -> Manifest | None:
     body, _, tail = text.rpartition("\ncrc32 ")
     if not body or tail.strip() != f"{zlib.crc32(body.encode()):08x}":
         return None
+    cure = "; run the version that wrote it, or start with an empty state_dir"
     data = json.loads(body)
+    if not isinstance(data, dict):
+        raise StateError(f"{path}: expected an object, got {type(data).__name__}{cure}")
     if data.get("format") != FORMAT:
+        raise StateError(f"{path}: format {data.get('format')}, this version reads {FORMAT}{cure}")
+    known = {field.name for field in fields(Manifest)}
+    if unknown := sorted(data.keys() - known):
         raise StateError(
-            f"{path}: format {data.get('format')}, this version reads {FORMAT}; run the version"
-            " that wrote it, or start with an empty state_dir"
+            f"{path}: holds {', '.join(map(repr, unknown))}, which this version does not know{cure}"
         )
+    if lost := [name for name in _ALWAYS if name not in data]:
+        raise StateError(f"{path}: holds no {', '.join(map(repr, lost))}{cure}")
     return Manifest(**data)
 
 

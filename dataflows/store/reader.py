@@ -15,8 +15,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from dataflows.settings import shown
 from dataflows.store.layout import ViewLayout, entity_key, layouts, time_from_bytes
-from dataflows.store.wire import ANSWER_S_MAX, CONNECT_S_MAX, masked
+from dataflows.store.wire import ANSWER_S_MAX, CONNECT_S_MAX
 from features.batch import Float64, Int64
 from features.catalog import Catalog
 from features.errors import SourceError, StateError
@@ -85,7 +86,7 @@ class StoreReader:
                 found = pipe.execute()
         except (redis.RedisError, OSError) as error:
             raise SourceError(
-                f"store: cannot read {layout.name!r} at {masked(self._url)} ({error});"
+                f"store: cannot read {layout.name!r} at {shown('redis_url', self._url)} ({error});"
                 " start it, or see where it is in STATE_DIR/store/url"
             ) from None
         times = [time_from_bytes(row[-1]) for row in found]

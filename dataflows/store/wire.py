@@ -6,7 +6,6 @@ made as bytes, and hiredis reads the answers, which is what redis-py's own pipel
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from redis.retry import Retry
 from dataflows.settings import shown
 from features.errors import ConfigError
 
-__all__ = ["Wire", "masked"]
+__all__ = ["Wire"]
 
 CONNECT_S_MAX = 2.0
 """Longest wait for a connection; chosen: a wrong address is to be told soon at the start."""
@@ -32,15 +31,6 @@ _READ_BYTES = 65_536
 
 _NOTHING = object()
 """What the reader gives where an answer is not there in full."""
-
-
-def masked(url: str) -> str:
-    """The URL without its passwords.
-
-    >>> masked("rediss://me:hunter2@cache:6379/0?ssl_password=x")
-    'rediss://me:********@cache:6379/0?ssl_password=********'
-    """
-    return re.sub(r"(password=)[^&]*", r"\1********", shown("redis_url", url))
 
 
 class Wire:
@@ -64,9 +54,13 @@ class Wire:
             )
             self._connection = pool.make_connection()
         except (ValueError, TypeError) as error:
+            known = shown("redis_url", url)
+            # Where a password is not escaped, the error shows a piece of it.
+            why = f" ({error})" if known == url else ""
             raise ConfigError(
-                f"redis_url: {masked(url)!r} is no address of a Redis ({error}); expected"
-                " redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix://PATH"
+                f"redis_url: {known!r} is no address of a Redis{why}; expected"
+                " redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS, or unix://PATH; of a"
+                " password @ is written %40, / %2F, ? %3F, # %23"
             ) from None
         self._connection.connect()
         # redis-py's own way to read an answer costs many times what hiredis on its socket does

@@ -37,14 +37,14 @@ import numpy.typing as npt
 import polars as pl
 import redis
 
-from dataflows.settings import Settings
+from dataflows.settings import Settings, shown
 from dataflows.state.lock import process_id
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.layout import ViewLayout, layouts, time_from_bytes, windows_layouts
 from dataflows.store.names import EntityNames, scan_names
 from dataflows.store.rows import WINDOWS, EntityRows, View, Views, warm_up
 from dataflows.store.shadow import Mark, Shadow, claim
-from dataflows.store.wire import Wire, masked
+from dataflows.store.wire import Wire
 from features.batch import Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError, ShapeError, SourceError, StateError
@@ -313,6 +313,7 @@ class StoreWriter:
         self._say = say or _say
         self._embedded = EmbeddedRedis(settings.state_dir) if settings.store == "embedded" else None
         self._url = settings.redis_url if self._embedded is None else self._embedded.url
+        self._shown = shown("redis_url", self._url)
         self._changed = threading.Condition()
         self._waiting = _Waiting()
         self._stats = StoreStats()
@@ -345,7 +346,7 @@ class StoreWriter:
                 self._embedded.close()
             self._close_shadows()
             raise SourceError(
-                f"store: no Redis at {masked(self._url)} ({_reason(error)}); start it, set"
+                f"store: no Redis at {self._shown} ({_reason(error)}); start it, set"
                 ' redis_url (or WAXWING_REDIS_URL), or set store = "embedded" or "off"'
             ) from None
         except BaseException:
@@ -694,7 +695,7 @@ class StoreWriter:
             self._mark.mended()
         if self._again:
             self._say(
-                f"the online store at {masked(self._url)} has lost rows that it had; all"
+                f"the online store at {self._shown} has lost rows that it had; all"
                 f" {sum(map(len, self._shadows.values())):,} are written again"
             )
 
@@ -785,7 +786,7 @@ class StoreWriter:
             with self._changed:
                 self._away_since = time.monotonic()
             self._say(
-                f"the online store at {masked(self._url)} is away ({_reason(error)}); the flow goes"
+                f"the online store at {self._shown} is away ({_reason(error)}); the flow goes"
                 " on, the newest row of each entity waits for it"
             )
 

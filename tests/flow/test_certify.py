@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -54,6 +55,32 @@ GroupEngine.process = flipped
 sys.exit(main(sys.argv[1:]))
 """
 """`waxwing` with kernels that give one wrong bit: card_amount_max_1h of group 5, after round 22."""
+
+
+FLIP_TOLD = """
+import sys
+from dataclasses import replace
+import numpy as np
+import dataflows.steps as steps
+from dataflows.cli.main import main
+
+event_id, feature = sys.argv.pop(1), sys.argv.pop(1)
+assemble = steps.assemble
+
+def flipped(catalog, batches, results):
+    found = assemble(catalog, batches, results)
+    for name, batch in batches.items():
+        for row in np.flatnonzero((batch.frame["event_id"] == event_id).to_numpy())[:1]:
+            values = found[name].values.copy()
+            column = found[name].names.index(feature)
+            values[row:row + 1, column].view(np.uint64).__ixor__(np.uint64(1))
+            found[name] = replace(found[name], values=values)
+    return found
+
+steps.assemble = flipped
+sys.exit(main(sys.argv[1:]))
+"""
+"""`waxwing` that gives the lowest bit of one feature of one event wrongly, and tells it so."""
 
 
 SPANS_LIE = """
@@ -196,6 +223,41 @@ def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_
     difference = found["difference"]
     assert status == 1 and difference["entity"] is None and difference["rows"] is None
     assert (difference["group"], difference["feature"]) == (5, "card_amount_max_1h")
+
+
+def test_where_an_alert_told_the_value_both_are_named(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The lowest bit of a feature that is a reason of an alert: what was told, and what is true."""
+    run, _ = whole
+    # The first rounds of a shorter run are those of the longer one.
+    alert, reason = next(
+        (alert, reason)
+        for alert in run.alerts()
+        for reason in alert["reasons"]
+        if 5 < alert["round"] < 12 and alert["event_type"] == "payment" and reason["value"] > 0.0
+    )
+    script, state = tmp_path / "flip.py", tmp_path / "state"
+    script.write_text(FLIP_TOLD, encoding="utf-8")
+    short = Run(bench, state, HALF_DAY | {"sim_seconds": 2})
+    done = subprocess.run(
+        [sys.executable, str(script), alert["event_id"], reason["feature"], "run",
+         *short.options()],
+        cwd=bench.folder, env=environment({}), capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = next(a for a in short.alerts() if a["event_id"] == alert["event_id"])
+    live = next(r["value"] for r in told["reasons"] if r["feature"] == reason["feature"])
+    assert abs(live - reason["value"]) == math.ulp(min(live, reason["value"])), "one bit"
+    status, found, said = certify(bench, state)
+    assert status == 1, said
+    difference = found["difference"]
+    assert (difference["round"], difference["event_id"]) == (alert["round"], alert["event_id"])
+    assert (difference["event_type"], difference["feature"]) == ("payment", reason["feature"])
+    assert (difference["live"], difference["replayed"]) == (live, reason["value"])
+    assert f"is {reason['value']!r} now, {live!r} then" in said
+    assert difference["rows"] == 1
 
 
 def test_an_upgrade_tells_which_alerts_would_have_changed(

@@ -8,15 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from dataflows.settings import load
+from dataflows.sources.simulator import make_simulator, time_us_of
 from dataflows.state.journal import read_cuts
 from dataflows.state.manifest import read_manifest
 from features.simulate import SILENCES
 from models.voting import Voting
 from tests.flow.harness import (
+    WORLD,
     Bench,
     Run,
     alerts_of,
@@ -199,6 +204,36 @@ def test_history_and_live_flow_equal_one_run_without_the_break(
     after = [a for a in one.alerts() if a["time_us"] >= border_us]
     assert len(after) > 10
     assert without_clock(two.alerts()) == without_clock(after)
+
+
+def test_rows_of_the_last_moment_of_history_are_left_out_and_named(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """A later file that begins in the very microsecond in which history ends."""
+    world = make_simulator(load(None, {}, **WORLD))
+    start_us = time_us_of(WORLD["sim_start"])
+    rows = world.span(start_us, start_us + 300_000_000)["payment"].frame.sort("time_us")
+    rows = rows.unique("event_id", keep="first", maintain_order=True)
+    border_us = rows["time_us"][99]
+    past, later = rows[:100], rows[100:]
+    at_once = rows[:3].with_columns(time_us=border_us, event_id=pl.lit("e-") + pl.col("event_id"))
+    later = pl.concat([at_once, later.filter(pl.col("time_us") > border_us)])
+    for name, frame in (("past", past), ("later", later)):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    warm = ("--out", str(tmp_path / "warm"), *bench.sets())
+    done = call("backfill", "--data", "payment=past.parquet", *warm, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sets = bench.sets(state_dir=tmp_path / "state", warm_state=tmp_path / "warm")
+    done = call("run", "--data", "payment=later.parquet", *sets, "--json", "out.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert report["in_history"] == {"payment": 3} and report["in"] == len(later) - 3
+    last = f"{datetime.fromtimestamp(border_us / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    assert f"3 payment rows are not later than {last}" in done.stderr
+    again = call(
+        "run", "--data", "payment=later.parquet", *sets, "--json", "out.json", cwd=tmp_path
+    )
+    assert again.returncode == 0 and "not later than" not in again.stderr, "once"
 
 
 def test_control_records_are_in_force_from_their_round_on_and_replayed(

@@ -117,6 +117,13 @@ def sent_until_now(bench: Bench, state: Path) -> dict[str, int]:
     return simulated_counts(given | {"sim_speed": 1.0, "sim_seconds": seconds})
 
 
+def certified_rounds(bench: Bench, state: Path) -> int:
+    """Rounds that `waxwing certify` found bit-identical."""
+    done = call("certify", *bench.sets(state_dir=state), "--json", "-", cwd=bench.folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return int(json.loads(done.stdout)["rounds"])
+
+
 def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_is_lost(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -162,9 +169,7 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
 
     # What it has decided is computed again by the rules it came with.
     shutil.copyfile(flood / "voting.toml", state / "bundles" / new / "voting.toml")
-    certified = call("certify", *bench.sets(state_dir=state), "--json", "-", cwd=bench.folder)
-    assert certified.returncode == 0, certified.stderr + certified.stdout
-    assert json.loads(certified.stdout)["rounds"] > end
+    assert certified_rounds(bench, state) > end
     mine = next(a for a in alerts_of(state) if canary <= a["round"] and a["bundle_id"] == new)
     told = call("explain", mine["id"], *bench.sets(state_dir=state), "--json", "-",
                 cwd=bench.folder)  # fmt: skip
@@ -266,13 +271,15 @@ def test_a_sample_of_the_rows_says_about_the_same_and_outlives_a_kill(
     assert estimate["events"] == exact["events"] and estimate["rounds"] == exact["rounds"]
     told = [(estimate["total"], exact["total"])]
     told += [(estimate["anomaly_types"][n], one) for n, one in exact["anomaly_types"].items()]
+    held = []
     for found, true in told:
         for name, count in true.items():
             if name in found["intervals"]:
                 low, high = found["intervals"][name]
-                assert low <= count <= high, (name, found, true)
+                held.append(low <= count <= high)
             elif name != "intervals":
                 assert found[name] == count, name
+    assert len(held) > 20 and np.mean(held) >= 0.8, "of 95 % intervals, as far as these few tell"
 
     none = model(bench, tmp_path / "none", "compare", str(folder))
     assert none.returncode == 2 and "does not exist" in none.stderr

@@ -12,7 +12,7 @@ from tests.service.faults.field import Servers
 from tests.service.servers import Kafka, Redis, Registry
 
 SHORT = ("kills", "broker_away", "retention", "topic_made_anew", "redis_emptied", "disk_full",
-         "two_instances", "hung_instance", "malformed")  # fmt: skip
+         "overload", "two_instances", "hung_instance", "malformed")  # fmt: skip
 """What the other tests do not break: each of them a flow of its own, some ten seconds."""
 
 

@@ -21,6 +21,7 @@ from polars.testing import assert_frame_equal
 from dataflows.alerts.base import Alert, Reason, Vote
 from dataflows.alerts.kafka import Sink
 from dataflows.settings import Settings, load
+from dataflows.sources import kafka as kafka_module
 from dataflows.sources import registry as registry_module
 from dataflows.sources.base import Gap, Taken
 from dataflows.sources.kafka import KafkaReader
@@ -66,10 +67,10 @@ def with_(settings: Settings, **changes: Any) -> Settings:
 
 @contextmanager
 def reader_of(
-    settings: Settings, lane: int = 0, from_us: int | None = None
+    settings: Settings, lane: int = 0, from_us: int | None = None, **more: Any
 ) -> Iterator[KafkaReader]:
     """A reader that is closed at the end."""
-    reader = KafkaReader(settings, lane, from_us)
+    reader = KafkaReader(settings, lane, from_us, **more)
     try:
         yield reader
     finally:
@@ -633,6 +634,73 @@ def test_while_the_registry_hangs_known_schemas_go_on_and_new_ones_wait(
     got = frames(known + rest, "payment")
     assert len(got) == 2 * len(batch)
     assert not got.select("partition", "offset").is_duplicated().any()
+
+
+@pytest.mark.parametrize(("late_s", "full"), [(0, 200), (300, 100)])
+def test_what_waits_for_a_schema_is_bounded_and_refused_when_patience_is_at_its_end(
+    settings: Settings,
+    registry: Registry,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    late_s: int,
+    full: int,
+) -> None:
+    """Sixteen partitions full of a schema that nobody tells; then a restart without patience.
+
+    As records arrive, and by event time, where records are read ahead.
+    """
+    settings = with_(settings, late_s=late_s)
+    monkeypatch.setattr(kafka_module, "AHEAD_MAX", 100)
+    monkeypatch.setattr(kafka_module, "AHEAD_MIN", 1)
+    (batch,) = simulated(seed, names=["payment"])
+    batch = batch.take(np.arange(1_600))
+    declared = avro_schema("payment")
+    new = declared | {
+        "fields": [*declared["fields"], {"name": "mood", "type": "long", "default": 1}]
+    }
+    even = (np.arange(1_600) % 16 * 2).tolist()
+    odd = int((batch.partition % 2 == 1).sum())
+    held_max, known = 200, list[Taken]()
+    with producer_of(settings) as producer:
+        producer.send(batch)
+    with reader_of(settings, held_max=held_max, patience_s=3_600.0) as reader:
+        first = read(reader, len(batch))
+        schema_id = registry.register(settings.kafka_topic_prefix + "mood", new)
+        bodies = avro_bodies(
+            new, batch.frame.with_columns(mood=pl.lit(5)), confluent_header(schema_id)
+        )
+        with producer_of(settings) as producer:
+            producer.send_raw("payment", bodies, even)
+        with producer_of(settings) as producer:
+            registry.freeze()
+            try:
+                give_up = time.monotonic() + WAIT_S
+                while not known or known[-1].waiting < full:
+                    assert time.monotonic() < give_up, known[-1].waiting
+                    known.append(reader.take(20_000))
+                producer.send(batch)
+                known += read(reader, odd)
+            finally:
+                registry.thaw()
+    waiting = [t.waiting for t in known]
+    # Beside it, of each other partition what one take reads: a bite, or a share of AHEAD_MAX.
+    assert full <= max(waiting) <= held_max + 16 * 4, "and no more"
+    assert {int(p) % 2 for p in frames(known, "payment")["partition"]} == {1}
+    assert not [r for t in first + known for r in t.rejects]
+
+    registry.freeze()
+    try:
+        with reader_of(settings, held_max=held_max, patience_s=0.0) as reader:
+            reader.seek(known[-1].positions)
+            rest = read(reader, 2 * len(batch) - odd)
+    finally:
+        registry.thaw()
+    refused = [r for t in rest for r in t.rejects]
+    assert {r.reason for r in refused} == {"unknown_schema"}
+    assert sorted(r.partition for r in refused) == sorted(even)
+    assert len({(r.partition, r.offset) for r in refused}) == len(batch)
+    assert rest[-1].waiting == 0
+    assert ids(known + rest) == sorted(batch.frame["event_id"]), "known schemas went on, once each"
 
 
 def test_reading_goes_on_when_the_broker_is_back(

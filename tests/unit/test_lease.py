@@ -16,9 +16,16 @@ import pytest
 
 from dataflows import runner
 from dataflows.state import lease as lease_module
+from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
 from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, read_lease, take_lease
-from dataflows.state.manifest import Manifest, read_manifest, write_manifest
+from dataflows.state.manifest import (
+    Manifest,
+    go_back,
+    read_manifest,
+    whole_manifests,
+    write_manifest,
+)
 from features.errors import StateError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +128,28 @@ def test_a_manifest_of_an_older_lease_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="taken over"):
         write_manifest(tmp_path, manifest(300, first))
     assert read_manifest(tmp_path) == manifest(150, second)
+
+
+def test_a_flow_that_was_taken_over_neither_goes_back_nor_keeps_a_base(tmp_path: Path) -> None:
+    first = take_lease(tmp_path)
+    write_manifest(tmp_path, manifest(100, first))
+    keep_base(tmp_path, manifest(100, first), 0, 900.0, 1.0)
+    elsewhere(tmp_path)
+    second = take_lease(tmp_path, rest=lambda _: None)
+    for round_ in (200, 300):
+        write_manifest(tmp_path, manifest(round_, second))
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        go_back(tmp_path, manifest(100, first))
+    assert [m.round for m in whole_manifests(tmp_path)] == [300, 200]
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        keep_base(tmp_path, manifest(400, first), 900_000_000, 900.0, 1.0)
+    with pytest.raises(StateError, match="taken over"):
+        keep_base(tmp_path, manifest(400, first), 900_000_000, 900.0, 0.0)
+    assert held_rounds(tmp_path) == [100], "neither one more nor one less"
+    keep_base(tmp_path, manifest(300, second), 900_000_000, 900.0, 1.0)
+    assert held_rounds(tmp_path) == [100, 300]
+    go_back(tmp_path, manifest(200, second))
+    assert [m.round for m in whole_manifests(tmp_path)] == [200]
 
 
 def test_the_manifest_knows_the_token_where_the_lease_is_lost(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,29 @@ def test_a_manifest_of_another_format_says_so(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def rewritten(path: Path, body: str) -> None:
+    """A manifest of other text, with the checksum that goes with it."""
+    path.write_text(f"{body}\ncrc32 {zlib.crc32(body.encode()):08x}\n", encoding="utf-8")
+
+
+def test_a_manifest_with_a_key_too_many_or_too_few_says_so(tmp_path: Path) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+    path = tmp_path / "manifest.json"
+    whole = json.loads(path.read_text(encoding="utf-8").rpartition("\ncrc32 ")[0])
+    cure = "run the version that wrote it, or start with an empty state_dir"
+    rewritten(path, json.dumps(whole | {"shape": 3, "hue": 1}))
+    with pytest.raises(StateError, match=rf"holds 'hue', 'shape', which this version .*; {cure}"):
+        read_manifest(tmp_path)
+    rewritten(path, json.dumps({k: v for k, v in whole.items() if k not in ("lanes", "token")}))
+    with pytest.raises(StateError, match=f"manifest.json: holds no 'lanes'; {cure}"):
+        whole_manifests(tmp_path)
+    rewritten(path, json.dumps([whole]))
+    with pytest.raises(StateError, match=f"expected an object, got list; {cure}"):
+        fallback(tmp_path)
+    rewritten(path, json.dumps({k: v for k, v in whole.items() if k != "recalibration"}))
+    assert read_manifest(tmp_path) == make_manifest(100), "of a version before that field"
+
+
 def test_a_second_process_on_the_same_state_is_refused(tmp_path: Path) -> None:
     lock_state(tmp_path)
     lock_state(tmp_path)
@@ -225,6 +250,22 @@ def test_going_back_leaves_no_newer_manifest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == older
     write_manifest(tmp_path, make_manifest(140), 130)
     assert sorted(m.round for m in whole_manifests(tmp_path)) == [130, 140]
+
+
+def test_a_disk_that_refuses_to_go_back_is_a_sentence_and_leaves_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for round_ in (100, 200):
+        write_manifest(tmp_path, make_manifest(round_))
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match=r"could not be written: No space left .*; free space"):
+        go_back(tmp_path, make_manifest(100))
+    assert [manifest.round for manifest in whole_manifests(tmp_path)] == [200, 100]
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_manifest_may_be_taken_away_while_others_look_for_it(tmp_path: Path) -> None:

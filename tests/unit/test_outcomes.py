@@ -56,6 +56,22 @@ def test_labels_confirm_refute_and_find_what_was_missed(tmp_path: Path) -> None:
     assert (found.report()["confirmed"], found.report()["refuted"]) == (0, 2)
 
 
+def test_labels_that_no_entity_hears_of_are_counted_over_restarts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "outcomes"
+    found = Outcomes(folder, 0, since_us=1)
+    said = [label("a", "fraud"), label("b", "fraud", 20), label("a", "fraud")]
+    found.take([], [*said, label("c", "genuine")], 30)
+    assert found.report()["without_entities"] == 2, "a repeat counts once"
+    found.save(5)
+    again = Outcomes(folder, 5)
+    again.take([], [label("d", "fraud")], 40)
+    again.save(6)
+    assert main(["labels", "--set", f"state_dir={tmp_path}"]) == 0
+    assert "3 labels name no entities: no risk feature knows" in capsys.readouterr().out
+
+
 def test_an_alert_in_the_round_of_its_label_or_after_it_is_found(tmp_path: Path) -> None:
     found = Outcomes(tmp_path, 0, since_us=1)
     found.take([alert("a", 10)], [label("a", "fraud", 10), label("b", "fraud", 11)], 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,49 @@ SECRETS = {
     "pagerduty_routing_key": "hunter2hunter2hunter2hunter2hunt",
     "redis_url": "redis://me:hunter2@cache:6379/0",
     "kafka_registry_url": "http://me:hunter2@registry:8081",
-    "kafka_options": {"sasl.password": "hunter2", "ssl.key.pem": "hunter2", "acks": "all"},
-}
+    "kafka_options": {
+        "sasl.password": "hunter2", "ssl.key.pem": "hunter2", "acks": "all",
+        "sasl.oauthbearer.config": "principal=me hunter2", "https.proxy": "http://hunter2@proxy",
+    },
+}  # fmt: skip
+
+ADDRESSES = {
+    "redis://cache/0?password=hunter2": "redis://cache/0?password=********",
+    "rediss://me@cache?db=1&ssl_password=hunter2&db=2":
+        "rediss://********@cache?db=1&ssl_password=********&db=2",
+    "redis://cache?p%61ssword=hun&ter2": "redis://cache?p%61ssword=********",
+    "unix:///s?password=hunter2": "unix:///s?password=********",
+    "redis://me:hunter2/ter2@cache:6379/0": "redis://me:********@cache:6379/0",
+    "redis://me:hunter2@ter2@cache:6379/0": "redis://me:********@cache:6379/0",
+    "redis://me:hun?ter2#hunter2@cache": "redis://me:********@cache",
+    "https://hunter2@cache:8081": "https://********@cache:8081",
+    "https://hunter2:@cache:8081": "https://********@cache:8081",
+    "me:hunter2@cache:6379": "me:********@cache:6379",
+    "rediss://cache:6379/0?ssl_cert_reqs=none": "rediss://cache:6379/0?ssl_cert_reqs=none",
+}  # fmt: skip
+"""Address -> what is shown of it."""
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("name", ["redis_url", "kafka_registry_url"])
+def test_no_secret_of_an_address_is_shown_or_recorded(name: str, address: str) -> None:
+    settings = load(None, {}, **{name: address})
+    expected = ADDRESSES[address]
+    assert shown(name, address) == expected
+    assert f"{name}={expected}" in repr(settings).replace("'", "")
+    assert recorded(settings).get(name) == (address if address == expected else None)
+    assert not re.search("hun|ter2", json.dumps(recorded(settings)))
+
+
+def test_a_command_shows_no_secret_of_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    for address, expected in ADDRESSES.items():
+        for arguments in ([], ["--json", "-"]):
+            assert main(["check", "--set", f"redis_url={address}", *arguments]) == 0
+            said = "".join(capsys.readouterr())
+            assert expected in said and not re.search("hun|ter2", said)
+        if address != expected:
+            for fault in faults_of(remote_url=address, redis_url=[address]):
+                assert not re.search("hun|ter2", fault)
 
 
 def test_secrets_are_masked_in_repr_check_and_faults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -11,8 +12,10 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,9 @@ class Field:
         self.shelf = Shelf(self.state, catalog(), self.base, self.first)
         return WithBundles(ControlFile(self.path), self.shelf, self.said.append, others=False)
 
-    def ask(self, bundle: str, path: Path | None = None, stage: str = "shadow") -> dict[str, Any]:
+    def ask(
+        self, bundle: str, path: Path | str | None = None, stage: str = "shadow"
+    ) -> dict[str, Any]:
         """Write a record."""
         record = {"kind": "bundle", "bundle": bundle, "stage": stage}
         record |= {} if path is None else {"path": str(path)}
@@ -280,6 +285,49 @@ def test_an_address_with_a_user_is_not_asked(tmp_path: Path, place: str) -> None
         brought(place, tmp_path)
     assert "secret" not in str(caught.value) and "key" not in str(caught.value)
     assert address_fault("abfss://container@account.dfs.core.windows.net/b") is None
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """Files of a folder, whatever is asked behind the `?`; says nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        """See the class."""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder's files, while the block lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Files, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_signature_is_in_no_record_that_is_journaled_and_in_no_message(
+    field: Field, bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.make_archive(str(tmp_path / "b"), "zip", bundles[1])
+    with served(tmp_path) as url:
+        signed = f"{url}/b.zip?X-Amz-Signature=hunter2&x=a/b:c"
+        record = {"kind": "bundle", **target_of(signed), "stage": "shadow"}
+        assert record["path"] == signed, "the flow is to fetch it"
+        append_record(field.path, json.dumps(record))
+        records, faults = field.until(lambda records, faults: bool(records or faults))
+        assert records == [record | {"path": f"{url}/b.zip?***"}] and not faults
+        assert "hunter2" not in json.dumps(field.reader.position)
+
+        gone = signed.replace("b.zip", "gone.zip")
+        with pytest.raises(BundleError, match=r"gone\.zip\?\*\*\*") as caught:
+            target_of(gone)
+        field.ask("ab" * 8, gone)
+        _, faults = field.until(lambda _, faults: bool(faults))
+    told = [str(caught.value), *field.said, *(f"{f.raw!r} {f.reason}" for f in faults)]
+    assert all("gone.zip?***" in text and "hunter2" not in text for text in told), told
 
 
 def test_an_archive_is_known_by_the_path_of_its_url() -> None:

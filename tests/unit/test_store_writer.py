@@ -507,6 +507,10 @@ def test_a_redis_that_is_not_there_is_said_in_one_sentence_without_its_password(
     assert "no Redis at unix://:********@" in text and "redis_url" in text
     with pytest.raises(ConfigError, match="no address of a Redis"):
         StoreWriter(Settings(state_dir=tmp_path, store="redis", redis_url="here"), catalog())
+    url = "redis://me:hun/ter2@cache:6379/0"
+    with pytest.raises(ConfigError, match=r"'redis://me:\*+@cache:6379/0' .* / %2F") as named:
+        StoreWriter(Settings(state_dir=tmp_path, store="redis", redis_url=url), catalog())
+    assert "hun" not in str(named.value)
 
 
 def test_a_user_of_the_acl_needs_two_commands_and_its_password(
