@@ -24,11 +24,8 @@ def _counts(
     adjective: str = "",
     peers: Mapping[str, str] | None = None,
 ) -> tuple[Feature, ...]:
-    """Count in each window; with `rate`, the usual count and how surprising the count is.
-
-    In windows for which `peers` names the usual count of the entity's peers, what is expected of a
-    new one is theirs.
-    """
+    """Count in each window; with `rate`, the usual count and how surprising the count is; of a new
+    entity the usual count is that of its peers in windows for which `peers` names it."""
     found: list[Feature] = []
     stem = f"{entity}_{where}" if where else entity
     for label in labels:
