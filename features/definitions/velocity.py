@@ -193,8 +193,8 @@ FEATURES: tuple[Feature, ...] = (
         "payments per hour at this merchant are these days {value} from their level of weeks",
         None,
     ),
-    *_counts("payment", "device", "payments", ("5m",), rate=False),
-    *_counts("payment", "device", "payments", ("1h",), peers={"1h": "card_usual_1h"}),
+    *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
+    *_counts("payment", "device", "payments", ("1h",), peers={"1h": "card_usual_1h"})[1:],
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
     Feature(
         "user_peers_usual_1h",
