@@ -70,6 +70,6 @@ def test_a_run_is_replayed_and_its_alerts_explained(folder: Path) -> None:
     assert report["rate"] == 400.0 and report["identical"] is True
     assert report["events"] > 1_000 and report["ratio"]["live"] > 0
     told = report["explain"]
-    assert told["alerts"] == told["same"] > 0 and told["rounds_max"] > 0
+    assert told["alerts"] == 2 and told["same"] is True and told["rounds_max"] > 0
     assert 0 < told["seconds_p50"] <= told["seconds_p95"] <= told["seconds_max"]
     assert undocumented(report) == []

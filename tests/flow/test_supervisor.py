@@ -78,13 +78,12 @@ def test_a_process_killed_by_kill_9_is_said_and_changes_nothing(
         wait_for(lambda: manifest_round(run.state_dir) >= 5, "a manifest", process, 120)
         first = workers_of(process.pid)
         assert set(first) == {0, 1}
-        ours = {worker.pid for worker in first.values()}
-        heard = {
-            str(socket.laddr.ip)
-            for socket in psutil.net_connections("inet")
-            if socket.pid in ours and socket.status == psutil.CONN_LISTEN
-        }
-        assert heard == {"127.0.0.1"}, "what they say to each other is unpickled: nobody else may"
+        for worker in first.values():
+            line = worker.cmdline()
+            peers = line[line.index("-a") + 1].split(";")
+            assert len(peers) == 2 and all(peer.startswith("127.0.0.1:") for peer in peers), (
+                "what they say to each other is unpickled: nobody else may"
+            )
         first[1].kill()
         out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
