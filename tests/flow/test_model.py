@@ -271,13 +271,15 @@ def test_a_sample_of_the_rows_says_about_the_same_and_outlives_a_kill(
     assert estimate["events"] == exact["events"] and estimate["rounds"] == exact["rounds"]
     told = [(estimate["total"], exact["total"])]
     told += [(estimate["anomaly_types"][n], one) for n, one in exact["anomaly_types"].items()]
+    held = []
     for found, true in told:
         for name, count in true.items():
             if name in found["intervals"]:
                 low, high = found["intervals"][name]
-                assert low <= count <= high, (name, found, true)
+                held.append(low <= count <= high)
             elif name != "intervals":
                 assert found[name] == count, name
+    assert len(held) > 20 and np.mean(held) >= 0.8, "of 95 % intervals, as far as these few tell"
 
     none = model(bench, tmp_path / "none", "compare", str(folder))
     assert none.returncode == 2 and "does not exist" in none.stderr
