@@ -641,6 +641,8 @@ def _opened(
         settings, cat, scorer, manifest, telemetry, store, book, lease, stop,
         restored=restored, remotes=remotes,
     )  # fmt: skip
+    if store is not None:
+        store.fence = context.fence
     context.told_of_growth()
     if manifest is not None:
         # What is in force loads before the first round; bundles that come later, beside the flow.
