@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from dataflows.settings import Settings
 from dataflows.state import lease as lease_module
 from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
-from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, read_lease, take_lease
+from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, locked, read_lease, take_lease
 from dataflows.state.manifest import (
     Manifest,
     go_back,
@@ -296,7 +295,7 @@ def test_a_flow_gives_the_lease_back_after_its_last_writes(
 def test_a_flow_beats_while_it_restores_its_state_and_gives_back_what_it_could_not_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beaten = threading.Semaphore(0)
+    beaten, slowly = threading.Semaphore(0), list[int]()
     beat, state_of = Lease.beat, context_module._state_of
 
     def counted(lease: Lease) -> bool:
@@ -305,16 +304,21 @@ def test_a_flow_beats_while_it_restores_its_state_and_gives_back_what_it_could_n
         return good
 
     def slow(settings: Settings, cat: Catalog, begins: Manifest) -> Any:
-        watched: list[bool] = []
+        def beat_number() -> int:
+            record = read_lease(tmp_path)
+            assert record is not None
+            return record.beat
 
         def watch(_seconds: float) -> None:
-            watched.extend(beaten.acquire(timeout=30) for _ in range(2))
+            before = beat_number()
+            while beat_number() == before:
+                assert beaten.acquire(timeout=30), "no beat while the state is restored"
 
-        path = tmp_path / "lease.json"
-        path.write_text(path.read_text().replace(socket.gethostname(), "there"))
+        with locked(tmp_path):
+            elsewhere(tmp_path, pid=os.getpid())
         with pytest.raises(StateError, match="is in use by another process"):
             take_lease(tmp_path, rest=watch)
-        assert watched == [True, True]
+        slowly.append(beat_number())
         return state_of(settings, cat, begins)
 
     monkeypatch.setattr(lease_module, "BEAT_S", 0.001)
@@ -323,7 +327,7 @@ def test_a_flow_beats_while_it_restores_its_state_and_gives_back_what_it_could_n
     settings = Settings(state_dir=tmp_path, groups=1, lanes=1)
     begin = (settings, catalog(), lambda: None, lambda _: None)
     found, lease, _ = context_module._load_manifest(*begin)
-    assert found.token == lease.token == 1
+    assert found.token == lease.token == 1 and slowly
     lease.give_back()
 
     def fails(*_: object) -> None:
