@@ -81,6 +81,8 @@ class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
             ticket = writer.put_round(round_, [item.views for item in items.values()])
             self._waiting.append((round_, ticket))
             self._round = round_
+        if self._round >= self._context.again_until:
+            writer.go_on()
         self._context.telemetry.stage("store_put", time.perf_counter() - begun)
         return self._acks(writer), False
 
@@ -218,7 +220,7 @@ class Commit(StatefulSinkPartition[Any, int]):
             telemetry.outcomes = self._outcomes.report()
         telemetry.stage("deliver", time.perf_counter() - begun)
         telemetry.round(round_, outs, alerts, acked_ns, self._totals)
-        if last or round_ % self._context.settings.snapshot_rounds == 0:
+        if self._context.is_due(round_, last):
             self._outcomes.save(round_)
             if self._kept is not None:
                 self._kept.save(round_)

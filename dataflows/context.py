@@ -196,6 +196,9 @@ class Context:
     """What was restored before the first round, until its step takes it over."""
     ballots: Ballots = field(init=False)
     """Asks the detectors, and goes on without those that fail."""
+    again_until: int = 0
+    """The last round of those that a restart plays again together, see `dataflows.restart`; 0 where
+    there are none, and in a cluster, whose processes know their own lanes alone."""
     replaying: Replaying | None = None
     """Set in a replay: nothing is saved, sent or told, only computed."""
     shelf: Shelf = field(init=False)
@@ -266,6 +269,19 @@ class Context:
         for (kind, _), found in self.restored.items():
             if kind == "g":
                 self.telemetry.grown(found.empty, found.partial)
+
+    def is_due(self, round_: int, last: bool) -> bool:
+        """Whether the state after a round is to be made durable.
+
+        Of rounds that are played again together, only after the last of them: what another crash
+        would play again is no more by then than what this one did.
+        """
+        every, again = self.settings.snapshot_rounds, self.again_until
+        if round_ < again:
+            return last
+        if round_ == again:
+            return last or round_ // every > self.manifest.round // every
+        return last or round_ % every == 0
 
     def new_row_choice(self) -> RowChoice | None:
         """What chooses the rows to be kept, standing after the manifest's round; None where none
@@ -608,7 +624,11 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
-    begun = _begin(settings, scorer.bundle.training, cat, telemetry.say)
+    with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
+        # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
+        beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
+        _warm_up(settings, cat, scorer)
+        begun = beginning.result()
     with _held(begun[1]):
         return _opened(settings, cat, scorer, remotes, begun, telemetry)
 
@@ -628,13 +648,6 @@ def _opened(
         from dataflows.store.writer import StoreWriter
 
         store = StoreWriter(settings, cat, telemetry.say)
-    warm_up(cat, settings.exact_events_max)
-    warm_up_repeats()
-    if settings.retention_h:
-        warm_up_digest()
-    if settings.source == "kafka":
-        warm_up_decoder(settings.event_types)
-    scorer.warm_up()
     book = None if manifest is None else RateBook(settings, telemetry.say)
     stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(
@@ -652,6 +665,17 @@ def _opened(
     if settings.source == "simulator":
         telemetry.silences = lambda since_us, until_us: context.world().silences(since_us, until_us)
     return context
+
+
+def _warm_up(settings: Settings, cat: Catalog, scorer: Scorer) -> None:
+    """Load all kernels, or compile them, and ask the models once, before the first round."""
+    warm_up(cat, settings.exact_events_max)
+    warm_up_repeats()
+    if settings.retention_h:
+        warm_up_digest()
+    if settings.source == "kafka":
+        warm_up_decoder(settings.event_types)
+    scorer.warm_up()
 
 
 def _begin(

@@ -24,10 +24,12 @@ from dataflows.entry import end_with, epoch_a_round, started_by_bytewax, told_as
 from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
 from dataflows.quarantine import settled_context, suspect
+from dataflows.restart import FOR_GROUPS, FOR_HOME, Admit, Group, Home, RestartSource
 from dataflows.score import RoundOut, StoreRows, pass_round, score_round
 from dataflows.settings import load
 from dataflows.sources.rounds import Part, RoundSource, lane_name
-from dataflows.steps import Admit, Durable, Featured, Group, Home, ToGroup, ToHome
+from dataflows.spans import Span
+from dataflows.steps import Durable, Featured
 from features.errors import WaxwingError
 
 __all__ = ["build", "build_flow", "scored_rounds"]
@@ -63,7 +65,7 @@ def build_flow(context: Context, guard: Guard) -> Dataflow:
     """The flow over an opened context; `guard` keeps its first fault for whoever runs it."""
     lanes = lanes_of(context.settings)
     flow = Dataflow("detect")
-    source = RoundSource(lanes, lambda lane: open_lane(context, lane))
+    source = RestartSource(context, lambda lane: open_lane(context, lane))
     durable, out = scored_rounds(flow, context, guard, source)
     done = op.filter("decided", out, lambda kv: isinstance(kv[1], RoundOut))
     streams = [durable, done]
@@ -88,8 +90,8 @@ def scored_rounds(
         "admit", op.map("by_lane", parts, _by_lane), guard.logic(lambda: Admit(context), "admit")
     )
     routed = op.map("route", admitted, _route)
-    for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], ToGroup))
-    others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], ToGroup))
+    for_groups = op.filter("for_groups", routed, lambda kv: isinstance(kv[1], FOR_GROUPS))
+    others = op.filter("not_for_groups", routed, lambda kv: not isinstance(kv[1], FOR_GROUPS))
     computed = op.map(
         "route_back",
         op.stateful_batch(
@@ -98,7 +100,7 @@ def scored_rounds(
         _route,
     )
     back = op.merge("meet", others, computed)
-    for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], ToHome))
+    for_home = op.filter("for_home", back, lambda kv: isinstance(kv[1], FOR_HOME))
     durable = op.filter("durable", back, lambda kv: isinstance(kv[1], Durable))
     whole = op.stateful_batch("home", for_home, guard.logic(lambda: Home(context), "home"))
     return durable, op.flat_map("score", whole, guard.flat(lambda kv: _score(context, kv)))
@@ -111,17 +113,17 @@ def _score(context: Context, keyed: tuple[str, Featured]) -> Iterator[tuple[str,
     return map(_route_out, iter([pass_round(item)]) if passes else score_round(context, item))
 
 
-def _by_lane(part: Part) -> tuple[str, Part]:
-    """A part under its lane's key."""
-    return lane_name(part.lane), part
+def _by_lane(item: Part | Span) -> tuple[str, Any]:
+    """A part, or a span of them, under its lane's key."""
+    return lane_name(item.lane), item
 
 
 def _route(keyed: tuple[str, Any]) -> tuple[str, Any]:
     """An item under the key of the step that waits for it."""
     item = keyed[1]
-    if isinstance(item, ToGroup):
+    if isinstance(item, FOR_GROUPS):
         return f"g{item.group:03d}", item
-    if isinstance(item, ToHome):
+    if isinstance(item, FOR_HOME):
         return lane_name(item.lane), item
     return COMMIT_KEY, item
 

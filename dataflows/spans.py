@@ -32,13 +32,26 @@ from dataflows.state.journal import read_cuts
 from dataflows.steps import Barrier, Featured
 from features.absences import Absences, Names, Peers
 from features.batch import EventBatch, FeatureMatrix, Int64, concat_batches
-from features.engine import GroupEngine, GroupFeatures, assemble
+from features.engine import Correction, GroupEngine, GroupFeatures, assemble
 from features.events import event_code
 from features.labels import Label, label_of
 from features.narrowed import Narrowed
 from features.spans import SpanRows, merge_spans, split_span
 
-__all__ = ["ROUNDS_MAX", "SpanSource", "span_ends", "spanned_rounds"]
+__all__ = [
+    "ROUNDS_MAX",
+    "Back",
+    "InForce",
+    "Own",
+    "Span",
+    "SpanSource",
+    "ToGroup",
+    "admitted",
+    "computed",
+    "span_ends",
+    "spanned_rounds",
+    "whole",
+]
 
 ROWS_MAX = 16_384
 """Events of a span, of all lanes. Measured: more gains little, and a span's features take 1 kB a
@@ -69,6 +82,7 @@ class ToGroup:
     cut_time_us: tuple[int, ...]
     control: tuple[tuple[dict[str, Any], ...], ...]
     final: bool
+    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,12 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """What a group sends back to a lane; clock and control of each round are those of all lanes."""
+    """What a group sends back to a lane; clock and control of each round are those of all lanes.
+
+    Parameters
+    ----------
+    absences, corrections : by round
+    """
 
     lane: int
     number: int
@@ -103,6 +122,7 @@ class Back:
     absences: list[list[Absences]]
     cut_time_us: tuple[int, ...]
     control: tuple[tuple[dict[str, Any], ...], ...]
+    corrections: list[list[Correction]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,64 +227,67 @@ class Admit(StatefulBatchLogic[Span, "ToGroup | Own", int]):
                 self._door = found or restore_door(
                     context.settings, context.catalog, context.manifest, span.lane
                 )
-            out += self._one(span, self._door)
+            out += admitted(self._context, span, self._door, self._names)
             self._round = span.parts[-1].round
         return out, False
 
-    def _one(self, span: Span, door: Admission) -> Iterator[ToGroup | Own]:
-        """The items one span becomes."""
-        context, begun = self._context, time.perf_counter()
-        done = [
-            door.admit(p.batches, p.ids, p.cut_time_us, p.round, context.rates.of(p.rates))
-            for p in span.parts
-        ]
-        batches: dict[str, EventBatch] = {}
-        bounds: dict[str, Int64] = {}
-        names = dict.fromkeys(name for one in done for name in one.batches)
-        for name in sorted(names, key=event_code):
-            sizes = [len(one.batches[name]) if name in one.batches else 0 for one in done]
-            bounds[name] = np.concatenate(([0], np.cumsum(sizes)))
-            found = [one.batches[name] for one in done if name in one.batches]
-            batches[name] = concat_batches(found, sort=False)
-        narrowed = self._narrowed(span)
-        if narrowed is not None:
-            batches, bounds = narrowed.cut(batches, bounds)
-            done = [
-                replace(one, batches=_rows_of(batches, bounds, r)) for r, one in enumerate(done)
-            ]
-        control = tuple(part.control for part in span.parts)
-        labels = tuple(
-            one.labels + tuple(label_of(said) for said in records if said["kind"] == "label")
-            for one, records in zip(done, control, strict=True)
-        )
-        wanted = frozenset(context.groups)
-        rows = split_span(
-            context.catalog,
-            batches,
-            bounds,
-            context.settings.groups,
-            span.lane,
-            tuple(one.clock_us for one in done),
-            tuple(one.due_us for one in done),
-            self._names,
-            labels,
-            None if len(wanted) == context.settings.groups else wanted,
-        )
-        cut_time_us = tuple(part.cut_time_us for part in span.parts)
-        for g in context.groups:
-            yield ToGroup(span.lane, span.number, g, rows[g], cut_time_us, control, span.final)
-        yield Own(span.lane, span.number, span.parts, done, batches, bounds, labels)
-        context.telemetry.stage("admit", time.perf_counter() - begun)
-
-    def _narrowed(self, span: Span) -> Narrowed | None:
-        """Which of the span's rows pass, where not all need to."""
-        replaying = self._context.replaying
-        if replaying is None or span.parts[0].round >= replaying.first:
-            return None
-        return replaying.entities
-
     def snapshot(self) -> int:
         return self._round
+
+
+def admitted(
+    context: Context, span: Span, door: Admission, names: Names
+) -> Iterator[ToGroup | Own]:
+    """The items one span becomes; each round comes to the door by itself."""
+    begun = time.perf_counter()
+    done = [
+        door.admit(p.batches, p.ids, p.cut_time_us, p.round, context.rates.of(p.rates))
+        for p in span.parts
+    ]
+    batches: dict[str, EventBatch] = {}
+    bounds: dict[str, Int64] = {}
+    types = dict.fromkeys(name for one in done for name in one.batches)
+    for name in sorted(types, key=event_code):
+        sizes = [len(one.batches[name]) if name in one.batches else 0 for one in done]
+        bounds[name] = np.concatenate(([0], np.cumsum(sizes)))
+        found = [one.batches[name] for one in done if name in one.batches]
+        batches[name] = concat_batches(found, sort=False)
+    narrowed = _narrowed(context, span)
+    if narrowed is not None:
+        batches, bounds = narrowed.cut(batches, bounds)
+        done = [replace(one, batches=_rows_of(batches, bounds, r)) for r, one in enumerate(done)]
+    control = tuple(part.control for part in span.parts)
+    labels = tuple(
+        one.labels + tuple(label_of(said) for said in records if said["kind"] == "label")
+        for one, records in zip(done, control, strict=True)
+    )
+    wanted = frozenset(context.groups)
+    rows = split_span(
+        context.catalog,
+        batches,
+        bounds,
+        context.settings.groups,
+        span.lane,
+        tuple(one.clock_us for one in done),
+        tuple(one.due_us for one in done),
+        names,
+        labels,
+        None if len(wanted) == context.settings.groups else wanted,
+    )
+    cut_time_us = tuple(part.cut_time_us for part in span.parts)
+    first = span.parts[0].round
+    for g in context.groups:
+        yield ToGroup(span.lane, span.number, g, rows[g], cut_time_us, control, span.final, first)
+    yield Own(span.lane, span.number, span.parts, done, batches, bounds, labels)
+    context.telemetry.stage("admit", time.perf_counter() - begun)
+
+
+def _narrowed(context: Context, span: Span) -> Narrowed | None:
+    """Which of the span's rows pass, where not all need to."""
+    replaying = context.replaying
+    if replaying is None or span.parts[0].round >= replaying.first:
+        return None
+    return replaying.entities
 
 
 class Group(StatefulBatchLogic[ToGroup, Back, int]):
@@ -288,36 +311,47 @@ class Group(StatefulBatchLogic[ToGroup, Back, int]):
         for item in values:
             self._barrier.add(item.lane, item.number, item, item.final)
         for number, items, _ in self._barrier.ready():
-            out += self._one(number, items, self._engine)
+            out += computed(self._context, items, self._engine, told=False)
             self._number = number
         return out, False
 
-    def _one(self, number: int, items: dict[int, ToGroup], engine: GroupEngine) -> Iterator[Back]:
-        """What one whole span gives each lane."""
-        begun = time.perf_counter()
-        rows = merge_spans([item.rows for item in items.values()])
-        rounds = range(len(rows.clock_us))
-        here = [[one for one in items.values() if len(one.cut_time_us) > r] for r in rounds]
-        found = engine.process_span(rows, [tuple(one.lane for one in ones) for ones in here])
-        self._context.telemetry.stage("features", time.perf_counter() - begun)
-        cut_time_us = tuple(max(one.cut_time_us[r] for one in here[r]) for r in rounds)
-        control = tuple(
-            tuple(record for one in here[r] for record in one.control[r]) for r in rounds
-        )
-        for lane, item in items.items():
-            mine = len(item.cut_time_us)
-            yield Back(
-                lane,
-                number,
-                item.group,
-                found.lanes[lane],
-                [told[lane] for told in found.absences[:mine]],
-                cut_time_us[:mine],
-                control[:mine],
-            )
-
     def snapshot(self) -> int:
         return self._number
+
+
+def computed(
+    context: Context, items: dict[int, ToGroup], engine: GroupEngine, told: bool
+) -> Iterator[Back]:
+    """What one whole span gives each lane.
+
+    Parameters
+    ----------
+    told : whether a flow goes on after it, see `GroupEngine.process_span`
+    """
+    begun, one = time.perf_counter(), next(iter(items.values()))
+    rows = merge_spans([item.rows for item in items.values()])
+    rounds = range(len(rows.clock_us))
+    here = [[one for one in items.values() if len(one.cut_time_us) > r] for r in rounds]
+    found = engine.process_span(
+        rows,
+        [tuple(one.lane for one in ones) for ones in here],
+        numbers=range(one.first, one.first + len(rounds)) if told else None,
+    )
+    context.telemetry.stage("features", time.perf_counter() - begun)
+    cut_time_us = tuple(max(one.cut_time_us[r] for one in here[r]) for r in rounds)
+    control = tuple(tuple(record for one in here[r] for record in one.control[r]) for r in rounds)
+    for lane, item in items.items():
+        mine = len(item.cut_time_us)
+        yield Back(
+            lane,
+            item.number,
+            item.group,
+            found.lanes[lane],
+            [told[lane] for told in found.absences[:mine]],
+            cut_time_us[:mine],
+            control[:mine],
+            [[fix for whose, fix in told if whose == lane] for told in found.corrections[:mine]],
+        )
 
 
 @dataclass(slots=True)
@@ -334,8 +368,7 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._waiting: dict[int, _Waiting] = {}
-        self._control = Control.of(context.manifest.control)
-        self._peers = Peers()
+        self._in_force = InForce(Control.of(context.manifest.control), Peers())
         self._number = 0
 
     def on_batch(self, values: list[Own | Back]) -> tuple[list[FeaturedSpan], bool]:
@@ -350,53 +383,63 @@ class Home(StatefulBatchLogic["Own | Back", FeaturedSpan, int]):
             waiting = self._waiting[number]
             if waiting.own is None or len(waiting.back) < len(self._context.groups):
                 break
-            out.append(self._one(waiting.own, waiting.back))
+            out.append(whole(self._context, waiting.own, waiting.back, self._in_force))
             del self._waiting[number]
             self._number = number
         return out, False
 
-    def _one(self, own: Own, back: list[Back]) -> FeaturedSpan:
-        """The lane's rounds, whole again."""
-        context, rounds, begun = self._context, len(own.parts), time.perf_counter()
-        replaying = context.replaying
-        passes = replaying is not None and own.parts[0].round < replaying.first
-        features: dict[str, FeatureMatrix] = {}
-        digests: list[RoundDigest] | None = None
-        if not passes:
-            results = [one.features for one in back]
-            features = assemble(context.catalog, own.batches, results)
-            if replaying is None or replaying.scored or replaying.hashed:
-                parts = [(one.group, one.features) for one in back]
-                digests = RoundDigest.of_span(
-                    context.catalog, context.settings.groups, own.lane, features, parts,
-                    own.bounds, rounds,
-                )  # fmt: skip
-        items = []
-        for r in range(rounds):
-            control = self._in_force(back[0], r)
-            told = (absence for one in back for absence in one.absences[r])
-            absent = self._peers.take(told, back[0].cut_time_us[r] * 1_000)
-            batches, mine = dict(own.done[r].batches), _slices(features, own.bounds, r)
-            digest = None if digests is None else digests[r]
-            if absent is not None and not passes:
-                name = absent.event_type
-                batches[name] = context.judged(absent)
-                mine |= assemble(context.catalog, {name: batches[name]}, [])
-                if digest is not None:
-                    digest.add(name, mine[name])
-            items.append(_featured(own, r, back[0].cut_time_us[r], batches, mine, control, digest))
-        context.telemetry.stage("assemble", time.perf_counter() - begun)
-        return FeaturedSpan(items, features, own.bounds)
-
-    def _in_force(self, back: Back, r: int) -> Control:
-        """What is in force in a round."""
-        for record in back.control[r]:
-            self._control = self._control.apply(record, back.cut_time_us[r])
-        self._control = self._control.expire(back.cut_time_us[r])
-        return self._control
-
     def snapshot(self) -> int:
         return self._number
+
+
+@dataclass(slots=True)
+class InForce:
+    """What a lane remembers of rounds to put the next ones together."""
+
+    control: Control
+    peers: Peers
+
+    def apply(self, back: Back, r: int) -> Control:
+        """What is in force in a round."""
+        for record in back.control[r]:
+            self.control = self.control.apply(record, back.cut_time_us[r])
+        self.control = self.control.expire(back.cut_time_us[r])
+        return self.control
+
+
+def whole(context: Context, own: Own, back: list[Back], in_force: InForce) -> FeaturedSpan:
+    """A lane's rounds, whole again."""
+    rounds, begun = len(own.parts), time.perf_counter()
+    replaying = context.replaying
+    passes = replaying is not None and own.parts[0].round < replaying.first
+    features: dict[str, FeatureMatrix] = {}
+    digests: list[RoundDigest] | None = None
+    if not passes:
+        results = [one.features for one in back]
+        features = assemble(context.catalog, own.batches, results)
+        hashed = replaying is None or replaying.scored or replaying.hashed
+        if context.digests and hashed:
+            parts = [(one.group, one.features) for one in back]
+            digests = RoundDigest.of_span(
+                context.catalog, context.settings.groups, own.lane, features, parts,
+                own.bounds, rounds,
+            )  # fmt: skip
+    items = []
+    for r in range(rounds):
+        control = in_force.apply(back[0], r)
+        told = (absence for one in back for absence in one.absences[r])
+        absent = in_force.peers.take(told, back[0].cut_time_us[r] * 1_000)
+        batches, mine = dict(own.done[r].batches), _slices(features, own.bounds, r)
+        digest = None if digests is None else digests[r]
+        if absent is not None and not passes:
+            name = absent.event_type
+            batches[name] = context.judged(absent)
+            mine |= assemble(context.catalog, {name: batches[name]}, [])
+            if digest is not None:
+                digest.add(name, mine[name])
+        items.append(_featured(own, r, back[0].cut_time_us[r], batches, mine, control, digest))
+    context.telemetry.stage("assemble", time.perf_counter() - begun)
+    return FeaturedSpan(items, features, own.bounds)
 
 
 def _rows_of(

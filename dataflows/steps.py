@@ -7,6 +7,7 @@ that. What a step remembers is in a shard's deltas; Bytewax's own snapshot of it
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -43,6 +44,7 @@ __all__ = [
     "Home",
     "ToGroup",
     "ToHome",
+    "heard_of",
     "restore_all",
 ]
 
@@ -74,6 +76,10 @@ class Barrier(Generic[X]):
             self._items.setdefault(round_, {})[lane] = item
         if final:
             self._ended[lane] = round_
+
+    def skip(self, round_: int) -> None:
+        """Wait for the rounds after this one alone: what came before has gone another way."""
+        self._next = max(self._next, round_ + 1)
 
     def ready(self) -> Iterator[tuple[int, dict[int, X], bool]]:
         """(round, lane -> item in lane order, whether it is the last), as rounds become whole."""
@@ -195,9 +201,7 @@ class _Shard:
 
     def due(self, round_: int, last: bool) -> bool:
         """Whether the state after this round is to be made durable."""
-        if self.context.replaying is not None:
-            return False
-        return last or round_ % self.context.settings.snapshot_rounds == 0
+        return self.context.replaying is None and self.context.is_due(round_, last)
 
     def begin(self, round_: int, last: bool, engine: GroupEngine) -> list[Durable]:
         """Begin to copy a group's state; what was written before is told.
@@ -320,19 +324,19 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
         self._names = Names()
         self._round = context.manifest.round
 
-    def _open(self, lane: int) -> tuple[Admission, _Shard]:
-        """Restore the lane's door once its number is known, where it is not yet."""
-        context = self._context
-        found = context.restored.pop(("in", lane), None)
-        door = found or restore_door(context.settings, context.catalog, context.manifest, lane)
-        return door, _Shard(context, f"in{lane:02d}")
+    def _opened(self, lane: int) -> tuple[Admission, _Shard]:
+        """The lane's door, restored once its number is known, where it is not yet."""
+        if self._door is None or self._shard is None:
+            context = self._context
+            found = context.restored.pop(("in", lane), None)
+            door = found or restore_door(context.settings, context.catalog, context.manifest, lane)
+            self._door, self._shard = door, _Shard(context, f"in{lane:02d}")
+        return self._door, self._shard
 
     def on_batch(self, values: list[Part]) -> tuple[list[ToGroup | ToHome | Durable], bool]:
         out: list[ToGroup | ToHome | Durable] = []
         for part in values:
-            if self._door is None or self._shard is None:
-                self._door, self._shard = self._open(part.lane)
-            out.extend(self._one(part, self._door, self._shard))
+            out.extend(self._one(part, *self._opened(part.lane)))
             self._round = part.round
         return out, False
 
@@ -386,12 +390,16 @@ class Admit(StatefulBatchLogic[Part, "ToGroup | ToHome | Durable", int]):
             )
         )
         self._context.telemetry.stage("admit", time.perf_counter() - begun)
-        out.extend(shard.written())
+        return out + self._durable(part, door, shard)
+
+    def _durable(self, part: Part, door: Admission, shard: _Shard) -> list[Durable]:
+        """Have the door's state after a round written where it is due; what has been written."""
+        told = shard.written()
         if shard.due(part.round, part.final):
-            out += shard.append(
+            told += shard.append(
                 part.round, part.final, door.delta, part.cut_time_us, door.needed_since_us
             )
-        return out
+        return told
 
     def on_eof(self) -> tuple[list[ToGroup | ToHome | Durable], bool]:
         out: list[ToGroup | ToHome | Durable] = []
@@ -413,25 +421,26 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         self._shard: _Shard | None = None
         self._round = context.manifest.round
 
-    def _open(self, group: int) -> tuple[GroupEngine, _Shard]:
-        """Restore the group once its number is known, where it is not yet."""
-        context = self._context
-        found = context.restored.pop(("g", group), None)
-        if found is None:
-            settings, catalog, manifest = context.settings, context.catalog, context.manifest
-            emptied_max = 0 if context.store is None else settings.store_emptied_max
-            found = restore_group(settings, catalog, manifest, group, emptied_max)
-            context.telemetry.grown(found.empty, found.partial)
-        return found, _Shard(context, f"g{group:03d}")
+    def _opened(self, group: int) -> tuple[GroupEngine, _Shard]:
+        """The group, restored once its number is known, where it is not yet."""
+        if self._engine is None or self._shard is None:
+            context = self._context
+            found = context.restored.pop(("g", group), None)
+            if found is None:
+                settings, catalog, manifest = context.settings, context.catalog, context.manifest
+                emptied_max = 0 if context.store is None else settings.store_emptied_max
+                found = restore_group(settings, catalog, manifest, group, emptied_max)
+                context.telemetry.grown(found.empty, found.partial)
+            self._engine, self._shard = found, _Shard(context, f"g{group:03d}")
+        return self._engine, self._shard
 
     def on_batch(self, values: list[ToGroup]) -> tuple[list[ToHome | Durable], bool]:
-        if self._engine is None or self._shard is None:
-            self._engine, self._shard = self._open(values[0].group)
         out: list[ToHome | Durable] = []
         for item in values:
             self._barrier.add(item.lane, item.round, item, item.final)
         for round_, items, last in self._barrier.ready():
-            out.extend(self._one(round_, items, last, self._engine, self._shard))
+            group = next(iter(items.values())).group
+            out.extend(self._one(round_, items, last, *self._opened(group)))
             self._round = round_
         return out, False
 
@@ -442,31 +451,44 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         begun = time.perf_counter()
         cut_time_us = max(item.cut_time_us for item in items.values())
         control = tuple(record for item in items.values() for record in item.control)
-        expired, beyond = engine.expired, engine.late_beyond
-        # Sums over all rings, which are 0 where every window is exact.
-        paned = self._context.settings.exact_events_max > 0
-        approximated = engine.approximated if paned else 0
-        sampled = self._context.settings.distinct_exact_max > 0
-        estimated = engine.estimated if sampled else 0
-        rows = merge([item.rows for item in items.values()])
-        features = engine.process(rows, tuple(items))
-        self._context.telemetry.stage("features", time.perf_counter() - begun)
-        self._context.telemetry.forgot(engine.expired - expired)
-        self._context.telemetry.out_of_place(engine.late_beyond - beyond)
-        merged = engine.approximated - approximated if paned else 0
-        if merged:
-            self._context.telemetry.merged(merged, engine.excess_max)
-        if sampled and engine.estimated > estimated:
-            self._context.telemetry.sampled(engine.estimated - estimated, engine.one_in_max)
+        with self._counted(engine):
+            rows = merge([item.rows for item in items.values()])
+            features = engine.process(rows, tuple(items))
+            self._context.telemetry.stage("features", time.perf_counter() - begun)
         out: list[ToHome | Durable] = [
             ToHome(lane, round_, item.group, cut_time_us, control, None, features.get(lane))
             for lane, item in items.items()
         ]
-        out += shard.written()
+        return out + self._durable(round_, last, engine, shard)
+
+    @contextlib.contextmanager
+    def _counted(self, engine: GroupEngine) -> Iterator[None]:
+        """Tell what the group counts of the rows that it computes meanwhile."""
+        telemetry, settings = self._context.telemetry, self._context.settings
+        expired, beyond = engine.expired, engine.late_beyond
+        # Sums over all rings, which are 0 where every window is exact.
+        paned = settings.exact_events_max > 0
+        approximated = engine.approximated if paned else 0
+        sampled = settings.distinct_exact_max > 0
+        estimated = engine.estimated if sampled else 0
+        yield
+        telemetry.forgot(engine.expired - expired)
+        telemetry.out_of_place(engine.late_beyond - beyond)
+        merged = engine.approximated - approximated if paned else 0
+        if merged:
+            telemetry.merged(merged, engine.excess_max)
+        if sampled and engine.estimated > estimated:
+            telemetry.sampled(engine.estimated - estimated, engine.one_in_max)
+
+    def _durable(
+        self, round_: int, last: bool, engine: GroupEngine, shard: _Shard
+    ) -> list[Durable]:
+        """Begin or go on to copy the state after a round where it is due; what has been written."""
+        told = shard.written()
         if shard.due(round_, last):
-            out += shard.begin(round_, last, engine)
+            told += shard.begin(round_, last, engine)
         shard.proceed(engine, last)
-        return out
+        return told
 
     def on_eof(self) -> tuple[list[ToHome | Durable], bool]:
         out: list[ToHome | Durable] = []
@@ -490,7 +512,7 @@ class _Waiting:
     control: tuple[dict[str, Any], ...] = ()
 
 
-def _heard(own: tuple[Label, ...], control: tuple[dict[str, Any], ...]) -> tuple[Label, ...]:
+def heard_of(own: tuple[Label, ...], control: tuple[dict[str, Any], ...]) -> tuple[Label, ...]:
     """Labels of a lane and of the control records of all of them, each once."""
     others = (label_of(said) for said in control if said["kind"] == "label")
     return tuple(dict.fromkeys((*own, *others)))
@@ -576,7 +598,7 @@ class Home(StatefulBatchLogic[ToHome, Featured, int]):
             own.waiting,
             digest,
             own.labels,
-            _heard(own.labels, waiting.control),
+            heard_of(own.labels, waiting.control),
         )
 
     def _passing(self, own: ToHome, waiting: _Waiting, batches: dict[str, EventBatch]) -> Featured:

@@ -230,10 +230,10 @@ class Checkpoints(Shelf):
         super().reserve(incoming)
         self._reserve_words()
 
-    def _reserve_words(self) -> None:
-        """Make room for one state more."""
+    def _reserve_words(self, more: int = 0) -> None:
+        """Make room for one state more, and for so many words behind it."""
         # What is left at the end of the array, shorter than a state, is not used.
-        used, need = int(self.book[NEXT] - self.book[OLDEST]), 2 * self._state_words
+        used, need = int(self.book[NEXT] - self.book[OLDEST]), 2 * self._state_words + more
         if used + need > len(self.packed):
             live = self.at(np.arange(self.first, self.top))
             words = int(self.arrays["place"][live, ROOM].sum()) + need
@@ -258,7 +258,9 @@ class Checkpoints(Shelf):
         places = self.at(numbers)
         done = _put(0, places, states, self.arrays["place"], self.book, self.packed)
         while done < len(numbers):
-            self._reserve_words()
+            # As many words as the states so far took: thousands are put back after a restart.
+            words = int(self.arrays["place"][places[:done], ROOM].sum())
+            self._reserve_words((len(numbers) - done) * words // max(done, 1))
             done = _put(done, places, states, self.arrays["place"], self.book, self.packed)
 
     def take_anew(self, numbers: Int64, slots: Int64, sources: Int64) -> None:
@@ -315,4 +317,7 @@ class Checkpoints(Shelf):
             0,
         )
         self._let_go()
-        self.replace(numbers, rows["state"][which])
+        states = rows["state"]
+        if len(which) < len(states) or not np.array_equal(which, np.arange(len(which))):
+            states = states[which]
+        self.replace(numbers, states)

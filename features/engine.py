@@ -31,7 +31,7 @@ from features.rows import Correction, GroupFeatures, GroupRows, amend, assemble,
 from features.silence import DUE_MAX, Overdue
 from features.silence import warm_up as warm_up_silence
 from features.snapshots import join
-from features.spans import SpanFeatures, SpanRows, join_spans, pass_rounds
+from features.spans import SpanFeatures, SpanRows, Told, join_spans, pass_rounds
 from features.split import split
 from features.state import EntityState
 
@@ -217,31 +217,47 @@ class GroupEngine:
         return results
 
     def process_span(
-        self, rows: SpanRows, lanes: Sequence[tuple[int, ...]], due_max: int = DUE_MAX
+        self,
+        rows: SpanRows,
+        lanes: Sequence[tuple[int, ...]],
+        due_max: int = DUE_MAX,
+        numbers: Sequence[int] | None = None,
     ) -> SpanFeatures:
         """What `process` gives of rounds in a row, computed together where it comes out the same.
-
-        Nobody is told of windows that have run empty, nor of corrections.
 
         Parameters
         ----------
         rows : merged parts of all lanes
         lanes : by round, those that take part in it
         due_max : as of `process`, in each round
+        numbers : what the rounds are called where a flow goes on after them: it is told of
+            corrections in their round, and after the last of windows that have run empty by then;
+            None: nobody is told of either
         """
-        return join_spans([
-            self._process_piece(piece, lanes[first : first + len(piece.clock_us)], due_max)
-            for first, piece in rows.pieces()
-        ])  # fmt: skip
+        found = []
+        for first, piece in rows.pieces():
+            end = first + len(piece.clock_us)
+            called = None if numbers is None else numbers[first:end]
+            found.append(self._process_piece(piece, lanes[first:end], due_max, called))
+        whole = join_spans(found)
+        if numbers is not None and whole.lanes:
+            due_us = rows.due_us[-1] if rows.due_us[-1] >= 0 else self.clock_us
+            self._tell_emptied(due_us, numbers[-1], whole.lanes, len(numbers))
+        return whole
 
     def _process_piece(
-        self, rows: SpanRows, lanes: Sequence[tuple[int, ...]], due_max: int
+        self,
+        rows: SpanRows,
+        lanes: Sequence[tuple[int, ...]],
+        due_max: int,
+        numbers: Sequence[int] | None,
     ) -> SpanFeatures:
         """See `process_span`; verdicts come before the first round alone."""
         clocks = [max(self.clock_us, us) for us in accumulate(rows.clock_us, max)]
         dues = [due if due >= 0 else clock for due, clock in zip(rows.due_us, clocks, strict=True)]
         results = {lane: GroupFeatures(lane) for here in lanes for lane in here}
         told: list[dict[int, list[Absences]]] = [{lane: [] for lane in here} for here in lanes]
+        corrected: list[list[tuple[int, Correction]]] = [[] for _ in lanes]
         if rows.labels and rows.labels[0]:
             for state in self._states.values():
                 self.labels += state.label(rows.labels[0])
@@ -254,6 +270,10 @@ class GroupEngine:
                     told[r][lane].append(one)
                 state.expire(clocks[r], rounds)
 
+            def tell(r: int, changed: Changed, state: EntityState = state) -> None:
+                corrected[r] += _corrections(state.plan, changed)
+
+            listens = None if numbers is None else Told(numbers, rows.begins, tell)
             head = rows.heads.get(entity)
             if head is None and state.wheel is None:
                 state.expire(clocks[-1], len(clocks))
@@ -268,13 +288,14 @@ class GroupEngine:
                 dues,
                 rows.names.get(entity),
                 after,
+                listens,
             )
             if head is not None:
                 self._home(state, rows.lane, head, out, emitted, results)
             if state.wheel is None:
                 state.expire(clocks[-1], len(clocks))
         self.clock_us = clocks[-1]
-        return SpanFeatures(results, told)
+        return SpanFeatures(results, told, corrected)
 
     def _home(
         self,
@@ -301,10 +322,12 @@ class GroupEngine:
                 for lane, one in _overdue(entity, state, due_us, due_max, tuple(results)):
                     results[lane].absences.append(one)
 
-    def _tell_emptied(self, due_us: int, round_: int, results: dict[int, GroupFeatures]) -> None:
+    def _tell_emptied(
+        self, due_us: int, round_: int, results: dict[int, GroupFeatures], rounds: int = 1
+    ) -> None:
         """Let the lowest lane know whose windows have run empty; another entity type comes first
         in each round, so that none keeps the others waiting."""
-        left, states = self._emptied_max, list(self._states.values())
+        left, states = rounds * self._emptied_max, list(self._states.values())
         told = results[min(results)].emptied
         for i in range(len(states)):
             if left <= 0:

@@ -233,6 +233,25 @@ class LateRows:
         """Newest event time of the rows so far."""
         return self._newest_us
 
+    @property
+    def top(self) -> int:
+        """Number of the next row that will be logged."""
+        return self._rows.top
+
+    def number(self, first: int, rounds: Int64, places: Int64) -> None:
+        """Say in which round each of the rows came that have just passed, and which it is there.
+
+        Parameters
+        ----------
+        first : the `top` of before
+        rounds, places : int64 (n,), of all of them; the last are those that were logged
+        """
+        logged = np.arange(first, self._rows.top)
+        if len(logged):
+            meta, at = self._rows.arrays["meta"], self._rows.at(logged)
+            meta[at, ROUND] = rounds[len(rounds) - len(logged) :]
+            meta[at, ROW] = places[len(places) - len(logged) :]
+
     def calm(self, clock_us: int, newest_us: int, first_us: int, next_us: int) -> bool:
         """Whether a round is logged whole, and neither begins a generation nor lets one go.
 

@@ -14,6 +14,7 @@ __all__ = [
     "DISTINCT_MAX",
     "HISTORY_FROM",
     "OPERATIONS",
+    "PRIOR_AGE_S",
     "PRIOR_EVENTS",
     "SEMANTICS",
     "SLOW_TWINS",
@@ -504,6 +505,10 @@ PRIOR_EVENTS = 8.0
 """Values of its own from which an entity is believed more than its peers; chosen: of 8 values a
 mean is good to a third of a deviation, and the deviation itself to a quarter."""
 
+PRIOR_AGE_S = 86_400.0
+"""Age from which an entity's own usual count is believed more than that of its peers; chosen: a
+rate is measured over a day at least (`features.rates.YOUNG_S`)."""
+
 _HOME = (
     Operation("value", "stateless", 0, "{column} of the event itself", "value"),
     Operation("ratio", "derived", 0, "{column} over {other}", "feature", other="feature"),
@@ -522,6 +527,17 @@ _HOME = (
         3,
         "(n {column} + 8 {other}) / (n + 8): the entity's own deviation after n values of its own"
         " ({count}), that of its peers while it is new, whichever is known while the other is not",
+        "feature",
+        other="feature",
+        count=True,
+    ),
+    Operation(
+        "shrunk_count",
+        "derived",
+        4,
+        "(t {column} + d {other}) / (t + d): the entity's own usual count once it was first seen t"
+        " ago ({count}), that of its peers while t is below a day (d), whichever is known while the"
+        " other is not",
         "feature",
         other="feature",
         count=True,

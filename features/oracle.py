@@ -23,7 +23,7 @@ from features.categories import CATEGORIES
 from features.columns import flag_names, real_names
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
-from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_EVENTS
+from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_AGE_S, PRIOR_EVENTS
 from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
 from features.spec import Feature
@@ -346,6 +346,13 @@ def _entropy(feature: Feature, ties: int) -> str:
 def _derived(feature: Feature) -> str:
     """Of the answers to two other features of the same row."""
     left, right, *counts = (answer_table(feature.event, name) for name in operands(feature))
+    prior = PRIOR_AGE_S if feature.op == "shrunk_count" else PRIOR_EVENTS
+    gone = "WHEN c.v IS NULL THEN NULL" if feature.op == "shrunk_count" else ""
+    shrunk = (
+        f"CASE {gone} WHEN l.v IS NULL OR coalesce(c.v, 0) = 0 THEN r.v WHEN r.v IS NULL THEN l.v"
+        f" ELSE (c.v * l.v + {prior} * r.v) / (c.v + {prior}) END",
+        "greatest(abs(l.v), abs(r.v))",
+    )
     value, size = {
         "ratio": ("l.v / nullif(r.v, 0)", "v"),
         "difference": ("l.v - r.v", "greatest(abs(l.v), abs(r.v))"),
@@ -353,11 +360,8 @@ def _derived(feature: Feature) -> str:
             "sqrt(l.v) + sqrt(l.v + 1) - sqrt(4 * r.v + 1)",
             "sqrt(l.v) + sqrt(l.v + 1)",
         ),
-        "shrunk_z": (
-            "CASE WHEN l.v IS NULL OR coalesce(c.v, 0) = 0 THEN r.v WHEN r.v IS NULL THEN l.v"
-            f" ELSE (c.v * l.v + {PRIOR_EVENTS} * r.v) / (c.v + {PRIOR_EVENTS}) END",
-            "greatest(abs(l.v), abs(r.v))",
-        ),
+        "shrunk_z": shrunk,
+        "shrunk_count": shrunk,
     }[feature.op]
     joined = "".join(f" JOIN {count} c USING (i)" for count in counts)
     return f"SELECT i, {value} AS v, {size} AS size FROM {left} l JOIN {right} r USING (i){joined}"

@@ -134,6 +134,25 @@ USUAL = (
 """What learns what is usual, from what, what it sees, and when a change is usual for it."""
 
 
+PRIORS = (
+    ("card", "amounts that are usual at the merchant", "`card_amount_shrunk_z`"),
+    ("merchant", "amounts that are usual for the card", "`merchant_amount_shrunk_z`"),
+    ("device", "how often its card pays", "`device_expected_1h`, `device_surprise_1h`"),
+    ("address", "how often its user logs in", "`ip_expected_1h`, `ip_surprise_1h`"),
+    (
+        "user",
+        "how often each user of the address logs in",
+        "`user_expected_1h`, `user_surprise_1h`",
+    ),
+    (
+        "service",
+        "how many lines its host writes",
+        "`service_expected_1m`, `..._5m`, `..._1h`, `service_surprise_1m`, ...",
+    ),
+    ("series", "the other hosts of its service", "`series_shrunk_z`"),
+)
+"""Who is held against whom while it is new."""
+
 UNTWINNED = (
     (
         "`recent`, `last`, `run_length`",
@@ -200,12 +219,26 @@ def _usual() -> list[str]:
         "scored, counted and dated as ever. Genuine: what the card does of late, where that is",
         "far from its anchor, becomes its anchor at once.",
         "",
-        "A new entity has no past: `z` and its like are unknown for its first three values.",
-        "`shrunk_z` takes the deviation from what is usual among its peers in their place, and",
-        "gives way to the entity's own as n / (n + 8) after n values. A card's first payment is",
-        "held against the merchant's usual amounts, a series' first samples against the other",
-        "hosts of its service. Peers are those that the event itself names: the number of shard",
-        "groups changes nothing.",
+        "## New entities",
+        "",
+        "A new entity has no past: `z` and its like are unknown for its first three values. What",
+        "its peers usually do is taken in their place. Peers are those that the event itself",
+        "names: a prior is a function of the order of events alone, the same in any number of",
+        "shard groups and however the stream is cut or restarted.",
+        "",
+        "`shrunk_z` gives way to the entity's own deviation as n / (n + 8) after n values,",
+        "`shrunk_count` (a feature `..._expected_...`) to its own usual count as t / (t + 1 day)",
+        "once it was first seen t ago.",
+        "",
+        "| new | is held against | by |",
+        "| --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in PRIORS),
+        "",
+        "Where both are new only counts, shares and the like are known, which are judged against",
+        "all entities. Windows of 1 and 5 minutes of cards, users, devices and addresses have no",
+        "prior: in so short a time nothing is what is usual of either. Nor has how often a new",
+        "merchant is paid: no other entity of a payment says it, so that a shop that opens with a",
+        "rush is surprising on its first day.",
     ]
 
 

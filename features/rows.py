@@ -24,12 +24,12 @@ from features.columns import Columns, flag_names
 from features.emptied import Emptied, timed_names
 from features.events import event_type, event_types
 from features.labels import Label
-from features.operations import OPERATIONS, PRIOR_EVENTS
+from features.operations import OPERATIONS, PRIOR_AGE_S, PRIOR_EVENTS
 from features.plan import Plan, plan_of
 from features.sequence import STEPS, WIDTH, widen
 from features.speed import kernel
 
-DERIVE = ("difference", "ratio", "surprise", "shrunk_z")
+DERIVE = ("difference", "ratio", "surprise", "shrunk_z", "shrunk_count")
 """Operations on features of one row, in the order of their numbers in `_derive`."""
 
 __all__ = [
@@ -249,11 +249,13 @@ def _derive(told, values):
     A surprise is that of Freeman and Tukey (1950): sqrt(c) + sqrt(c + 1) - sqrt(4 u + 1) has about
     unit variance.
 
-    A shrunk deviation is that of the entity's own by so many values, drawn to that of its peers:
-    what the event itself brings along, the merchant of a card's payment, the other hosts of a
-    series' pool. The peers' state lies in other groups and is never asked for; both deviations come
-    home with the row, so that the number of groups changes nothing. An entity without a past is
-    judged by its peers alone: its first usual event is no alarm, and one far from theirs is.
+    A shrunk deviation is the entity's own by so many values, a shrunk count its own by the time
+    since its first event (of many events in its first minutes none says what is usual in an hour),
+    drawn to that of its peers: what the event itself brings along, the merchant of a card's
+    payment, the user of an address, the other hosts of a series' pool. The peers' state lies in
+    other groups and is never asked for; all come home with the row, so that the number of groups
+    changes nothing. An entity without a past is judged by its peers alone: its first usual event is
+    no alarm, and one far from theirs is.
     """
     for i in range(len(values)):
         for k in range(len(told)):
@@ -262,14 +264,13 @@ def _derive(told, values):
                 found = left - right
             elif told[k, 0] == 1:
                 found = left / right if right != 0.0 else np.nan
-            elif told[k, 0] == 3:
+            elif told[k, 0] >= 3:
                 n, found = values[i, told[k, 4]], right
+                prior = PRIOR_EVENTS if told[k, 0] == 3 else PRIOR_AGE_S
                 if left == left and n > 0.0:
-                    found = (
-                        left
-                        if right != right
-                        else (n * left + PRIOR_EVENTS * right) / (n + PRIOR_EVENTS)
-                    )
+                    found = left if right != right else (n * left + prior * right) / (n + prior)
+                elif told[k, 0] == 4 and n != n:  # no such entity
+                    found = np.nan
             else:
                 found = np.sqrt(left) + np.sqrt(left + 1.0) - np.sqrt(4.0 * right + 1.0)
             values[i, told[k, 3]] = found

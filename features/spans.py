@@ -20,9 +20,10 @@ import numpy.typing as npt
 from features.absences import Absences, Named, Names
 from features.batch import EventBatch, Float64, Int64
 from features.catalog import Catalog
-from features.events import event_code
+from features.events import event_code, event_types
 from features.labels import Label
-from features.rows import GroupFeatures
+from features.late import Changed
+from features.rows import Correction, GroupFeatures
 from features.silence import DUE, GAPS, KNOWN_FROM, LIMIT_S_MIN, TOLD
 from features.split import split
 from features.state import EntityState
@@ -44,6 +45,8 @@ class SpanRows:
     ends : entity type -> int64 (R,), where the rows of each round end
     labels : by round, verdicts that become known before its rows
     names : as there, of all rounds
+    begins : int64 (lanes, event codes, R), where each round's events begin in the batch of the
+        sender's span; of other lanes 0
     """
 
     lane: int
@@ -54,6 +57,7 @@ class SpanRows:
     ends: dict[str, Int64] = field(default_factory=dict)
     labels: tuple[tuple[Label, ...], ...] = ()
     names: dict[str, Named] = field(default_factory=dict)
+    begins: Int64 = field(default_factory=lambda: np.zeros((0, 0, 0), np.int64))
 
     def pieces(self) -> Iterator[tuple[int, SpanRows]]:
         """Rounds between verdicts, and which is the first of them; the last piece has the names too
@@ -67,6 +71,7 @@ class SpanRows:
             piece = SpanRows(
                 self.lane, self.clock_us[first:end], self.due_us[first:end],
                 labels=self.labels[first:end], names=self.names,
+                begins=self.begins[:, :, first:end],
             )  # fmt: skip
             for entity, ends in self.ends.items():
                 begin, stop = int(ends[first - 1]) if first else 0, int(ends[end - 1])
@@ -85,10 +90,12 @@ class SpanFeatures:
     ----------
     lanes : lane -> its rows' features, counted through all rounds
     absences : by round, lane -> what the group tells of silence
+    corrections : by round, what rows of earlier rounds give now, by lane; none where nobody is told
     """
 
     lanes: dict[int, GroupFeatures]
     absences: list[dict[int, list[Absences]]]
+    corrections: list[list[tuple[int, Correction]]] = field(default_factory=list)
 
 
 def split_span(
@@ -126,6 +133,9 @@ def split_span(
         first[codes[name]], begin = begin, begin + len(of)
     joined = np.concatenate([np.zeros(0, np.int64), *of_row.values()])
     numbers = np.arange(rounds)
+    begins = np.zeros((lane + 1, len(event_types()), rounds), np.int64)
+    for name in batches:
+        begins[lane, codes[name]] = bounds[name][:-1]
     found = []
     for part in parts:
         ends = {
@@ -133,7 +143,9 @@ def split_span(
             for entity, head in part.heads.items()
         }
         found.append(
-            SpanRows(lane, clock_us, due_us, part.heads, part.reals, ends, labels, part.names)
+            SpanRows(
+                lane, clock_us, due_us, part.heads, part.reals, ends, labels, part.names, begins
+            )
         )
     return found
 
@@ -156,7 +168,11 @@ def merge_spans(parts: Sequence[SpanRows]) -> SpanRows:
         tuple(label for part in here if part.labels for label in part.labels[r])
         for r, here in enumerate(present)
     )
-    merged = SpanRows(-1, clock_us, tuple(due_us), labels=labels)
+    shape = max(len(part.begins) for part in parts), parts[0].begins.shape[1], rounds
+    begins = np.zeros(shape, np.int64)
+    for part in parts:
+        begins[: len(part.begins), :, : len(part.clock_us)] += part.begins
+    merged = SpanRows(-1, clock_us, tuple(due_us), labels=labels, begins=begins)
     for entity in dict.fromkeys(e for part in parts for e in part.heads):
         mine = [part for part in parts if entity in part.heads]
         head = np.concatenate([part.heads[entity] for part in mine])
@@ -191,7 +207,11 @@ def join_spans(found: Sequence[SpanFeatures]) -> SpanFeatures:
             {name: _chained([one.sequences[name] for one in mine if name in one.sequences])
              for name in dict.fromkeys(name for one in mine for name in one.sequences)},
         )  # fmt: skip
-    return SpanFeatures(lanes, [told for one in found for told in one.absences])
+    return SpanFeatures(
+        lanes,
+        [told for one in found for told in one.absences],
+        [told for one in found for told in one.corrections],
+    )
 
 
 def _chained(parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> tuple[Int64, npt.NDArray[Any]]:
@@ -199,6 +219,33 @@ def _chained(parts: Sequence[tuple[Int64, npt.NDArray[Any]]]) -> tuple[Int64, np
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([rows for rows, _ in parts]), np.concatenate([of for _, of in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who is told of rows of earlier rounds that give something else now.
+
+    Parameters
+    ----------
+    numbers : what the rounds are called
+    begins : see `SpanRows`
+    tell : called with a round's place among them and what it has changed
+    """
+
+    numbers: Sequence[int]
+    begins: Int64
+    tell: Callable[[int, Changed], None]
+
+    def places(self, head: Int64, of: Int64) -> tuple[Int64, Int64]:
+        """int64 (n,) each: the rounds of rows, and which row of its lane's round each is.
+
+        Parameters
+        ----------
+        head : int64 (n, ...), of the rows
+        of : int64 (n,), places of their rounds
+        """
+        rows = head[:, 4] - self.begins[head[:, 3], head[:, 2], of]
+        return np.asarray(self.numbers, np.int64)[of], rows
 
 
 def pass_rounds(
@@ -210,6 +257,7 @@ def pass_rounds(
     due_us: Sequence[int],
     names: Named | None,
     after: Callable[[int, int], None],
+    told: Told | None = None,
 ) -> tuple[Float64, Int16 | None]:
     """Let the rows of rounds pass, as many rounds together as may.
 
@@ -220,6 +268,8 @@ def pass_rounds(
     clock_us, due_us : of the rounds
     after : where the entity type has a rhythm, called at the end of a round with how many rounds
         have passed since the last call; not of rounds in which nobody is due and none was
+    told : where somebody is to be told of rows of earlier rounds that late ones change; a round
+        with a late row passes alone then
 
     Returns
     -------
@@ -230,14 +280,20 @@ def pass_rounds(
     starts = [0, *ends.tolist()]
     first, rounds = 0, len(starts) - 1
     while first < rounds:
-        end = _together(state, head, starts, clock_us, first)
+        end = _together(state, head, starts, clock_us, first, told is not None)
         begin, stop = starts[first], starts[end]
         heard: list[tuple[Int64, Int64]] | None = None
         if stop > begin:
             heard = state.hold_back() if end > first + 1 else None
             clock = max(clock_us[r] for r in range(first, end) if starts[r + 1] > starts[r])
-            out, emitted, _ = state.process(head[begin:stop], reals[begin:stop], -1, clock)
+            logged = state.late.top
+            out, emitted, changed = state.process(head[begin:stop], reals[begin:stop], -1, clock)
             state.go_on()
+            if told is not None:
+                if changed is not None:
+                    told.tell(first, changed)
+                of = np.repeat(np.arange(first, end), np.diff(starts[first : end + 1]))
+                state.late.number(logged, *told.places(head[begin:stop], of))
             outs.append(out)
             if emitted is not None:
                 vectors.append(emitted)
@@ -328,16 +384,22 @@ def _quiet(
 
 
 def _together(
-    state: EntityState, head: Int64, starts: Sequence[int], clock_us: Sequence[int], first: int
+    state: EntityState,
+    head: Int64,
+    starts: Sequence[int],
+    clock_us: Sequence[int],
+    first: int,
+    told: bool,
 ) -> int:
     """The round before which those from `first` on may pass together; at least one does.
 
     Not where the log of late rows begins a generation, or a row needs no log; not where an entity
-    may have a row before one of its earlier rounds. Where silence counts, none may be late at all,
-    nor may the log begin among the rows: its checkpoints would not know what is held back.
+    may have a row before one of its earlier rounds. Where silence counts, or somebody is `told` of
+    what late rows change, none may be late at all; where silence counts, the log may not begin
+    among the rows either: its checkpoints would not know what is held back.
     """
     late, rounds = state.late, len(starts) - 1
-    stop = _spoken(state, head, starts, first) if state.wheel is not None else rounds
+    stop = _spoken(state, head, starts, first) if told or state.wheel is not None else rounds
     if late.late_us == 0:
         return max(stop, first + 1)
     times = head[:, 1]

@@ -37,6 +37,7 @@ UNITS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("member_z", "member_rel_z", "peers_abs_z", "surprise"), "sigma"),
     **dict.fromkeys(("anchor_z", "creep", "week_z", "trend", "shrunk_z"), "sigma"),
+    "shrunk_count": "1",
     **dict.fromkeys(("home_km", "moved_km"), "km"),
     "speed_kmh": "km/h",
     **dict.fromkeys(("sum", "mean", "std", "max", "min", "value", "peer_mean"), "column"),

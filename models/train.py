@@ -32,6 +32,7 @@ from models.coverage import reached, share_error
 from models.decisions.reasons import usual_values
 from models.detectors import detector, overdue
 from models.evaluate import Tally, threshold_at
+from models.leaks import separating
 from models.own import guarded, misfits, own_detectors
 from models.scoring import Scorer, gate_opens, take_rows
 from models.segments import SEGMENT_ROWS_MIN, Cut, Segments
@@ -176,6 +177,7 @@ def train(
         say(f"{event}: {len(there)} detectors, {len(sets[event]):,} rows, {odd:,} of them attacks")
         if silent := [name for name in mine if name not in there]:
             say(f"{event}: {', '.join(silent)} stays out: nothing to learn from here")
+        _say_leaks(event, sets[event], say)
         return fitted
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -197,6 +199,15 @@ def train(
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
+
+
+def _say_leaks(event: str, rows: TrainingSet, say: Say) -> None:
+    """Say which features may be the label in another guise."""
+    if telling := separating(rows):
+        say(
+            f"{event}: {', '.join(telling)} alone tells every known attack from all other rows:"
+            " see that it is not written after the verdict, or recall here means nothing"
+        )
 
 
 def _faults(

@@ -563,8 +563,11 @@ class NaiveEngine:
         """Baselines (which may read other features) and features of features."""
         if OPERATIONS[f.op].family == "derived":
             a, b = out[str(f.column)], out[str(f.other)]
-            if f.op == "shrunk_z":
-                return shrunk(a, b, out[str(f.count)])
+            if f.op in ("shrunk_z", "shrunk_count"):
+                known = out[str(f.count)]
+                if f.op == "shrunk_z":
+                    return shrunk(a, b, known)
+                return NAN if known != known else shrunk(a, b, known, DAY_S)
             if f.op == "difference":
                 return a - b
             if f.op == "ratio":

@@ -45,10 +45,10 @@ def mad_z(kept: list[float], x: float) -> float:
     return as_sigma((x - median) / (1.4826 * mad + 1e-3 * abs(median) + 1e-9), len(kept))
 
 
-def shrunk(own: float, peers: float, count: float) -> float:
+def shrunk(own: float, peers: float, count: float, prior: float = 8.0) -> float:
     """The mean of an entity's own deviation, `count` times, and that of its peers, 8 times."""
     weighed = [] if math.isnan(own) or math.isnan(count) else [(count, own)]
-    weighed += [] if math.isnan(peers) else [(8.0, peers)]
+    weighed += [] if math.isnan(peers) else [(prior, peers)]
     total = sum(weight for weight, _ in weighed)
     return sum(weight * z for weight, z in weighed) / total if total > 0.0 else NAN
 

@@ -26,7 +26,16 @@ from features.errors import StateError
 from features.events import event_code
 from features.keys import UInt64, hash_strings
 
-__all__ = ["Lane", "Lanes", "Part", "RoundSource", "checksum", "journal_folder", "lane_name"]
+__all__ = [
+    "Lane",
+    "LanePartition",
+    "Lanes",
+    "Part",
+    "RoundSource",
+    "checksum",
+    "journal_folder",
+    "lane_name",
+]
 
 
 BAD_RECORD = "bad_control_record"
@@ -337,7 +346,7 @@ def checksum(part: Part) -> int:
     return crc
 
 
-class _LanePartition(StatefulSourcePartition[Part, int]):
+class LanePartition(StatefulSourcePartition[Part, int]):
     """A lane as Bytewax polls it: one part a poll, a poll a round."""
 
     def __init__(self, lane: Lane) -> None:
@@ -386,8 +395,8 @@ class RoundSource(FixedPartitionedSource[Part, int]):
     def list_parts(self) -> list[str]:
         return [lane_name(i) for i in range(self._lanes)]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _LanePartition:
-        return _LanePartition(self._make_lane(int(for_part.removeprefix("lane-"))))
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> LanePartition:
+        return LanePartition(self._make_lane(int(for_part.removeprefix("lane-"))))
 
 
 def journal_folder(state_dir: Path, lane: int) -> Path:

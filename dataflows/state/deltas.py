@@ -83,31 +83,31 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
     ------
     StateError : missing, truncated, of another format, or any checksum wrong
     """
-    try:
-        data = memoryview(path.read_bytes())  # whose slices are no copies
-    except FileNotFoundError:
-        raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
     fault = StateError(
         f"state file {path} is damaged (checksum); restore it from a copy, or start from an empty"
         " state_dir"
     )
-    if data[:4] != _MAGIC or len(data) < 4 + _HEAD.size:
-        raise fault
-    length, crc = _HEAD.unpack_from(data, 4)
-    at = 4 + _HEAD.size
-    header = data[at : at + length]
-    if len(header) != length or zlib.crc32(header) != crc:
-        raise fault
-    at += length
-    head = json.loads(bytes(header))
-    arrays: Arrays = {}
-    for name, dtype, shape, array_crc in head["arrays"]:
-        size = int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
-        blob = data[at : at + size]
-        if len(blob) != size or zlib.crc32(blob) != array_crc:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
+    with file:
+        begin = file.read(len(_MAGIC) + _HEAD.size)
+        if not begin.startswith(_MAGIC) or len(begin) < len(_MAGIC) + _HEAD.size:
             raise fault
-        arrays[name] = np.frombuffer(blob, dtype).reshape(shape).copy()
-        at += size
+        length, crc = _HEAD.unpack_from(begin, len(_MAGIC))
+        header = file.read(length)
+        if len(header) != length or zlib.crc32(header) != crc:
+            raise fault
+        head = json.loads(header)
+        arrays: Arrays = {}
+        for name, dtype, shape, array_crc in head["arrays"]:
+            # Read to where it stays: a copy would be made of gigabytes, as aligned as this is.
+            array = np.empty(shape, np.dtype(dtype))
+            data = array.data.cast("B") if array.size else memoryview(bytearray())
+            if file.readinto(data) != len(data) or zlib.crc32(data) != array_crc:
+                raise fault
+            arrays[name] = array
     return arrays, head["meta"]
 
 

@@ -320,7 +320,7 @@ class StoreWriter:
         self._waiting = _Waiting()
         self._stats = StoreStats()
         self._ticket = self._flushed = self._wanted = self._sending = self._compact = 0
-        self._hurry = self._stop = False
+        self._hurry = self._stop = self._held = False
         self._fault: BaseException | None = None
         self._known: dict[View, SlotTable] = {}
         folder = settings.state_dir / "store" / f"rows-{process_id(sys.argv[1:], os.environ)}"
@@ -434,6 +434,18 @@ class StoreWriter:
             self._bound()
             return self._ticket
 
+    def hold(self) -> None:
+        """Write nothing until `go_on`, or until more waits than may: only coalesce what comes."""
+        with self._changed:
+            self._held = True
+
+    def go_on(self) -> None:
+        """Write what waits, and go on writing."""
+        with self._changed:
+            if self._held:
+                self._held = False
+                self._changed.notify_all()
+
     def ticket(self) -> int:
         """A number for all that was put so far; see `flushed_ticket`."""
         with self._changed:
@@ -452,6 +464,7 @@ class StoreWriter:
             wanted = self._ticket
             self._wanted = max(self._wanted, wanted)
             self._hurry = True
+            self._held = False
             self._changed.notify_all()
             done = self._changed.wait_for(
                 lambda: self._flushed >= wanted or self._fault is not None, timeout_s
@@ -559,11 +572,14 @@ class StoreWriter:
         until = time.monotonic() + pause_s
         while True:
             with self._changed:
+                while self._held and not (self._hurry or self._stop or self._crowded()):
+                    self._changed.wait()
                 self._changed.wait_for(
                     lambda: self._hurry or self._stop or self._crowded(),
                     max(0.0, until - time.monotonic()),
                 )
-                if self._stop or self._hurry or time.monotonic() >= until:
+                due = time.monotonic() >= until and not self._held
+                if self._stop or self._hurry or due:
                     self._hurry = False
                     return not self._stop
             self._put_back(self._take()[0])
@@ -596,6 +612,8 @@ class StoreWriter:
             self._sending = 0
             self._waiting.put_back(whole)
             self._compact = sum(len(rows) for rows in whole.values())
+            if self._compact > self._rows_max // 2:
+                self._held = False  # or rows would be given up that Redis could have taken
             self._bound()
 
     def _flush_once(self) -> int:

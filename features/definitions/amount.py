@@ -210,6 +210,20 @@ FEATURES: tuple[Feature, ...] = (
         count="card_ever",
         high_is_odd=None,
     ),
+    Feature(
+        "merchant_amount_shrunk_z",
+        "payment",
+        "merchant",
+        "shrunk_z",
+        "the amount is {value} from what is usual at this merchant, or for this card while the"
+        " merchant is new",
+        "sigma",
+        "amount",
+        column="merchant_amount_z",
+        other="card_amount_z",
+        count="merchant_ever",
+        high_is_odd=None,
+    ),
     _pay(
         "merchant_amount_z",
         "merchant",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from features.definitions import WINDOWS
 from features.spec import Feature
 
@@ -19,8 +22,10 @@ def _counts(
     rate: bool = True,
     where: str | None = None,
     adjective: str = "",
+    peers: Mapping[str, str] | None = None,
 ) -> tuple[Feature, ...]:
-    """Count in each window; with `rate`, the usual count and how surprising the count is."""
+    """Count in each window; with `rate`, the usual count and how surprising the count is; of a new
+    entity the usual count is that of its peers in windows for which `peers` names it."""
     found: list[Feature] = []
     stem = f"{entity}_{where}" if where else entity
     for label in labels:
@@ -56,6 +61,10 @@ def _counts(
                     high_is_odd=None,
                 )
             )
+            if label in (peers or {}):
+                usual = f"{stem}_expected_{label}"
+                found[-2] = replace(found[-2], baseline=usual)
+                found.append(_expected(event, entity, usual, noun, spoken, (peers or {})[label]))
             found.append(
                 Feature(
                     f"{stem}_surprise_{label}",
@@ -73,6 +82,37 @@ def _counts(
                 )
             )
     return tuple(found)
+
+
+def _expected(event: str, entity: str, name: str, noun: str, spoken: str, peers: str) -> Feature:
+    """What an entity usually does, or its peers while it is new."""
+    return Feature(
+        name,
+        event,
+        entity,
+        "shrunk_count",
+        f"{{value}} {noun} in {spoken} would be usual, of its peers while it is new",
+        "1",
+        "velocity",
+        column=name.replace("_expected_", "_usual_"),
+        other=peers,
+        count=f"{entity}_age_s",
+        high_is_odd=None,
+    )
+
+
+def _age(event: str, entity: str) -> Feature:
+    """How long the entity has been known."""
+    return Feature(
+        f"{entity}_age_s",
+        event,
+        entity,
+        "age",
+        f"this {entity} was first seen {{value}} ago",
+        "s",
+        "velocity",
+        high_is_odd=False,
+    )
 
 
 def _since(event: str, entity: str, noun: str) -> tuple[Feature, ...]:
@@ -135,6 +175,16 @@ FEATURES: tuple[Feature, ...] = (
         False,
     ),
     *_counts("payment", "merchant", "payments", ("5m", "1h")),
+    Feature(
+        "merchant_ever",
+        "payment",
+        "merchant",
+        "ever",
+        "{value} payments of this merchant before this one",
+        "1",
+        "velocity",
+        high_is_odd=None,
+    ),
     _pace(
         "merchant_rate_creep",
         "payment",
@@ -144,8 +194,22 @@ FEATURES: tuple[Feature, ...] = (
         None,
     ),
     *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
+    *_counts("payment", "device", "payments", ("1h",), peers={"1h": "card_usual_1h"})[1:],
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
-    *_counts("login", "user", "logins", ("1m", "5m", "1h")),
+    Feature(
+        "user_peers_usual_1h",
+        "login",
+        "user",
+        "ratio",
+        "{value} logins in 1 h would be usual for each user of this address",
+        "1",
+        "velocity",
+        column="ip_usual_1h",
+        other="ip_users_1h",
+        high_is_odd=None,
+    ),
+    *_counts("login", "user", "logins", ("1m", "5m", "1h"), peers={"1h": "user_peers_usual_1h"}),
+    _age("login", "user"),
     *_since("login", "user", "login"),
     *_counts(
         "login", "user", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
@@ -158,7 +222,7 @@ FEATURES: tuple[Feature, ...] = (
         "the gaps between this user's logins are these days {value} from their level of weeks",
         False,
     ),
-    *_counts("login", "ip", "logins", ("1m", "5m", "1h")),
+    *_counts("login", "ip", "logins", ("1m", "5m", "1h"), peers={"1h": "user_usual_1h"}),
     *_counts(
         "login", "ip", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
     ),
@@ -171,7 +235,14 @@ FEATURES: tuple[Feature, ...] = (
         None,
     ),
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
-    *_counts("app_log", "service", "lines", ("1m", "5m", "1h")),
+    *_counts(
+        "app_log",
+        "service",
+        "lines",
+        ("1m", "5m", "1h"),
+        peers={label: f"host_usual_{label}" for label in ("1m", "5m", "1h")},
+    ),
+    _age("app_log", "service"),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),
     _pace(
         "service_rate_creep",
@@ -182,6 +253,17 @@ FEATURES: tuple[Feature, ...] = (
         None,
     ),
     *_counts("app_log", "host", "lines", ("1m", "5m")),
+    Feature(
+        "host_usual_1h",
+        "app_log",
+        "host",
+        "usual_count",
+        "{value} lines of this host in 1 h would be usual",
+        "1",
+        "velocity",
+        window_s=3600,
+        high_is_odd=None,
+    ),
     *_counts("app_log", "host", "lines", ("5m",), where="error", adjective="error "),
     _pace(
         "host_rate_creep",

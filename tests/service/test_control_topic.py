@@ -7,16 +7,19 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from confluent_kafka import Producer
 
 from dataflows.control.labels_topic import LabelTopic
+from dataflows.control.records import append_record
 from dataflows.control.topic import ControlTopic, send_record
+from dataflows.from_journal import journal_rows
 from dataflows.settings import Settings, load
 from dataflows.state.journal import Cut, read_cuts
 from dataflows.state.manifest import read_manifest
@@ -35,6 +38,7 @@ from tests.flow.harness import (
     wait_for,
 )
 from tests.service.servers import Kafka, free_port
+from tests.streams import make_batch
 
 WAIT_S = 60.0
 """Longest wait for what is bound to come; chosen for two busy cores."""
@@ -201,6 +205,74 @@ def test_records_of_the_topic_are_in_force_kept_and_replayed(
         assert letters[0] == letters[1], "and the verdicts"
     finally:
         kafka.start()
+
+
+def send(kafka: Kafka, topic: str, bodies: Sequence[bytes]) -> None:
+    """Messages on a topic, acknowledged."""
+    producer = Producer({"bootstrap.servers": kafka.brokers, "log_level": 0})
+    for body in bodies:
+        producer.produce(topic, body)
+    assert producer.flush(WAIT_S) == 0
+
+
+def payments(begin: int, end: int, start_us: int) -> list[bytes]:
+    """A payment every two seconds of one card at one merchant."""
+    rows = [
+        {"event_id": f"p{i}", "time_us": start_us + i * 2_000_000, "card_id": "c-1",
+         "user_id": "u-1", "merchant_id": "m-1", "amount": 10.0 + i % 7, "currency": "EUR",
+         "category": "food", "channel": "pos"}
+        for i in range(begin, end)
+    ]  # fmt: skip
+    return json_bodies(make_batch("payment", rows).frame)
+
+
+def test_verdicts_on_a_topic_judge_alerts_and_reach_the_risk_of_later_events(
+    kafka: Kafka, topic_prefix: str, bench: Bench, tmp_path: Path
+) -> None:
+    events, labels = (topic_prefix + name for name in ("payments", "labels"))
+    for name in (events, labels):
+        kafka.create_topic(name, 1)
+    start_us = time.time_ns() // 1000 - 600_000_000
+    more = {
+        "source": "kafka", "event_types": "payment", "lanes": 1, "round_rows_max": 20,
+        "kafka_brokers": kafka.brokers, "kafka_topic_prefix": topic_prefix, "kafka_format": "json",
+        "kafka_until_end": "true", "labels_topic": labels,
+    }  # fmt: skip
+    run = Run(bench, tmp_path / "state", more)
+    run.state_dir.mkdir()
+    for name in ("ensemble", *sorted(trained_detectors())):
+        loud = {"kind": "threshold", "anomaly_type": "payment_fraud", "detector": name, "value": 0}
+        append_record(run.state_dir / "control.jsonl", json.dumps(loud))
+    send(kafka, events, payments(0, 60, start_us))
+    assert run.to_end()["outcomes"]["open"] > 5
+    first, second = [alert["event_id"] for alert in run.alerts()][:2]
+    when_us = start_us + int(first[1:]) * 2_000_000
+    touched = {"event_time": when_us, "entities": {"card": "c-1", "merchant": "m-1"}}
+    told = [
+        {"event_id": first, "verdict": "fraud", **touched},
+        {"event_id": second, "verdict": "genuine"},
+        {"event_id": "nobody's", "verdict": "perhaps"},
+    ]
+    send(
+        kafka,
+        labels,
+        [json.dumps({"time": time.time_ns() // 1000, **one}).encode() for one in told],
+    )
+    send(kafka, events, payments(60, 100, start_us))
+    report = run.to_end()
+    found = report["outcomes"]
+    assert (found["confirmed"], found["refuted"], found["without_entities"]) == (1, 1, 1)
+    assert found["precision"] == 0.5 and found["recall"] == 1.0
+    assert found["delay_s"]["p50"] > 400.0
+    (letter,) = (run.state_dir / "dead_letters.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(letter)["reason"] == "bad_label" and json.loads(letter)["topic"] == labels
+
+    sets = ("--set", f"state_dir={run.state_dir}")
+    certified = call("certify", *sets, cwd=bench.folder)
+    assert certified.returncode == 0, certified.stdout + certified.stderr
+    rows = journal_rows(run.state_dir, None, {}, settled_s=0.0).sets["payment"]
+    known = rows.features.column("merchant_frauds_30d")[np.argsort(rows.time_us)]
+    assert known.tolist() == [0.0] * 60 + [1.0] * 40
 
 
 def test_control_is_read_until_the_last_lane_of_a_bounded_run_has_ended(

@@ -177,6 +177,16 @@ def test_commands_and_store_know_what_is_chosen_alone(
     assert layout.entity == "card" and len(layout.features) == 9
 
 
+@pytest.mark.usefixtures("afresh")
+def test_the_file_of_the_page_holds_together_and_keeps_forty() -> None:
+    load(Path(__file__).resolve().parents[2] / "docs" / "lean-payments.toml", {})
+    assert catalog().event_types == ("payment",)
+    assert len(catalog().names("payment")) == 49  # As docs/fewer-features.md says.
+    plans = plan_of(catalog()).entities
+    assert list(plans) == ["card", "merchant", "device"]
+    assert all(ring.shape[2] == 0 for plan in plans.values() for ring in plan.rings)
+
+
 def test_a_state_of_all_features_goes_on_with_what_is_chosen(seed: int) -> None:
     first, second = cut(stream(seed, 260), [START_US + 3_600_000_000])[:2]
     patterns = ("payment.card_*", "login.user_*", "!sequence")

@@ -126,3 +126,102 @@ def test_a_shrunk_deviation_without_a_count_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(DeclarationError, match="count 'n' names no feature of 'payment'"):
         Catalog([z, wrong])
+
+
+def events(name: str, told: list[dict[str, Any]], start_h: float, every_s: float) -> dict[str, Any]:
+    """Events of a type, one every so many seconds."""
+    rows = [
+        {"event_id": f"{start_h}.{i}",
+         "time_us": START_US + int((start_h * 3600 + i * every_s) * 1e6)} | row
+        for i, row in enumerate(told)
+    ]  # fmt: skip
+    return {name: make_batch(name, rows, partitions=1)}
+
+
+def test_a_new_merchant_is_judged_by_what_its_cards_usually_pay(cat: Catalog, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    engine = known(cat, rng)
+    told = [(f"c{i}", f"shop{i}", float(rng.choice([5.0, 20.0, 60.0]))) for i in range(40)]
+    told += [(f"c{i}", f"trap{i}", 1e9) for i in range(40)]
+    z = engine.process(payments(told, 100.0))["payment"].column("merchant_amount_shrunk_z")
+    assert np.isfinite(z).all()
+    assert np.abs(z[:40]).max() < 3.0 and z[40:].min() > 3.5
+
+
+def users_at(start_h: float, days: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Ten users who log in four times a day, each from an own address and device."""
+    n = 40 * days
+    users = rng.permutation(np.repeat(np.arange(10), n // 10))
+    told = [{"user_id": f"u{u}", "ip": f"ip{u}", "device_id": f"d{u}"} for u in users]
+    return events("login", told, start_h, 86_400 / 40)
+
+
+def test_first_logins_at_a_new_address_are_expected_as_often_as_its_user_logs_in(
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    logins = catalog(("login",))
+    engine = OfflineEngine(logins, 3)
+    engine.process(users_at(0.0, 20, rng))
+    usual = [{"user_id": "u3", "ip": "hotel"}] * 2
+    found = engine.process(events("login", usual, 500.0, 5_000.0))["login"]
+    np.testing.assert_allclose(
+        found.column("ip_expected_1h")[0], found.column("user_usual_1h")[0], rtol=1e-12
+    )
+    assert found.column("ip_expected_1h")[0] > 0.05
+    assert (found.column("ip_surprise_1h") < 2.0).all()
+    # All the users one after another, from one address that nobody knows.
+    thief = [{"user_id": f"u{i % 10}", "ip": "thief"} for i in range(30)]
+    found = engine.process(events("login", thief, 510.0, 10.0))["login"]
+    assert found.column("ip_surprise_1h")[-1] > 5.0
+
+
+def test_first_logins_of_a_new_user_are_expected_as_often_as_others_of_the_address_log_in(
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    logins = catalog(("login",))
+    engine = OfflineEngine(logins, 3)
+    office = [{"user_id": f"o{rng.integers(30)}", "ip": "office"} for _ in range(10_000)]
+    engine.process(events("login", office, 0.0, 120.0))
+    busy = [{"user_id": f"o{i}", "ip": "office"} for i in range(30)]
+    busy[15:15] = [{"user_id": "new", "ip": "office"}]
+    found = engine.process(events("login", busy, 334.0, 60.0))["login"]
+    expected = found.column("user_expected_1h")[15]
+    # Thirty an hour, by the 15 or more users of the last hour.
+    assert 0.7 < expected < 2.5
+    assert found.column("user_surprise_1h")[15] < 1.5
+    assert found.column("user_age_s")[15] == 0.0
+    many = [{"user_id": "newer", "ip": "office"}] * 40
+    found = engine.process(events("login", many, 335.0, 20.0))["login"]
+    assert found.column("user_surprise_1h")[-1] > 5.0
+
+
+def test_first_payments_of_a_new_device_are_expected_as_often_as_its_card_pays(
+    cat: Catalog, seed: int
+) -> None:
+    engine = OfflineEngine(cat, 3)
+    told = [{"card_id": "c", "device_id": "old"} for _ in range(240)]
+    engine.process(events("payment", told, 0.0, 1_200.0))
+    found = engine.process(
+        events("payment", [{"card_id": "c", "device_id": "new"}] * 3, 80.2, 1_200.0)
+    )["payment"]
+    assert 2.0 < found.column("device_expected_1h")[0] < 3.5, "three an hour"
+    assert (found.column("device_surprise_1h") < 1.0).all()
+    burst = [{"card_id": f"s{i}", "device_id": "skimmer"} for i in range(20)]
+    found = engine.process(events("payment", burst, 90.0, 10.0))["payment"]
+    assert found.column("device_surprise_1h")[-1] > 5.0
+
+
+def test_first_lines_of_a_new_service_are_expected_as_often_as_its_host_writes(seed: int) -> None:
+    engine = OfflineEngine(catalog(("app_log",)), 3)
+    told = [{"service": "old", "host": "h", "template": "t"} for _ in range(6_000)]
+    engine.process(events("app_log", told, 0.0, 20.0))
+    new = [{"service": "new", "host": "h", "template": "t"} for _ in range(100)]
+    found = engine.process(events("app_log", new, 33.5, 20.0))["app_log"]
+    for label in ("1m", "5m", "1h"):
+        assert found.column(f"service_surprise_{label}").max() < 3.0
+    # A hundred times as often is not expected.
+    flood = [{"service": "flood", "host": "h", "template": "t"} for _ in range(300)]
+    found = engine.process(events("app_log", flood, 40.0, 0.2))["app_log"]
+    assert found.column("service_surprise_1m")[-1] > 5.0

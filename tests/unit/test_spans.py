@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from dataflows.state.journal import Cut, LaneJournal
 from features.absences import Absences, Names
 from features.batch import concat_batches
 from features.catalog import catalog
-from features.engine import GroupFeatures, merge, split
+from features.engine import Correction, GroupFeatures, merge, split
 from features.events import event_code
 from features.labels import Label
 from features.spans import SpanRows, merge_spans, split_span
@@ -164,6 +165,19 @@ def assert_same_parts(
         np.testing.assert_array_equal(vectors, np.concatenate([v for _, (_, v) in rounds]))
 
 
+def assert_same_corrections(
+    found: list[tuple[int, Correction]], expected: dict[int, GroupFeatures]
+) -> None:
+    """The same rows of earlier rounds, by their number and place there, with the same values."""
+    wanted = [(lane, fix) for lane, result in expected.items() for fix in result.corrections]
+    key = itemgetter(0)
+    found, wanted = sorted(found, key=key), sorted(wanted, key=key)
+    assert [lane for lane, _ in found] == [lane for lane, _ in wanted]
+    for (_, mine), (_, other) in zip(found, wanted, strict=True):
+        for name in (one.name for one in fields(Correction)):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
+
+
 def test_a_span_begins_where_control_or_the_rates_in_force_change(tmp_path: Path) -> None:
     settings = SimpleNamespace(state_dir=tmp_path, source="file", lanes=1)
     context = SimpleNamespace(settings=settings, manifest=SimpleNamespace(round=2))
@@ -187,22 +201,24 @@ def test_a_span_begins_where_control_or_the_rates_in_force_change(tmp_path: Path
     together=TOGETHER,
     ends_after=st.sampled_from([10, 1 << 40]),
     lag_us=st.sampled_from([0, 5_000_000, 600_000_000]),
+    told=st.booleans(),
 )
 @example(  # rows are ten minutes newer than the clock silence is told by
     number=2, seed=7847, sizes=[5], groups=1, lanes=2, late_s=0.0, mortal=False,
-    due_max=EVERYONE, together=[7], ends_after=1 << 40, lag_us=600_000_000,
+    due_max=EVERYONE, together=[7], ends_after=1 << 40, lag_us=600_000_000, told=True,
 )  # fmt: skip
 @example(  # one that is forgotten comes again
     number=2, seed=3803, sizes=[20, 5, 20, 5], groups=1, lanes=2, late_s=0.0, mortal=True,
-    due_max=2, together=[2, 7], ends_after=10, lag_us=5_000_000,
+    due_max=2, together=[2, 7], ends_after=10, lag_us=5_000_000, told=False,
 )  # fmt: skip
 @example(  # the log begins among the rows of the first round
     number=0, seed=9624, sizes=[1, 20, 20, 1], groups=3, lanes=1, late_s=120.0, mortal=True,
-    due_max=EVERYONE, together=[2, 7], ends_after=10, lag_us=5_000_000,
+    due_max=EVERYONE, together=[2, 7], ends_after=10, lag_us=5_000_000, told=False,
 )  # fmt: skip
 def test_rounds_computed_together_give_what_they_give_one_by_one(
     number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
     mortal: bool, due_max: int, together: list[int], ends_after: int, lag_us: int,
+    told: bool,
 ) -> None:  # fmt: skip
     ttl_h = AN_HOUR if mortal else NEVER
     one, other = (
@@ -211,19 +227,25 @@ def test_rounds_computed_together_give_what_they_give_one_by_one(
     rounds = sent(number, seed, sizes, late_s, lanes, ends_after)
     expected = one_by_one(one, rounds, lag_us)
     names = [Names() for _ in range(lanes)]
+    first = 0
     for span in spans_of(rounds, together):
+        numbers = range(first, first + len(span))
+        first = numbers.stop
         sent_rows = rows_of(span, other, names, lag_us)
         wanted = [next(expected) for _ in span]
         here = [tuple(round_.lanes) for round_ in span]
         for g, engine in enumerate(other.engines):
             merged = merge_spans([rows[g] for rows in sent_rows])
-            found = engine.process_span(merged, here, due_max)
+            found = engine.process_span(merged, here, due_max, numbers if told else None)
             for lane in found.lanes:
                 _, bounds = joined(span, lane)
                 mine = [by_group[g][lane] for by_group in wanted if lane in by_group[g]]
                 assert_same_parts(found.lanes[lane], mine, bounds)
-                for told, alone in zip(found.absences, wanted, strict=True):
-                    if lane in told:
-                        assert_same_told(told[lane], alone[g][lane].absences)
+                for absent, alone in zip(found.absences, wanted, strict=True):
+                    if lane in absent:
+                        assert_same_told(absent[lane], alone[g][lane].absences)
+            for fixes, alone in zip(found.corrections, wanted, strict=True):
+                if told:
+                    assert_same_corrections(fixes, alone[g])
     one.clock_us = other.clock_us = max(clock for _, clock in rounds[-1].lanes.values())
     assert_same_states(other, one)

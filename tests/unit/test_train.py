@@ -15,6 +15,7 @@ from models import train as train_module
 from models.bundle import Bundle
 from models.costs import Costs
 from models.detectors import detector
+from models.leaks import separating
 from models.scoring import Scorer
 from models.train import Aim, join_sets, parts_of, select_rows, train
 from models.view import DAY_SEEN_US, WEEK_SEEN_US, View
@@ -92,6 +93,30 @@ def test_too_few_rows_are_refused_for_all_event_types_at_once(rng: np.random.Gen
     assert len(caught.value.faults) == 2 and "more history" in caught.value.faults[0]
     with pytest.raises(ConfigError, match="no rows at all"):
         train({}, catalog(), CHEAP, 1)
+
+
+@pytest.mark.parametrize("how", ["above", "below", "absent", "present"])
+def test_a_feature_that_gives_the_label_away_is_named(rng: np.random.Generator, how: str) -> None:
+    rows = training_set(rng, rows=1_000, odd=60)
+    odd, values = rows.label == 1, rows.features.values.copy()
+    clean: list[str] = []
+    train({"payment": rows}, catalog(), ("zscore",), 1, say=clean.append)
+    assert not [text for text in clean if "every known attack" in text]
+    name, column = rows.features.names[20], values[:, 20]
+    column[:] = np.abs(np.nan_to_num(column, nan=1.0))
+    if how in ("above", "below"):
+        column[odd] += {"above": 1.0, "below": -1.0}[how] * (1.0 + column.max())
+    else:
+        column[odd if how == "absent" else ~odd] = np.nan
+    leaking = replace(rows, features=replace(rows.features, values=values))
+    said: list[str] = []
+    train({"payment": leaking}, catalog(), ("zscore",), 1, say=said.append)
+    (told,) = [text for text in said if "every known attack" in text]
+    assert told.startswith(f"payment: {name} alone")
+    column[np.flatnonzero(odd)[0]] = column[~odd][0]
+    assert separating(leaking) == (), "one row is enough to be in doubt"
+    few = select_rows(leaking, np.flatnonzero(~odd | (np.cumsum(odd) <= 10)))
+    assert separating(few) == (), "ten may be chance"
 
 
 def test_an_unknown_detector_is_refused_with_the_nearest(rng: np.random.Generator) -> None:
