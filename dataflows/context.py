@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -485,23 +485,51 @@ def _load_manifest(
         _starting_point(settings, version, start)
     lock_state(settings.state_dir)
     lease = take_lease(settings.state_dir, 0 if was is None else was.token, say=say)
-    _stop_file(settings).unlink(missing_ok=True)
-    found, folder = _starting_point(settings, version, start)
-    found = replace(found, token=lease.token)
+    with _held(lease):
+        _stop_file(settings).unlink(missing_ok=True)
+        found, restored = _in_order(settings, cat, start, say, lease.token)
+    return found, lease, restored
+
+
+@contextlib.contextmanager
+def _held(lease: Lease | None) -> Iterator[None]:
+    """Beat from now on: to restore a state may take longer than another machine watches. What fails
+    gives the lease back."""
+    if lease is not None:
+        lease.keep()
+    try:
+        yield
+    except BaseException:
+        if lease is not None:
+            lease.give_back()
+        raise
+
+
+def _in_order(
+    settings: Settings,
+    cat: Catalog,
+    start: Callable[[], Path | None],
+    say: Callable[[str], None],
+    token: int,
+) -> tuple[Manifest, Restored]:
+    """Put the state folder in order; the manifest to go on from, and its state."""
+    found, folder = _starting_point(settings, cat.version, start)
+    found = replace(found, token=token)
     if folder is not None:
         _copy_warm(folder / "deltas", settings.state_dir / "deltas", lanes_of(settings))
         if rates_log(folder).is_file():
             shutil.copy(rates_log(folder), rates_log(settings.state_dir))
         write_manifest(settings.state_dir, found)
-        return found, lease, _state_of(settings, cat, found)
+        return found, _state_of(settings, cat, found)
     usable, restored = _usable(settings, cat, found, say)
-    usable = replace(usable, token=lease.token)
-    drop_bases_after(settings.state_dir, usable.round)
+    usable = replace(usable, token=token)
     if usable.round != found.round:
         go_back(settings.state_dir, usable)
     else:
         write_manifest(settings.state_dir, usable)
-    return usable, lease, restored
+    # Not before the manifest is ours: whoever has been taken over drops none of another's.
+    drop_bases_after(settings.state_dir, usable.round)
+    return usable, restored
 
 
 def _stop_file(settings: Settings) -> Path:
@@ -600,7 +628,21 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
         beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
         _warm_up(settings, cat, scorer)
-        manifest, lease, restored = beginning.result()
+        begun = beginning.result()
+    with _held(begun[1]):
+        return _opened(settings, cat, scorer, remotes, begun, telemetry)
+
+
+def _opened(
+    settings: Settings,
+    cat: Catalog,
+    scorer: Scorer,
+    remotes: Remotes,
+    begun: tuple[Manifest | None, Lease | None, Restored],
+    telemetry: Telemetry,
+) -> Context:
+    """What is left of `make_context` once the state folder is in order: the store, the kernels."""
+    manifest, lease, restored = begun
     store: StoreWriter | None = None
     if settings.store != "off":
         from dataflows.store.writer import StoreWriter
@@ -612,6 +654,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         settings, cat, scorer, manifest, telemetry, store, book, lease, stop,
         restored=restored, remotes=remotes,
     )  # fmt: skip
+    if store is not None:
+        store.fence = context.fence
     context.told_of_growth()
     if manifest is not None:
         # What is in force loads before the first round; bundles that come later, beside the flow.
@@ -650,7 +694,8 @@ def _begin(
     if lost is not None:
         say(lost)
     found, lease, restored = _load_manifest(settings, cat, start, say)
-    _first_base(settings, found)
+    with _held(lease):
+        _first_base(settings, found)
     return found, lease, restored
 
 

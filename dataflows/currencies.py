@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from dataflows.alerts.base import printable
 from dataflows.settings import Settings
 from dataflows.state.journal import replace_text
 from features.codes import CODES
@@ -138,7 +139,7 @@ def priced_lines(unpriced: Mapping[str, int], old: Mapping[str, int]) -> list[st
 def _counted(counts: Mapping[str, int]) -> str:
     """Currencies with their counts, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {n:,}" for name, n in ordered)
+    return ", ".join(f"{printable(name)} {n:,}" for name, n in ordered)
 
 
 def _checked(cells: list[str], base: str) -> tuple[date, str, float] | str:

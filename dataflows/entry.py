@@ -32,9 +32,11 @@ EXIT_FAULT = 2
 
 
 def faults_of(error: WaxwingError) -> tuple[str, ...]:
-    """Each fault of an error as one line."""
+    """Each fault of an error as one line, which a terminal can show and not obey."""
+    from dataflows.alerts.base import printable  # `waxwing --help` stays quick
+
     texts = error.faults if isinstance(error, ConfigError) else (str(error),)
-    return tuple(" ".join(text.split()) or type(error).__name__ for text in texts)
+    return tuple(printable(" ".join(text.split())) or type(error).__name__ for text in texts)
 
 
 def started_by_bytewax(main: ModuleType | None) -> bool:

@@ -139,6 +139,7 @@ def _noted(context: Context, fault: StepFault) -> bool:
         return False
     for lane, notes in found.items():
         log = RoundNotes(trial.lanes[lane].journal.folder / POISON_FILE)
+        context.fence()
         log.append(notes)
         log.close()
     noted = [note for notes in found.values() for note in notes]

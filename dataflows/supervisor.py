@@ -25,11 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataflows.alerts.base import printable_lines
 from dataflows.poison import POISON_FILE
 from dataflows.state.manifest import read_manifest
 from features.errors import ConfigError, StateError, WaxwingError
 
 __all__ = ["Interrupted", "Supervisor", "merged"]
+
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+"""What turns a colour of a terminal on or off."""
 
 HOST = "127.0.0.1"
 """Where the processes meet. What a peer sends is unpickled, so nobody else may reach the ports."""
@@ -412,8 +416,10 @@ def _pass_on(worker: _Worker) -> None:
 
 
 def _print(text: str) -> None:
-    """A line as a process has written it."""
-    print(text, file=sys.stderr, flush=True)
+    """A line as a process has written it; a terminal has its colours, and nothing else to obey."""
+    parts = _COLOUR.split(text) if sys.stderr.isatty() else [text]
+    shown = (part if i % 2 else printable_lines(part) for i, part in enumerate(parts))
+    print("".join(shown), file=sys.stderr, flush=True)
 
 
 _SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated", "estimated")

@@ -20,6 +20,7 @@ __all__ = [
     "alert_id",
     "moment_of",
     "printable",
+    "printable_lines",
 ]
 
 
@@ -225,6 +226,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The text as `printable` gives it, line by line: what ends a line stays.
+
+    >>> printable_lines("one\\x1bc\\ntwo")
+    'one\\\\x1bc\\ntwo'
+    """
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _number(value: Any) -> float | None:

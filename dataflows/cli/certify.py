@@ -104,6 +104,7 @@ def time_of(name: str, text: str | None) -> int | None:
 
 def told(found: Any) -> str:
     """The result for people."""
+    from dataflows.alerts.base import printable
     from dataflows.certify import moment
 
     where, other = _where(found), _other_versions(found)
@@ -112,7 +113,8 @@ def told(found: Any) -> str:
     d = found.difference
     group = "" if d.group is None else f", group {d.group}"
     return (
-        f"differs in round {d.round} (cut at {moment(d.cut_time_us)}){group}: {d.text}\n"
+        f"differs in round {d.round} (cut at {moment(d.cut_time_us)}){group}:"
+        f" {printable(d.text)}\n"
         f"the {found.rounds:,} rounds before are bit-identical, {found.events:,} events"
         f" ({where}){other}"
     )

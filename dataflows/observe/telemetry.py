@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dataflows.alerts.base import printable_lines
 from dataflows.currencies import priced_lines
 from features.events import made_types
 from models.absences import SilenceTally
@@ -344,7 +345,7 @@ class Telemetry:
 
     def say(self, text: str) -> None:
         """A sentence for the person who runs it."""
-        print(f"waxwing: {text}", file=sys.stderr, flush=True)
+        print(f"waxwing: {printable_lines(text)}", file=sys.stderr, flush=True)
 
 
 def _named(one: str, many: str, names: tuple[str, ...]) -> str:

@@ -159,6 +159,7 @@ class Lease:
         self._ended = threading.Event()
         self._good_s = _now_s()
         self._lost: Callable[[StateError], None] = lambda _: None
+        self._beating: threading.Thread | None = None
 
     def beat(self) -> bool:
         """Say that the holder lives; False where another has taken over."""
@@ -195,18 +196,31 @@ class Lease:
         self._lost(fault)
         raise fault
 
-    def keep(self, lost: Callable[[StateError], None], every_s: float = BEAT_S) -> None:
-        """Beat from a thread of its own; `lost` is called once another has taken over."""
-        self._lost = lost
+    def keep(
+        self, lost: Callable[[StateError], None] | None = None, every_s: float | None = None
+    ) -> None:
+        """Beat from a thread of its own, until the lease is given back.
 
-        def beats() -> None:
-            while not self._ended.wait(every_s):
-                with contextlib.suppress(StateError, OSError):  # a full disk is met by others, too
-                    if not self.beat():
-                        lost(superseded(self.folder, self.token))
-                        return
+        Parameters
+        ----------
+        lost : called once another has taken over; without, whoever calls again with one hears it
+        every_s : between two beats, `BEAT_S` by itself
+        """
+        self._lost = self._lost if lost is None else lost
+        if self._beating is None or not self._beating.is_alive():
+            pause_s = BEAT_S if every_s is None else every_s
+            self._beating = threading.Thread(
+                target=self._beats, args=(pause_s,), name="waxwing-lease", daemon=True
+            )
+            self._beating.start()
 
-        threading.Thread(target=beats, name="waxwing-lease", daemon=True).start()
+    def _beats(self, pause_s: float) -> None:
+        """Beat until the end, or until another has taken over."""
+        while not self._ended.wait(pause_s):
+            with contextlib.suppress(StateError, OSError):  # a full disk is met by others, too
+                if not self.beat():
+                    self._lost(superseded(self.folder, self.token))
+                    return
 
     def give_back(self) -> None:
         """Let the next one have it without a wait; what is written after it is asked for first."""

@@ -311,6 +311,8 @@ class StoreWriter:
         self._rows_max = settings.store_rows_max
         self._rows_s_max = settings.store_rows_s_max
         self._say = say or _say
+        self.fence: Callable[[], None] = lambda: None
+        """Asked before rows are sent; raises StateError where another flow has taken over."""
         self._embedded = EmbeddedRedis(settings.state_dir) if settings.store == "embedded" else None
         self._url = settings.redis_url if self._embedded is None else self._embedded.url
         self._shown = shown("redis_url", self._url)
@@ -507,6 +509,8 @@ class StoreWriter:
 
     def _raise_fault(self) -> None:
         """Say on the flow's own thread that the writer's has died."""
+        if isinstance(self._fault, StateError):
+            raise self._fault
         if self._fault is not None:
             raise StateError(
                 f"store: the writer ended with {type(self._fault).__name__}: {self._fault}; this is"
@@ -619,6 +623,8 @@ class StoreWriter:
         whole, ticket = self._take()
         batch, later = _slice(whole, min(FLUSH_ROWS_MAX, self._rows_s_max))
         try:
+            if batch:
+                self.fence()
             counts = self._send(batch, keep=True)
         except BaseException:
             self._put_back(whole)

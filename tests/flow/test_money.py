@@ -21,6 +21,7 @@ START_US = time_us_of("2026-03-02T00:00:00Z")
 DAY_US = 86_400_000_000
 CARDS, DAYS, LIVE_DAYS = 120, 12, 2
 YEN = 0.0061
+HOSTILE, HOSTILE_ID = "\x1bc", "../../\x1b[2Jx"
 
 
 def rate_lines(days: int) -> str:
@@ -42,10 +43,11 @@ def written(folder: Path) -> tuple[Path, Path]:
         euros = float(np.exp(level[card] + 0.3 * rng.standard_normal()))
         home = ("EUR", 1.0) if card % 2 else ("USD", 0.9)
         abroad = ("JPY", YEN * 0.99 ** int(day)) if day >= DAYS and card % 3 == 0 else home
-        code, rate = ("XAU", 1.0) if i == CARDS * 4 * (DAYS + 1) else abroad
+        code, rate = (HOSTILE, 1.0) if i == CARDS * 4 * (DAYS + 1) else abroad
+        name, whose = (f"p{i}", f"c-{card}") if code != HOSTILE else (HOSTILE_ID, HOSTILE_ID)
         rows.append(
-            {"event_id": f"p{i}", "time_us": START_US + round(day * DAY_US),
-             "card_id": f"c-{card}", "user_id": f"u-{card}", "merchant_id": f"m-{card % 20}",
+            {"event_id": name, "time_us": START_US + round(day * DAY_US),
+             "card_id": whose, "user_id": f"u-{card}", "merchant_id": f"m-{card % 20}",
              "amount": round(euros / rate, 2), "currency": code, "channel": "pos"}
         )  # fmt: skip
     frame = make_batch("payment", rows).frame
@@ -100,12 +102,19 @@ def test_yen_are_anomalies_without_a_table_and_none_with_it(folder: Path) -> Non
     without = run_of(folder, "without", "without-state")
     assert without.to_end()["scored"] == live.height
     assert paid_in(folder, without).get("JPY", 0) > 0.2 * yen
-    converted = run_of(folder, "with", "with-state")
-    report = converted.to_end()
+    converted = run_of(folder, "with", "with-state", alerts='["jsonl", "console"]')
+    before = set(folder.parent.rglob("*"))
+    done = call(*converted.command(), "--json", "-", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "\x1b" not in done.stdout + done.stderr and "(\\x1bc 1)" in done.stderr
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    new = set(folder.parent.rglob("*")) - before
+    assert all(path.is_relative_to(converted.state_dir) for path in new), "an id is no path"
+    assert all(path.name.isprintable() for path in new)
     assert report["scored"] == live.height, "nothing is lost, not even what has no rate"
     assert paid_in(folder, converted).get("JPY", 0) < 0.02 * yen
     assert (report["unpriced"], report["old_rate"]) == (1, 0)
-    assert report["currencies"]["unpriced"] == {"XAU": 1}
+    assert report["currencies"]["unpriced"] == {HOSTILE: 1}
 
 
 def test_rates_that_come_later_do_not_change_what_was(folder: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dataflows.alerts.jsonl import FILE_NAME
-from dataflows.certify import Stretch
+from dataflows.certify import Certified, Difference, Stretch
+from dataflows.cli.certify import told
 from dataflows.digests import alert_sum
 from dataflows.state.certificate import (
     SEGMENT_ROUNDS,
@@ -189,6 +190,16 @@ def test_an_event_that_alerted_in_two_rounds_has_both_in_a_whole_log(tmp_path: P
     with pytest.raises(StateError, match="the log"):
         (tmp_path / FILE_NAME).write_text(lines[0])
         _then(tmp_path, stretch)
+
+
+def test_a_difference_is_told_so_that_no_terminal_obeys_its_entity() -> None:
+    text = "card \x1b]0;mine\x07 of event ../../x\x1bc: amount 1 then, 2 now"
+    found = Certified(
+        False, 7, 30, 1, 9, 0, 0, 0, 1, 0.5, {}, Difference(8, 0, "features", text, 2), {}
+    )
+    lines = told(found).split("\n")
+    assert len(lines) == 2 and all(line.isprintable() for line in lines)
+    assert "group 2: card \\x1b]0;mine\\x07 of event ../../x\\x1bc: amount" in lines[0]
 
 
 def test_the_bundle_of_then_is_the_one_that_decided() -> None:

@@ -98,9 +98,9 @@ def failing(monkeypatch: pytest.MonkeyPatch):
 def test_each_fault_is_one_line_without_traceback(
     failing, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(ConfigError(["the first\nis long", "the second"]))
+    failing(ConfigError(["the first\nis long", "the \x1bc second"]))
     assert main(["check"]) == 2
-    assert capsys.readouterr().err == "waxwing: the first is long\nwaxwing: the second\n"
+    assert capsys.readouterr().err == "waxwing: the first is long\nwaxwing: the \\x1bc second\n"
 
 
 def test_unreachable_world_is_a_fault_too(failing, capsys: pytest.CaptureFixture[str]) -> None:

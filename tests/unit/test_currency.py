@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import dataflows.currencies as currencies
 from dataflows.admission import Admission
-from dataflows.currencies import RateBook, rate_faults, rates_log, read_rates
+from dataflows.currencies import RateBook, priced_lines, rate_faults, rates_log, read_rates
 from dataflows.settings import Settings
 from features.batch import EventBatch, concat_batches
 from features.catalog import catalog
@@ -184,6 +184,11 @@ def test_the_door_gives_what_goes_on_its_rates_and_counts_it(tmp_path: Path) -> 
     assert (done.unpriced, done.old_rate) == ({"XYZ": 1}, {"USD": 1})
     again = door.admit({"payment": batch}, ids, cut, 2, table((MONDAY, "USD", 0.5)))
     assert (again.duplicates, again.unpriced, again.old_rate) == (3, {}, {})
+
+
+def test_a_currency_is_told_so_that_no_terminal_obeys_it() -> None:
+    for text in priced_lines({"\x1bc": 2, "XYZ": 1}, {"\x1b[2J": 1}):
+        assert text.isprintable() and "\\x1b" in text
 
 
 # -- the file -------------------------------------------------------------------------------------

@@ -8,17 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dataflows import runner
+from dataflows import context as context_module
+from dataflows import quarantine, runner
+from dataflows.guard import StepFault
+from dataflows.observe.telemetry import Telemetry
+from dataflows.poison import POISON_FILE
+from dataflows.settings import Settings
 from dataflows.state import lease as lease_module
 from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
-from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, read_lease, take_lease
+from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, locked, read_lease, take_lease
 from dataflows.state.manifest import (
     Manifest,
     go_back,
@@ -26,6 +32,7 @@ from dataflows.state.manifest import (
     whole_manifests,
     write_manifest,
 )
+from features.catalog import Catalog, catalog
 from features.errors import StateError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,3 +290,99 @@ def test_a_flow_gives_the_lease_back_after_its_last_writes(
         runner._run_once(context, None, 1.0, None)
     found = read_lease(tmp_path)
     assert held == [True] and found is not None and not found.held
+
+
+def test_a_flow_beats_while_it_restores_its_state_and_gives_back_what_it_could_not_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beaten, slowly = threading.Semaphore(0), list[int]()
+    beat, state_of = Lease.beat, context_module._state_of
+
+    def counted(lease: Lease) -> bool:
+        good = beat(lease)
+        beaten.release()
+        return good
+
+    def slow(settings: Settings, cat: Catalog, begins: Manifest) -> Any:
+        def beat_number() -> int:
+            record = read_lease(tmp_path)
+            assert record is not None
+            return record.beat
+
+        def watch(_seconds: float) -> None:
+            before = beat_number()
+            while beat_number() == before:
+                assert beaten.acquire(timeout=30), "no beat while the state is restored"
+
+        with locked(tmp_path):
+            elsewhere(tmp_path, pid=os.getpid())
+        with pytest.raises(StateError, match="is in use by another process"):
+            take_lease(tmp_path, rest=watch)
+        slowly.append(beat_number())
+        return state_of(settings, cat, begins)
+
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.001)
+    monkeypatch.setattr(Lease, "beat", counted)
+    monkeypatch.setattr(context_module, "_state_of", slow)
+    settings = Settings(state_dir=tmp_path, groups=1, lanes=1)
+    begin = (settings, catalog(), lambda: None, lambda _: None)
+    found, lease, _ = context_module._load_manifest(*begin)
+    assert found.token == lease.token == 1 and slowly
+    lease.give_back()
+
+    def fails(*_: object) -> None:
+        raise StateError("the disk is gone")
+
+    monkeypatch.setattr(context_module, "_state_of", fails)
+    with pytest.raises(StateError, match="the disk is gone"):
+        context_module._load_manifest(*begin)
+    given = read_lease(tmp_path)
+    assert given is not None and given.token == 2 and not given.held
+
+
+def test_whoever_asks_late_hears_of_a_takeover_too(tmp_path: Path) -> None:
+    first = take_lease(tmp_path)
+    first.keep(every_s=0.001)
+    elsewhere(tmp_path)
+    take_lease(tmp_path, rest=lambda _: None)
+    assert first._beating is not None
+    first._beating.join(30)
+    heard = threading.Event()
+    first.keep(lambda _: heard.set(), every_s=0.001)
+    assert heard.wait(30)
+
+
+def test_a_flow_that_was_taken_over_notes_no_event_that_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Ended:
+        """What is looked at of the context of a flow that has ended."""
+
+        settings: Settings
+        lease: Lease
+        begins: Manifest | None = None
+        telemetry: Any = None
+        store: Any = None
+        restored: Any = None
+        lanes: Any = None
+        manifest: Any = None
+        fence = context_module.Context.fence
+
+    note = {"round": 3, "event_type": "payment", "partition": 0, "offset": 5, "detail": "x: y"}
+    journal = SimpleNamespace(folder=tmp_path / "journal")
+    journal.folder.mkdir()
+    trial = SimpleNamespace(
+        run=lambda: {0: [note]}, close=lambda: None, lanes=[SimpleNamespace(journal=journal)]
+    )
+    monkeypatch.setattr(quarantine, "_Trial", lambda *_: trial)
+    ended: Any = Ended(Settings(state_dir=tmp_path), take_lease(tmp_path), telemetry=Telemetry())
+    fault = StepFault("score", 3, ValueError("y"))
+    assert quarantine._noted(ended, fault)
+    notes = (journal.folder / POISON_FILE).read_bytes()
+    assert b'"offset"' in notes
+    ended.lease.give_back()
+    take_lease(tmp_path, rest=never)
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        quarantine._noted(ended, fault)
+    assert (journal.folder / POISON_FILE).read_bytes() == notes

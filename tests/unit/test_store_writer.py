@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from dataflows.settings import Settings
+from dataflows.state.lease import take_lease
 from dataflows.store import store_url, wire, writer
 from dataflows.store.embedded import STOP_S_MAX, EmbeddedRedis
 from dataflows.store.layout import entity_key, layouts
@@ -24,7 +25,7 @@ from dataflows.store.reader import StoreReader
 from dataflows.store.shadow import MARKS_KEY, Shadow
 from dataflows.store.writer import StoreWriter
 from features.catalog import catalog
-from features.errors import ConfigError, ShapeError, SourceError
+from features.errors import ConfigError, ShapeError, SourceError, StateError
 
 CARD = ("payment", "card")
 USER = ("login", "user")
@@ -511,6 +512,23 @@ def test_a_redis_that_is_not_there_is_said_in_one_sentence_without_its_password(
     with pytest.raises(ConfigError, match=r"'redis://me:\*+@cache:6379/0' .* / %2F") as named:
         StoreWriter(Settings(state_dir=tmp_path, store="redis", redis_url=url), catalog())
     assert "hun" not in str(named.value)
+
+
+def test_a_flow_that_was_taken_over_sends_no_more_rows(
+    open_writer: Open, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    lease = take_lease(folder)
+    to = open_writer(store_flush_ms=60_000)
+    to.fence = lease.check
+    put(to, ["a"], [1.0], 1)
+    assert to.flush(30)
+    lease.give_back()
+    take_lease(folder)
+    put(to, ["a"], [2.0], 2)
+    with pytest.raises(StateError, match=r"taken over .*lease 2, ours was 1"):
+        to.flush(30)
+    assert stored(server.url, ["a"]) == {"a": (1.0, 1)}
 
 
 def test_a_user_of_the_acl_needs_two_commands_and_its_password(

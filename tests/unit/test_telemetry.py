@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sys
 
+import numpy as np
+import pytest
+
+from dataflows import supervisor
 from dataflows.control.records import Control
 from dataflows.observe.telemetry import Telemetry
 from dataflows.score import RoundOut
@@ -36,3 +40,17 @@ def test_what_each_process_counts_of_its_own_lanes_is_added() -> None:
     assert found["rounds"] == 9
     assert found["missed_votes"] == {"zscore": 2, "iqr": 5}
     assert found["currencies"] == {"unpriced": {"XAU": 3}, "old_rate": {}}
+
+
+def test_what_an_event_holds_is_no_command_to_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "\x1b]0;mine\x07 one\n\x1b[31mtwo\x1b[0m\u202e"
+    Telemetry().say(said)
+    shown = "\\x1b]0;mine\\x07 one\n\\x1b[31mtwo\\x1b[0m\\u202e\n"
+    assert capsys.readouterr().err == f"waxwing: {shown}", "its lines stay"
+    supervisor._print(said)
+    assert capsys.readouterr().err == shown
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    supervisor._print(said)
+    assert capsys.readouterr().err == "\\x1b]0;mine\\x07 one\n\x1b[31mtwo\x1b[0m\\u202e\n"
