@@ -205,6 +205,7 @@ def topic_made_anew(make: Make, short: bool) -> Row:
     field.sender.end()
     time.sleep(1.0)  # the topic's id is learnt beside the first rounds
     field.live()
+    field.sender.end()
     field.flow.stop()
     before = field.account()
     field.servers.kafka.delete_topic(field.topic)
