@@ -70,8 +70,10 @@ class KeptRows:
         """What holds for the rows of a round; plain data."""
         if control is not self._control:
             context, self._control = self._context, control
+            seat = context.shelf.lineup(control)[0]
             self._header = {
-                "bundle": context.shelf.lineup(control)[0].bundle,
+                "bundle": seat.bundle,
+                "rules": seat.scorer.voting.id,
                 "catalog": context.catalog.version,
                 "sample": context.settings.rows_share,
                 "thresholds": [[*of, value] for of, value in sorted(control.thresholds.items())],

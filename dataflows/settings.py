@@ -206,10 +206,11 @@ class Settings(BaseSettings):
         " whole; bytes a day stand in reliability.md; 0 keeps none, 1 all",
     )
     rows_h: float = Field(
-        168.0,
+        336.0,
         gt=0,
         le=8_784,
-        description="hours (cut_time) for which scored rows are kept",
+        description="hours (cut_time) for which scored rows are kept; verdicts that come later find"
+        " none",
     )
     rows_bytes_max: int = Field(
         40_000_000_000,

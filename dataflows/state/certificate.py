@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.state.frames import cut_off, frame, frames, segment_files
+from dataflows.state.frames import cut_off, frame, frames, new_segment, segment_files
 from dataflows.state.journal import fsync_folder, write_all
 from features.digest import UInt32
 from features.errors import StateError
@@ -310,7 +310,7 @@ class Certificate:
             heads[_ROW_HASHES] = {"format": FORMAT, "types": list(self.header["columns"])}
         for suffix, head in heads.items():
             path = self.folder / f"{record.round:020d}{suffix}"
-            self._open[suffix] = path.open("wb", buffering=0)
+            self._open[suffix] = new_segment(path)
             write_all(self._open[suffix], _MAGIC + frame(json.dumps(head).encode()))
         self._times[self.folder / f"{record.round:020d}{_ROUNDS}"] = record.cut_time_us
         fsync_folder(self.folder)

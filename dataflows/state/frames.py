@@ -7,13 +7,15 @@ round, so that the files of a folder are segments in order.
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["cut_off", "frame", "frames", "segment_files"]
+__all__ = ["cut_off", "frame", "frames", "new_segment", "segment_files"]
 
 _FRAME = struct.Struct("<II")
 
@@ -33,10 +35,24 @@ def frames(path: Path, magic: bytes) -> Iterator[tuple[bytes, int]]:
         while len(head := file.read(_FRAME.size)) == _FRAME.size:
             length, crc = _FRAME.unpack(head)
             payload = file.read(length)
-            if len(payload) != length or zlib.crc32(payload) != crc:
+            # Eight zeros, of which a lost page has many, would be a whole record of nothing.
+            if not length or len(payload) != length or zlib.crc32(payload) != crc:
                 return
             at += _FRAME.size + length
             yield payload, at
+
+
+def new_segment(path: Path) -> BinaryIO:
+    """A file that grows at its end, unbuffered, whoever else writes it.
+
+    FileExistsError where there is one: whatever is left of a former start was cut off, so another
+    flow has made it.
+    """
+
+    def appending(name: str, how: int) -> int:
+        return os.open(name, how | os.O_APPEND, 0o666)
+
+    return open(path, "xb", buffering=0, opener=appending)
 
 
 def segment_files(folder: Path, suffix: str) -> list[Path]:

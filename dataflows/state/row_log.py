@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dataflows.state.frames import cut_off, frame, frames, segment_files
+from dataflows.state.frames import cut_off, frame, frames, new_segment, segment_files
 from dataflows.state.journal import fsync_folder, write_all
 from features.batch import Float64, Int64
 from features.errors import StateError
@@ -298,14 +298,17 @@ def read_blocks(
             continue
         found = frames(path, _MAGIC)
         next(found, None)
+        behind = 0
         for payload, _ in found:
             first, last, _ = _SPAN.unpack_from(payload)
-            if last <= known:
+            # A flow that another has taken over from may have written behind what that one cut off.
+            strange = behind and first > behind + 1 and following is not None
+            if last <= known or (strange and int(following[0].stem) <= first):
                 continue  # two flows wrote them: the round is the same
             block = _block_of(*_taken(payload))
             if first <= known:
                 block = _some(block, block.rounds > known)
-            known = last
+            known = behind = last
             if until_us is not None and block.cut_time_us[0] >= until_us:
                 return
             if from_us is None or block.cut_time_us[-1] >= from_us:
@@ -524,7 +527,7 @@ class RowLog:
         header = {"format": FORMAT, "cut_time_us": cut_us, "settings": self.settings}
         for suffix in (_ROWS, _LABELS):
             path = self.folder / f"{first:020d}{suffix}"
-            self._open[suffix] = path.open("wb", buffering=0)
+            self._open[suffix] = new_segment(path)
             head = _MAGIC + frame(_payload(first, first, header, {}))
             write_all(self._open[suffix], head)
             self._sizes[path] = len(head)

@@ -181,7 +181,7 @@ def test_commands_and_store_know_what_is_chosen_alone(
 def test_the_file_of_the_page_holds_together_and_keeps_forty() -> None:
     load(Path(__file__).resolve().parents[2] / "docs" / "lean-payments.toml", {})
     assert catalog().event_types == ("payment",)
-    assert len(catalog().names("payment")) == 49  # As docs/fewer-features.md says.
+    assert len(catalog().names("payment")) == 46  # As docs/fewer-features.md says.
     plans = plan_of(catalog()).entities
     assert list(plans) == ["card", "merchant", "device"]
     assert all(ring.shape[2] == 0 for plan in plans.values() for ring in plan.rings)

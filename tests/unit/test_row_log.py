@@ -134,6 +134,34 @@ def test_a_round_that_two_flows_wrote_counts_once(tmp_path: Path) -> None:
                                                                     for _ in range(3)]  # fmt: skip
 
 
+def test_a_flow_that_was_taken_over_tears_nothing(tmp_path: Path) -> None:
+    slow = opened(tmp_path)
+    for round_ in range(1, 7):
+        slow.add(round_, round_ * 1_000, HEADER, {"payment": 3}, [some_rows(round_)], [])
+        if round_ % 3 == 0:
+            slow.flush()
+    write(opened(tmp_path, after=3), range(4, 9), every=4)
+    slow.add(7, 7_000, HEADER, {"payment": 3}, [some_rows(7)], [])
+    slow.flush()
+    assert rounds_of(tmp_path) == list(range(1, 9)), "the other's rounds, none torn or left out"
+    slow.close()
+    late, again = opened(tmp_path, after=8), opened(tmp_path, after=8)
+    write(late, range(9, 10), every=1)
+    again.add(9, 9_000, HEADER, {}, [some_rows(9)], [])
+    with pytest.raises(StateError, match="could not be written"):
+        again.flush()
+    assert rounds_of(tmp_path) == list(range(1, 10))
+
+
+def test_a_tail_of_zeros_is_no_record(tmp_path: Path) -> None:
+    write(opened(tmp_path), range(1, 7))
+    for path in tmp_path.iterdir():
+        with path.open("ab") as file:
+            file.write(bytes(4_096))
+    write(opened(tmp_path, after=6), range(7, 9))
+    assert [r for b in read_blocks(tmp_path) for r in b.rounds.tolist()] == list(range(1, 9))
+
+
 def test_only_rounds_between_two_times_are_told(tmp_path: Path) -> None:
     write(opened(tmp_path), range(1, 10), every=3)
     found = [between(b, 2_000, 8_000) for b in read_blocks(tmp_path, 2_000, 8_000)]
