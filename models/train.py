@@ -25,7 +25,7 @@ from features.events import event_type, made_types
 from features.plan import ABSENCE
 from features.registry import chosen_patterns
 from models.base import Detector, ScoreMatrix, TrainingSet, unaided
-from models.bundle import Bundle, EventModels
+from models.bundle import Bundle, EventModels, code_version
 from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
 from models.coverage import reached, share_error
@@ -195,7 +195,8 @@ def train(
     if patterns := chosen_patterns():
         training["features"] = list(patterns)
     voting, declared = Voting(rules), catalog.declarations()
-    bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
+    by = code_version()
+    bundle = Bundle("", catalog.version, made, voting, training, declared=declared, made_by=by)
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
     return replace(bundle, models=made, metrics=metrics)
