@@ -195,11 +195,10 @@ def train(
     if patterns := chosen_patterns():
         training["features"] = list(patterns)
     voting, declared = Voting(rules), catalog.declarations()
-    by = code_version()
-    bundle = Bundle("", catalog.version, made, voting, training, declared=declared, made_by=by)
+    bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
-    return replace(bundle, models=made, metrics=metrics)
+    return replace(bundle, models=made, metrics=metrics, made_by=code_version())
 
 
 def _say_leaks(event: str, rows: TrainingSet, say: Say) -> None:
