@@ -25,6 +25,7 @@ from features.catalog import Catalog
 from features.events import event_code, event_types
 from features.operations import OPERATIONS
 from features.plan import EntityPlan
+from features.spec import Feature
 from features.speed import AHEAD, kernel, prefetch
 
 __all__ = ["ROWS_MAX", "Emptied", "EmptiedWheel", "timed_names"]
@@ -68,8 +69,9 @@ class Emptied:
 def timed_names(catalog: Catalog, event_type: str, entity: str) -> tuple[str, ...]:
     """Features of a view that change while nothing comes: what `Emptied` tells.
 
-    Statistics of windows, how many events are usual in them, and what is made of these alone.
-    A view without a window has none.
+    Statistics of windows, how many events are usual in them, and what is made of these alone: an
+    expected count follows the entity's own usual one, since its peers are not asked while nothing
+    comes. A view without a window has none.
 
     >>> from features.catalog import catalog
     >>> timed_names(catalog(), "payment", "device")[0]
@@ -82,13 +84,17 @@ def timed_names(catalog: Catalog, event_type: str, entity: str) -> tuple[str, ..
         if op.family == "ring" and op.code < WINDOW_OPS:
             found.append(feature.name)
             windows = True
-        elif op.name == "usual_count" or (
-            op.family == "derived"
-            and {str(feature.column), str(feature.other)} <= set(found)
-            and feature.count is None
-        ):
+        elif op.name == "usual_count" or (op.family == "derived" and _read(feature) <= set(found)):
             found.append(feature.name)
     return tuple(found) if windows else ()
+
+
+def _read(feature: Feature) -> set[str]:
+    """What a derived feature is made of while nothing comes."""
+    read = {str(feature.column)}
+    if feature.op != "shrunk_count":
+        read |= {str(feature.other)} | ({feature.count} if feature.count else set())
+    return read
 
 
 @kernel

@@ -225,8 +225,9 @@ def _assemble_one(
 
 
 @lru_cache(maxsize=64)
-def _derivations(catalog: Catalog, name: str) -> Int64:
-    """What `_derive` is told, int64 (features, 5): operation, left, right, where to, count."""
+def _derivations(catalog: Catalog, name: str, quiet: bool = False) -> Int64:
+    """What `_derive` is told, int64 (features, 5): operation, left, right, where to, count; where
+    nothing comes (`quiet`), an expected count has no peers and is the entity's own."""
     names = catalog.names(name)
     rows = [
         (
@@ -234,7 +235,7 @@ def _derivations(catalog: Catalog, name: str) -> Int64:
             names.index(str(f.column)),
             names.index(str(f.other)),
             i,
-            names.index(f.count) if f.count else -1,
+            names.index(f.count) if f.count and not (quiet and f.op == "shrunk_count") else -1,
         )
         for i, f in enumerate(catalog.features(name))
         if OPERATIONS[f.op].family == "derived"
@@ -264,6 +265,8 @@ def _derive(told, values):
                 found = left - right
             elif told[k, 0] == 1:
                 found = left / right if right != 0.0 else np.nan
+            elif told[k, 0] >= 3 and told[k, 4] < 0:
+                found = left
             elif told[k, 0] >= 3:
                 n, found = values[i, told[k, 4]], right
                 prior = PRIOR_EVENTS if told[k, 0] == 3 else PRIOR_AGE_S
@@ -328,7 +331,7 @@ def emptied_rows(
         values[:, first : first + parts[0].values.shape[1]] = np.concatenate(
             [part.values for part in parts]
         )
-        _derive(_derivations(catalog, event), values)
+        _derive(_derivations(catalog, event, quiet=True), values)
         columns = [catalog.names(event).index(n) for n in timed_names(catalog, event, entity)]
         times = np.concatenate([part.time_us for part in parts])
         made[event, entity] = keys, times, np.ascontiguousarray(values[:, columns])

@@ -227,3 +227,44 @@ def test_room_is_made_for_all_who_are_told_and_where_none_is_for_nobody() -> Non
         assert len(told) == (900 if most else 0)
         sizes[most] = engine._states["card"].emptied.memory_bytes - before
     assert sizes[0] == 0 and sizes[EVERYONE] >= 4 * (900 - 256)
+
+
+def usual(times: list[int], at_us: int, window_us: int) -> float:
+    """Events one expects in a window by those that have been, each fading over a week."""
+    tau_us = 7 * 86_400 * SECOND_US
+    age_us = max(at_us - times[0], 86_400 * SECOND_US)
+    decayed = sum(np.exp((t - at_us) / tau_us) for t in times)
+    return float(decayed / (tau_us * (1.0 - np.exp(-age_us / tau_us))) * window_us)
+
+
+def test_an_address_that_falls_silent_is_told_its_own_usual_count_and_surprise() -> None:
+    logins, view = catalog(("login",)), ("login", "ip")
+    engine = GroupEngine(logins, 0, emptied_max=EVERYONE)
+    times = [START_US + i * 10 * SECOND_US for i in range(30)]
+    rows = [
+        {"event_id": f"l{us}", "user_id": f"u{i % 3}", "ip": "i", "time_us": us}
+        for i, us in enumerate(times)
+    ]
+    batch = {"login": make_batch("login", rows, partitions=1)}
+    engine.process(split(logins, batch, 1, 0, 0, times[-1])[0], (0,))
+    names = timed_names(logins, *view)
+    clock_us = times[-1] + WINDOWS_US[-1] + 2 * SECOND_US
+    told = engine.process(split(logins, {}, 1, 0, 1, clock_us)[0], (0,))[0].emptied
+    _, (at_us,), (row,) = emptied_rows(logins, told)[view]
+    said = dict(zip(names, row.tolist(), strict=True))
+    assert at_us == times[-1] + WINDOWS_US[-1] and said["ip_count_1h"] == 0.0
+    expected = usual(times, int(at_us), WINDOWS_US[-1])
+    assert expected > 1.0
+    assert said["ip_usual_1h"] == pytest.approx(expected)
+    assert said["ip_expected_1h"] == pytest.approx(expected)
+    assert said["ip_surprise_1h"] == pytest.approx(1.0 - np.sqrt(4.0 * expected + 1.0))
+
+
+def test_every_surprise_of_a_window_is_told_with_it() -> None:
+    missing = [
+        feature.name
+        for view, features in catalog().views().items()
+        for feature in features
+        if feature.op == "surprise" and feature.name not in timed_names(catalog(), *view)
+    ]
+    assert missing == []
