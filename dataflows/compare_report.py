@@ -69,6 +69,11 @@ def _sampled(found: Mapping[str, Any]) -> list[str]:
         said.append(
             f"{found['frauds_without_row']:,} known frauds have no kept row; --exact counts them"
         )
+    if found["frauds_without_time"]:
+        said.append(
+            f"{found['frauds_without_time']:,} known frauds, labelled without `event_time`, have no"
+            " kept row and may be of another time"
+        )
     return said
 
 

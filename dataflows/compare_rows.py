@@ -97,7 +97,7 @@ def compare_rows(
         **found.report(),
         "rows": covered.rows,
         "coverage": covered.told(),
-        "frauds_without_row": _without_row(covered, found, verdicts),
+        **_without_row(covered, found, verdicts),
         "seconds": round(time.monotonic() - begun, 3),
     }
 
@@ -308,9 +308,11 @@ class _Covered:
 
 def _without_row(
     covered: _Covered, found: Comparison, verdicts: dict[int, tuple[bool, int]]
-) -> int:
-    """Known frauds of the time that is covered of which no row was kept."""
-    return sum(
-        fraud and key not in found.met and covered.from_us <= time_us <= covered.until_us
-        for key, (fraud, time_us) in verdicts.items()
-    )
+) -> dict[str, int]:
+    """Known frauds of which no row was kept: those of the time that is covered, and those that may
+    be of any time, since their labels do not say when the event was."""
+    times = [at for key, (fraud, at) in verdicts.items() if fraud and key not in found.met]
+    return {
+        "frauds_without_row": sum(covered.from_us <= at <= covered.until_us for at in times if at),
+        "frauds_without_time": times.count(0),
+    }

@@ -1,6 +1,7 @@
 """The model bundle: a folder with everything that scoring needs, in formats that run no code.
 
-    bundle.json                     format, id, catalogue, feature names, training data, checksums
+    bundle.json                     format, id, catalogue, feature names, training data, checksums,
+                                    the version of waxwing that trained it
     metrics.json                    what training found on rows it had held out
     voting.toml                     thresholds and rules; a person may edit it
     voting.kept.toml                in a flow's copy: the rules it came with, which a replay needs
@@ -10,8 +11,8 @@
     values
 
 It is written beside its place and renamed, and read only where every checksum holds. Its id is the
-hash of its content without `voting.toml`, the metrics and the card, so that alerts of the same
-models have the same ids whatever their thresholds.
+hash of its content without `voting.toml`, the metrics, the card and that version, so that alerts of
+the same models have the same ids whatever their thresholds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,24 @@ from models.segments import Cut, Segments
 from models.view import View
 from models.voting import ENSEMBLE, Ensemble, Novelty, Voting
 
-__all__ = ["RULES_KEPT", "Bundle", "EventModels", "copy_bundle", "read_head", "rules_of"]
+__all__ = [
+    "RULES_KEPT",
+    "Bundle",
+    "EventModels",
+    "code_version",
+    "copy_bundle",
+    "read_head",
+    "rules_of",
+]
 
 FORMAT = 1
 """Layout of a bundle; one with another number is refused."""
 
 _DECLARED = "features.json"
 """What is declared of each feature, so that a mismatch names what has changed."""
+
+_MADE_BY = "waxwing"
+"""Key in bundle.json of the version that trained it."""
 
 _UNSEALED = ("voting.toml", "metrics.json", "card.md")
 """Not part of the id: thresholds are a person's to edit, metrics and card are words about the
@@ -118,6 +131,7 @@ class Bundle:
     metrics : what training found on held-out rows
     declared : event type -> feature -> what was declared of it (`Catalog.declarations`); empty in
         bundles of before 2026-12
+    made_by : version of waxwing that trained it; empty in bundles of before 2026-12
     """
 
     id: str
@@ -127,6 +141,7 @@ class Bundle:
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     declared: Mapping[str, Any] = field(default_factory=dict)
+    made_by: str = ""
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -179,8 +194,16 @@ class Bundle:
         metrics = _json(path / "metrics.json")
         return cls(
             head["id"], head["catalog_version"], models, voting, head["training"], metrics,
-            _declared(path, head),
+            _declared(path, head), str(head.get(_MADE_BY, "")),
         )  # fmt: skip
+
+
+def code_version() -> str:
+    """The version of this program, or a word for a tree that is not installed."""
+    try:
+        return version("waxwing")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def rules_of(path: Path) -> Voting:
@@ -269,6 +292,7 @@ def _write(bundle: Bundle, folder: Path) -> str:
     head: dict[str, Any] = {
         "format": FORMAT,
         "catalog_version": bundle.catalog_version,
+        _MADE_BY: bundle.made_by,
         "names": {event: list(m.names) for event, m in bundle.models.items()},
         "detectors": {event: list(m.detectors) for event, m in bundle.models.items()},
         "training": dict(bundle.training),
@@ -291,6 +315,7 @@ def _card(bundle: Bundle) -> str:
         bundle.voting,
         {event: tuple(m.detectors) for event, m in models.items()},
         {event: m.segments for event, m in models.items()},
+        bundle.made_by,
     )
 
 

@@ -23,6 +23,7 @@ def card_text(
     voting: Voting,
     detectors: Mapping[str, tuple[str, ...]],
     segments: Mapping[str, Segments | None],
+    made_by: str,
 ) -> str:
     """The card of a bundle, in Markdown.
 
@@ -32,10 +33,13 @@ def card_text(
     training, metrics, voting : of the bundle
     detectors : event type -> names
     segments : event type -> its scales by segment, None where it has none
+    made_by : version of waxwing that trained it; empty where it is not known
     """
+    by = f" by waxwing {made_by}" if made_by else ""
     parts = [
         "# Model card\n",
-        f"Trained on features of catalogue {catalog_version}, seed {training.get('seed', '-')}.\n",
+        f"Trained{by} on features of catalogue {catalog_version},"
+        f" seed {training.get('seed', '-')}.\n",
         "## Trained on\n",
         *_sets(training.get("sets", {}), detectors),
         "## On rows held out\n",

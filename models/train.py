@@ -25,7 +25,7 @@ from features.events import event_type, made_types
 from features.plan import ABSENCE
 from features.registry import chosen_patterns
 from models.base import Detector, ScoreMatrix, TrainingSet, unaided
-from models.bundle import Bundle, EventModels
+from models.bundle import Bundle, EventModels, code_version
 from models.calibration import TAIL_ROWS_MIN, Calibration, score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
 from models.coverage import reached, share_error
@@ -198,7 +198,7 @@ def train(
     bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, fitted, attacks)
     made |= {name: f.full for name, f in fitted.items()}
-    return replace(bundle, models=made, metrics=metrics)
+    return replace(bundle, models=made, metrics=metrics, made_by=code_version())
 
 
 def _say_leaks(event: str, rows: TrainingSet, say: Say) -> None:

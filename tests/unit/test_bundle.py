@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from features.catalog import Catalog, catalog, declared_features
 from features.errors import BundleError, ConfigError
 from models.base import TrainingSet
-from models.bundle import Bundle
+from models.bundle import Bundle, code_version
 from models.scoring import Scorer
 from models.train import train
 from tests.rows import training_set
@@ -65,6 +66,19 @@ def test_the_same_training_gives_the_same_id(
     other = train({"login": rows}, catalog(), DETECTORS, 2).write(tmp_path / "other")
     first = Bundle.load(folder, catalog()).id
     assert again.id == first and other.id != first
+
+
+def test_a_bundle_and_its_card_say_which_version_trained_it(folder: Path, tmp_path: Path) -> None:
+    made = Bundle.load(folder, catalog())
+    assert made.made_by == code_version() == version("waxwing")
+    assert json.loads((folder / "bundle.json").read_text())["waxwing"] == made.made_by
+    card = (folder / "card.md").read_text()
+    assert f"Trained by waxwing {made.made_by} on features" in card
+    other = replace(made, made_by="99.1").write(tmp_path / "other")
+    assert Bundle.load(tmp_path / "other", catalog()).made_by == "99.1"
+    unknown = replace(made, made_by="").write(tmp_path / "unknown")
+    assert unknown.id == other.id, "the same models"
+    assert "Trained on features" in (tmp_path / "unknown" / "card.md").read_text()
 
 
 def test_writing_again_replaces_the_folder_and_leaves_nothing_beside(

@@ -51,7 +51,7 @@ def compared(text: str) -> dict[str, Any]:
     return {
         "total": one | {"new_genuine": 1, "gone_genuine": 1}, "anomaly_types": {text: one},
         "examples": [example], "candidate": text, "live": [text], "events": 5, "seconds": 1.0,
-        "rows": 2, "frauds_without_row": 1, "coverage": [
+        "rows": 2, "frauds_without_row": 1, "frauds_without_time": 3, "coverage": [
             {"from_us": 1, "until_us": 2, "sample": 0.1, "gap": False},
             {"from_us": 4, "until_us": 5, "sample": 0.2, "gap": True},
         ],
@@ -74,3 +74,4 @@ def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> N
     for said in ("\n".join(comparison_lines(compared("x"))), comparison_html(compared("x"))):
         assert "+1 (1 to 9)" in said and "10 % and 20 % of the entities" in said
         assert "no rows are kept from" in said and "1 known frauds have no kept row" in said
+        assert "3 known frauds, labelled without `event_time`, have no kept row" in said

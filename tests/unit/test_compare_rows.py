@@ -41,7 +41,11 @@ def test_stretches_end_at_holes_and_other_shares() -> None:
     found = Comparison(catalog(), {})
     found.met.add(7)
     verdicts = {7: (True, 3), 8: (True, 4), 9: (False, 4), 10: (True, 13)}
-    assert _without_row(covered, found, verdicts) == 1, "one fraud of that time was not met"
+    untimed = {11: (True, 0), 12: (False, 0), 13: (True, 0)}
+    found.met.add(13)
+    without = _without_row(covered, found, verdicts | untimed)
+    assert without["frauds_without_row"] == 1, "one fraud of that time was not met"
+    assert without["frauds_without_time"] == 1, "nobody said when it was, and it was not met"
 
 
 def test_rows_of_another_catalogue_alone_are_refused_with_the_cure() -> None:
