@@ -357,7 +357,7 @@ def _derived(feature: Feature) -> str:
         "greatest(abs(l.v), abs(r.v))",
     )
     value, size = {
-        "ratio": ("l.v / nullif(r.v, 0)", "v"),
+        "ratio": ("l.v / nullif(r.v, 0)", "l.v / nullif(r.v, 0)"),
         "difference": ("l.v - r.v", "greatest(abs(l.v), abs(r.v))"),
         "surprise": (
             "sqrt(l.v) + sqrt(l.v + 1) - sqrt(4 * r.v + 1)",
