@@ -129,7 +129,7 @@ def beats_sleep(_: str) -> None:
     """The thread that says that a flow lives sleeps for good: who writes has to ask by itself."""
     from dataflows.state.lease import Lease
 
-    def broken(self: Any, lost: Any, *_: Any) -> None:
+    def broken(self: Any, lost: Any = None, *_: Any) -> None:
         self._lost = lost
 
     Lease.keep = broken  # type: ignore[method-assign]

@@ -114,7 +114,7 @@ def test_all_rows_of_the_groups_say_what_those_of_the_entities_say(
     monkeypatch.setattr(Narrowed, "cut", nothing)
     monkeypatch.chdir(bench.folder)
     whole = json.loads(json.dumps(explain(ran.state_dir, None, {}, alert["id"]), default=str))
-    assert sum(passed) > 1_000
+    assert sum(passed) > 100
     whole["replayed"]["seconds"] = found["replayed"]["seconds"]
     assert whole == found
 

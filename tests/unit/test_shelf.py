@@ -335,7 +335,7 @@ def test_an_archive_is_known_by_the_path_of_its_url() -> None:
     assert not is_archive("https://host/b?as=x.tgz") and not is_archive("https://host/b")
 
 
-@pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 70_000), ("FILES_MAX", 2)])
+@pytest.mark.parametrize(("limit", "most"), [("BYTES_MAX", 80_000), ("FILES_MAX", 2)])
 @pytest.mark.parametrize("kind", ["", "gztar", "zip"])
 def test_no_more_comes_of_a_bundle_than_may_all_files_together(
     bundles: tuple[Path, Path],
@@ -346,7 +346,7 @@ def test_no_more_comes_of_a_bundle_than_may_all_files_together(
     kind: str,
 ) -> None:
     sizes = [p.stat().st_size for p in bundles[1].rglob("*") if p.is_file()]
-    assert max(sizes) < 70_000 < sum(sizes) and len(sizes) > 2
+    assert max(sizes) < 80_000 < sum(sizes) and len(sizes) > 2
     place = f"file://{bundles[1]}"
     if kind:
         place = shutil.make_archive(str(tmp_path / "packed"), kind, bundles[1])
@@ -356,7 +356,7 @@ def test_no_more_comes_of_a_bundle_than_may_all_files_together(
     with pytest.raises(BundleError, match=r"more than|at most"):
         brought(place, into)
     came = [p.stat().st_size for p in into.rglob("*") if p.is_file()]
-    assert sum(came) <= 70_000 and (limit == "BYTES_MAX" or len(came) <= 2)
+    assert sum(came) <= 80_000 and (limit == "BYTES_MAX" or len(came) <= 2)
 
 
 def test_a_url_of_unknown_or_false_size_is_copied_until_the_limit_alone(
