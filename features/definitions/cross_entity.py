@@ -348,7 +348,6 @@ _METRIC = (
 _APP_LOG = (
     _first("app_log", "service", "template"),
     _first("app_log", "host", "template"),
-    _ever("app_log", "host", "service", "services"),
     *_distinct("app_log", "service", "template", "templates", ("5m", "1h")),
     _ever("app_log", "service", "template", "templates"),
     *_distinct("app_log", "host", "template", "templates", ("1h",)),

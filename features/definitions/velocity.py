@@ -243,18 +243,7 @@ FEATURES: tuple[Feature, ...] = (
         None,
     ),
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
-    *(
-        _each("app_log", "service", label, "lines", "service of this host", "host", "services")
-        for label in _SPOKEN
-    ),
-    *_counts(
-        "app_log",
-        "service",
-        "lines",
-        ("1m", "5m", "1h"),
-        peers={label: f"service_peers_usual_{label}" for label in _SPOKEN},
-    ),
-    _age("app_log", "service"),
+    *_counts("app_log", "service", "lines", ("1m", "5m", "1h")),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),
     _pace(
         "service_rate_creep",

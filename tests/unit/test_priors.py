@@ -213,20 +213,6 @@ def test_first_payments_of_a_new_device_are_expected_as_often_as_its_card_pays(
     assert found.column("device_surprise_1h")[-1] > 5.0
 
 
-def test_first_lines_of_a_new_service_are_expected_as_often_as_its_host_writes(seed: int) -> None:
-    engine = OfflineEngine(catalog(("app_log",)), 3)
-    told = [{"service": "old", "host": "h", "template": "t"} for _ in range(6_000)]
-    engine.process(events("app_log", told, 0.0, 20.0))
-    new = [{"service": "new", "host": "h", "template": "t"} for _ in range(100)]
-    found = engine.process(events("app_log", new, 33.5, 20.0))["app_log"]
-    for label in ("1m", "5m", "1h"):
-        assert found.column(f"service_surprise_{label}").max() < 3.0
-    # A hundred times as often is not expected.
-    flood = [{"service": "flood", "host": "h", "template": "t"} for _ in range(300)]
-    found = engine.process(events("app_log", flood, 40.0, 0.2))["app_log"]
-    assert found.column("service_surprise_1m")[-1] > 5.0
-
-
 def test_a_newcomer_at_an_office_that_is_quiet_is_expected_as_one_of_all_its_users(
     seed: int,
 ) -> None:
@@ -242,22 +228,6 @@ def test_a_newcomer_at_an_office_that_is_quiet_is_expected_as_one_of_all_its_use
         found.column("user_expected_1h")[0], found.column("ip_usual_1h")[0] / 31, rtol=1e-12
     )
     assert found.column("user_surprise_1h")[-1] > 5.0
-
-
-def test_a_new_service_is_expected_as_one_of_those_of_its_host(seed: int) -> None:
-    engine = OfflineEngine(catalog(("app_log",)), 3)
-    told = [{"service": f"s{i % 10}", "host": "h", "template": "t"} for i in range(6_000)]
-    engine.process(events("app_log", told, 0.0, 2.0))
-    flood = [{"service": "new", "host": "h", "template": "t"} for _ in range(60)]
-    found = engine.process(events("app_log", flood, 5.0, 2.0))["app_log"]
-    for label in ("1m", "5m", "1h"):
-        np.testing.assert_allclose(
-            found.column(f"service_expected_{label}")[0],
-            found.column(f"host_usual_{label}")[0] / 11,
-            rtol=1e-12,
-        )
-    # As much as the ten others together write in a minute.
-    assert found.column("service_surprise_1m")[29] > 3.0
 
 
 def test_peers_that_are_new_themselves_say_nothing(cat: Catalog, seed: int) -> None:
