@@ -233,11 +233,11 @@ def _usual() -> list[str]:
         "Where both are new only counts, shares and the like are known, which are judged against",
         "all entities: a peer whose usual count is 0 is new itself. Windows of 1 and 5 minutes of",
         "cards, users, devices and addresses have no prior: in so short a time nothing is what is",
-        "usual of either. Nor has how often a new card pays, a new merchant is paid, or a new host,",
+        "usual of either. Nor has how often a new card pays, a new merchant is paid, or a host,",
         "service or log stream (a message of a service) writes: no other entity of the event says",
-        "it. (Services of one host differ too much: held against them, most lines of a server were",
-        "surprising.) So a shop that opens with a rush is surprising on its first day, and so is a",
-        "new service.",
+        "it. (Services of one host differ too much: held against them, most lines of a server",
+        "were surprising.) So a shop that opens with a rush is surprising on its first day, and so",
+        "is a new service.",
     ]
 
 
