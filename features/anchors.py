@@ -146,20 +146,24 @@ def _weight(row, x, recent, flag):
 
 @inlined
 def _learn(row, x, now, flag, weight):
-    """Take x into the anchor of one instance; its level of the day already holds x."""
+    """Take x into the anchor of one instance; its level of the day already holds x. The deviation
+    of a flag is that of its share."""
     n, age_us, since_us = row[0], now - row[5], now - row[4]
     d = x - row[1]
     if n < ANCHOR_FROM:
-        row[2] += (abs(d) / ABS_MEAN - row[2]) / n
+        if not flag:
+            row[2] += (abs(d) / ABS_MEAN - row[2]) / n
         row[1] += d / (n + 1.0)
     else:
-        limit = HUBER * _spread(row[2], row[1])
+        share = _share(n, ANCHOR_EVENTS, since_us, min(age_us, ANCHOR_US))
         if flag:
-            d, limit = weight * d, 1.0
-        slow = SPREAD_TIMES
-        share = _share(n, slow * ANCHOR_EVENTS, since_us, min(age_us, slow * ANCHOR_US))
-        row[2] += share * (min(abs(d), limit) / HUBER_MEAN - row[2])
-        row[1] += _share(n, ANCHOR_EVENTS, since_us, min(age_us, ANCHOR_US)) * _held(d, limit)
+            row[1] += share * weight * d
+            row[2] = deviation_of_share(row[1], n + 1.0)
+        else:
+            limit, slow = HUBER * _spread(row[2], row[1]), SPREAD_TIMES
+            spread_share = _share(n, slow * ANCHOR_EVENTS, since_us, min(age_us, slow * ANCHOR_US))
+            row[2] += spread_share * (min(abs(d), limit) / HUBER_MEAN - row[2])
+            row[1] += share * _held(d, limit)
         _rival(row, now, since_us)
     row[0] += 1.0
     if flag:

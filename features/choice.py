@@ -39,8 +39,8 @@ class Choice:
     Parameters
     ----------
     features : those that are computed, as declared
-    needed : full name of a feature that no pattern names -> full names of those that read it, among
-        them one that is named
+    needed : full name of a feature that no pattern names -> full names of those that read it: each
+        is named by a pattern or is itself needed, so that chains end at one that is named
     left_out : full names of the others, as declared
     without_sequence : event types whose sequences are left out
     """
@@ -69,7 +69,8 @@ def choose(declared: Sequence[Feature], patterns: Sequence[str]) -> Choice:
     ----------
     declared : all there are
     patterns : of the names, or of EVENT_TYPE.NAME, as `fnmatch` has them; one that begins with `!`
-        leaves out. Their order does not matter. Where each leaves out, the rest is chosen
+        leaves out. Their order does not matter. Where each leaves out, the rest is chosen. A
+        sequence is left out by its name in full, by `*` and by `EVENT_TYPE.*`
 
     Examples
     --------
@@ -105,7 +106,7 @@ def choose(declared: Sequence[Feature], patterns: Sequence[str]) -> Choice:
             if name in kept and name not in named
         },
         tuple(name for name in by_name if name not in kept),
-        frozenset(event for event in _sequenced() if _matches(event, SEQUENCE, unwanted)),
+        frozenset(event for event in _sequenced() if _reaches_sequence(event, unwanted)),
     )
 
 
@@ -119,7 +120,10 @@ def pattern_faults(declared: Sequence[Feature], patterns: Sequence[str]) -> list
             faults.append(
                 f"pattern {pattern!r} names nothing; expected a name, * and ? stand in it"
             )
-        elif not any(_matches(event, name, [bare]) for event, name in names):
+        elif not (
+            any(_matches(f.event, f.name, [bare]) for f in declared)
+            or any(_reaches_sequence(event, [bare]) for event in _sequenced())
+        ):
             near = _nearest(bare, names)
             faults.append(f"pattern {pattern!r} matches no feature; near are {', '.join(near)}")
     taken = choose(declared, patterns).features
@@ -170,6 +174,15 @@ def _matches(event: str, name: str, patterns: Iterable[str]) -> bool:
     return any(
         fnmatchcase(f"{event}.{name}" if "." in pattern else name, pattern) for pattern in patterns
     )
+
+
+def _reaches_sequence(event: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern leaves out the sequence of an event type: it matches by more than chance,
+    since it spells the name or stands for all of the type (`!*e` is of features alone)."""
+    last = (
+        pattern.rpartition(".")[2] for pattern in patterns if _matches(event, SEQUENCE, [pattern])
+    )
+    return any(name in (SEQUENCE, "*") for name in last)
 
 
 def _needs(feature: Feature) -> list[str]:

@@ -537,7 +537,7 @@ _HOME = (
         4,
         "(t {column} + d {other}) / (t + d): the entity's own usual count once it was first seen t"
         " ago ({count}), that of its peers while t is below a day (d), whichever is known while the"
-        " other is not",
+        " other is not; peers that are new themselves (0) are not known",
         "feature",
         other="feature",
         count=True,
@@ -565,7 +565,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 """Operation by name."""
 
-SEMANTICS = 2
+SEMANTICS = 3
 """Part of the catalogue's version; raised when an operation, a derived column or a constant of a
 kernel comes to mean something else, so that old bundles and state are not taken for new ones."""
 

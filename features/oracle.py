@@ -346,15 +346,18 @@ def _entropy(feature: Feature, ties: int) -> str:
 def _derived(feature: Feature) -> str:
     """Of the answers to two other features of the same row."""
     left, right, *counts = (answer_table(feature.event, name) for name in operands(feature))
-    prior = PRIOR_AGE_S if feature.op == "shrunk_count" else PRIOR_EVENTS
-    gone = "WHEN c.v IS NULL THEN NULL" if feature.op == "shrunk_count" else ""
+    counted = feature.op == "shrunk_count"
+    prior = PRIOR_AGE_S if counted else PRIOR_EVENTS
+    gone = "WHEN c.v IS NULL THEN NULL" if counted else ""
+    peers = "nullif(r.v, 0)" if counted else "r.v"  # A peer that is itself new is none.
     shrunk = (
-        f"CASE {gone} WHEN l.v IS NULL OR coalesce(c.v, 0) = 0 THEN r.v WHEN r.v IS NULL THEN l.v"
+        f"CASE {gone} WHEN l.v IS NULL OR coalesce(c.v, 0) = 0 THEN {peers}"
+        f" WHEN {peers} IS NULL THEN l.v"
         f" ELSE (c.v * l.v + {prior} * r.v) / (c.v + {prior}) END",
         "greatest(abs(l.v), abs(r.v))",
     )
     value, size = {
-        "ratio": ("l.v / nullif(r.v, 0)", "v"),
+        "ratio": ("l.v / nullif(r.v, 0)", "l.v / nullif(r.v, 0)"),
         "difference": ("l.v - r.v", "greatest(abs(l.v), abs(r.v))"),
         "surprise": (
             "sqrt(l.v) + sqrt(l.v + 1) - sqrt(4 * r.v + 1)",

@@ -141,12 +141,12 @@ PRIORS = (
     ("address", "how often its user logs in", "`ip_expected_1h`, `ip_surprise_1h`"),
     (
         "user",
-        "how often each user of the address logs in",
+        "how often each user that its address ever had logs in",
         "`user_expected_1h`, `user_surprise_1h`",
     ),
     (
         "service",
-        "how many lines its host writes",
+        "how many lines each service of its host writes",
         "`service_expected_1m`, `..._5m`, `..._1h`, `service_surprise_1m`, ...",
     ),
     ("series", "the other hosts of its service", "`series_shrunk_z`"),
@@ -169,7 +169,8 @@ UNTWINNED = (
         " is seen by the creep of the entity's gaps or counts (`card_gap_creep`,"
         " `merchant_rate_creep`, `user_gap_creep`, `ip_rate_creep`, `service_rate_creep`,"
         " `host_rate_creep`, `log_stream_rate_creep`), and of declined, failed and error events by"
-        " their share, which no baseline learns",
+        " their share, which is told as it is (`service_error_share_z`, which learns it, has an"
+        " anchor)",
     ),
     (
         "`peer_gap_z`, `peers_level_z`, `peers_deviating`, `peers_abs_z`, `member_z`,"
@@ -235,10 +236,11 @@ def _usual() -> list[str]:
         *(f"| {' | '.join(row)} |" for row in PRIORS),
         "",
         "Where both are new only counts, shares and the like are known, which are judged against",
-        "all entities. Windows of 1 and 5 minutes of cards, users, devices and addresses have no",
-        "prior: in so short a time nothing is what is usual of either. Nor has how often a new",
-        "merchant is paid: no other entity of a payment says it, so that a shop that opens with a",
-        "rush is surprising on its first day.",
+        "all entities: a peer whose usual count is 0 is new itself. Windows of 1 and 5 minutes of",
+        "cards, users, devices and addresses have no prior: in so short a time nothing is what is",
+        "usual of either. Nor has how often a new card pays, a new merchant is paid, or a new host",
+        "or log stream (a message of a service) writes: no other entity of the event says it, so",
+        "that a shop that opens with a rush is surprising on its first day, and so is a new host.",
     ]
 
 

@@ -256,7 +256,8 @@ def _derive(told, values):
     payment, the user of an address, the other hosts of a series' pool. The peers' state lies in
     other groups and is never asked for; all come home with the row, so that the number of groups
     changes nothing. An entity without a past is judged by its peers alone: its first usual event is
-    no alarm, and one far from theirs is.
+    no alarm, and one far from theirs is. Peers whose usual count is 0 are new themselves and say
+    nothing.
     """
     for i in range(len(values)):
         for k in range(len(told)):
@@ -268,6 +269,10 @@ def _derive(told, values):
             elif told[k, 0] >= 3 and told[k, 4] < 0:
                 found = left
             elif told[k, 0] >= 3:
+                if (
+                    told[k, 0] == 4 and right == 0.0
+                ):  # a peer without a past expects nothing of anyone
+                    right = np.nan
                 n, found = values[i, told[k, 4]], right
                 prior = PRIOR_EVENTS if told[k, 0] == 3 else PRIOR_AGE_S
                 if left == left and n > 0.0:

@@ -567,7 +567,7 @@ class NaiveEngine:
                 known = out[str(f.count)]
                 if f.op == "shrunk_z":
                     return shrunk(a, b, known)
-                return NAN if known != known else shrunk(a, b, known, DAY_S)
+                return NAN if known != known else shrunk(a, b if b != 0 else NAN, known, DAY_S)
             if f.op == "difference":
                 return a - b
             if f.op == "ratio":

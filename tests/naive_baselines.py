@@ -140,6 +140,8 @@ class Anchor:
         }
         self.recent = recent
         self._learn(x, known, age_us, since_us, spread)
+        if self.flag:
+            self.deviation = share_deviation(self.level, self.n + 1)
         if self.n >= 16 and known:
             self._rival(now, since_us)
         self.n += 1
@@ -155,11 +157,14 @@ class Anchor:
             self.deviation += 1 / self.n * (abs(d) / ABS_MEAN - self.deviation)
             self.level += d / (self.n + 1)
             return
+        share = slower(self.n, 128, since_us, age_us, 28 * DAY_US)
+        if self.flag:
+            self.level += share * self.weight * d
+            return
+        self.level += share * held(d, 1.5 * spread)
         share = slower(self.n, 3 * 128, since_us, age_us, 84 * DAY_US)
         size = abs(held(d, 1.5 * spread)) / HELD_MEAN
         self.deviation += share * (size - self.deviation)
-        share = slower(self.n, 128, since_us, age_us, 28 * DAY_US)
-        self.level += share * (self.weight * d if self.flag else held(d, 1.5 * spread))
 
     def _rival(self, now: int, since_us: int) -> None:
         """A level that has stood for 28 days is accepted."""

@@ -212,6 +212,7 @@ _LOGIN = (
     _first("login", "user", "device", _BOTH),
     _first("login", "user", "ip", _BOTH),
     _first("login", "ip", "user"),
+    _ever("login", "ip", "user", "users"),
     _share("login", "ip", "failed", "failed", "logins"),
     _share("login", "device", "failed", "failed", "logins"),
     _share("login", "user", "failed", "failed", "logins"),
@@ -347,6 +348,7 @@ _METRIC = (
 _APP_LOG = (
     _first("app_log", "service", "template"),
     _first("app_log", "host", "template"),
+    _ever("app_log", "host", "service", "services"),
     *_distinct("app_log", "service", "template", "templates", ("5m", "1h")),
     _ever("app_log", "service", "template", "templates"),
     *_distinct("app_log", "host", "template", "templates", ("1h",)),

@@ -101,6 +101,25 @@ def _expected(event: str, entity: str, name: str, noun: str, spoken: str, peers:
     )
 
 
+def _each(
+    event: str, entity: str, label: str, noun: str, one: str, whole: str, parts: str
+) -> Feature:
+    """What is usual of a whole, for each of those ever met with it: of the last hour alone a quiet
+    one would leave all of it to a newcomer."""
+    return Feature(
+        f"{entity}_peers_usual_{label}",
+        event,
+        entity,
+        "ratio",
+        f"{{value}} {noun} in {_SPOKEN[label]} would be usual for each {one}",
+        "1",
+        "velocity",
+        column=f"{whole}_usual_{label}",
+        other=f"{whole}_{parts}_ever",
+        high_is_odd=None,
+    )
+
+
 def _age(event: str, entity: str) -> Feature:
     """How long the entity has been known."""
     return Feature(
@@ -196,18 +215,7 @@ FEATURES: tuple[Feature, ...] = (
     *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
     *_counts("payment", "device", "payments", ("1h",), peers={"1h": "card_usual_1h"})[1:],
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
-    Feature(
-        "user_peers_usual_1h",
-        "login",
-        "user",
-        "ratio",
-        "{value} logins in 1 h would be usual for each user of this address",
-        "1",
-        "velocity",
-        column="ip_usual_1h",
-        other="ip_users_1h",
-        high_is_odd=None,
-    ),
+    _each("login", "user", "1h", "logins", "user of this address", "ip", "users"),
     *_counts("login", "user", "logins", ("1m", "5m", "1h"), peers={"1h": "user_peers_usual_1h"}),
     _age("login", "user"),
     *_since("login", "user", "login"),
@@ -235,12 +243,16 @@ FEATURES: tuple[Feature, ...] = (
         None,
     ),
     *_counts("login", "device", "logins", ("5m", "1h"), rate=False),
+    *(
+        _each("app_log", "service", label, "lines", "service of this host", "host", "services")
+        for label in _SPOKEN
+    ),
     *_counts(
         "app_log",
         "service",
         "lines",
         ("1m", "5m", "1h"),
-        peers={label: f"host_usual_{label}" for label in ("1m", "5m", "1h")},
+        peers={label: f"service_peers_usual_{label}" for label in _SPOKEN},
     ),
     _age("app_log", "service"),
     *_counts("app_log", "service", "lines", ("1m", "5m", "1h"), where="error", adjective="error "),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.anchors import ANCHOR_FLOATS, run_anchors
 from features.catalog import Catalog
 from features.columns import Columns
 from features.engine import GroupEngine, OfflineEngine, assemble, split
@@ -110,3 +111,31 @@ def test_verdicts_on_usual_business_change_nothing(rng: np.random.Generator) -> 
     before = series._fixed["anchors"].copy()
     assert series.accept(Columns(batches["metric"]).key("series")[:1]) == 1
     np.testing.assert_array_equal(series._fixed["anchors"], before)
+
+
+def test_a_rival_of_a_flag_stands_where_the_share_of_the_day_is_far_in_its_own_deviations(
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    shares = np.repeat([0.05, 0.9, 0.4], 400)
+    values = (rng.random(1_200) < shares).astype(np.float64)
+    taken_us = (START_US + np.arange(1_200) * 7_200e6).astype(np.int64)
+    state, out = np.zeros((1, ANCHOR_FLOATS)), np.full((1_200, 3), np.nan)
+    plan = np.array([[op, 0, 0, op] for op in range(3)])
+    one, zero = np.ones((1, 1), np.bool_), np.zeros((1, 1), np.int64)
+    told: Any = (one, zero, np.zeros(1, np.bool_), zero[0], plan, np.array([0, 3]), one[0])
+    twin, stood = Anchor(flag=True), 0
+    for i, x in enumerate(values):
+        at = slice(i, i + 1)
+        before = state[0, 0]
+        run_anchors(zero[0], taken_us[at], np.zeros((1, 8), np.int64), values[at].reshape(1, 1),
+                    *told, state, np.ones((1, 1)), out[at])  # fmt: skip
+        expected = list(twin.step(int(taken_us[i]), float(x)).values())
+        if i:  # The first value has no anchor yet.
+            np.testing.assert_allclose(out[i], expected, rtol=1e-9, atol=1e-9)
+        n, level, deviation, recent = state[0, :4]
+        if before >= 16 and n > before:
+            spread = deviation + 1e-3 * level + 1e-9
+            assert (state[0, 7] > 0.0) == (abs(recent - level) > 2.0 * spread), i
+            stood += state[0, 7] > 0.0
+    assert stood > 50

@@ -111,6 +111,19 @@ def test_a_sequence_stays_unless_it_is_left_out() -> None:
     assert without.version != cut_of(("card_ever",)).version
 
 
+@pytest.mark.parametrize(
+    ("pattern", "without"),
+    [("!*e", set()), ("!*_z", set()), ("!p*", set()), ("!payment.*e", set()), ("!s*", set()),
+     ("!payment.*", {"payment"}), ("!payment.sequence", {"payment"}),
+     ("!sequence", {"payment", "login", "metric", "app_log"}),
+     ("!*.sequence", {"payment", "login", "metric", "app_log"})],
+)  # fmt: skip
+def test_a_sequence_is_left_out_by_its_name_or_with_all_of_its_type(
+    pattern: str, without: set[str]
+) -> None:
+    assert choose(declared_features(), [pattern]).without_sequence == without
+
+
 def test_all_chosen_is_the_catalogue_as_it_was() -> None:
     assert cut_of(("*",)).version == catalog().version == cut_of(("payment.*", "*")).version
 
@@ -181,7 +194,7 @@ def test_commands_and_store_know_what_is_chosen_alone(
 def test_the_file_of_the_page_holds_together_and_keeps_forty() -> None:
     load(Path(__file__).resolve().parents[2] / "docs" / "lean-payments.toml", {})
     assert catalog().event_types == ("payment",)
-    assert len(catalog().names("payment")) == 49  # As docs/fewer-features.md says.
+    assert len(catalog().names("payment")) == 46  # As docs/fewer-features.md says.
     plans = plan_of(catalog()).entities
     assert list(plans) == ["card", "merchant", "device"]
     assert all(ring.shape[2] == 0 for plan in plans.values() for ring in plan.rings)

@@ -12,8 +12,10 @@ from features.batch import FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import GroupEngine, assemble, split
 from features.keys import hash_strings
+from features.spec import Feature
 from features.state import EntityState
 from tests.streams import START_US, make_batch
+from tests.units import fitting
 
 HOUR_US = 3_600_000_000
 
@@ -41,10 +43,27 @@ def payments(rng: np.random.Generator, n: int, start_h: float, scale: float = 1.
     return {"payment": make_batch("payment", rows)}
 
 
+def samples(rng: np.random.Generator, n: int, start_h: float, level: float = 50.0) -> Any:
+    """Samples of one metric of hosts h0 and h1 in turns, each every 20 minutes."""
+    rows = [
+        {
+            "event_id": f"s{start_h}.{i}",
+            "host": f"h{i % 2}",
+            "service": "web",
+            "metric": "cpu",
+            "value": float(level + rng.normal(0.0, 2.0)),
+            "time_us": START_US + int(start_h * HOUR_US) + i * HOUR_US // 6,
+        }
+        for i in range(n)
+    ]
+    return {"metric": make_batch("metric", rows)}
+
+
 def through(engine: GroupEngine, batches: Any) -> FeatureMatrix:
     """Features of a stretch."""
     found = engine.process(split(engine.catalog, batches, 1)[0])
-    return assemble(engine.catalog, batches, [found[0]])["payment"]
+    (event,) = batches
+    return assemble(engine.catalog, batches, [found[0]])[event]
 
 
 def card_state(engine: GroupEngine) -> EntityState:
@@ -69,11 +88,69 @@ def test_what_a_frozen_entity_does_does_not_become_usual(cat: Catalog, seed: int
     assert frozen(guarded, ["c0", "nobody"], 47.9) == 1
     through(plain, fraud), through(guarded, fraud)
     found, learned, never = (through(engine, after) for engine in (guarded, plain, spared))
-    for name in ("card_amount_z", "card_amount_mad_z", "card_amount_quantile", "card_home_km"):
+    for name in (
+        *("card_amount_z", "card_amount_mad_z", "card_amount_quantile", "card_home_km"),
+        "card_amount_anchor_z",
+    ):
         assert found.column(name)[0] == never.column(name)[0] != learned.column(name)[0]
         assert found.column(name)[1] == learned.column(name)[1]
     assert found.column("card_ever")[0] == learned.column("card_ever")[0]
     assert found.column("card_since_s")[0] == learned.column("card_since_s")[0]
+
+
+SLOW = {
+    "series_anchor": "anchor",
+    "series_anchor_z": "anchor_z",
+    "series_creep": "creep",
+    "series_week_usual": "week_usual",
+    "series_week_z": "week_z",
+    "series_season_usual": "season_usual",
+    "series_season_z": "season_z",
+    "series_usual": "usual",
+}
+"""Features of a metric's series, and their operations."""
+
+
+def test_what_a_frozen_series_does_moves_no_level_of_weeks(seed: int) -> None:
+    metrics = Catalog(
+        Feature(
+            name,
+            "metric",
+            "series",
+            op,
+            "{value}",
+            fitting(op, "metric", "log_value"),
+            "baseline",
+            column="log_value",
+        )
+        for name, op in SLOW.items()
+    )
+    rng = np.random.default_rng(seed)
+    # Two weeks, three raised working days, and hours of a fourth.
+    past, attack = samples(rng, 2_016, 0.0), samples(rng, 432, 336.0, 80.0)
+    after = samples(rng, 12, 408.0)
+    plain, guarded, spared = (GroupEngine(metrics, 0) for _ in range(3))
+    for engine in (plain, guarded, spared):
+        through(engine, past)
+    state = guarded._states["series"]
+    head = split(metrics, after, 1)[0].heads["series"]
+    first, until_us = int(head[0, 0]), START_US + 480 * HOUR_US
+    assert state.freeze(np.array([first]), until_us) == 1
+    through(plain, attack), through(guarded, attack)
+    found, learned, never = (through(engine, after) for engine in (guarded, plain, spared))
+    mine = head[:, 0] == first
+    assert 0 < mine.sum() < len(mine)
+    early = np.flatnonzero(mine)[0]
+    for name, op in SLOW.items():
+        x, y, z = (m.column(name) for m in (found, learned, never))
+        assert np.isfinite(x).all() and np.isfinite(y).all(), name
+        if op == "creep":  # Against an anchor that stands still, of a day that goes on.
+            assert abs(x[early]) > abs(y[early]) > 1.0
+            continue
+        assert x[early] != y[early], name
+        np.testing.assert_array_equal(x[~mine], y[~mine], name)
+        if op in ("anchor", "usual", "week_usual", "season_usual"):
+            assert x[early] == z[early], name
 
 
 def test_the_usual_rate_of_a_frozen_entity_neither_grows_nor_fades(cat: Catalog, seed: int) -> None:

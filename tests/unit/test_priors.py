@@ -188,7 +188,7 @@ def test_first_logins_of_a_new_user_are_expected_as_often_as_others_of_the_addre
     busy[15:15] = [{"user_id": "new", "ip": "office"}]
     found = engine.process(events("login", busy, 334.0, 60.0))["login"]
     expected = found.column("user_expected_1h")[15]
-    # Thirty an hour, by the 15 or more users of the last hour.
+    # Thirty an hour, by the 30 users ever.
     assert 0.7 < expected < 2.5
     assert found.column("user_surprise_1h")[15] < 1.5
     assert found.column("user_age_s")[15] == 0.0
@@ -225,3 +225,50 @@ def test_first_lines_of_a_new_service_are_expected_as_often_as_its_host_writes(s
     flood = [{"service": "flood", "host": "h", "template": "t"} for _ in range(300)]
     found = engine.process(events("app_log", flood, 40.0, 0.2))["app_log"]
     assert found.column("service_surprise_1m")[-1] > 5.0
+
+
+def test_a_newcomer_at_an_office_that_is_quiet_is_expected_as_one_of_all_its_users(
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    engine = OfflineEngine(catalog(("login",)), 3)
+    office = [{"user_id": f"o{rng.integers(30)}", "ip": "office"} for _ in range(10_000)]
+    engine.process(events("login", office, 0.0, 120.0))
+    # Nobody for two hours, then the newcomer thirty times.
+    burst = [{"user_id": "new", "ip": "office"}] * 30
+    found = engine.process(events("login", burst, 336.0, 60.0))["login"]
+    assert found.column("ip_users_1h")[0] == 1.0
+    np.testing.assert_allclose(
+        found.column("user_expected_1h")[0], found.column("ip_usual_1h")[0] / 31, rtol=1e-12
+    )
+    assert found.column("user_surprise_1h")[-1] > 5.0
+
+
+def test_a_new_service_is_expected_as_one_of_those_of_its_host(seed: int) -> None:
+    engine = OfflineEngine(catalog(("app_log",)), 3)
+    told = [{"service": f"s{i % 10}", "host": "h", "template": "t"} for i in range(6_000)]
+    engine.process(events("app_log", told, 0.0, 2.0))
+    flood = [{"service": "new", "host": "h", "template": "t"} for _ in range(60)]
+    found = engine.process(events("app_log", flood, 5.0, 2.0))["app_log"]
+    for label in ("1m", "5m", "1h"):
+        np.testing.assert_allclose(
+            found.column(f"service_expected_{label}")[0],
+            found.column(f"host_usual_{label}")[0] / 11,
+            rtol=1e-12,
+        )
+    # As much as the ten others together write in a minute.
+    assert found.column("service_surprise_1m")[29] > 3.0
+
+
+def test_peers_that_are_new_themselves_say_nothing(cat: Catalog, seed: int) -> None:
+    engine = OfflineEngine(cat, 3)
+    kiosk = [{"card_id": f"k{i}", "device_id": "kiosk"} for i in range(241)]
+    found = engine.process(events("payment", kiosk, 0.0, 180.0))["payment"]
+    expected, usual_ = (found.column(f"device_{w}_1h") for w in ("expected", "usual"))
+    np.testing.assert_array_equal(expected[1:], usual_[1:])
+    assert expected[-1] > 9.0, "240 payments in twelve hours, as of a day"
+    assert np.isnan(expected[0]) and np.isnan(found.column("device_surprise_1h")[0])
+    # A customer who is known counts as ever.
+    known_ = [{"card_id": "k0", "device_id": "kiosk"}]
+    found = engine.process(events("payment", known_, 12.1, 1.0))["payment"]
+    assert 0.0 < found.column("device_expected_1h")[0] < 0.5 * found.column("device_usual_1h")[0]
