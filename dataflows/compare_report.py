@@ -24,13 +24,12 @@ def _sentence(found: Mapping[str, Any]) -> str:
     """The whole in one sentence."""
     total = found["total"]
     said = f"+{_estimate(total, 'new')} alerts, -{total['gone']:,}"
-    if total["frauds"]:
+    if total["frauds"] != 0:
         won = _estimate(total, "won")
         said += f", {total['lost']:,} known frauds lost, {won} won"
     else:
         said += "; no event is known to be a fraud"
-    known = total["new_genuine"] + total["gone_genuine"]
-    if known:
+    if _least(total, "new_genuine") + total["gone_genuine"]:
         said += (
             f"; known to be genuine: {_estimate(total, 'new_genuine')} of the new,"
             f" {total['gone_genuine']:,} of the gone"
@@ -40,11 +39,18 @@ def _sentence(found: Mapping[str, Any]) -> str:
 
 def _estimate(counts: Mapping[str, Any], name: str) -> str:
     """A count, and between what it lies where it is estimated from a sample."""
+    if counts[name] is None:
+        return f"not known ({_least(counts, name):,} or more)"
     said = f"{counts[name]:,}"
     if name in counts["intervals"]:
         low, high = counts["intervals"][name]
         said += f" ({low:,} to {high:,})"
     return said
+
+
+def _least(counts: Mapping[str, Any], name: str) -> int:
+    """A count, or the least it can be where it is not known."""
+    return int(counts["intervals"][name][0] if counts[name] is None else counts[name])
 
 
 def _sampled(found: Mapping[str, Any]) -> list[str]:
@@ -60,6 +66,11 @@ def _sampled(found: Mapping[str, Any]) -> list[str]:
             f"{said[0]}: {share} of the entities, those with alerts or known frauds whole; counts"
             " with what stands in brackets are estimates with their 95 % interval"
         ]
+        if found["total"]["new"] is None:
+            said.append(
+                "what is not known: too few entities are in the sample, or not those with the most"
+                " events; `--exact`, or a larger `rows_share`, tells"
+            )
     said += [
         f"no rows are kept from {time_text(one['until_us'])} to {time_text(other['from_us'])} UTC"
         for one, other in pairwise(stretches)
@@ -118,19 +129,27 @@ def comparison_html(found: Mapping[str, Any]) -> str:
     """The comparison as a page that needs no other file."""
     total = found["total"]
     shown = [(f"+{_estimate(total, 'new')}", "alerts new"), (f"-{total['gone']:,}", "alerts gone")]
-    if total["frauds"]:
+    if total["frauds"] != 0:
         shown.append((_estimate(total, "won"), "known frauds won"))
         shown.append((f"{total['lost']:,}", "frauds lost"))
     counts = [
         [name, *(_estimate(one, c) for c in _COLUMNS)]
         for name, one in found["anomaly_types"].items()
     ]
-    most = max((max(o["live"], o["candidate"]) for o in found["anomaly_types"].values()), default=1)
+    ours = {name: _least(one, "candidate") for name, one in found["anomaly_types"].items()}
+    most = max((max(o["live"], ours[n]) for n, o in found["anomaly_types"].items()), default=1)
     drawn = [
         bars(
             name.replace("_", " "),
             "alerts",
-            [Bar("live", one["live"]), Bar("candidate", one["candidate"], strong=True)],
+            [
+                Bar("live", one["live"]),
+                Bar(
+                    "candidate, at least" if one["candidate"] is None else "candidate",
+                    ours[name],
+                    strong=True,
+                ),
+            ],
             float(most),
         )
         for name, one in found["anomaly_types"].items()

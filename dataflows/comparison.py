@@ -33,6 +33,18 @@ EXAMPLES_MAX = 5
 CONFIDENCE = 0.95
 """Of intervals. Chosen: the usual one."""
 
+TOLD_APART = 0.997
+"""Confidence with which the rows of a sample must make up all rows. Chosen: of samples that are as
+they should be three in a thousand are taken for others."""
+
+ENTITIES_MIN = 30
+"""Fewest entities of a sample of which an interval is said. Chosen by simulation
+(`tests/unit/test_comparison.py`): intervals then hold what is true in 95 % of the samples of
+entities with one row or a thousand; with 20 there were samples of which three in four did."""
+
+Sums = Mapping[tuple[int, float], int]
+"""(entity, weight) -> rows."""
+
 Flags = npt.NDArray[np.bool_]
 Verdicts = Mapping[int, bool]
 """Key of an event (`features.labels.Label.event`) -> whether somebody said that it is a fraud."""
@@ -121,42 +133,69 @@ class _Sampled:
 
     def add(self, rows: Flags, weight: Float64, key: UInt64) -> None:
         """Count some rows."""
-        places = np.flatnonzero(rows & (weight > 1.0))
-        for one in zip(key[places].tolist(), weight[places].tolist(), strict=True):
-            self.sums[one] = self.sums.get(one, 0) + 1
+        those = rows & (weight > 1.0)
+        for one in np.unique(weight[those]).tolist():
+            keys, counts = np.unique(key[those & (weight == one)], return_counts=True)
+            for entity, count in zip(keys.tolist(), counts.tolist(), strict=True):
+                self.sums[entity, one] = self.sums.get((entity, one), 0) + count
 
 
-def interval(sums: Mapping[tuple[int, float], int], weight_max: float) -> tuple[float, float]:
+def interval(
+    counted: Sums, seen: Sums, events: float, weight_max: float
+) -> tuple[float, float] | None:
     """Between which numbers the rows lie that a sample of entities stands for.
 
     Parameters
     ----------
-    sums : (entity, weight) -> rows counted in the sample
+    counted : (entity, weight) -> rows counted in the sample
+    seen : the same of all rows of the sample, counted or not
+    events : rows that the sample stands for
     weight_max : the largest weight there may be, above 1
 
     Returns
     -------
-    lowest and highest of a `CONFIDENCE` interval; what was counted is the least there can be
+    lowest and highest of a `CONFIDENCE` interval; what was counted is the least there can be, and
+    `events` the most. None where the sample says nothing: it has fewer than ENTITIES_MIN entities,
+    or lacks those with the most rows, since it does not make up `events`.
+
+    Notes
+    -----
+    An entity that was missed is taken to have as many rows as one of the sample has on average, or
+    as were counted of any. Where all that is to be counted lies in a few entities with many times
+    more, the highest is too low.
 
     Source: Fay and Feuer (1997), Confidence intervals for directly standardized rates: a method
     based on the gamma distribution, which holds for a handful of counts too; the sum of an entity
     takes the place of a count, and the variance is that of sampling without the entities seen,
     sum of (1 - 1/w) (w y)**2.
     """
+    entities = len({entity for entity, _ in seen})
+    if entities < ENTITIES_MIN:
+        return None
+    one = sum(weight * rows for (_, weight), rows in seen.items()) / entities
+    low, high = _between(seen, one, weight_max, TOLD_APART)
+    if not low <= events <= high:
+        return None
+    low, high = _between(counted, one, weight_max, CONFIDENCE)
+    return max(low, float(sum(counted.values()))), min(high, events)
+
+
+def _between(sums: Sums, one: float, weight_max: float, confidence: float) -> tuple[float, float]:
+    """Lowest and highest of the rows that some of a sample stand for; `one` is what an entity of
+    the sample stands for."""
     from scipy.special import gammaincinv
 
-    tail = (1.0 - CONFIDENCE) / 2.0
+    tail = (1.0 - confidence) / 2.0
     made = [(weight, count) for (_, weight), count in sums.items()]
     total = sum(weight * count for weight, count in made)
     variance = sum((1.0 - 1.0 / weight) * (weight * count) ** 2 for weight, count in made)
-    # One more entity like the largest there is may have been missed.
-    most = max([weight_max, *(weight * count for weight, count in made)])
+    # One more entity may have been missed.
+    most = max([weight_max, one, *(weight * count for weight, count in made)])
     low = 0.0
     if variance:
         low = variance / total * float(gammaincinv(total**2 / variance, tail))
     more, spread = total + most, variance + (1.0 - 1.0 / weight_max) * most**2
-    high = spread / more * float(gammaincinv(more**2 / spread, 1.0 - tail))
-    return max(low, float(sum(count for _, count in made))), high
+    return low, spread / more * float(gammaincinv(more**2 / spread, 1.0 - tail))
 
 
 @dataclass(slots=True)
@@ -183,6 +222,10 @@ class Comparison:
     )
     _taken: Iterator[int] = field(default_factory=itertools.count)
     _sampled: dict[tuple[str, str], _Sampled] = field(default_factory=dict)
+    _seen: dict[str, _Sampled] = field(default_factory=dict)
+    """Anomaly type -> the rows of the sample that it reads."""
+    _left: dict[str, int] = field(default_factory=dict)
+    """Anomaly type -> rows that the sample stands for."""
     _weight_max: dict[str, float] = field(default_factory=dict)
     _known: bool = False
 
@@ -200,10 +243,12 @@ class Comparison:
         ----------
         events : that they stand for, where the rows are a sample; None: as many
         """
-        self.events += len(rows.event_id) if events is None else events
+        events = len(rows.event_id) if events is None else events
+        self.events += events
         fraud, known = self._truth(rows)
         self._known |= bool(known.any())
         kinds = dict.fromkeys((*live[1].anomaly_types, *candidate[1].anomaly_types))
+        self._look(rows, kinds, events)
         was, is_now = (np.asarray(made.flagged.any(axis=1)) for _, made in (live, candidate))
         for name, those in zip(_FRAUDS, _frauds(fraud, was, is_now), strict=True):
             self._frauds[name] += self._count(rows, _TOTAL, name, those)
@@ -231,10 +276,20 @@ class Comparison:
             return int(np.count_nonzero(those))
         if name in _UNFLAGGED:
             for whole in (kind,) if kind == _TOTAL or name in _FRAUDS else (kind, _TOTAL):
-                self._weigh(whole, rows.weight_max)
                 found = self._sampled.setdefault((whole, name), _Sampled())
                 found.add(those, rows.weight, rows.key)
         return float(rows.weight[those].sum())
+
+    def _look(self, rows: Compared, kinds: Iterable[str], events: int) -> None:
+        """Take in what a sample is of."""
+        if rows.weight is None or rows.key is None:
+            return
+        left = events - int(np.count_nonzero(rows.weight <= 1.0))
+        for kind in kinds:
+            self._weigh(kind, rows.weight_max, left)
+            for whole in (kind, _TOTAL):
+                seen = self._seen.setdefault(whole, _Sampled())
+                seen.add(np.ones(len(rows.weight), np.bool_), rows.weight, rows.key)
 
     def none_kept(self, kinds: Iterable[str], events: int, weight_max: float) -> None:
         """Take in events of which no row is in the sample.
@@ -248,12 +303,13 @@ class Comparison:
         for kind in kinds:
             self.kinds.setdefault(kind, _Counts())
             if events:
-                self._weigh(kind, weight_max)
-                self._weigh(_TOTAL, weight_max)
+                self._weigh(kind, weight_max, events)
 
-    def _weigh(self, kind: str, weight_max: float) -> None:
-        """Remember what a row that was left out may stand for."""
-        self._weight_max[kind] = max(self._weight_max.get(kind, 1.0), weight_max)
+    def _weigh(self, kind: str, weight_max: float, left: int) -> None:
+        """Remember what a row that was left out may stand for, and how many rows a sample does."""
+        for whole in (kind, _TOTAL):
+            self._weight_max[whole] = max(self._weight_max.get(whole, 1.0), weight_max)
+            self._left[whole] = self._left.get(whole, 0) + left
 
     def _truth(self, rows: Compared) -> tuple[Flags, Flags]:
         """bool (n,) each: known to be a fraud, and known at all."""
@@ -314,21 +370,33 @@ class Comparison:
         }
 
     def _told(self, kind: str, counts: _Counts) -> dict[str, Any]:
-        """Counts as whole numbers, with an interval each where they are estimates."""
+        """Counts as whole numbers, with an interval each where they are estimates; None, and the
+        least there can be, where the sample says nothing of them."""
         told: dict[str, Any] = {name: round(count) for name, count in asdict(counts).items()}
         told["intervals"] = {}
-        weight_max = self._weight_max.get(kind, 1.0)
-        if weight_max <= 1.0:
+        if self._weight_max.get(kind, 1.0) <= 1.0 or not self._left[kind]:
             return told
+        # Of the whole nothing is known where of a part nothing is.
+        parts = [one for one in self._left if one] if kind == _TOTAL else [kind]
+        known = all(self._interval(one, {}) is not None for one in parts if self._left[one])
         for name in _UNFLAGGED:
             if not self._known and name in ("new_genuine", *_FRAUDS):
                 continue
             sums = self._sampled.get((kind, name), _Sampled()).sums
             weighed = sum(weight * count for (_, weight), count in sums.items())
             certain = getattr(counts, name) - weighed
-            low, high = interval(sums, weight_max)
-            told["intervals"][name] = [round(certain + low), round(certain + high)]
+            found = self._interval(kind, sums) if known else None
+            if found is None:
+                told[name] = None
+                told["intervals"][name] = [round(certain + sum(sums.values())), None]
+            else:
+                told["intervals"][name] = [round(certain + at) for at in found]
         return told
+
+    def _interval(self, kind: str, counted: Sums) -> tuple[float, float] | None:
+        """See `interval`."""
+        seen = self._seen.get(kind, _Sampled()).sums
+        return interval(counted, seen, self._left[kind], self._weight_max[kind])
 
 
 def _frauds(fraud: Flags, then: Flags, now: Flags) -> tuple[Flags, Flags, Flags, Flags]:

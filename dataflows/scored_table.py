@@ -58,9 +58,9 @@ class ScoredTable:
     Parameters
     ----------
     rows : a row for each row of the file, in its order: `row`, `status`, `reason`, `event_id`,
-        `time`, `entity`, `warming`, `fitted`, `score`, `alert`, `anomaly_type`, `votes`,
-        `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`, `_vote` of each detector;
-        `label` where the mapping has labels
+        `time`, `entity`, `warming`, `fitted`, `score`, `extrapolated`, `alert`, `anomaly_type`,
+        `votes`, `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`, `_vote` of each
+        detector; `label` where the mapping has labels
     series : each event: `entity`, `time_us`, `value`, `score`, `alert`, `odd` (labelled as an
         anomaly); empty unless asked for
     silent : alerts on entities that were overdue: `time`, `entity`, `top_reason`
@@ -195,7 +195,7 @@ class _Taker:
         self._best = np.full(n, -1.0)
         self._events, self._alerts = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._score = np.full(n, np.nan)
-        self._alert = np.zeros(n, np.bool_)
+        self._alert, self._beyond = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         self._kind = np.zeros(n, np.int16)
         self._kinds: tuple[str, ...] = ()
         self._raw, self._scores = np.full((n, d), np.nan), np.full((n, d), np.nan)
@@ -242,6 +242,8 @@ class _Taker:
         at = rows[chosen]
         self._best[at], self._score[at], self._alert[at] = key[chosen], score[chosen], False
         self._alert[at], self._kind[at] = flagged[chosen], kind[chosen]
+        if self._kinds:
+            self._beyond[at] = self._scorer.extrapolated(scores)[chosen, kind[chosen]]
         self._raw[at], self._scores[at] = raw[chosen], scores.scores[chosen]
         self._votes[at] = np.asarray(decisions.votes.any(axis=1))[chosen]
         self._texts.append(_texts(batch, chosen))
@@ -307,7 +309,7 @@ class _Taker:
         texts = pl.concat(self._texts) if self._texts else _no_texts()
         # Where a row was met again, what came last is what won.
         texts = texts.unique("row", keep="last", maintain_order=True)
-        scored = {"score": self._score} | {
+        scored = {"score": self._score, "extrapolated": self._beyond} | {
             f"{name}_{what}": array[:, i]
             for i, name in enumerate(self._scorer.detectors)
             for what, array in (
@@ -342,7 +344,8 @@ class _Taker:
         if self._label is not None:
             frame = frame.with_columns(pl.Series("label", self._label))
         first = ["row", "status", "reason", "event_id", "time", "entity", "warming", "fitted",
-                 "score", "alert", "anomaly_type", "votes", "top_reason"]  # fmt: skip
+                 "score", "extrapolated", "alert", "anomaly_type", "votes",
+                 "top_reason"]  # fmt: skip
         rest = [c for c in frame.columns if c not in (*first, "time_us")]
         return frame.select(*first, *rest)
 

@@ -269,10 +269,8 @@ def _derive(told, values):
             elif told[k, 0] >= 3 and told[k, 4] < 0:
                 found = left
             elif told[k, 0] >= 3:
-                if (
-                    told[k, 0] == 4 and right == 0.0
-                ):  # a peer without a past expects nothing of anyone
-                    right = np.nan
+                if told[k, 0] == 4 and right == 0.0:
+                    right = np.nan  # A peer without a past expects nothing of anyone.
                 n, found = values[i, told[k, 4]], right
                 prior = PRIOR_EVENTS if told[k, 0] == 3 else PRIOR_AGE_S
                 if left == left and n > 0.0:

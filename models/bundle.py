@@ -116,6 +116,18 @@ class EventModels:
             return whole.surprise(raw)
         return self.segments.surprise(name, whole, raw, segment)
 
+    def extrapolated(
+        self, raw: Float64, segment: npt.NDArray[np.int8] | None
+    ) -> npt.NDArray[np.bool_]:
+        """bool (n,), whether what the vote said of rows lies beyond every genuine row; parameters
+        as of `scaled`."""
+        found = self.ensemble.calibration.extrapolated(raw)
+        for code, scales in enumerate(() if self.segments is None else self.segments.scales):
+            if segment is not None and ENSEMBLE in scales:
+                at = segment == code
+                found[at] = scales[ENSEMBLE].extrapolated(raw[at])
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:

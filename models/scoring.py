@@ -285,6 +285,24 @@ class Scorer:
         names = tuple(rule.name for rule in rules)
         return Decisions(scores.event_type, names, scores.detectors, score, flagged, votes, limits)
 
+    def extrapolated(self, scores: ScoreMatrix) -> npt.NDArray[np.bool_]:
+        """Which scores of the vote lie beyond every genuine row that they were calibrated on.
+
+        Returns
+        -------
+        bool (n, A), by anomaly type as `decide` has them with every detector live
+        """
+        models = self.bundle.models.get(scores.event_type)
+        rules = () if models is None else self.voting.of(scores.event_type)
+        found = np.zeros((len(scores), len(rules)), np.bool_)
+        for a, rule in enumerate(rules):
+            heard = _speaks(scores, {}, None)
+            heard &= np.array([name in rule.thresholds for name in scores.detectors])
+            if models is not None:
+                number = _number(models, scores, heard)
+                found[:, a] = models.extrapolated(number, scores.segment)
+        return found
+
     def shares(
         self,
         scores: ScoreMatrix,
@@ -361,6 +379,10 @@ def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray
 
 def _ensemble(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
+    return models.scaled(ENSEMBLE, _number(models, scores, heard), scores.segment)
+
+
+def _number(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
+    """float64 (n,), what the vote is made of, not scaled."""
     surprise = np.where(heard, scores.surprise, np.nan)
-    number = models.ensemble.ordered(scores.detectors).number(surprise)
-    return models.scaled(ENSEMBLE, number, scores.segment)
+    return models.ensemble.ordered(scores.detectors).number(surprise)

@@ -75,3 +75,16 @@ def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> N
         assert "+1 (1 to 9)" in said and "10 % and 20 % of the entities" in said
         assert "no rows are kept from" in said and "1 known frauds have no kept row" in said
         assert "3 known frauds, labelled without `event_time`, have no kept row" in said
+
+
+def test_what_a_sample_says_nothing_of_is_not_known_and_no_number() -> None:
+    found = compared("x")
+    for counts in (found["total"], found["anomaly_types"]["x"]):
+        counts |= {"new": None, "frauds": None, "won": None, "candidate": None}
+        counts["intervals"] = {
+            "new": [12, None], "frauds": [4, None], "won": [3, None], "candidate": [13, None],
+        }  # fmt: skip
+    for said in ("\n".join(comparison_lines(found)), comparison_html(found)):
+        assert "+not known (12 or more)" in said and "not known (3 or more)" in said
+        assert "too few entities are in the sample" in said and "None" not in said
+    assert "candidate, at least" in comparison_html(found)

@@ -7,15 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dataflows.scored_table import _Taker
 from features.batch import FeatureMatrix
 from features.catalog import catalog
 from features.errors import ConfigError, ShapeError
 from models.base import TrainingSet
 from models.bundle import Bundle
+from models.calibration import Calibration, score_of
 from models.scoring import Scorer, take_rows
+from models.segments import Cut, Segments
 from models.train import train
 from models.voting import AnomalyType, Voting
 from tests.rows import training_set
+from tests.streams import START_US, make_batch
 
 DETECTORS = ("zscore", "iqr", "transformer")
 
@@ -211,3 +215,33 @@ def test_warming_up_runs_every_detector(bundle: Bundle) -> None:
     scorer = Scorer(bundle, DETECTORS)
     scorer.warm_up()
     assert scorer.gates["payment"].rows == 0
+
+
+def test_a_scored_table_marks_what_no_genuine_row_came_near(
+    bundle: Bundle, rows: TrainingSet
+) -> None:
+    scorer, some = Scorer(bundle, ("zscore", "iqr")), np.arange(400)
+    features = take_rows(rows.features, some)
+    features.values[7, :12] = 1e9
+    batch = make_batch("payment", [{"event_id": f"p{i}", "time_us": START_US + i} for i in some])
+    taker = _Taker(catalog(), scorer, "payment", len(some) + 1, False)
+    taker.add(batch, features)
+    table = taker.table(None).rows
+    beyond = table["extrapolated"].to_numpy()
+    assert beyond[7] and not beyond[400], "the last row was not scored"
+    usual = rows.label[some] == 0
+    usual[7] = False
+    assert beyond[:400][usual].mean() < 0.02, "a genuine row is usual"
+    least = bundle.models["payment"].ensemble.calibration.surprise_at[-1]
+    assert (table["score"].to_numpy()[:400][beyond[:400]] >= score_of(least)).all()
+
+
+def test_each_segment_has_its_own_end_of_what_was_seen(bundle: Bundle, rows: TrainingSet) -> None:
+    models = bundle.models["payment"]
+    wide = Calibration.fit(np.linspace(0.0, 1e3, 500))
+    parts = Segments(Cut("amount_log", (0.0,)), ({}, {"ensemble": wide}), (0, 500))
+    cut = replace(models, segments=parts)
+    far = float(models.ensemble.calibration.knots[-1]) + 1.0
+    raw, segment = np.array([far, far, 0.0, 2e3]), np.array([0, 1, 0, 1], np.int8)
+    assert cut.extrapolated(raw, segment).tolist() == [True, False, False, True]
+    assert models.extrapolated(raw, None).tolist() == [True, True, False, True]
