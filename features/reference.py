@@ -139,11 +139,6 @@ PRIORS = (
     ("merchant", "amounts that are usual for the card", "`merchant_amount_shrunk_z`"),
     ("device", "how often its card pays", "`device_expected_1h`, `device_surprise_1h`"),
     ("address", "how often its user logs in", "`ip_expected_1h`, `ip_surprise_1h`"),
-    (
-        "user",
-        "how often each user that its address ever had logs in",
-        "`user_expected_1h`, `user_surprise_1h`",
-    ),
     ("series", "the other hosts of its service", "`series_shrunk_z`"),
 )
 """Who is held against whom while it is new."""
@@ -232,12 +227,13 @@ def _usual() -> list[str]:
         "",
         "Where both are new only counts, shares and the like are known, which are judged against",
         "all entities: a peer whose usual count is 0 is new itself. Windows of 1 and 5 minutes of",
-        "cards, users, devices and addresses have no prior: in so short a time nothing is what is",
-        "usual of either. Nor has how often a new card pays, a new merchant is paid, or a host,",
-        "service or log stream (a message of a service) writes: no other entity of the event says",
-        "it. (Services of one host differ too much: held against them, most lines of a server",
-        "were surprising.) So a shop that opens with a rush is surprising on its first day, and so",
-        "is a new service.",
+        "cards, devices and addresses have no prior: in so short a time nothing is what is usual",
+        "of either. Nor has how often a new card pays, a new merchant is paid, a new user logs in,",
+        "or a host, service or log stream (a message of a service) writes: no other entity of the",
+        "event says it well. (Users of an address and services of a host differ too much: held",
+        "against them, a quiet hour of an office left all of it to a newcomer, and most lines of a",
+        "server were surprising.) So a shop that opens with a rush is surprising on its first day,",
+        "and so is a new service.",
     ]
 
 

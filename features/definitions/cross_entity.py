@@ -212,7 +212,6 @@ _LOGIN = (
     _first("login", "user", "device", _BOTH),
     _first("login", "user", "ip", _BOTH),
     _first("login", "ip", "user"),
-    _ever("login", "ip", "user", "users"),
     _share("login", "ip", "failed", "failed", "logins"),
     _share("login", "device", "failed", "failed", "logins"),
     _share("login", "user", "failed", "failed", "logins"),

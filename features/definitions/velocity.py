@@ -101,39 +101,6 @@ def _expected(event: str, entity: str, name: str, noun: str, spoken: str, peers:
     )
 
 
-def _each(
-    event: str, entity: str, label: str, noun: str, one: str, whole: str, parts: str
-) -> Feature:
-    """What is usual of a whole, for each of those ever met with it: of the last hour alone a quiet
-    one would leave all of it to a newcomer."""
-    return Feature(
-        f"{entity}_peers_usual_{label}",
-        event,
-        entity,
-        "ratio",
-        f"{{value}} {noun} in {_SPOKEN[label]} would be usual for each {one}",
-        "1",
-        "velocity",
-        column=f"{whole}_usual_{label}",
-        other=f"{whole}_{parts}_ever",
-        high_is_odd=None,
-    )
-
-
-def _age(event: str, entity: str) -> Feature:
-    """How long the entity has been known."""
-    return Feature(
-        f"{entity}_age_s",
-        event,
-        entity,
-        "age",
-        f"this {entity} was first seen {{value}} ago",
-        "s",
-        "velocity",
-        high_is_odd=False,
-    )
-
-
 def _since(event: str, entity: str, noun: str) -> tuple[Feature, ...]:
     """Gap to the previous event, against the usual gap."""
     spoken = entity.replace("_", " ")
@@ -215,9 +182,7 @@ FEATURES: tuple[Feature, ...] = (
     *_counts("payment", "device", "payments", ("5m", "1h"), rate=False),
     *_counts("payment", "device", "payments", ("1h",), peers={"1h": "card_usual_1h"})[1:],
     *_counts("payment", "ip", "payments", ("5m", "1h"), rate=False),
-    _each("login", "user", "1h", "logins", "user of this address", "ip", "users"),
-    *_counts("login", "user", "logins", ("1m", "5m", "1h"), peers={"1h": "user_peers_usual_1h"}),
-    _age("login", "user"),
+    *_counts("login", "user", "logins", ("1m", "5m", "1h")),
     *_since("login", "user", "login"),
     *_counts(
         "login", "user", "logins", ("5m", "1h"), where="failed", adjective="failed ", rate=False
