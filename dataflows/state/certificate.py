@@ -20,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from dataflows.state.frames import cut_off, frame, frames, new_segment, segment_files
+from dataflows.state.frames import (
+    cut_off,
+    frame,
+    frames,
+    new_segment,
+    said_with_cure,
+    segment_files,
+)
 from dataflows.state.journal import fsync_folder, write_all
 from features.digest import UInt32
 from features.errors import StateError
@@ -254,13 +261,8 @@ class Certificate:
 
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do something with the disk; a fault says the cure."""
-        try:
+        with said_with_cure("certificate", self.folder, "retention_h"):
             act()
-        except OSError as error:
-            raise StateError(
-                f"certificate in {self.folder} could not be written: {error.strerror}; free space"
-                " or mend the disk and start again, or set retention_h = 0"
-            ) from error
 
     def _begin_at(self) -> None:
         """Cut off what is newer than the manifest."""

@@ -15,7 +15,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cut_off", "frame", "frames", "new_segment", "segment_files"]
+from features.errors import StateError
+
+__all__ = ["cut_off", "frame", "frames", "new_segment", "said_with_cure", "segment_files"]
 
 _FRAME = struct.Struct("<II")
 
@@ -53,6 +55,28 @@ def new_segment(path: Path) -> BinaryIO:
         return os.open(name, how | os.O_APPEND, 0o666)
 
     return open(path, "xb", buffering=0, opener=appending)
+
+
+@contextlib.contextmanager
+def said_with_cure(what: str, folder: Path, setting: str) -> Iterator[None]:
+    """What the disk refuses is a sentence with its cure.
+
+    Parameters
+    ----------
+    what : is written to the folder
+    setting : without which it is not written
+
+    Raises
+    ------
+    StateError : the disk refuses something
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"{what} in {folder} could not be written: {error.strerror}; free space or mend the"
+            f" disk and start again, or set {setting} = 0"
+        ) from error
 
 
 def segment_files(folder: Path, suffix: str) -> list[Path]:

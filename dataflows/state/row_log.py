@@ -23,7 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dataflows.state.frames import cut_off, frame, frames, new_segment, segment_files
+from dataflows.state.frames import (
+    cut_off,
+    frame,
+    frames,
+    new_segment,
+    said_with_cure,
+    segment_files,
+)
 from dataflows.state.journal import fsync_folder, write_all
 from features.batch import Float64, Int64
 from features.errors import StateError
@@ -434,13 +441,8 @@ class RowLog:
 
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do something with the disk; a fault says the cure."""
-        try:
+        with said_with_cure("rows", self.folder, "rows_share"):
             act()
-        except OSError as error:
-            raise StateError(
-                f"rows in {self.folder} could not be written: {error.strerror}; free space or mend"
-                " the disk and start again, or set rows_share = 0"
-            ) from error
 
     def _begin_at(self) -> None:
         """Cut off what is newer than the manifest."""
