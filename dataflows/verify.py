@@ -27,7 +27,7 @@ from dataflows.sources.simulator import SimulatorReader
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError
-from features.events import event_code, event_types
+from features.events import event_code, event_type, event_types, made_types
 from features.operations import OPERATIONS
 from features.oracle import Question, answer_table, operands, question, why_not
 from features.panes import PANE_US, pane_exact_us
@@ -548,7 +548,8 @@ class _Rows:
         self._chunks: dict[str, list[tuple[int, int]]] = {}
         self._count = 0
         self.counts: dict[str, int] = {}
-        fields = {n: t for declared in event_types().values() for n, t in declared.schema.items()}
+        kinds = (*event_types().values(), *made_types().values())
+        fields = {n: t for declared in kinds for n, t in declared.schema.items()}
         own: dict[str, Any] = {"n": pl.Int64, "event": pl.String, "i": pl.Int64}
         self._schema = own | fields
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
@@ -628,7 +629,7 @@ class _Rows:
         """Most events of one entity in an hour of the clock, by entity type."""
         found: dict[str, int] = {}
         for event in self.counts:
-            for entity, parts in event_types()[event].entities.items():
+            for entity, parts in event_type(event).entities.items():
                 named = " AND ".join(f"coalesce({part}, '') <> ''" for part in parts)
                 query = (
                     f"SELECT max(n) FROM (SELECT count(*) AS n FROM events WHERE event = ?"
