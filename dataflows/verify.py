@@ -26,10 +26,11 @@ from dataflows.sources.base import LaneReader, Taken
 from dataflows.sources.simulator import SimulatorReader
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
+from features.derivation import in_order, operands
 from features.errors import ConfigError
 from features.events import event_code, event_type, event_types, made_types
 from features.operations import OPERATIONS
-from features.oracle import Question, answer_table, operands, question, why_not
+from features.oracle import Question, answer_table, question, why_not
 from features.panes import PANE_US, pane_exact_us
 from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
@@ -727,7 +728,8 @@ def _compare(
 def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[Feature]:
     """Features that have a meaning in SQL, those that others read first; notes the rest."""
     reasons = {f.name: why_not(f) for f in features}
-    for feature in features:
+    derived = in_order(features)
+    for feature in derived:
         unsaid = [name for name in operands(feature) if reasons[name] is not None]
         if unsaid:
             reasons[feature.name] = f"it reads `{unsaid[0]}`, which is not compared"
@@ -735,8 +737,8 @@ def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[
         reason = reasons[feature.name]
         if reason is not None:
             not_compared[f"{feature.event}.{feature.name}"] = reason
-    asked = [f for f in features if reasons[f.name] is None]
-    return sorted(asked, key=lambda f: bool(operands(f)))
+    read_first = [f for f in features if not operands(f)]
+    return [f for f in (*read_first, *derived) if reasons[f.name] is None]
 
 
 def _met(oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, n: int) -> Float64:

@@ -291,6 +291,7 @@ def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> No
     settings = load(None, source="file", file_paths={"payment": grid / "payment.parquet"})
     cat = Catalog(
         [
+            one("late", "card", "difference", column="back", other="shrunk"),
             one("own", "card", "mad_z", column="log_amount"),
             one("peers", "merchant", "robust_z", column="log_amount"),
             one("n", "card", "ever"),
@@ -302,7 +303,7 @@ def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> No
         settings, cat, lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
     )
     assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
-    assert report["features"] == 5 and report["max_rel_error"] <= 1e-9
+    assert report["features"] == 6 and report["max_rel_error"] <= 1e-9, "`late` reads `back`"
 
 
 def test_simulated_traffic_of_all_types_and_its_absences_have_what_sql_finds(
