@@ -235,9 +235,10 @@ def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:
-    """Arrays as .npz that holds no pickle; the same arrays give the same bytes."""
+    """Arrays as .npz that holds no pickle; the same arrays give the same bytes, in any order."""
     with path.open("wb") as file:
-        np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+        named = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
+        np.savez(file, **named)  # type: ignore[arg-type]
 
 
 def _load_arrays(path: Path) -> Arrays:
@@ -267,7 +268,7 @@ def _write(bundle: Bundle, folder: Path) -> str:
         for name, model in models.detectors.items():
             arrays, told = model.save()
             _save_arrays(folder / event / f"{name}.npz", arrays)
-            _save_json(folder / event / f"{name}.json", told)
+            _save_json(folder / event / f"{name}.json", {key: told[key] for key in sorted(told)})
         scales: Arrays = {
             "usual": models.usual,
             "weights": models.ensemble.weights,
