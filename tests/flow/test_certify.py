@@ -191,8 +191,10 @@ def test_a_flow_that_is_live_is_certified_and_not_disturbed(bench: Bench, tmp_pa
     assert certify(bench, run.state_dir)[0] == 0
 
 
-def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_path: Path) -> None:
-    run = Run(bench, tmp_path / "state", HALF_DAY)
+def test_one_flipped_bit_names_round_group_entity_feature_and_both_values(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run = Run(bench, tmp_path / "state", HALF_DAY | {"rows_share": 1.0})
     script = tmp_path / "flip.py"
     script.write_text(FLIP, encoding="utf-8")
     done = subprocess.run(
@@ -216,7 +218,13 @@ def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_
     assert difference["entity_type"] == "card" and difference["rows"] == 1
     key = hash_strings(pl.Series([difference["entity"]]))
     assert group_of(key, 16).tolist() == [5]
-    assert f"round {round_}" in said and "card_amount_max_1h" in said and "not kept then" in said
+    then, now = difference["live"], difference["replayed"]
+    assert abs(then - now) == math.ulp(min(then, now)), "one bit"
+    assert f"round {round_}" in said and f"is {now!r} now, {then!r} then" in said
+    shutil.rmtree(run.state_dir / "rows")
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 1 and "not kept then" in said
+    assert found["difference"] == difference | {"live": None, "text": found["difference"]["text"]}
     for path in (run.state_dir / "digests").glob("*.rows"):
         path.unlink()
     status, found, said = certify(bench, run.state_dir)
