@@ -160,9 +160,10 @@ class Scorer:
         The vote as a whole adds up what all of them say, so it asks more of those that are left.
         """
         return [
-            f"{rule.name} counts on {', '.join(gone)} too, which the setting `detectors` leaves out:"
-            f" {', '.join(here)} with {rule.votes_needed} of {len(here)} votes needed will alert more"
-            " seldom than it was fitted to; train with these alone for thresholds of their own"
+            f"{rule.name} counts on {', '.join(gone)} too, which the setting `detectors` leaves"
+            f" out: {', '.join(here)} with {rule.votes_needed} of {len(here)} votes needed will"
+            " alert more seldom than it was fitted to; train with these alone for thresholds of"
+            " their own"
             for rule, here, gone in self._heard()
             if gone
         ]
