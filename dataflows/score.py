@@ -35,7 +35,7 @@ from dataflows.row_choice import KeptRound
 from dataflows.shelf import Seat
 from dataflows.sources.base import DeadLetter, Gap
 from dataflows.steps import Featured
-from dataflows.store.rows import WINDOWS, Views, split_emptied, split_rows
+from dataflows.store.rows import SHARDS, WINDOWS, Views, split_emptied, split_rows
 from features.batch import EventBatch, FeatureMatrix, Int64, stack
 from features.errors import WaxwingError
 from features.events import EventType, event_type, made_types
@@ -48,7 +48,6 @@ from models.recalibration import Spread, spread_of
 from models.scoring import take_rows
 
 __all__ = [
-    "STORE_SHARDS",
     "Flip",
     "RoundOut",
     "Scored",
@@ -59,10 +58,6 @@ __all__ = [
     "score_rounds",
     "touched",
 ]
-
-STORE_SHARDS = 4
-"""Ordered writers of the store; chosen: as many processes as one Redis keeps busy (it takes
-57-140k rows/s a core)."""
 
 QUOTED_MAX = 100
 """Most characters of an event's own words in a summary. Chosen: a line is known by them."""
@@ -695,15 +690,15 @@ def _store_rows(
     context: Context, item: Featured, flagged: dict[str, npt.NDArray[np.bool_]]
 ) -> Iterator[StoreRows]:
     """What a lane's round tells the store of: newest rows and empty windows, by its shard."""
-    shards: list[Views] = [{} for _ in range(STORE_SHARDS)]
+    shards: list[Views] = [{} for _ in range(SHARDS)]
     for name, features in item.features.items():
         views = context.store_columns.get(name, {})
-        parts = split_rows(item.batches[name], features.values, views, flagged[name], STORE_SHARDS)
+        parts = split_rows(item.batches[name], features.values, views, flagged[name], SHARDS)
         for shard, part in zip(shards, parts, strict=True):
             for entity, rows in part.items():
                 shard[name, entity] = rows
     for (name, entity), emptied in emptied_rows(context.catalog, item.emptied).items():
-        for shard, rows in zip(shards, split_emptied(*emptied, STORE_SHARDS), strict=True):
+        for shard, rows in zip(shards, split_emptied(*emptied, SHARDS), strict=True):
             if len(rows):
                 shard[name, entity, WINDOWS] = rows
     for s, found in enumerate(shards):
