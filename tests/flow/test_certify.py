@@ -18,6 +18,7 @@ import pytest
 from dataflows.cli.main import main
 from dataflows.settings import load, recorded
 from dataflows.state.bases import base_states, held_rounds
+from dataflows.state.frames import frame, frames
 from dataflows.state.manifest import read_manifest
 from features.keys import group_of, hash_strings
 from tests.flow.harness import Bench, Run, call, environment, running, wait_for
@@ -152,6 +153,24 @@ def test_a_stretch_begins_at_the_base_state_before_it_and_workers_change_nothing
     assert status == 0, said
     assert 0 < found["base_round"] < found["first_round"] < found["last_round"]
     assert found["workers"] == 2 and 15_000 < found["events"] < 30_000
+
+
+def test_settings_that_are_called_otherwise_now_or_gone_do_not_stand_in_the_way(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(whole[0].state_dir, state)
+    for path in (state / "digests").glob("*.rounds"):
+        data, (head, end) = path.read_bytes(), next(frames(path, b"WXD1"))
+        header = json.loads(head)
+        share = header["settings"].pop("rows_share")
+        header["settings"] |= {"rows_sample": share, "rollback_missed_percent": 5, "sparkle": "on"}
+        path.write_bytes(b"WXD1" + frame(json.dumps(header).encode()) + data[end:])
+    until = ("--to", "2026-03-02T01:00:00Z")
+    status, found, said = certify(bench, state, *until)
+    assert status == 0 and found["events"] > 1_000, said
+    assert "this version does not have: sparkle; they are left out" in said
+    assert "rows_sample" not in said and "rollback" not in said
 
 
 def test_after_kill_9_what_was_computed_before_and_after_is_bit_identical(
