@@ -20,7 +20,7 @@ from typing import Any
 
 from features import definitions
 from features.choice import Choice, choose
-from features.columns import derived_columns, flag_names, key_names, real_names
+from features.columns import PLACE, derived_columns, flag_names, key_names, real_names
 from features.derivation import circles
 from features.errors import DeclarationError
 from features.events import event_type, event_types, made_types
@@ -310,11 +310,30 @@ def _why_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list
     return faults
 
 
+_OF_THE_ROW = frozenset(
+    ("baseline", "season", "anchor", "week", "trend", "geo", "members", "correlations",
+     "categories")
+)  # fmt: skip
+"""Families that judge a value of the row itself: without it they say nothing."""
+
+_PAIRS_OF_THE_ROW = ("first_time", "since_pair")
+"""Operations that judge the row's own pair; counts of pairs need none."""
+
+
+def _readers(feature: Feature, op: Operation, feeds: tuple[str, ...]) -> tuple[str, ...]:
+    """Event types that must have what the operation reads: those that feed it, and the one that
+    carries it where a value of its own row is judged."""
+    if op.family in _OF_THE_ROW or op.name in _PAIRS_OF_THE_ROW:
+        return tuple(dict.fromkeys((feature.event, *feeds)))
+    return feeds
+
+
 def _operand_faults(
     feature: Feature, op: Operation, feeds: tuple[str, ...], known: dict[tuple[str, str], Feature]
 ) -> list[str]:
     """What is wrong with column, condition, window and other."""
     faults = []
+    readers = _readers(feature, op, feeds)
     if op.window and feature.window_s is None:
         faults.append(f"operation {op.name!r} needs `window_s`")
     elif not op.window and feature.window_s is not None:
@@ -352,9 +371,20 @@ def _operand_faults(
         faults += [
             f"{name!r} has no entity or string column {feature.other!r}; there are"
             f" {', '.join(key_names(name))}"
-            for name in feeds
+            for name in readers
             if feature.other not in key_names(name)
         ]
+    if op.family == "geo":
+        faults += [
+            f"{name!r} has no place: operation {op.name!r} reads the numbers {', '.join(PLACE)}"
+            for name in readers
+            if not set(PLACE) <= set(real_names(name))
+        ]
+    if op.family == "correlations" and feature.event not in feeds:
+        faults.append(
+            f"operation {op.name!r} is about values that feed it; {feature.event!r} is not among"
+            " `feeds`"
+        )
     return faults
 
 
@@ -376,7 +406,7 @@ def _column_faults(
             return _source_faults(feature, source, feeds)
     return [
         _no_column(name, column, real_names(name))
-        for name in feeds
+        for name in _readers(feature, op, feeds)
         if column not in real_names(name)
     ]
 
