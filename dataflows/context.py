@@ -624,6 +624,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
+    for sentence in scorer.unheard():
+        telemetry.say(sentence)
     with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
         # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
         beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
