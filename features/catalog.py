@@ -214,9 +214,15 @@ def _ordered(event: str, declared: tuple[Feature, ...]) -> tuple[Feature, ...]:
 def _faults(declared: tuple[Feature, ...]) -> list[str]:
     """Everything wrong with the declarations."""
     faults: list[str] = []
-    known = {(f.event, f.name): f for f in declared}
-    seen: dict[tuple[str, str], str] = {}
+    sound: list[Feature] = []
     for feature in declared:
+        wrong = _type_faults(feature)
+        at = place_of(feature.declared_at)
+        faults += [f"{at}: feature {feature.name!r}: {fault}" for fault in wrong]
+        sound += [] if wrong else [feature]
+    known = {(f.event, f.name): f for f in sound}
+    seen: dict[tuple[str, str], str] = {}
+    for feature in sound:
         at = place_of(feature.declared_at)
         place = f"{at}: " if at else ""
         known_types = (*event_types(), *made_types())
@@ -234,10 +240,39 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
         seen.setdefault((feature.event, feature.name), at)
         found = _feature_faults(feature, known)
         faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
-    for event in dict.fromkeys(feature.event for feature in declared):
-        for circle in circles(f for f in declared if f.event == event):
+    for event in dict.fromkeys(feature.event for feature in sound):
+        for circle in circles(f for f in sound if f.event == event):
             faults.append(_circle_fault(circle))
     return faults
+
+
+_TEXTS = ("name", "event", "entity", "op", "why", "unit", "group")
+_TEXTS_OR_NONE = ("column", "where", "other", "baseline", "count")
+
+
+def _type_faults(feature: Feature) -> list[str]:
+    """Values of a declaration that are of no type that they may be of."""
+    wanted = dict.fromkeys(_TEXTS, "a text")
+    wanted |= dict.fromkeys(_TEXTS_OR_NONE, "a text or None")
+    wrong = [
+        name
+        for name in wanted
+        if not isinstance(getattr(feature, name), str)
+        and not (name in _TEXTS_OR_NONE and getattr(feature, name) is None)
+    ]
+    feeds, window_s, high = feature.feeds, feature.window_s, feature.high_is_odd
+    if not isinstance(feeds, tuple) or not all(isinstance(name, str) for name in feeds):
+        wrong.append("feeds")
+    if window_s is not None and (isinstance(window_s, bool) or not isinstance(window_s, int)):
+        wrong.append("window_s")
+    if high is not None and not isinstance(high, bool):
+        wrong.append("high_is_odd")
+    wanted |= {
+        "feeds": "a tuple of texts",
+        "window_s": "a whole number of seconds or None",
+        "high_is_odd": "True, False or None",
+    }
+    return [f"{name}: expected {wanted[name]}, got {getattr(feature, name)!r}" for name in wrong]
 
 
 def _circle_fault(circle: Sequence[Feature]) -> str:

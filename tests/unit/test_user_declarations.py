@@ -460,3 +460,45 @@ def test_a_unit_that_does_not_fit_is_refused(changes: dict[str, object], gives: 
     wrong = replace(GOOD, name="x", **({"unit": "kg"} | changes))  # type: ignore[arg-type]
     text = faults(GOOD, since, wrong)
     assert gives in text and "does not fit" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": None}, "name: expected a text, got None"),
+        ({"why": None}, "why: expected a text, got None"),
+        ({"event": ["payment"]}, "event: expected a text, got ['payment']"),
+        ({"column": 3}, "column: expected a text or None, got 3"),
+        ({"window_s": "3600"}, "window_s: expected a whole number of seconds or None, got '3600'"),
+        ({"window_s": 3600.5}, "window_s: expected a whole number of seconds or None, got 3600.5"),
+        ({"window_s": True}, "window_s: expected a whole number of seconds or None, got True"),
+        ({"feeds": "order"}, "feeds: expected a tuple of texts, got 'order'"),
+        ({"feeds": (1,)}, "feeds: expected a tuple of texts, got (1,)"),
+        ({"high_is_odd": "low"}, "high_is_odd: expected True, False or None, got 'low'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_fault_with_file_and_line(
+    own: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    told: str,
+) -> None:
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | change).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (\n    Feature({said}),\n)\n"
+    place = f"own/typed.py:4: feature {(good | change)['name']!r}: "
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == [place + told]
+    forget()
+    assert main(["features", "list", "--set", "feature_paths=own/typed.py"]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "typed.py" in line] == [
+        f"waxwing: {place}{told}"
+    ]
+    forget()
+    listed = good | {"feeds": ["payment"]}
+    said = ", ".join(f"{name}={value!r}" for name, value in listed.items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == []
+    assert catalog().feature("payment", "n").feeds == ("payment",)
