@@ -255,7 +255,7 @@ def _default_wanted(field: Field) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     low = -math.inf if field.minimum is None else field.minimum
     high = math.inf if field.maximum is None else field.maximum
-    within = number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type, operator]
+    within = number and math.isfinite(float(value or 0)) and low <= float(value or 0) <= high
     fits, wanted = {
         "string": (
             isinstance(value, str) and len(value.encode()) <= field.length_max,
