@@ -194,6 +194,8 @@ def train(
     )
     if patterns := chosen_patterns():
         training["features"] = list(patterns)
+    if options:
+        training["options"] = {name: dict(of) for name, of in options.items()}
     voting, declared = Voting(rules), catalog.declarations()
     bundle = Bundle("", catalog.version, made, voting, training, declared=declared)
     metrics = _metrics(bundle, fitted, attacks)
