@@ -7,6 +7,7 @@ it is known which group, feature and entity it was.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from dataflows.state.certificate import (
     read_records,
     read_rows,
 )
+from dataflows.state.row_log import Rows, read_blocks, rows_folder
 from features.digest import UInt32
 from features.errors import ConfigError, StateError
 from features.events import event_type
@@ -53,7 +55,7 @@ class Difference:
     event_type, feature : the column; None where no column differs
     entity_type, entity, event_id : whose row; None where the row is not known
     rows : rows that differ; None where row hashes are no longer kept
-    live : the value then, None where it was not kept
+    live : the value then, from the kept rows or an alert; None where neither has it
     replayed : the value now
     """
 
@@ -346,7 +348,9 @@ def _named(
                 if not groups or number in groups:
                     value = _value(seen, feature, row)
                     event_id = str(seen.batch.frame["event_id"][row])
-                    then = _then(state_dir, event_id, feature)
+                    then = _kept_then(state_dir, live, event_id, (event, lane, row), feature)
+                    if then is None:
+                        then = _told_then(state_dir, event_id, feature)
                     text = (
                         f"{event}.{feature} of {whose} {entity} (event {event_id}) is"
                         f" {value!r} now, {'not kept' if then is None else repr(then)} then"
@@ -423,7 +427,36 @@ def _value(seen: Seen, feature: str, row: int) -> float | None:
     return float(table[row, place])
 
 
-def _then(state_dir: Path, event_id: str, feature: str) -> float | None:
+def _kept_then(
+    state_dir: Path, live: Record, event_id: str, place: tuple[str, int, int], feature: str
+) -> float | None:
+    """The value while live, where the row at (event type, lane, row) is among the kept ones."""
+    at_us = live.cut_time_us
+    with contextlib.suppress(StateError):  # another version wrote them: as if there were none
+        for block in read_blocks(rows_folder(state_dir), at_us, at_us + 1):
+            for rows in block.rows:
+                if rows.event_type != place[0]:
+                    continue
+                here = (rows.round == live.round) & (rows.lane == place[1]) & (rows.row == place[2])
+                for i in np.flatnonzero(here).tolist():
+                    if rows.event_id[i] == event_id:
+                        return _of_row(rows, i, feature, block.header["bundle"])
+    return None
+
+
+def _of_row(rows: Rows, i: int, feature: str, bundle: str) -> float | None:
+    """A feature of a kept row, or a vote of the bundle that was live; None of what is not kept."""
+    if feature in rows.names:
+        return float(rows.values[i, rows.names.index(feature)])
+    kind, _, name = feature.partition(":")
+    name, _, whose = name.partition("@")
+    tables = {"ensemble": rows.score, "flagged": rows.flagged}
+    if kind in tables and whose in ("", bundle) and name in rows.anomaly_types:
+        return float(tables[kind][i, rows.anomaly_types.index(name)])
+    return None
+
+
+def _told_then(state_dir: Path, event_id: str, feature: str) -> float | None:
     """The value while live, where an alert about the event told it."""
     for alert in alerts_with(state_dir, event_id):
         if alert.event_id == event_id:

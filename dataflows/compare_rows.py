@@ -19,7 +19,8 @@ from dataflows.comparison import EXAMPLES_MAX, Compared, Comparison
 from dataflows.control.records import Control
 from dataflows.elsewhere import Remotes
 from dataflows.opinions import shifts_of
-from dataflows.settings import Settings, load
+from dataflows.recorded import load_recorded
+from dataflows.settings import Settings
 from dataflows.shelf import Seat, Shelf, load_scorer
 from dataflows.state.row_log import (
     Block,
@@ -78,7 +79,7 @@ def compare_rows(
     kept, recorded = _kept(state_dir)
     if days is not None:
         from_us = kept[1] - round(days * 86_400e6)
-    settings = _as_run(recorded, state_dir, config, given)
+    settings = load_recorded(recorded, state_dir, config, given)
     cat = catalog()  # of the features that the settings choose
     models = _Models(settings, cat, candidate)
     verdicts = read_verdicts(folder)
@@ -121,15 +122,6 @@ def _kept(state_dir: Path) -> tuple[tuple[int, int], dict[str, Any]]:
             " `--exact` replays its journal"
         )
     return found
-
-
-def _as_run(
-    recorded: dict[str, Any], state_dir: Path, config: str | None, given: dict[str, Any]
-) -> Settings:
-    """The settings the flow ran with, as it recorded them."""
-    values = recorded | given | {"state_dir": state_dir}
-    unset = {name: None for name, value in values.items() if value is None}
-    return load(config, **values).model_copy(update=unset)
 
 
 class _Models:

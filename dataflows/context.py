@@ -627,7 +627,11 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
         # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
         beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
-        _warm_up(settings, cat, scorer)
+        try:
+            _warm_up(settings, cat, scorer)
+        except BaseException as error:
+            with _held(beginning.result()[1]):
+                raise error
         begun = beginning.result()
     with _held(begun[1]):
         return _opened(settings, cat, scorer, remotes, begun, telemetry)

@@ -28,8 +28,9 @@ from dataflows.detect import scored_rounds
 from dataflows.elsewhere import Remotes
 from dataflows.guard import Guard
 from dataflows.observe.telemetry import Telemetry
+from dataflows.recorded import load_recorded
 from dataflows.score import RoundOut, StoreRows
-from dataflows.settings import Settings, load
+from dataflows.settings import Settings
 from dataflows.sources.rounds import Lane, Part, RoundSource, journal_folder
 from dataflows.spans import SpanSource, span_ends, spanned_rounds
 from dataflows.state.bases import BaseState, base_states
@@ -95,9 +96,7 @@ def as_run(
     ------
     ConfigError : they do not hold any more, all faults at once
     """
-    recorded = dict(segment.header["settings"]) | given | {"state_dir": state_dir}
-    unset = {name: None for name, value in recorded.items() if value is None}
-    settings = load(config, **recorded).model_copy(update=unset)
+    settings = load_recorded(segment.header["settings"], state_dir, config, given)
     return settings.model_copy(
         update={"store": "off", "alerts": [], "notify": [], "currency_rates": None}
     )

@@ -38,6 +38,7 @@ from features.registry import Own, declare_choice, declare_own
 __all__ = [
     "NOT_SETTINGS",
     "PREFIX",
+    "RENAMED",
     "Settings",
     "declaration_faults",
     "is_time",
@@ -55,6 +56,14 @@ FILE = "_file"
 
 NOT_SETTINGS = frozenset({"WAXWING_REQUIRE_SERVICES", "WAXWING_SHARED_DATA"})
 """Variables with the prefix that speak to the tests, not to a flow."""
+
+RENAMED: dict[str, tuple[str, float]] = {
+    "rows_sample": ("rows_share", 1.0),
+    "rollback_alerts_times": ("rollback_alerts_ratio_max", 1.0),
+    "rollback_missed_percent": ("rollback_missed_share", 0.01),
+}
+"""What a setting was called -> what it is called now, and what its number is multiplied by. Add a
+line with every new name: state of before holds the old one."""
 
 _MASK = "********"
 
@@ -859,6 +868,10 @@ def parse_text(name: str, text: str) -> Any:
 
 def _unknown(name: str, where: str) -> str:
     """The fault for a setting that does not exist, with the nearest that does."""
+    if name in RENAMED:
+        now, times = RENAMED[name]
+        unit = "" if times == 1.0 else f", {times:g} times the number"
+        return f"{where}: unknown setting {name!r}; it is called {now!r} now{unit}"
     near = difflib.get_close_matches(name, Settings.model_fields, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{where}: unknown setting {name!r}{hint}"

@@ -26,10 +26,11 @@ from dataflows.sources.base import LaneReader, Taken
 from dataflows.sources.simulator import SimulatorReader
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
+from features.derivation import in_order, operands
 from features.errors import ConfigError
-from features.events import event_code, event_types
+from features.events import event_code, event_type, event_types, made_types
 from features.operations import OPERATIONS
-from features.oracle import Question, answer_table, operands, question, why_not
+from features.oracle import Question, answer_table, question, why_not
 from features.panes import PANE_US, pane_exact_us
 from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
@@ -548,7 +549,8 @@ class _Rows:
         self._chunks: dict[str, list[tuple[int, int]]] = {}
         self._count = 0
         self.counts: dict[str, int] = {}
-        fields = {n: t for declared in event_types().values() for n, t in declared.schema.items()}
+        kinds = (*event_types().values(), *made_types().values())
+        fields = {n: t for declared in kinds for n, t in declared.schema.items()}
         own: dict[str, Any] = {"n": pl.Int64, "event": pl.String, "i": pl.Int64}
         self._schema = own | fields
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
@@ -628,7 +630,7 @@ class _Rows:
         """Most events of one entity in an hour of the clock, by entity type."""
         found: dict[str, int] = {}
         for event in self.counts:
-            for entity, parts in event_types()[event].entities.items():
+            for entity, parts in event_type(event).entities.items():
                 named = " AND ".join(f"coalesce({part}, '') <> ''" for part in parts)
                 query = (
                     f"SELECT max(n) FROM (SELECT count(*) AS n FROM events WHERE event = ?"
@@ -726,7 +728,8 @@ def _compare(
 def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[Feature]:
     """Features that have a meaning in SQL, those that others read first; notes the rest."""
     reasons = {f.name: why_not(f) for f in features}
-    for feature in features:
+    derived = in_order(features)
+    for feature in derived:
         unsaid = [name for name in operands(feature) if reasons[name] is not None]
         if unsaid:
             reasons[feature.name] = f"it reads `{unsaid[0]}`, which is not compared"
@@ -734,8 +737,8 @@ def _asked(features: tuple[Feature, ...], not_compared: dict[str, str]) -> list[
         reason = reasons[feature.name]
         if reason is not None:
             not_compared[f"{feature.event}.{feature.name}"] = reason
-    asked = [f for f in features if reasons[f.name] is None]
-    return sorted(asked, key=lambda f: bool(operands(f)))
+    read_first = [f for f in features if not operands(f)]
+    return [f for f in (*read_first, *derived) if reasons[f.name] is None]
 
 
 def _met(oracle: duckdb.DuckDBPyConnection, feature: Feature, ties: int, n: int) -> Float64:

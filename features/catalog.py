@@ -21,6 +21,7 @@ from typing import Any
 from features import definitions
 from features.choice import Choice, choose
 from features.columns import derived_columns, flag_names, key_names, real_names
+from features.derivation import circles
 from features.errors import DeclarationError
 from features.events import event_type, event_types, made_types
 from features.operations import OPERATIONS, SEMANTICS, Operation
@@ -233,7 +234,23 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
         seen.setdefault((feature.event, feature.name), at)
         found = _feature_faults(feature, known)
         faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
+    for event in dict.fromkeys(feature.event for feature in declared):
+        for circle in circles(f for f in declared if f.event == event):
+            faults.append(_circle_fault(circle))
     return faults
+
+
+def _circle_fault(circle: Sequence[Feature]) -> str:
+    """The sentence for features that read each other in a circle."""
+    first, *others = circle
+    at = place_of(first.declared_at)
+    way = [f"{f.name!r} ({place_of(f.declared_at)})" if f.declared_at else repr(f.name)
+           for f in others]  # fmt: skip
+    read = " reads ".join([repr(first.name), *way, repr(first.name)])
+    return (
+        f"{at}: {first.event}.{first.name}: is made of itself: {read}; none of them can be"
+        " computed, let one of them read something else"
+    )
 
 
 def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list[str]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from features.batch import Float64, Int64
 from features.catalog import Catalog
+from features.derivation import in_order
 from features.events import event_code, event_types
 from features.operations import OPERATIONS
 from features.plan import EntityPlan
@@ -77,16 +78,20 @@ def timed_names(catalog: Catalog, event_type: str, entity: str) -> tuple[str, ..
     >>> timed_names(catalog(), "payment", "device")[0]
     'device_small_share_1h'
     """
-    found: list[str] = []
+    features = catalog.views().get((event_type, entity), ())
+    found: set[str] = set()
     windows = False
-    for feature in catalog.views().get((event_type, entity), ()):
+    for feature in features:
         op = OPERATIONS[feature.op]
         if op.family == "ring" and op.code < WINDOW_OPS:
-            found.append(feature.name)
+            found.add(feature.name)
             windows = True
-        elif op.name == "usual_count" or (op.family == "derived" and _read(feature) <= set(found)):
-            found.append(feature.name)
-    return tuple(found) if windows else ()
+        elif op.name == "usual_count":
+            found.add(feature.name)
+    for feature in in_order(features):
+        if _read(feature) <= found:
+            found.add(feature.name)
+    return tuple(f.name for f in features if f.name in found) if windows else ()
 
 
 def _read(feature: Feature) -> set[str]:

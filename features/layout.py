@@ -4,7 +4,8 @@ A snapshot carries a description of its own layout: for each family of an entity
 by what they read, for each ring its windows, conditions, columns, maxima and pairs. Where the
 catalogue has grown, what both have is carried over bit for bit, what is new starts empty, and what
 was dropped is left out. A window that is new begins with what the ring still has of the time it
-spans; a rhythm that more event types now feed goes on; all else that is new begins with nothing.
+spans; a running mean that is to weigh its values begins with one that took them as they came; a
+rhythm that more event types now feed goes on; all else that is new begins with nothing.
 
 The snapshots of the old layout are first put back by the very code that wrote them, into a state
 without kernels; what is mapped is one whole snapshot of that.
@@ -24,7 +25,7 @@ from features.catalog import Catalog
 from features.columns import meaning_of
 from features.errors import StateError
 from features.events import event_code, event_type, event_types
-from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS
+from features.operations import HISTORY_FROM, OPERATIONS, SEMANTICS, UNWEIGHED
 from features.pairs import COLUMNS, KEY, SEQ_BITS, WHOSE, owners
 from features.plan import EntityPlan, Plan, Ring, plan_of, silence_of, twins_of
 from features.risk import COUNTED_FROM
@@ -89,6 +90,7 @@ def layout_of(plan: Plan) -> Layout:
             },
             "arrays": {k: [a.dtype.str, a.shape[1], _instances(one, k)] for k, a in arrays.items()},
             "rings": [_ring(one, ring) for ring in one.rings],
+            _WEIGHED: list(dict.fromkeys(_key(one, f) for f in twins_of(one, "anchor"))),
         }
     return {"semantics": SEMANTICS, "entities": entities}
 
@@ -113,7 +115,8 @@ def carry_over(
     Returns
     -------
     the snapshots (those given, where they fit); features that start empty; features over a new
-    window that begin with what the ring still has
+    window that begin with what the ring still has, and those over a level that took values as they
+    came, for nothing of it was weighed before
 
     Raises
     ------
@@ -180,14 +183,14 @@ def _features(layout: Layout) -> dict[str, tuple[str, list[list[Any]]]]:
 
 def _new_features(old: Layout, new: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Features of the new layout whose state is nowhere in the old, and those that lack only their
-    window there."""
+    window there, or what their values weigh by."""
     empty, partial = [], []
     for feature, (entity, reads) in _features(new).items():
         before = old["entities"].get(entity)
         found = {"whole"} if before is None else {_held(before, one) for one in reads}
         if before is None or "not" in found or not reads:
             empty.append(feature)
-        elif "window" in found:
+        elif found & {"window", "level"}:
             partial.append(feature)
     for entity, one in new["entities"].items():
         before = old["entities"].get(entity)
@@ -199,6 +202,8 @@ def _new_features(old: Layout, new: Layout) -> tuple[tuple[str, ...], tuple[str,
 
 
 _SILENCE = "silence_ints"
+_WEIGHED = "weighed"
+"""Where it stands which running means take values by their weight, not as they come."""
 
 
 def _instance(array: str, key: str, before: list[str]) -> int | None:
@@ -214,7 +219,12 @@ def _instance(array: str, key: str, before: list[str]) -> int | None:
 
 
 def _held(entity: Layout, reads: list[Any]) -> str:
-    """Whether a place is in the layout: `whole`, all but the `window`, or `not`."""
+    """Whether a place is in the layout: `whole`, all but the `window`, a `level` that took values
+    as they came, or `not`."""
+    if reads[0] == _WEIGHED:
+        # A state that does not say so kept an anchor beside each level that weighs its values.
+        kept = entity["arrays"].get("anchors", ["", 0, []])[2]
+        return "whole" if reads[1] in entity.get(_WEIGHED, kept) else "level"
     if reads[0] != "ring":
         array, key = reads
         return "whole" if key in entity["arrays"].get(array, ["", 0, []])[2] else "not"
@@ -527,6 +537,8 @@ def _reads(plan: EntityPlan, feature: Feature) -> list[list[Any]]:
         found.append(["history", key])
     if op.family == "risk" and op.code >= COUNTED_FROM:
         found.append(["risk_events", key])
+    if op.family == "baseline" and op.name not in UNWEIGHED:
+        found.append([_WEIGHED, key])
     return found
 
 

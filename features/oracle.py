@@ -21,6 +21,7 @@ from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM, MAD_SIGM
 from features.catalog import inputs_of
 from features.categories import CATEGORIES
 from features.columns import flag_names, real_names
+from features.derivation import operands
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
 from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_AGE_S, PRIOR_EVENTS
@@ -28,7 +29,7 @@ from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
 from features.spec import Feature
 
-__all__ = ["Question", "answer_table", "operands", "question", "why_not"]
+__all__ = ["Question", "answer_table", "question", "why_not"]
 
 SQL_COLUMNS: Mapping[str, str] = {
     "hour": "(time_us % 86400000000) / 3.6e9",
@@ -368,11 +369,3 @@ def _derived(feature: Feature) -> str:
     }[feature.op]
     joined = "".join(f" JOIN {count} c USING (i)" for count in counts)
     return f"SELECT i, {value} AS v, {size} AS size FROM {left} l JOIN {right} r USING (i){joined}"
-
-
-def operands(feature: Feature) -> tuple[str, ...]:
-    """Features of the same event whose answers a derived one reads."""
-    if OPERATIONS[feature.op].family != "derived":
-        return ()
-    counts = () if feature.count is None else (feature.count,)
-    return str(feature.column), str(feature.other), *counts

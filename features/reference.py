@@ -128,6 +128,13 @@ USUAL = (
         "a level raised by a little each day",
         "31 to 38 days, if the change lasts",
     ),
+    (
+        "`creep` of a flag (`merchant_strangers_creep`)",
+        "four weeks and 128 events at least, a value by how far the share of a day is off",
+        "a share of yes that rises by a little each day",
+        "of a hundred events a day 20 to 50 days, 80 where nearly none become nearly all; of ten"
+        " a day up to 100",
+    ),
     ("`usual_count`, `surprise`", "the events of about a week", "a burst", "a week"),
     ("`trend`", "the last hour", "where a series is heading", "an hour"),
 )

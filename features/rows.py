@@ -21,6 +21,7 @@ from features.absences import Absences, Named
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, flag_names
+from features.derivation import in_order
 from features.emptied import Emptied, timed_names
 from features.events import event_type, event_types
 from features.labels import Label
@@ -228,24 +229,23 @@ def _assemble_one(
 def _derivations(catalog: Catalog, name: str, quiet: bool = False) -> Int64:
     """What `_derive` is told, int64 (features, 5): operation, left, right, where to, count; where
     nothing comes (`quiet`), an expected count has no peers and is the entity's own."""
-    names = catalog.names(name)
+    at = {n: i for i, n in enumerate(catalog.names(name))}
     rows = [
         (
             DERIVE.index(f.op),
-            names.index(str(f.column)),
-            names.index(str(f.other)),
-            i,
-            names.index(f.count) if f.count and not (quiet and f.op == "shrunk_count") else -1,
+            at[str(f.column)],
+            at[str(f.other)],
+            at[f.name],
+            at[f.count] if f.count and not (quiet and f.op == "shrunk_count") else -1,
         )
-        for i, f in enumerate(catalog.features(name))
-        if OPERATIONS[f.op].family == "derived"
+        for f in in_order(catalog.features(name))
     ]
     return np.array(rows, np.int64).reshape(-1, 5)
 
 
 @kernel
 def _derive(told, values):
-    """Fill the columns that are made of others of the same row, in the catalogue's order.
+    """Fill the columns that are made of others of the same row, in the order of `told`.
 
     A surprise is that of Freeman and Tukey (1950): sqrt(c) + sqrt(c + 1) - sqrt(4 u + 1) has about
     unit variance.

@@ -13,6 +13,7 @@ import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -371,9 +372,10 @@ def _quoted(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A score with as many nines as it has, and three digits after them."""
-    digits = max(4, round(surprise_of(value)) + 3)
-    return f"{value:.{min(digits, 15)}f}"
+    """A score with as many nines as it has, and three digits after them, rounded down: the row that
+    a threshold was fitted to still reaches it."""
+    digits = min(max(4, round(surprise_of(value)) + 3), 15)
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
 
 
 def _rule(name: str, rule: Mapping[str, Any]) -> AnomalyType:

@@ -384,8 +384,13 @@ class NaiveEngine:
                 out[feature.name] = getattr(self, f"_{family}")(
                     feature, event, before[feature.entity], times[feature.entity]
                 )
-        for feature in sorted(late, key=lambda f: OPERATIONS[f.op].family == "derived"):
-            out[feature.name] = self._later(feature, event, keys, times, before, out)
+        waiting = sorted(late, key=lambda f: OPERATIONS[f.op].family == "derived")
+        while waiting:
+            feature = waiting.pop(0)
+            if {feature.column, feature.other, feature.count} & {f.name for f in waiting}:
+                waiting.append(feature)
+            else:
+                out[feature.name] = self._later(feature, event, keys, times, before, out)
         return out
 
     def _forget(self, entity: str, key: tuple[str, ...], records: list[tuple[int, Event]]) -> None:

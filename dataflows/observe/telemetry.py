@@ -319,7 +319,7 @@ class Telemetry:
         said = [_named("starts empty", "start empty", empty)] if empty else []
         if partial:
             one = "begins with what is kept of its window"
-            said.append(_named(one, "begin with what is kept of their windows", partial))
+            said.append(_named(one, "begin with what is kept of their windows or levels", partial))
         self.say(f"the state is of another feature catalogue: {'; '.join(said)}; the rest goes on")
 
     def left_out(self, rows: Mapping[str, int], until_us: int) -> None:

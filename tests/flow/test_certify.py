@@ -18,6 +18,7 @@ import pytest
 from dataflows.cli.main import main
 from dataflows.settings import load, recorded
 from dataflows.state.bases import base_states, held_rounds
+from dataflows.state.frames import frame, frames
 from dataflows.state.manifest import read_manifest
 from features.keys import group_of, hash_strings
 from tests.flow.harness import Bench, Run, call, environment, running, wait_for
@@ -154,6 +155,24 @@ def test_a_stretch_begins_at_the_base_state_before_it_and_workers_change_nothing
     assert found["workers"] == 2 and 15_000 < found["events"] < 30_000
 
 
+def test_settings_that_are_called_otherwise_now_or_gone_do_not_stand_in_the_way(
+    bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(whole[0].state_dir, state)
+    for path in (state / "digests").glob("*.rounds"):
+        data, (head, end) = path.read_bytes(), next(frames(path, b"WXD1"))
+        header = json.loads(head)
+        share = header["settings"].pop("rows_share")
+        header["settings"] |= {"rows_sample": share, "rollback_missed_percent": 5, "sparkle": "on"}
+        path.write_bytes(b"WXD1" + frame(json.dumps(header).encode()) + data[end:])
+    until = ("--to", "2026-03-02T01:00:00Z")
+    status, found, said = certify(bench, state, *until)
+    assert status == 0 and found["events"] > 1_000, said
+    assert "this version does not have: sparkle; they are left out" in said
+    assert "rows_sample" not in said and "rollback" not in said
+
+
 def test_after_kill_9_what_was_computed_before_and_after_is_bit_identical(
     bench: Bench, whole: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -191,8 +210,10 @@ def test_a_flow_that_is_live_is_certified_and_not_disturbed(bench: Bench, tmp_pa
     assert certify(bench, run.state_dir)[0] == 0
 
 
-def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_path: Path) -> None:
-    run = Run(bench, tmp_path / "state", HALF_DAY)
+def test_one_flipped_bit_names_round_group_entity_feature_and_both_values(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run = Run(bench, tmp_path / "state", HALF_DAY | {"rows_share": 1.0})
     script = tmp_path / "flip.py"
     script.write_text(FLIP, encoding="utf-8")
     done = subprocess.run(
@@ -216,7 +237,13 @@ def test_one_flipped_bit_names_round_group_entity_and_feature(bench: Bench, tmp_
     assert difference["entity_type"] == "card" and difference["rows"] == 1
     key = hash_strings(pl.Series([difference["entity"]]))
     assert group_of(key, 16).tolist() == [5]
-    assert f"round {round_}" in said and "card_amount_max_1h" in said and "not kept then" in said
+    then, now = difference["live"], difference["replayed"]
+    assert abs(then - now) == math.ulp(min(then, now)), "one bit"
+    assert f"round {round_}" in said and f"is {now!r} now, {then!r} then" in said
+    shutil.rmtree(run.state_dir / "rows")
+    status, found, said = certify(bench, run.state_dir)
+    assert status == 1 and "not kept then" in said
+    assert found["difference"] == difference | {"live": None, "text": found["difference"]["text"]}
     for path in (run.state_dir / "digests").glob("*.rows"):
         path.unlink()
     status, found, said = certify(bench, run.state_dir)

@@ -68,8 +68,10 @@ def test_rules_fitted_to_costs_cost_less_than_those_of_training(files: Path, ben
     assert after["cost"]["as_set"] <= before["cost"]["as_set"]
     for name, one in before["voting"].items():
         judged = after["by_event_type"][name]
-        assert judged["fpr"] == pytest.approx(one["chosen"]["fpr"], rel=0.1, abs=5e-4), name
-        assert judged["recall"] == pytest.approx(one["chosen"]["recall"], abs=0.02), name
+        # Thresholds are written rounded down: whom they were fitted to still reaches them.
+        fpr, recall = one["chosen"]["fpr"], one["chosen"]["recall"]
+        assert 0.999 * fpr <= judged["fpr"] <= 1.1 * fpr + 5e-4, name
+        assert 0.999 * recall <= judged["recall"] <= recall + 0.02, name
     assert "rule" not in after["coverage"], "nobody asked a share of these"
 
 

@@ -22,7 +22,7 @@ from dataflows.sources.files import FileReader
 from dataflows.verify import VARIANTS, oracle_in, verify
 from features.catalog import Catalog, catalog
 from features.errors import ConfigError
-from features.events import event_type
+from features.events import event_type, event_types
 from features.spec import Feature
 from tests.flow.harness import call, running, wait_for
 from tests.flow.test_json import told
@@ -291,6 +291,7 @@ def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> No
     settings = load(None, source="file", file_paths={"payment": grid / "payment.parquet"})
     cat = Catalog(
         [
+            one("late", "card", "difference", column="back", other="shrunk"),
             one("own", "card", "mad_z", column="log_amount"),
             one("peers", "merchant", "robust_z", column="log_amount"),
             one("n", "card", "ever"),
@@ -302,18 +303,24 @@ def test_a_deviation_shrunk_to_that_of_peers_is_what_sql_finds(grid: Path) -> No
         settings, cat, lambda: FileReader(settings), {"as_is": VARIANTS["as_is"]}, print
     )
     assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
-    assert report["features"] == 5 and report["max_rel_error"] <= 1e-9
+    assert report["features"] == 6 and report["max_rel_error"] <= 1e-9, "`late` reads `back`"
 
 
-def test_simulated_traffic_has_the_features_that_sql_finds(tmp_path: Path) -> None:
+def test_simulated_traffic_of_all_types_and_its_absences_have_what_sql_finds(
+    tmp_path: Path,
+) -> None:
     made = call(
-        "simulate", "--out", "made", "--hours", "2", "--event-types", "payment,login",
+        "simulate", "--out", "made", "--hours", "5", "--events-per-s", "2", "--cards", "200",
+        "--attacks", "card_testing,credential_stuffing,series_silence,host_silence",
         "--anomaly-share", "0.02", cwd=tmp_path,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     data = ("--data", str(tmp_path / "made"), "--variant", "as_is")
     report = verified(*data, out=tmp_path / "out.json")
     assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
+    assert report["variants"]["as_is"]["event_types"] == [*event_types(), "absence"]
+    absent = {f"absence.{name}" for name in catalog().names("absence")}
+    assert absent <= set(report["variants"]["as_is"]["compared"])
     payment = [n for n in report["not_compared"] if n.startswith("payment.")]
     assert len(catalog().names("payment")) - len(payment) >= 70
     assert all(report["not_compared"].values()), "each says why"

@@ -144,9 +144,10 @@ def test_the_real_file_is_learned_from_and_judged(
     assert said is not None, ran
     came, scored = (int(number.replace(",", "")) for number in said.groups())
     assert came == scored
-    # Measured on these three weeks: 73, 69 and 40; a terminal is found by what is known of it.
+    # Measured on these three weeks: 50 of 26, 79 of 149 and 63 of 280; a terminal is found by what
+    # is known of it.
     for scenario, least in (
-        ("large amount", 60), ("compromised customer", 55), ("compromised terminal", 25),
+        ("large amount", 35), ("compromised customer", 65), ("compromised terminal", 50),
     ):  # fmt: skip
         found = re.search(rf"{scenario} +\d+ .* (\d+)$", ran, flags=re.MULTILINE)
         assert found is not None and int(found[1]) >= least, ran

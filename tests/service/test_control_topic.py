@@ -209,7 +209,9 @@ def test_records_of_the_topic_are_in_force_kept_and_replayed(
 
 def send(kafka: Kafka, topic: str, bodies: Sequence[bytes]) -> None:
     """Messages on a topic, acknowledged."""
-    producer = Producer({"bootstrap.servers": kafka.brokers, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": kafka.brokers, "log_level": 0, "enable.idempotence": True}
+    )
     for body in bodies:
         producer.produce(topic, body)
     assert producer.flush(WAIT_S) == 0
@@ -283,7 +285,9 @@ def test_control_is_read_until_the_last_lane_of_a_bounded_run_has_ended(
     start_us = time.time_ns() // 1000 - 660_000_000
     simulator = Simulator(seed=5, cards=1_500, events_per_s=20.0, event_types=["payment"])
     bodies = json_bodies(simulator.span(start_us, start_us + 600_000_000)["payment"].frame)
-    producer = Producer({"bootstrap.servers": kafka.brokers, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": kafka.brokers, "log_level": 0, "enable.idempotence": True}
+    )
     for i, body in enumerate(bodies):
         producer.produce(topic_prefix + "payments", body, partition=1 + 2 * (i % 2))
     assert producer.flush(WAIT_S) == 0

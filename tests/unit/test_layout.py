@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +22,7 @@ from features.layout import _FAMILIES, LAYOUT, layout_array, layout_of
 from features.plan import plan_of
 from features.spec import Feature
 from features.state import EntityState
+from tests.naive import clipped_mean
 from tests.streams import START_US, cut, make_batch, stream
 from tests.units import fitting
 
@@ -155,6 +158,44 @@ def test_a_catalogue_that_shrank_leaves_out_what_was_dropped(
     assert (shrunk.empty, shrunk.partial) == ((), ())
     found, never_stopped = run(shrunk, rest), run(GroupEngine(Catalog(OLD), 0), halves)[1:]
     assert all(same(feature.name, found, never_stopped) for feature in OLD)
+
+
+AS_THEY_COME = (card("median", "median", column="log_amount"),)
+WEIGHED = (
+    card("usual", "usual", column="log_amount"),
+    card("creep", "creep", column="log_amount"),
+)
+
+
+def test_a_level_that_took_values_as_they_came_is_told_where_it_is_to_weigh_them(
+    halves: list[dict[str, EventBatch]], seed: int
+) -> None:
+    first, *rest = halves
+    whole, part = Catalog((*AS_THEY_COME, *WEIGHED)), Catalog(AS_THEY_COME)
+    engine = GroupEngine(whole, 0)
+    run(engine, [first])
+    cut_down = GroupEngine.restore(part, 0, engine.full(), [])
+    assert cut_down.empty == cut_down.partial == (), "nothing of the median is weighed"
+    kept = GroupEngine(part, 0)
+    run(kept, [first])
+    for state in (cut_down, kept):
+        again = GroupEngine.restore(whole, 0, state.full(), [])
+        assert again.partial == ("payment.usual",), "its values weigh by an anchor that is new"
+        assert again.empty == ("payment.creep",)
+    found = run(again, rest)
+    never_stopped, fresh = run(GroupEngine(whole, 0), halves)[1:], run(GroupEngine(whole, 0), rest)
+    assert same("median", found, never_stopped)
+    assert same("creep", found, fresh), "what starts empty is as in an engine that just began"
+    batch, amounts = first["payment"], defaultdict(list)
+    for of, amount in zip(*batch.frame.select("card_id", "amount"), strict=True):
+        amounts[of].append(math.log1p(amount))
+    seen = 0
+    for i, of in enumerate(rest[0]["payment"].frame["card_id"]):
+        if values := amounts.pop(of, None):
+            usual = found[0]["payment"].column("usual")[i]
+            assert usual == pytest.approx(clipped_mean(values, 200, 3, 16)[0], rel=1e-12), seed
+            seen += 1
+    assert seen > 1
 
 
 def test_snapshots_of_two_catalogues_follow_each_other(

@@ -20,7 +20,7 @@ from dataflows import quarantine, runner
 from dataflows.guard import StepFault
 from dataflows.observe.telemetry import Telemetry
 from dataflows.poison import POISON_FILE
-from dataflows.settings import Settings
+from dataflows.settings import Settings, load
 from dataflows.state import lease as lease_module
 from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
@@ -34,6 +34,7 @@ from dataflows.state.manifest import (
 )
 from features.catalog import Catalog, catalog
 from features.errors import StateError
+from tests.flow.harness import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -340,11 +341,36 @@ def test_a_flow_beats_while_it_restores_its_state_and_gives_back_what_it_could_n
     assert given is not None and given.token == 2 and not given.held
 
 
+def test_a_flow_whose_models_cannot_be_warmed_up_gives_the_lease_back(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    take = context_module.take_lease
+
+    def taken(*given: Any, **more: Any) -> Lease:
+        found = take(*given, **more)
+        held.set()
+        return found
+
+    def fails(*_: object) -> None:
+        assert held.wait(60)
+        raise ArithmeticError("no such instruction")
+
+    monkeypatch.setattr(context_module, "take_lease", taken)
+    monkeypatch.setattr(context_module, "_warm_up", fails)
+    given = {"warm_state": "cold", "alerts": ["jsonl"], "state_dir": tmp_path}
+    settings = load(None, {}, **bench.settings | given)
+    with pytest.raises(ArithmeticError, match="no such instruction"):
+        context_module.make_context(settings, Telemetry())
+    kept = read_lease(tmp_path)
+    assert kept is not None and not kept.held
+
+
 def test_whoever_asks_late_hears_of_a_takeover_too(tmp_path: Path) -> None:
     first = take_lease(tmp_path)
-    first.keep(every_s=0.001)
     elsewhere(tmp_path)
     take_lease(tmp_path, rest=lambda _: None)
+    first.keep(every_s=0.001)
     assert first._beating is not None
     first._beating.join(30)
     heard = threading.Event()

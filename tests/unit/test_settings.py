@@ -10,7 +10,8 @@ import pytest
 
 from dataflows.cli.check import markdown, missing_files, sections
 from dataflows.cli.main import main
-from dataflows.settings import PREFIX, Settings, load, recorded, shown, sources_of
+from dataflows.recorded import load_recorded
+from dataflows.settings import PREFIX, RENAMED, Settings, load, recorded, shown, sources_of
 from features.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,22 @@ def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
 
 def test_names_in_faults_are_the_valid_settings() -> None:
     assert all(name in faults_of(nonsense=1)[-1] for name in Settings.model_fields)
+
+
+def test_a_setting_that_got_another_name_is_told_by_it_and_read_from_older_state(
+    tmp_path: Path,
+) -> None:
+    assert all(old not in Settings.model_fields for old in RENAMED)
+    fault, _ = faults_of(rollback_missed_percent=5)
+    assert fault.endswith("it is called 'rollback_missed_share' now, 0.01 times the number")
+    older = dict.fromkeys(RENAMED, 0.5) | {"notify": None, "lanes": 3, "groups": 8, "sparkle": 1}
+    said: list[str] = []
+    found = load_recorded(older, tmp_path, None, {"groups": 4}, said.append)
+    for now, times in RENAMED.values():
+        assert getattr(found, now) == 0.5 * times
+    assert (found.lanes, found.groups, found.state_dir) == (3, 4, tmp_path)
+    (sentence,) = said
+    assert "does not have: sparkle; they are left out" in sentence
 
 
 def test_missing_file_says_the_cure(tmp_path: Path) -> None:

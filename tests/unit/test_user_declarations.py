@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataflows.cli.main import main
@@ -17,6 +18,7 @@ from features import catalog as catalog_module
 from features import columns, decode, events, registry, repeats
 from features.catalog import catalog, declared_features
 from features.columns import Columns, real_names
+from features.emptied import timed_names
 from features.engine import OfflineEngine
 from features.errors import ConfigError
 from features.events import built_in_types, event_code, event_types
@@ -31,6 +33,8 @@ from tests.unit.test_catalog import GOOD, faults
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own-features.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+
+NAN = float("nan")
 
 CACHES = (
     events.event_types,
@@ -151,6 +155,88 @@ def test_features_of_the_user_are_computed_over_their_events_and_ours(
     assert found["payment"].column("user_orders_before_1h").tolist() == [2.0]
     assert "log_total" in real_names("order")
     assert Columns(orders).real("log_total")[2] == pytest.approx(2.0794415416798357)
+
+
+MADE = """from features.spec import Feature
+
+
+def made(name, entity, op, column, other, unit="1"):
+    return Feature(
+        name, "payment", entity, op, "{value}", unit, "velocity", column=column, other=other
+    )
+
+
+def count(name, entity, window_s):
+    return Feature(
+        name, "payment", entity, "count", "{value}", "1", "velocity", window_s=window_s
+    )
+
+
+FEATURES = (
+    made("top", "card", "difference", "middle", "card_n"),
+    made("middle", "merchant", "ratio", "bottom", "card_n"),
+    made("bottom", "ip", "difference", "ip_n", "card_n"),
+    count("card_n", "card", 60),
+    count("ip_n", "ip", 3600),
+)
+"""
+"""Each is made of one that the catalogue has further down."""
+
+
+def test_features_are_made_of_others_wherever_those_stand(own: Callable[..., list[str]]) -> None:
+    import polars as pl
+
+    from features.batch import EventBatch, sample_batch
+    from tests.naive import NaiveEngine, in_global_order
+
+    assert own({"own/made.py": MADE}, (), ("own/made.py",), features=["top"]) == []
+    cat = catalog()
+    assert cat.names("payment") == ("card_n", "top", "middle", "ip_n", "bottom")
+    payment = sample_batch("payment", 4)
+    frame = payment.frame.with_columns(
+        card_id=pl.Series(["c", "d", "c", "c"]),
+        ip=pl.Series(["i", "i", "i", None]),
+        time_us=pl.Series([10, 20, 30, 40]) * 1_000_000,
+    )
+    batch = EventBatch("payment", frame, payment.partition, payment.offset, payment.due_ns)
+    (found,) = OfflineEngine(cat, 3).process({"payment": batch}).values()
+    # ip_n 1 2 3 -, card_n 1 1 2 3
+    expected = {"bottom": [0.0, 1.0, 1.0, NAN], "middle": [0.0, 1.0, 0.5, NAN],
+                "top": [-1.0, 0.0, -1.5, NAN]}  # fmt: skip
+    naive = NaiveEngine(cat).process(in_global_order({"payment": batch}))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found.column(name), values)
+        np.testing.assert_array_equal([row[name] for row in naive], values)
+
+
+def test_what_is_told_of_emptied_windows_follows_from_whatever_stands_below(
+    own: Callable[..., list[str]],
+) -> None:
+    text = MADE.replace('"merchant"', '"card"').replace('"ip"', '"card"')
+    assert own({"own/made.py": text}, (), ("own/made.py",), features=["top"]) == []
+    assert timed_names(catalog(), "payment", "card") == (
+        "card_n", "ip_n", "top", "middle", "bottom"
+    )  # fmt: skip
+
+
+def test_a_circle_of_features_is_refused_with_the_line_of_each(
+    own: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MADE.replace('"bottom", "ip", "difference", "ip_n"', '"bottom", "ip", "ratio", "top"')
+    text = text.replace(
+        "    count", '    made("own", "card", "ratio", "card_n", "own"),\n    count', 1
+    )
+    at = {name: f"own/made.py:{line_of(text, f'made({chr(34)}{name}')}" for name in
+          ("top", "middle", "bottom", "own")}  # fmt: skip
+    told = own({"own/made.py": text}, (), ("own/made.py",))
+    assert sorted(fault.partition(";")[0] for fault in told) == [
+        f"{at['top']}: payment.top: is made of itself: 'top' reads 'middle' ({at['middle']})"
+        f" reads 'bottom' ({at['bottom']}) reads 'top'",
+        f"{at['own']}: payment.own: is made of itself: 'own' reads 'own'",
+    ]
+    forget()
+    assert main(["check", "--set", "feature_paths=own/made.py"]) == 2
+    assert f"{at['top']}: payment.top: is made of itself" in capsys.readouterr().err
 
 
 def test_the_catalogue_follows_the_code_of_a_column_and_not_its_comments(

@@ -55,6 +55,19 @@ def test_rules_written_are_read_again_to_three_digits_after_the_nines(tmp_path: 
     assert again.thresholds == pytest.approx(dict(rule.thresholds), abs=3e-6)
 
 
+def test_rules_written_are_still_reached_by_the_rows_they_were_fitted_to(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    scores = 1.0 - 10.0 ** -rng.uniform(0.0, 12.0, 300)
+    for score in scores:
+        rule = AnomalyType("fraud", "payment", "error", 1, float(score), {"zscore": float(score)})
+        (again,) = Voting.load(
+            written(tmp_path, Voting({"fraud": rule}).text())
+        ).anomaly_types.values()
+        assert again.ensemble <= score and again.thresholds["zscore"] <= score
+        assert 1.0 - again.ensemble == pytest.approx(1.0 - score, rel=5e-3)
+
+
 def test_all_faults_of_the_rules_are_told_at_once(tmp_path: Path) -> None:
     text = """
     [a]
