@@ -60,8 +60,8 @@ class ScoredTable:
     ----------
     rows : a row for each row of the file, in its order: `row`, `status`, `reason`, `event_id`,
         `time`, `entity`, `warming`, `fitted`, `score`, `together`, `extrapolated`, `alert`,
-        `anomaly_type`, `votes`, `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`, `_vote` of each
-        detector; `label` where the mapping has labels
+        `anomaly_type`, `votes`, `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`,
+        `_vote` of each detector; `label` where the mapping has labels
     series : each event: `entity`, `time_us`, `value`, `score`, `alert`, `odd` (labelled as an
         anomaly); empty unless asked for
     silent : alerts on entities that were overdue: `time`, `entity`, `top_reason`

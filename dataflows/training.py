@@ -129,6 +129,7 @@ def train_simulated(
     ConfigError, BundleError, StateError : with the cure
     """
     begun = time.perf_counter()
+    options_of(settings)
     cat = catalog()
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
@@ -221,6 +222,7 @@ def train_files(
     from dataflows.sources.files import FileReader, truth_names
 
     begun = time.perf_counter()
+    options_of(settings)  # what is wrong is said before the history is read
     cat = catalog()
     warm_up(cat)
     from_us = 0 if learn_from is None else moment_us(learn_from)
@@ -298,7 +300,7 @@ def learn(
 
 
 def options_of(settings: Settings) -> dict[str, dict[str, float]]:
-    """Detector -> its options, by the settings.
+    """Detector -> its options, by the settings; what they may be a fit knows.
 
     Raises
     ------

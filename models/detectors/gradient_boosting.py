@@ -127,8 +127,8 @@ def _walk(values, source, fill, first, column, limit, keep, leaf, out):
 class Model:
     """Boosted trees on the labels there are; the raw score is the log-odds of an anomaly.
 
-    Options: `rounds`, `leaves`, `learning_rate`, `weight`, `rows`, and `monotone`: 1 keeps more of a
-    feature whose high end is odd from ever lowering the score (or less, where the low end is).
+    Options: `rounds`, `leaves`, `learning_rate`, `weight`, `rows`, and `monotone`: 1 keeps more of
+    a feature whose high end is odd from ever lowering the score (or less, where the low end is).
 
     Parameters
     ----------

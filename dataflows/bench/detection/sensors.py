@@ -153,9 +153,7 @@ def _moments(table: Sensors) -> Int64:
     return moments
 
 
-def _scored(
-    table: Sensors, settings: Settings, detectors: Sequence[str], say: Say
-) -> Found:
+def _scored(table: Sensors, settings: Settings, detectors: Sequence[str], say: Say) -> Found:
     """What the flow said of the rows of the test, in the order of the table."""
     time_us = _moments(table)
     order = np.argsort(time_us, kind="stable")
