@@ -114,7 +114,7 @@ def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) ->
     out = tmp_path / "out.json"
     options = ["--set", f"bundle={tmp_path / 'bundle'}", "--set", "detectors=zscore,iqr"]
     options += ["--set", "groups=2", "--json", str(out)]
-    options += ["--set", 'detector_options={"zscore.kept": 3}']
+    options += ["--set", 'detector_options={"zscore.kept" = 3}']
     assert main(["train", "--data", str(history), *options]) == 0
     report = json.loads(out.read_text())
     assert report["rows"]["login"] > 5_000
@@ -129,8 +129,8 @@ def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ('{"zscore": 3}', "expected DETECTOR.OPTION, got zscore"),
-        ('{"level.kept": 3}', "level is not among the detectors"),
+        ('{"zscore" = 3}', "expected DETECTOR.OPTION, got zscore"),
+        ('{"level.kept" = 3}', "level is not among the detectors"),
     ],
 )
 def test_options_of_no_detector_are_refused_before_history_is_read(
