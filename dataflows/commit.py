@@ -1,8 +1,8 @@
 """The end of the flow: what a round decided is delivered; the manifest says when all is durable.
 
 Rounds come here in order, whole. Alerts and dead letters are written and acknowledged round by
-round; at a snapshot round the manifest follows once every shard's state is on disk and the store
-has caught up.
+round; at a snapshot round the manifest follows once every shard's state is on disk, and what the
+store does not have yet.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from dataflows.digests import header_of, open_certificate, record_of
 from dataflows.kept_rows import KeptRows
 from dataflows.outcomes import Outcomes
 from dataflows.recalibration import AutoRecalibration
-from dataflows.score import STORE_SHARDS, RoundOut, StoreRows
+from dataflows.score import RoundOut, StoreRows
 from dataflows.sources.dead_letters import DeadLetterWriter, open_dead_letters
 from dataflows.state.bases import keep_base
 from dataflows.state.manifest import Manifest, oldest_round, write_manifest
 from dataflows.steps import Barrier, Durable
+from dataflows.store.rows import SHARDS
 from features.errors import StateError
 from features.events import made_types
 
@@ -53,59 +54,66 @@ stays at the last round the store has, and the next start writes the rest again.
 
 @dataclass(frozen=True, slots=True)
 class StoreAck:
-    """The store has every row of a shard up to a round."""
+    """Every row of a shard up to a round is in the store, or on disk to be put there."""
 
     shard: int
     round: int
 
 
 class Store(StatefulBatchLogic[StoreRows, StoreAck, int]):
-    """Per shard of the store: hand the rows to the writer in order, say what it has flushed."""
+    """Per shard of the store: hand the rows to the writer in order, say what it has safe."""
 
     def __init__(self, context: Context, lanes: int) -> None:
         self._context = context
         self._barrier: Barrier[StoreRows] = Barrier(lanes, context.decided_after)
         self._round = context.manifest.round
         self._waiting: list[tuple[int, int]] = []
-        self._shard = 0
+        self._shard: int | None = None
 
     def on_batch(self, values: list[StoreRows]) -> tuple[list[StoreAck], bool]:
         writer = self._context.store
         if writer is None:
             raise StateError("step 'store': the store is off, yet rows came; this is a bug")
-        self._shard = values[0].shard
+        begun = time.perf_counter()
+        shard = values[0].shard
+        if self._shard is None:
+            self._shard = shard
+            writer.take_up(shard, self._round)
         for item in values:
             self._barrier.add(item.lane, item.round, item, item.final)
-        begun = time.perf_counter()
-        for round_, items, _last in self._barrier.ready():
+        for round_, items, last in self._barrier.ready():
             ticket = writer.put_round(round_, [item.views for item in items.values()])
             self._waiting.append((round_, ticket))
             self._round = round_
+            # The next start puts what is on disk with the first round that it plays: there is none
+            # after the last.
+            if self._context.is_due(round_, last) and not last:
+                writer.keep(shard, round_, ticket)
         if self._round >= self._context.again_until:
             writer.go_on()
         self._context.telemetry.stage("store_put", time.perf_counter() - begun)
-        return self._acks(writer), False
+        return self._acks(writer, shard), False
 
     def on_eof(self) -> tuple[list[StoreAck], bool]:
         """The lanes have ended, the last alerts are out: wait for the store's last rows."""
         writer = self._context.store
-        if writer is None or not self._waiting:
+        if writer is None or self._shard is None or not self._waiting:
             return [], False
         if not writer.flush(STORE_FLUSH_S_MAX):
             self._context.telemetry.say(
                 f"the store did not take its last rows within {STORE_FLUSH_S_MAX:.0f} s;"
                 " the next start writes them again"
             )
-        return self._acks(writer), False
+        return self._acks(writer, self._shard), False
 
-    def _acks(self, writer: StoreWriter) -> list[StoreAck]:
-        """What the store has taken since the last time."""
-        done = writer.flushed_ticket
+    def _acks(self, writer: StoreWriter, shard: int) -> list[StoreAck]:
+        """What has become safe since the last time."""
+        done = writer.safe_ticket(shard)
         acked = [r for r, ticket in self._waiting if ticket <= done]
         if not acked:
             return []
         self._waiting = self._waiting[len(acked) :]
-        return [StoreAck(self._shard, acked[-1])]
+        return [StoreAck(shard, acked[-1])]
 
     def snapshot(self) -> int:
         return self._round
@@ -158,7 +166,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         self._snapshots: dict[int, _Snapshot] = {}
         self._durable: dict[int, set[str]] = {}
         self._ended_shards: set[str] = set()
-        self._store_round = dict.fromkeys(range(STORE_SHARDS), manifest.round)
+        self._store_round = dict.fromkeys(range(SHARDS), manifest.round)
 
     def write_batch(self, items: list[Any]) -> None:
         for item in items:

@@ -1,7 +1,8 @@
 """The manifest: the one small file that says up to which round everything is durable.
 
 It is written last: all shards have their deltas on disk, all alerts and dead letters of the round
-are acknowledged, all rows are in the store. A restart begins at its round + 1, from the journal.
+are acknowledged, all rows are in the store, or on disk to be put there. A restart begins at its
+round + 1, from the journal.
 """
 
 from __future__ import annotations

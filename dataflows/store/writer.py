@@ -4,9 +4,10 @@
 and view and sends that every `store_flush_ms`, entities of flagged events first. It takes no more
 than its share of the machine: where there is more to write than `store_rows_s_max` or Redis takes,
 flushes come more rarely and more rows are coalesced. The same thread waits for a Redis that is
-away; meanwhile rows go on being coalesced, at most `store_rows_max` of them. A Redis that has lost
-what it acknowledged is known by a mark that is gone from it, and is filled again beside the rows
-that come (`dataflows.store.shadow`).
+away; meanwhile rows go on being coalesced, at most `store_rows_max` of them. Where Redis is behind
+as the flow makes its state durable, what waits is written to disk with it (`keep`), and put again
+by the next start (`take_up`). A Redis that has lost what it acknowledged is known by a mark that is
+gone from it, and is filled again beside the rows that come (`dataflows.store.shadow`).
 
 The newest row is that of the latest event time, among equals that of the latest round, then of the
 last partition and offset. It is so whatever the moments of the flushes: a row older than what the
@@ -22,6 +23,7 @@ own (`WINDOWS`); it is written, behind the entity's whole rows, if the store has
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -42,14 +44,15 @@ from dataflows.state.lock import process_id
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.layout import ViewLayout, layouts, time_from_bytes, windows_layouts
 from dataflows.store.names import EntityNames, scan_names
-from dataflows.store.rows import WINDOWS, EntityRows, View, Views, warm_up
+from dataflows.store.rows import SHARDS, WINDOWS, EntityRows, View, Views, warm_up
 from dataflows.store.shadow import Mark, Shadow, claim
+from dataflows.store.waiting import load_waiting, save_waiting, waiting_path
 from dataflows.store.wire import Wire
 from features.batch import Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError, ShapeError, SourceError, StateError
 from features.jit import njit
-from features.keys import hash_strings
+from features.keys import group_of, hash_strings
 from features.slots import SlotTable
 
 __all__ = ["StoreStats", "StoreWriter"]
@@ -82,6 +85,10 @@ BACKOFF_S = (0.05, 2.0)
 """First and longest wait before a Redis that is away is tried again. Chosen: back within seconds,
 and no storm."""
 
+KEEP_AFTER_S = 1.0
+"""Seconds that Redis has to take the rows of a round before those that it has not are written to
+disk. Chosen: a few flushes, so that a store which is not behind writes none."""
+
 CLOSE_S_MAX = 5.0
 """Longest wait for rows still to be written when the writer is closed. Chosen: the flow has waited
 for its last rows already."""
@@ -102,6 +109,7 @@ class StoreStats:
     restored : rows written again to a Redis that had lost them
     unknown : rows of empty windows of entities that the store does not have
     emptied : rows of empty windows that went to Redis, among `written`
+    kept : rows written to disk since Redis was behind, over and over while it is
     waiting : rows not in Redis yet; at most `store_rows_max`, and as many in the thread's hands
     flushes : flushes that went through
     stretched : flushes after which the next was put off beyond `store_flush_ms`
@@ -120,6 +128,7 @@ class StoreStats:
     restored: int = 0
     unknown: int = 0
     emptied: int = 0
+    kept: int = 0
     waiting: int = 0
     flushes: int = 0
     stretched: int = 0
@@ -154,6 +163,10 @@ class _Rows:
             self.time_us.take(at), self.place.take(at, axis=0), self.ticket.take(at),
             self.since.take(at), self.urgent.take(at),
         )  # fmt: skip
+
+    def plain(self) -> EntityRows:
+        """The rows without the puts they came with."""
+        return EntityRows(self.keys, self.ids, self.values, self.time_us, self.place, self.urgent)
 
     def part(self, begin: int, end: int) -> _Rows:
         """Rows `begin` to `end`; nothing is copied."""
@@ -246,6 +259,19 @@ class _Waiting:
     parts: dict[View, list[_Rows]] = field(default_factory=dict)
     rows: int = 0
 
+    def put(self, views: Views, ticket: int) -> int:
+        """Rows of one lane's round, newer than all there are; how many."""
+        came = 0
+        for view, rows in views.items():
+            if len(rows):
+                tickets = np.full(len(rows), ticket, np.int64)
+                self.add(view, _Rows(
+                    rows.keys, rows.ids, rows.values, rows.time_us, rows.place, tickets, tickets,
+                    rows.urgent,
+                ))  # fmt: skip
+                came += len(rows)
+        return came
+
     def add(self, view: View, part: _Rows) -> None:
         """Rows newer than all there are."""
         self.parts.setdefault(view, []).append(part)
@@ -308,6 +334,8 @@ class StoreWriter:
             if view[2:]
         }
         self._flush_s = settings.store_flush_ms / 1000.0
+        self._features = {view: one.features for view, one in self._layouts.items()}
+        self._folder = settings.state_dir
         self._rows_max = settings.store_rows_max
         self._rows_s_max = settings.store_rows_s_max
         self._say = say or _say
@@ -321,6 +349,12 @@ class StoreWriter:
         self._stats = StoreStats()
         self._ticket = self._flushed = self._wanted = self._sending = self._compact = 0
         self._hurry = self._stop = self._held = False
+        self._keeps: dict[int, tuple[int, int]] = {}
+        """Shard -> round and ticket up to which its rows are to be on disk from `_keep_s` on."""
+        self._keep_s = math.inf
+        self._kept: dict[int, int] = {}
+        self._files: dict[int, int] = {}
+        """Shard -> last ticket of the rows in its file."""
         self._fault: BaseException | None = None
         self._known: dict[View, SlotTable] = {}
         folder = settings.state_dir / "store" / f"rows-{process_id(sys.argv[1:], os.environ)}"
@@ -420,19 +454,65 @@ class StoreWriter:
             self._raise_fault()
             self._ticket += 1
             self._stats.round = max(self._stats.round, round)
-            for views in lanes:
-                for view, rows in views.items():
-                    if len(rows):
-                        ticket = np.full(len(rows), self._ticket, np.int64)
-                        self._waiting.add(view, _Rows(
-                            rows.keys, rows.ids, rows.values, rows.time_us, rows.place, ticket,
-                            ticket, rows.urgent,
-                        ))  # fmt: skip
-                        self._stats.put += len(rows)
+            self._stats.put += sum(self._waiting.put(views, self._ticket) for views in lanes)
             if self._crowded():
                 self._changed.notify_all()
             self._bound()
             return self._ticket
+
+    def keep(self, shard: int, round: int, ticket: int) -> None:
+        """Have what was put of a shard up to a round and its ticket on disk before long.
+
+        What Redis has by then is not written. Nothing is where another process has claimed the
+        folder of this one.
+        """
+        with self._changed:
+            if self._claim is not None and ticket > self._flushed:
+                self._keeps[shard] = round, ticket
+                self._keep_s = min(self._keep_s, time.monotonic() + KEEP_AFTER_S)
+                self._changed.notify_all()
+
+    def take_up(self, shard: int, after_round: int) -> None:
+        """Put what a shard left on disk, where the state that goes on from a round needs it.
+
+        A file of an earlier round than the manifest's is one that the manifest did not wait for:
+        Redis has its rows, or newer ones.
+
+        Raises
+        ------
+        StateError : another flow has taken over, or the disk does not let go of what is of no use
+        """
+        path = waiting_path(self._folder, shard)
+        try:
+            round_, rows = load_waiting(path, self._features) if path.exists() else (-1, {})
+        except StateError as error:
+            self._say(
+                f"{error.args[0].partition(';')[0]}; what the online store is behind by stays so"
+                " until the next event of each entity"
+            )
+            round_, rows = -1, {}
+        if not after_round or round_ < after_round:
+            self._forget(shard)
+            return
+        with self._changed:
+            self._ticket += 1
+            self._files[shard] = self._ticket
+            self._stats.put += self._waiting.put(rows, self._ticket)
+
+    def _forget(self, shard: int) -> None:
+        """Remove what a shard has left on disk, if there is something."""
+        path = waiting_path(self._folder, shard)
+        with self._changed:
+            self._files.pop(shard, None)
+        if path.exists():
+            self.fence()
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StateError(
+                    f"store: {path}: cannot be removed: {error.strerror}; mend the disk and start"
+                    " again"
+                ) from error
 
     def hold(self) -> None:
         """Write nothing until `go_on`, or until more waits than may: only coalesce what comes."""
@@ -457,6 +537,12 @@ class StoreWriter:
         with self._changed:
             self._raise_fault()
             return self._flushed
+
+    def safe_ticket(self, shard: int) -> int:
+        """As `flushed_ticket`, or on disk: the ticket up to which no row of a shard can be lost."""
+        with self._changed:
+            self._raise_fault()
+            return max(self._flushed, self._kept.get(shard, 0))
 
     def flush(self, timeout_s: float) -> bool:
         """Write now; whether all that was put before is in Redis within the time."""
@@ -572,17 +658,46 @@ class StoreWriter:
         until = time.monotonic() + pause_s
         while True:
             with self._changed:
-                while self._held and not (self._hurry or self._stop or self._crowded()):
-                    self._changed.wait()
-                self._changed.wait_for(
-                    lambda: self._hurry or self._stop or self._crowded(),
-                    max(0.0, until - time.monotonic()),
-                )
+                while not (self._hurry or self._stop or self._crowded()):
+                    due_s = min(self._keep_s, math.inf if self._held else until)
+                    left_s = due_s - time.monotonic()
+                    if left_s <= 0.0:
+                        break
+                    self._changed.wait(None if left_s == math.inf else left_s)
+                keep = time.monotonic() >= self._keep_s and not self._stop
                 due = time.monotonic() >= until and not self._held
-                if self._stop or self._hurry or due:
+                if not keep and (self._stop or self._hurry or due):
                     self._hurry = False
                     return not self._stop
-            self._put_back(self._take()[0])
+            if keep:
+                self._keep()
+            else:
+                self._put_back(self._take()[0])
+
+    def _keep(self) -> None:
+        """Write down what waits of the shards of which that is wanted."""
+        with self._changed:
+            wanted, self._keeps, self._keep_s = self._keeps, {}, math.inf
+            wanted = {s: one for s, one in wanted.items() if one[1] > self._flushed}
+        if not wanted:
+            return
+        self.fence()
+        whole = self._take()[0]
+        try:
+            shards = {view: group_of(r.ids.view(np.uint64), SHARDS) for view, r in whole.items()}
+            for shard, (round_, ticket) in wanted.items():
+                rows = {
+                    view: part.take((shards[view] == shard) & (part.ticket <= ticket)).plain()
+                    for view, part in whole.items()
+                }
+                path = waiting_path(self._folder, shard)
+                save_waiting(path, round_, rows, self._features)
+                with self._changed:
+                    self._files[shard] = ticket
+                    self._kept[shard] = ticket
+                    self._stats.kept += sum(map(len, rows.values()))
+        finally:
+            self._put_back(whole)
 
     def _pause_s(self, sent: int, took_s: float) -> float:
         """How long to leave Redis and the processor to others after a flush."""
@@ -623,16 +738,20 @@ class StoreWriter:
         whole, ticket = self._take()
         batch, later = _slice(whole, min(FLUSH_ROWS_MAX, self._rows_s_max))
         try:
-            if batch:
-                self.fence()
+            self.fence()
             counts = self._send(batch, keep=True)
         except BaseException:
             self._put_back(whole)
             raise
+        if later:
+            ticket = min(int(rows.since.min()) for rows in later.values()) - 1
+        # Before the flow hears of it: a later manifest needs none of it.
+        with self._changed:
+            done = [shard for shard, last in self._files.items() if last <= ticket]
+        for shard in done:
+            self._forget(shard)
         with self._changed:
             self._put_back(later)
-            if later:
-                ticket = min(int(rows.since.min()) for rows in later.values()) - 1
             self._flushed = max(self._flushed, ticket)
             for name, count in counts.items():
                 setattr(self._stats, name, getattr(self._stats, name) + count)
@@ -733,6 +852,7 @@ class StoreWriter:
             zero = np.zeros(len(ids), np.int64)
             place = np.zeros((len(ids), 2), np.int64)
             rows = _Rows(keys, ids, values, time_us, place, zero, zero, zero.astype(np.bool_))
+            self.fence()
             counts = self._send({view: rows}, keep=False)
             if not self._again or self._again[0] != (view, begin):
                 continue  # lost once more meanwhile

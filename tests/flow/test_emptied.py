@@ -20,6 +20,8 @@ from dataflows.state.manifest import read_manifest
 from dataflows.store import store_url
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.reader import StoredRows, StoreReader
+from dataflows.store.rows import SHARDS
+from dataflows.store.waiting import waiting_path
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import catalog
 from features.emptied import timed_names
@@ -159,8 +161,20 @@ def test_windows_run_empty_in_the_store_whatever_falls_between(
     assert run.until(begun) == -signal.SIGKILL
     killed_at = read_manifest(state)
     assert killed_at is not None
+
+    def store_behind() -> bool:
+        manifest = read_manifest(state)
+        return manifest is not None and manifest.round > killed_at.round
+
+    # A store that takes nothing meanwhile: the manifest goes on, and rows wait on the disk.
+    behind = run_over(bench, recorded, state, snapshot_rounds=2, store_flush_ms=60_000)
+    assert behind.until(store_behind) == -signal.SIGKILL
+    killed_again = read_manifest(state)
+    assert killed_again is not None
+    assert any(waiting_path(state, shard).exists() for shard in range(SHARDS))
     report = run.to_end()
-    assert killed_at.round < report["rounds"], "killed in the middle"
+    assert killed_again.round < report["rounds"], "killed in the middle"
+    assert not any(waiting_path(state, shard).exists() for shard in range(SHARDS))
     assert_emptied(recorded, state)
 
 

@@ -531,6 +531,26 @@ def test_a_flow_that_was_taken_over_sends_no_more_rows(
     assert stored(server.url, ["a"]) == {"a": (1.0, 1)}
 
 
+def test_a_flow_that_was_taken_over_does_not_fill_an_emptied_redis(
+    open_writer: Open, server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    lease = take_lease(tmp_path / "state")
+    to = open_writer(store_flush_ms=60_000)
+    to.fence = lease.check
+    put(to, ["a"], [1.0], 1)
+    assert to.flush(30)
+    emptied(server)
+    lease.give_back()
+    take_lease(tmp_path / "state")
+    to.flush(30)
+    deadline = time.monotonic() + WAIT_S
+    with pytest.raises(StateError, match="taken over"):
+        while time.monotonic() < deadline:
+            assert to.flushed_ticket >= 0  # raises what has ended the writer's thread
+            threading.Event().wait(0.01)
+    assert contents(server, marks=True) == {}
+
+
 def test_a_user_of_the_acl_needs_two_commands_and_its_password(
     open_writer: Open, server: EmbeddedRedis
 ) -> None:

@@ -22,10 +22,6 @@ Written by `waxwing bench detection --render docs/detection/*.json`, of the file
 ([json.md](json.md)). The data are their authors' and not shipped. Models are fitted by our own
 training on the part that the protocol gives for it, the rest goes through the features, models and
 votes of the flow in the order of its times; no setting differs from one data set to another.
-
-**Figures of 2026-11-29 and 30**, taken before the vote counted by itself what needs no labels
-([models.md](models.md)), and before new entities were held against others and baselines had slow
-twins; they have not been measured again since.
 """
 
 _FIGURES = ("auc_roc", "average_precision", "card_precision_at_100")
