@@ -946,11 +946,12 @@ def _place_bundle(values: dict[str, Any], where: Mapping[str, str]) -> list[str]
     from features.errors import BundleError
 
     try:
-        values["bundle"] = placed(place, Path(values.get("state_dir") or Settings().state_dir))
+        state_dir = values.get("state_dir") or Settings.model_fields["state_dir"].default
+        values["bundle"] = placed(place, Path(state_dir))
     except BundleError as error:
         return [f"{where['bundle']}: bundle: {error}"]
     except ConfigError as error:
-        return error.faults
+        return list(error.faults)
     return []
 
 
