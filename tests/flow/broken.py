@@ -57,7 +57,7 @@ def detector_hangs(calls: str) -> None:
 
 
 def bundle_fails(ms: str) -> None:
-    """Detector zscore of a bundle of whose training it is noted `raises` does on one row in 50,
+    """Detector zscore of a bundle of whose training it is noted `raises` does on one row in 200,
     and where it is noted `sleeps`, it takes so many ms more for every batch."""
     from models.bundle import Bundle
     from models.detectors.zscore import Model
@@ -74,7 +74,7 @@ def bundle_fails(ms: str) -> None:
 
     def broken(self: Any, features: Any) -> Any:
         note = notes.get(id(self), (None, ""))[1]
-        if note == "raises" and features.values.any() and _every(features.values, 50):
+        if note == "raises" and features.values.any() and _every(features.values, 200):
             raise ArithmeticError("a row that it cannot bear")
         if note == "sleeps":
             threading.Event().wait(float(ms) / 1e3)

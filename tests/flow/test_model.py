@@ -203,12 +203,12 @@ def test_a_bundle_that_loses_votes_or_takes_too_long_is_rolled_back_by_the_flow(
     state, old = tmp_path / "state", Bundle.load(Path(bench.settings["bundle"]), catalog()).id
     folders = {note: tmp_path / note for note in ("raises", "sleeps")}
     ids = {note: another_bundle(bench, f, 0.99, note).id for note, f in folders.items()}
-    limits = {"rollback_score_ms": 20.0, "rollback_missed_share": 0.004}
-    # A quarter of an hour a second, for as long as it takes: cut time is that of the events.
-    more = PACED | {"sim_speed": 900.0, "rollback_watch_s": 86_400} | limits
+    limits = {"rollback_score_ms": 20.0, "rollback_missed_share": 0.001}
+    # Six minutes a second, for as long as it takes: cut time is that of the events.
+    more = PACED | {"sim_speed": 360.0, "round_rows_max": 1000, "rollback_watch_s": 86_400} | limits
     run = Run(bench, state, more, ("--json", str(tmp_path / "r.json")), broken="bundle_fails=30")
     said = {
-        "raises": r"[\d,]+ votes missing on [\d,]+ events \(rollback_missed_share = 0\.004\)",
+        "raises": r"[\d,]+ votes missing on [\d,]+ events \(rollback_missed_share = 0\.001\)",
         "sleeps": r"its scores take [\d,]+ ms a round \(rollback_score_ms = 20\)",
     }
     with running(*run.command(), cwd=bench.folder) as process:
@@ -218,6 +218,10 @@ def test_a_bundle_that_loses_votes_or_takes_too_long_is_rolled_back_by_the_flow(
             wait_for(lambda b=begun: by_itself(state, b), f"{note}: a rollback", process, 120)
             listed = json.loads(model(bench, state, "list", "--json", "-").stdout)
             assert listed["live"] == old
+            told, round_ = len(alerts_of(state)), by_itself(state, begun)
+            wait_for(lambda n=told: len(alerts_of(state)) > n, "another alert", process, 120)
+            after = {a["bundle_id"] for a in alerts_of(state)[told:] if a["round"] >= round_}
+            assert after <= {old}
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
