@@ -144,16 +144,17 @@ def _compare(args: argparse.Namespace) -> int:
     from dataflows.placed import placed
 
     if args.data:
-        from dataflows.cli.run import settings_of
+        from dataflows.cli.run import check_outputs, settings_of
         from dataflows.training import read_attacks
 
+        settings = settings_of(args)
+        check_outputs(args, settings, "--html", "--json")
         frauds = read_attacks(Path(args.labels))["event_id"].to_list() if args.labels else []
         verdicts = dict.fromkeys(map(str, frauds), True)
 
         def say(text: str) -> None:
             print(f"waxwing: {text}", file=out, flush=True)
 
-        settings = settings_of(args)
         candidate = placed(args.candidate, settings.state_dir)
         found = compare_files(settings, candidate, verdicts, say, args.examples)
     else:
