@@ -136,13 +136,12 @@ def _compare(args: argparse.Namespace) -> int:
     from dataflows.compare import compare_files, compare_journal
     from dataflows.compare_report import comparison_lines, write_comparison
     from dataflows.compare_rows import compare_rows
+    from dataflows.placed import placed
     from dataflows.report import check_json, write_json
 
     check_json(args.html, "--html")
     _check_compare(args)
     out = sys.stderr if args.json == "-" else sys.stdout
-    from dataflows.placed import placed
-
     if args.data:
         from dataflows.cli.run import check_outputs, settings_of
         from dataflows.training import read_attacks
