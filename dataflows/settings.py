@@ -317,6 +317,11 @@ class Settings(BaseSettings):
         ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
         description="detectors that score; names of files in models/detectors or `detector_paths`",
     )
+    detector_options: dict[str, float] = Field(
+        {},
+        description="options of detectors in training, DETECTOR.OPTION -> number, such as"
+        " gradient_boosting.rounds; one that does not exist is refused with the names there are",
+    )
     detector_paths: list[Path] = Field(
         [],
         description="Python files, or folders of them, with detectors of your own (`Model`);"
@@ -609,6 +614,13 @@ class Settings(BaseSettings):
                 parse_cut(text)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("detector_options")
+    @classmethod
+    def _options_are_of_detectors(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [name for name in value if not all(name.partition("."))]:
+            raise ValueError(f"expected DETECTOR.OPTION, got {', '.join(wrong)}")
         return value
 
     @field_validator("entity_ttl_h")
