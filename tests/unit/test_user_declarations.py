@@ -294,6 +294,10 @@ def counts(name, **more):
     )
 
 
+def of_payments(name, op, unit, feeds=("payment",), **more):
+    return Feature(name, "order", "user", op, "{value}", unit, "geo", feeds, **more)
+
+
 DERIVED = (
     Derived("order", "odd", "real", odd, "no such field"),
     Derived("order", "few", "real", few, "one value"),
@@ -313,9 +317,15 @@ FEATURES = (
     ),
     Feature("f", "order", "user", "cuont", "{value}", "1", "velocity", window_s=60),
     3,
+    of_payments("g", "first_time", "flag", other="merchant"),
+    of_payments("h", "z", "sigma", column="amount"),
+    of_payments("i", "entropy", "bit", other="merchant"),
+    of_payments("j", "home_km", "km"),
+    of_payments("k", "home_km", "km", feeds=()),
+    of_payments("l", "correlation", "1", column="total", other="shop", window_s=60),
 )
 """
-"""Columns from line 19, features from line 26."""
+"""Columns from line 23, features from line 30."""
 
 
 EXPECTED = (
@@ -328,19 +338,25 @@ EXPECTED = (
     "own/empty.py:1: declares no FEATURES",
     "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
     "own/wrong.py:6: column order.odd: ColumnNotFoundError",
-    "own/wrong.py:19: column order.few: a real is an array float64 of one value a row, (2,);",
-    "own/wrong.py:19: column order.total: is a field or an entity of the event type already",
-    "own/wrong.py:19: column order.word: kind is 'text'; it must be real or flag",
-    "own/wrong.py:19: column ordre.late: unknown event type 'ordre'",
-    "own/wrong.py:26: FEATURES[8]: expected a Feature, got int",
-    "own/wrong.py:27: order.a: window_s is 0; it must be in 1..",
-    "own/wrong.py:28: order.b: operation 'count' takes no `column`",
-    "own/wrong.py:29: order.c: unit 's' does not fit; operation 'count' gives '1'",
-    "own/wrong.py:30: order.user_orders_1h: declared twice, first at own/order.py:",
-    "own/wrong.py:31: order.d: 'order' has no entity 'card'; entities are user, shop",
-    "own/wrong.py:31: order.d: 'order' has no number 'totl'; there are total,",
-    "own/wrong.py:33: order.e: declared twice, first at own/wrong.py:33",
-    "own/wrong.py:36: order.f: unknown operation 'cuont'; operations are count,",
+    "own/wrong.py:23: column order.few: a real is an array float64 of one value a row, (2,);",
+    "own/wrong.py:23: column order.total: is a field or an entity of the event type already",
+    "own/wrong.py:23: column order.word: kind is 'text'; it must be real or flag",
+    "own/wrong.py:23: column ordre.late: unknown event type 'ordre'",
+    "own/wrong.py:30: FEATURES[8]: expected a Feature, got int",
+    "own/wrong.py:31: order.a: window_s is 0; it must be in 1..",
+    "own/wrong.py:32: order.b: operation 'count' takes no `column`",
+    "own/wrong.py:33: order.c: unit 's' does not fit; operation 'count' gives '1'",
+    "own/wrong.py:34: order.user_orders_1h: declared twice, first at own/order.py:",
+    "own/wrong.py:35: order.d: 'order' has no entity 'card'; entities are user, shop",
+    "own/wrong.py:35: order.d: 'order' has no number 'totl'; there are total,",
+    "own/wrong.py:37: order.e: declared twice, first at own/wrong.py:37",
+    "own/wrong.py:40: order.f: unknown operation 'cuont'; operations are count,",
+    "own/wrong.py:42: order.g: 'order' has no entity or string column 'merchant'; there are user,",
+    "own/wrong.py:43: order.h: 'order' has no number 'amount'; there are total,",
+    "own/wrong.py:44: order.i: 'order' has no entity or string column 'merchant'; there are user,",
+    "own/wrong.py:45: order.j: 'order' has no place: operation 'home_km' reads the numbers place_x",
+    "own/wrong.py:46: order.k: 'order' has no place: operation 'home_km' reads the numbers place_x",
+    "own/wrong.py:47: order.l: operation 'correlation' is about values that feed it; 'order'",
     "groups: Input should be greater than or equal to 1",
     "unknown event type 'odrer' (did you mean 'order'?)",
 )
@@ -444,3 +460,117 @@ def test_a_unit_that_does_not_fit_is_refused(changes: dict[str, object], gives: 
     wrong = replace(GOOD, name="x", **({"unit": "kg"} | changes))  # type: ignore[arg-type]
     text = faults(GOOD, since, wrong)
     assert gives in text and "does not fit" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": None}, "name: expected a text, got None"),
+        ({"why": None}, "why: expected a text, got None"),
+        ({"event": ["payment"]}, "event: expected a text, got ['payment']"),
+        ({"column": 3}, "column: expected a text or None, got 3"),
+        ({"window_s": "3600"}, "window_s: expected a whole number of seconds or None, got '3600'"),
+        ({"window_s": 3600.5}, "window_s: expected a whole number of seconds or None, got 3600.5"),
+        ({"window_s": True}, "window_s: expected a whole number of seconds or None, got True"),
+        ({"feeds": "order"}, "feeds: expected a tuple of texts, got 'order'"),
+        ({"feeds": (1,)}, "feeds: expected a tuple of texts, got (1,)"),
+        ({"high_is_odd": "low"}, "high_is_odd: expected True, False or None, got 'low'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_fault_with_file_and_line(
+    own: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    told: str,
+) -> None:
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | change).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (\n    Feature({said}),\n)\n"
+    place = f"own/typed.py:4: feature {(good | change)['name']!r}: "
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == [place + told]
+    forget()
+    assert main(["features", "list", "--set", "feature_paths=own/typed.py"]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "typed.py" in line] == [
+        f"waxwing: {place}{told}"
+    ]
+    forget()
+    listed = good | {"feeds": ["payment"]}
+    said = ", ".join(f"{name}={value!r}" for name, value in listed.items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == []
+    assert catalog().feature("payment", "n").feeds == ("payment",)
+
+
+def _faults_of(own: Callable[..., list[str]], **values: object) -> list[str]:
+    """Faults of one feature, declared in line 3 of own/one.py, without the place."""
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | values).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    return own({"own/one.py": text}, (), ("own/one.py",))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *(
+            (name, "the name may hold small letters, digits and underscores, at most 63")
+            for name in ("", "a b/c", "x.y", "Größe", "n" * 300, "!x*", "Upper", "1st")
+        ),
+        ("sequence", "the name 'sequence' is that of the last events in the setting `features`"),
+        ("event_id", "the name is that of a field or an entity of the event type"),
+        ("user", "the name is that of a field or an entity of the event type"),
+        ("amount", "the name is that of a field or an entity of the event type"),
+    ],
+)
+def test_a_name_that_a_feature_cannot_have_is_refused(
+    own: Callable[..., list[str]], name: str, told: str
+) -> None:
+    (fault,) = _faults_of(own, name=name)
+    assert fault.startswith(f"own/one.py:3: payment.{name}: {told}")
+
+
+def test_a_value_of_the_event_may_have_the_name_of_its_field(
+    own: Callable[..., list[str]],
+) -> None:
+    assert _faults_of(own, name="amount", op="value", entity="", column="amount",
+                      unit="currency", window_s=None) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("maximum=1e6)", "default='abc')", "field 'total': default 'abc' is not a number within"),
+        ("maximum=1e6)", "maximum=1e6, default=-1.0)", "default -1.0 is not a number within"),
+        ("default=False", "default=0", "field 'express': default 0 is not True or False"),
+        ('"where", length_max=64', '"where", length_max=2, default="abc"',
+         "field 'shop_id': default 'abc' is not a text of at most 2 bytes"),
+        ('"string", "where", length_max=64', '"enum", "where", values=("a",), default="b"',
+         "field 'shop_id': default 'b' is not one of a"),
+        ('topic="orders"', 'topic="a b/ü"', "topic 'a b/ü' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic=""', "topic '' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic="absences"', "topic 'absences' is that of another, by waxwing"),
+        ('primary="user"', 'primary="user", subject=("kind", "shop_id")',
+         "subject 'kind' is no field that holds text; those are event_id,"),
+        ('"shop": ("shop_id",)', '"total": ("shop_id",)',
+         "entity 'total' has the name of a field; it must be made of that field alone"),
+        ('"shop": ("shop_id",)', '"shop": ("total",)',
+         "entity 'shop' is made of 'total', which holds no text; fields that do are event_id,"),
+        ('"shop": ("shop_id",)', '"shop": ()', "entity 'shop' is made of no field"),
+        ('name="order"', 'name="absence"',
+         "event type 'absence' is declared already, by waxwing itself"),
+    ],
+)  # fmt: skip
+def test_an_event_type_that_does_not_hold_together_is_refused(
+    own: Callable[..., list[str]], before: str, after: str, told: str
+) -> None:
+    text = FILES["own/order.py"].split("def log_total")[0]
+    assert text.count(before) == 1
+    found = own({"own/order.py": text.replace(before, after)}, feature_paths=())
+    place = f"own/order.py:{line_of(text, 'EVENT = EventType(')}: event type"
+    assert [fault.startswith(place) and told in fault for fault in found] == [True], found
