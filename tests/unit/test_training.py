@@ -80,6 +80,12 @@ def test_an_evaluation_finds_attacks_of_another_seed(settings: Settings) -> None
     assert again["detectors"] == report["detectors"]
 
 
+def test_labels_under_way_at_the_end_of_history_are_in_its_warm_state(settings: Settings) -> None:
+    begin = load_warm(warm_folder(settings), settings, catalog())
+    assert begin is not None and begin.arrivals is not None
+    assert len(begin.arrivals) > 10, "attacks of a history shorter than label_delay_s"
+
+
 def test_warm_state_of_another_start_is_refused(settings: Settings) -> None:
     moved = settings.model_copy(update={"sim_start": "2026-03-03T00:00:00Z"})
     with pytest.raises(ConfigError, match="train again"):
