@@ -7,6 +7,7 @@ stop at the first. `waxwing check` prints the table with the source of each valu
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import pkgutil
 import re
@@ -38,6 +39,7 @@ from features.registry import Own, declare_choice, declare_own
 __all__ = [
     "NOT_SETTINGS",
     "PREFIX",
+    "REMOVED",
     "RENAMED",
     "Settings",
     "declaration_faults",
@@ -65,6 +67,12 @@ RENAMED: dict[str, tuple[str, float]] = {
 }
 """What a setting was called -> what it is called now, and what its number is multiplied by. Add a
 line with every new name: state of before holds the old one."""
+
+REMOVED: dict[str, str] = {
+    "scores_log": "it did nothing; `waxwing score` writes the scores of a file"
+}
+"""What a setting was called that is no more -> what to do without it. Add a line with every one:
+state of before may hold it."""
 
 _MASK = "********"
 
@@ -554,10 +562,6 @@ class Settings(BaseSettings):
     pagerduty_routing_key: SecretStr | None = Field(
         None, description="integration key of the service to page, 32 characters"
     )
-    scores_log: Path | None = Field(
-        None,
-        description="folder for Parquet parts of all features and scores; none keeps none",
-    )
 
     # -- online store -----------------------------------------------------------------------------
     store: Literal["embedded", "redis", "off"] = Field(
@@ -862,13 +866,18 @@ def recorded(settings: Settings) -> dict[str, Any]:
 
 def parse_text(name: str, text: str) -> Any:
     """A variable's text: JSON/TOML syntax for lists and tables, a comma list, or the plain word."""
-    annotation = Settings.model_fields[name].annotation
-    if getattr(annotation, "__origin__", None) in (list, dict):
-        try:
-            return tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
+    kind = getattr(Settings.model_fields[name].annotation, "__origin__", None)
+    if kind not in (list, dict):
+        return text
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        if kind is list:
             return [part.strip() for part in text.split(",") if part.strip()]
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _unknown(name: str, where: str) -> str:
@@ -877,6 +886,8 @@ def _unknown(name: str, where: str) -> str:
         now, times = RENAMED[name]
         unit = "" if times == 1.0 else f", {times:g} times the number"
         return f"{where}: unknown setting {name!r}; it is called {now!r} now{unit}"
+    if name in REMOVED:
+        return f"{where}: setting {name!r} is no more: {REMOVED[name]}"
     near = difflib.get_close_matches(name, Settings.model_fields, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{where}: unknown setting {name!r}{hint}"
@@ -890,6 +901,13 @@ def _fault(fault: Mapping[str, Any], where: Mapping[str, str]) -> str:
     at = ".".join(str(part) for part in fault["loc"])
     message = str(fault["msg"]).removeprefix("Value error, ")
     got = shown(at, fault.get("input"))
+    if fault.get("type") == "dict_type":
+        message = (
+            'expected a table, {NAME = VALUE} of TOML or {"NAME": VALUE} of JSON, or'
+            f" [{at}] with a line for each in a settings file"
+        )
+        # Half of a table may hold a secret that no name stands before.
+        got = "a text that is neither" if isinstance(fault.get("input"), str) else got
     return f"{where.get(name, 'default')}: {at}: {message}; got {got}"
 
 
