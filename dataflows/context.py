@@ -78,11 +78,13 @@ __all__ = [
     "Context",
     "Replaying",
     "StopSwitch",
+    "ended_before",
     "lanes_of",
     "make_context",
     "open_lane",
     "open_reader",
     "stop_on_signals",
+    "stop_switch",
     "withheld_of",
 ]
 
@@ -102,6 +104,11 @@ class StopSwitch:
     def __call__(self) -> bool:
         return self._event.is_set() or (self._shared is not None and self._shared.exists())
 
+    @property
+    def asked_here(self) -> bool:
+        """Whether this process was asked; what another one has left in the file does not count."""
+        return self._event.is_set()
+
     def wait(self, seconds: float) -> None:
         """Wait until somebody asks in this process, at most so long."""
         self._event.wait(seconds)
@@ -112,6 +119,11 @@ class StopSwitch:
         if self._shared is not None:
             with contextlib.suppress(OSError):  # a full disk; whoever stops one stops the others
                 self._shared.touch()
+
+
+def stop_switch(settings: Settings) -> StopSwitch:
+    """The switch of a flow, made before its context: a start can be asked to stop, too."""
+    return StopSwitch(_stop_file(settings) if in_cluster() else None)
 
 
 def stop_on_signals(stop: StopSwitch) -> None:
@@ -251,6 +263,16 @@ class Context:
             self.remotes.close()
         for lane in self.opened:
             lane.close()
+
+    def let_go(self) -> None:
+        """Close all there is, the lease last: the folder is ours while something is written."""
+        try:
+            if self.store is not None:
+                self.store.close()
+            self.close()
+        finally:
+            if self.lease is not None:
+                self.lease.give_back()
 
     def fence(self) -> None:
         """To be called before anything is written in the state folder between two manifests.
@@ -657,9 +679,8 @@ def _opened(
 
         store = StoreWriter(settings, cat, telemetry.say)
     book = None if manifest is None else RateBook(settings, telemetry.say)
-    stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(
-        settings, cat, scorer, manifest, telemetry, store, book, lease, stop,
+        settings, cat, scorer, manifest, telemetry, store, book, lease, stop_switch(settings),
         restored=restored, remotes=remotes,
     )  # fmt: skip
     if store is not None:
@@ -705,6 +726,15 @@ def _begin(
     with _held(lease):
         _first_base(settings, found)
     return found, lease, restored
+
+
+def ended_before(state_dir: Path) -> str:
+    """What to say of a flow that was asked to stop before its first round."""
+    with contextlib.suppress(StateError):
+        manifest = read_manifest(state_dir)
+        if manifest is not None and manifest.round:
+            return f"stopped before it went on; the next start goes on from round {manifest.round}"
+    return "stopped before the first round"
 
 
 def open_reader(context: Context, lane: int) -> LaneReader:

@@ -50,6 +50,10 @@ BACKOFF_S = (0.5, 15.0)
 STOP_S_MAX = 90.0
 """Longest wait for a clean end: the last round, its snapshot, 30 s for a store that is away."""
 
+START_STOP_S = 20.0
+"""Longest wait for processes that a stop meets before they have met: what they load and restore.
+Chosen; whoever waits for the others already is ended at once."""
+
 WORDS_MAX = 200
 """Lines kept of what a process says that are no sentences of ours. Chosen: two backtraces."""
 
@@ -278,11 +282,28 @@ class Supervisor:
         self._asked.append(number)
         if len(self._asked) > 1:
             raise Interrupted(number)
-        if not all(worker.ready for worker in workers):
-            return True
+        met = all(worker.ready for worker in workers)
         for worker in workers:
             worker.process.send_signal(signal.SIGTERM)
-        return False
+        if not met:
+            self._let_start(workers)
+        return not met
+
+    def _let_start(self, workers: list[_Worker]) -> None:
+        """Give those who have not met yet the time to give back what they have claimed.
+
+        Raises
+        ------
+        Interrupted : a second signal
+        """
+        until = time.monotonic() + START_STOP_S
+        while time.monotonic() < until:
+            if all(worker.ended is not None or worker.ready for worker in workers):
+                return
+            with contextlib.suppress(queue.Empty):
+                kind, what = self._events.get(timeout=_LOOK_S)
+                if kind == "signal":
+                    raise Interrupted(what)
 
     def _show(self, workers: list[_Worker], until: float) -> None:
         """Pass on what has waited since `until`: a warning of a library, of one that lives on."""
