@@ -647,6 +647,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError([str(no_bundle), *faults]) if faults else no_bundle
     if faults or scorer is None:
         raise ConfigError(faults)
+    for sentence in scorer.unheard():
+        telemetry.say(sentence)
     own_s, all_s = time.thread_time(), time.process_time()
     with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
         # State is read mostly outside of the interpreter's lock: kernels load meanwhile.

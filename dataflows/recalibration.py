@@ -67,8 +67,12 @@ class AutoRecalibration:
             follower = self._follower(name, bundle, control)
             shift = control.shift(name, bundle)
             frozen = name in control.frozen
+            before = follower.campaign
             found = follower.take(cut_time_us, spreads.get(name), shift, frozen)
-            if found is not None and not any(out.replayed for out in outs):
+            replayed = any(out.replayed for out in outs)
+            if follower.campaign and not before and not replayed:
+                self._say(f"{name} is not recalibrated for one alone: {follower.campaign}")
+            if found is not None and not replayed:
                 self._write(name, bundle, shift, found)
 
     def kept(self) -> dict[str, Any]:
@@ -130,10 +134,5 @@ def _merged(spreads: Any) -> dict[str, Spread]:
     found: dict[str, Spread] = {}
     for one in spreads:
         had = found.get(one.anomaly_type)
-        if had is not None:
-            one = Spread(
-                one.anomaly_type, one.bundle, had.rows + one.rows, had.flagged + one.flagged,
-                had.counts + one.counts,
-            )  # fmt: skip
-        found[one.anomaly_type] = one
+        found[one.anomaly_type] = one if had is None else had + one
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -56,6 +56,7 @@ __all__ = [
     "pass_round",
     "score_round",
     "score_rounds",
+    "touched",
 ]
 
 QUOTED_MAX = 100
@@ -363,7 +364,7 @@ def score_round(
         beside=_counted(judged, taken_s),
         labels=item.labels,
         first_us=min((int(b.time_us.min()) for b in events.values() if len(b)), default=None),
-        spreads=_spreads(found.opinions[0] for found in judged.values()),
+        spreads=_spreads(item, judged),
         kept=_kept(context, item, judged),
     )
     if context.store is not None:
@@ -403,18 +404,36 @@ def _counted(judged: Mapping[str, _Judged], taken_s: Mapping[Seat, float]) -> tu
     return tuple(beside.values())
 
 
-def _spreads(live: Iterable[Opinion]) -> tuple[Spread, ...]:
+def _spreads(item: Featured, judged: Mapping[str, _Judged]) -> tuple[Spread, ...]:
     """Margins of the round's events, by rule that follows live traffic."""
-    return tuple(
-        spread_of(
-            name,
-            opinion.seat.bundle,
-            margins,
-            opinion.decisions.flagged[:, opinion.decisions.anomaly_types.index(name)],
-        )
-        for opinion in live
-        for name, margins in opinion.margins.items()
-    )
+    spreads = []
+    for event, found in judged.items():
+        live = found.opinions[0]
+        for name, margins in live.margins.items():
+            flagged = live.decisions.flagged[:, live.decisions.anomaly_types.index(name)]
+            entities = touched(event_type(event), item.batches[event].frame.filter(flagged))
+            spreads.append(spread_of(name, live.seat.bundle, margins, flagged, entities))
+    return tuple(spreads)
+
+
+def touched(declared: EventType, frame: pl.DataFrame) -> dict[str, int]:
+    """Entities of all types that some events touch, in words, and by how many of them.
+
+    Parameters
+    ----------
+    frame : of events of that type, with the columns of its entities
+
+    Returns
+    -------
+    such as `card c1` -> 2; an entity that an event does not name is not there
+    """
+    found: dict[str, int] = {}
+    for kind, columns in declared.entities.items() if len(frame) else ():
+        parts = [pl.col(column).cast(pl.String) for column in columns]
+        names = frame.select(name=pl.concat_str(parts, separator="/"))["name"]
+        counts = names.drop_nulls().value_counts()
+        found |= {f"{kind} {name}": many for name, many in counts.iter_rows()}
+    return found
 
 
 def pass_round(item: Featured) -> RoundOut:

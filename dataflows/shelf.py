@@ -29,7 +29,7 @@ from dataflows.fetching import FETCH_S, brought
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError
 from features.keys import UInt64
-from models.bundle import RULES_KEPT, Bundle, copy_bundle, read_head
+from models.bundle import Bundle, copy_bundle, kept_rules, read_head
 from models.scoring import Scorer, in_canary
 
 __all__ = ["Seat", "Shelf", "detectors_of", "load_scorer", "owners", "shelf_folder"]
@@ -159,8 +159,8 @@ def load_scorer(
 
 def _note_edit(path: Path) -> None:
     """Say so where `voting.toml` of a copy is not what is in force."""
-    kept, edited = path / RULES_KEPT, path / "voting.toml"
-    if kept.is_file() and kept.read_bytes() != edited.read_bytes():
+    kept, edited = kept_rules(path), path / "voting.toml"
+    if kept is not None and kept != edited.read_bytes():
         _log.warning(
             "%s was edited and is not taken: a replay needs the rules the bundle came with, which"
             " stay in force. Change thresholds with `waxwing control threshold`; for other rules"

@@ -239,8 +239,10 @@ def _usual() -> list[str]:
         "or a host, service or log stream (a message of a service) writes: no other entity of the",
         "event says it well. (Users of an address and services of a host differ too much: held",
         "against them, a quiet hour of an office left all of it to a newcomer, and most lines of a",
-        "server were surprising.) So a shop that opens with a rush is surprising on its first day,",
-        "and so is a new service.",
+        "server were surprising.) These are reckoned a day old while they are younger, whatever",
+        "they did: a first event is 1.4 sigma above nothing, a second within the window 2.1, the",
+        "tenth of a burst 5. So a shop that opens with a rush is surprising on its first day, and",
+        "so is a new service.",
     ]
 
 

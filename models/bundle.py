@@ -50,6 +50,7 @@ __all__ = [
     "EventModels",
     "code_version",
     "copy_bundle",
+    "kept_rules",
     "read_head",
     "rules_of",
 ]
@@ -70,6 +71,9 @@ models."""
 
 RULES_KEPT = "voting.kept.toml"
 """The rules of a copy as they came, beside `voting.toml`."""
+
+_SEAL = b"# sha256 "
+"""Begins the last line of them, the checksum of all before it."""
 
 _SEGMENT = "segment"
 """What names of arrays of a segment's scale begin with, before its number."""
@@ -224,9 +228,13 @@ def rules_of(path: Path) -> Voting:
     Raises
     ------
     ConfigError : missing, or they do not hold together
+    BundleError : those that a flow keeps are not as they were kept
     """
     kept = path / RULES_KEPT
-    return Voting.load(kept if kept.is_file() else path / "voting.toml")
+    if not kept.is_file():
+        return Voting.load(path / "voting.toml")
+    _check_kept(path)
+    return Voting.load(kept)
 
 
 def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,9 +243,10 @@ def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:
-    """Arrays as .npz that holds no pickle; the same arrays give the same bytes."""
+    """Arrays as .npz that holds no pickle; the same arrays give the same bytes, in any order."""
     with path.open("wb") as file:
-        np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+        named = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
+        np.savez(file, **named)  # type: ignore[arg-type]
 
 
 def _load_arrays(path: Path) -> Arrays:
@@ -267,7 +276,7 @@ def _write(bundle: Bundle, folder: Path) -> str:
         for name, model in models.detectors.items():
             arrays, told = model.save()
             _save_arrays(folder / event / f"{name}.npz", arrays)
-            _save_json(folder / event / f"{name}.json", told)
+            _save_json(folder / event / f"{name}.json", {key: told[key] for key in sorted(told)})
         scales: Arrays = {
             "usual": models.usual,
             "weights": models.ensemble.weights,
@@ -404,8 +413,35 @@ def copy_bundle(path: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / name, target / name)
         _sync(target / name)
-    shutil.copyfile(target / "voting.toml", target / RULES_KEPT)
+    rules = (target / "voting.toml").read_bytes()
+    (target / RULES_KEPT).write_bytes(rules + _seal_of(rules))
     _sync(target / RULES_KEPT)
+
+
+def kept_rules(path: Path) -> bytes | None:
+    """What `voting.toml` of a flow's copy held when it was copied; None where it is no copy."""
+    kept = path / RULES_KEPT
+    if not kept.is_file():
+        return None
+    rules, seal, _ = kept.read_bytes().rpartition(_SEAL)
+    return rules if seal else kept.read_bytes()
+
+
+def _seal_of(rules: bytes) -> bytes:
+    """What stands below rules that are kept."""
+    return _SEAL + hashlib.sha256(rules).hexdigest().encode() + b"\n"
+
+
+def _check_kept(path: Path) -> None:
+    """BundleError where the rules that a flow keeps are not as they were kept."""
+    rules, found = kept_rules(path), (path / RULES_KEPT).read_bytes()
+    whole = rules is not None and found == rules + _seal_of(rules)
+    # A copy of before there were checksums: nobody has edited it.
+    if not whole and found != (path / "voting.toml").read_bytes():
+        raise BundleError(
+            f"bundle {path} is damaged: {RULES_KEPT} is not as it was written (checksum); put it"
+            " back from a backup, or remove the folder and name the bundle's own place again"
+        )
 
 
 def _check_files(path: Path, head: dict[str, Any]) -> None:

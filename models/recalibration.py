@@ -3,8 +3,10 @@
 A rule is fitted so that a share of events alerts; a year later other events are usual, and the
 share is another. What follows it must not follow an attack: whoever floods a system with strange
 events wants the strange to become usual. So a rule moves by at most some per cent a day; it moves
-to the median of a day of blocks, so that a burst of hours has no say; and while more alerts come
-than a stated multiple of the share, nothing moves and nothing is learned.
+to the median of a day of blocks, so that a burst of hours has no say; while more alerts come than a
+stated multiple of the share, nothing moves and nothing is learned; and what is beyond the share on
+account of one entity alone (a campaign: a merchant where cards are tried, an address) raises
+nothing.
 
 **Margin**: by how much all thresholds of a rule could rise, in log10 of the tail probability, with
 the event still flagged. **Shift**: by how much they have risen; 0 is as training fitted them.
@@ -12,6 +14,7 @@ the event still flagged. **Shift**: by how much they have risen; 0 is as trainin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -50,6 +53,14 @@ block a day, all hours of it; with fewer to begin with, the first hours would be
 ALERTS_MIN = 10
 """Fewest alerts that a block is to be asked for; it lasts until it has as many rows. Chosen: the
 error of a count of ten is a third, and the median of 24 of them is off by a tenth."""
+
+ENTITIES_MAX = 256
+"""Entities whose alerts are counted in a block. Chosen: who has more than one in 257 of the alerts
+is among them, and the count is short by no more than that."""
+
+CAMPAIGN_SHARE = 0.5
+"""Of the alerts that are asked for, so many of one entity are told of as a campaign. Chosen: more
+than chance or a large merchant has."""
 
 MOVE_MIN = 1e-4
 """Smallest move worth a record. Chosen: 0.02 % of the tail probability."""
@@ -119,6 +130,7 @@ class Spread:
     rows : events
     flagged : of these
     counts : int64 (BINS,), events by margin; those below the lowest bin are in none
+    entities : entity of any type -> flagged events that touch it
     """
 
     anomaly_type: str
@@ -126,21 +138,39 @@ class Spread:
     rows: int
     flagged: int
     counts: Int64
+    entities: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Spread) -> Spread:
+        """Both stretches of one rule together."""
+        return Spread(
+            self.anomaly_type, self.bundle, self.rows + other.rows, self.flagged + other.flagged,
+            self.counts + other.counts, dict(Counter(self.entities) + Counter(other.entities)),
+        )  # fmt: skip
 
 
 def spread_of(
-    anomaly_type: str, bundle: str, margins: Float64, flagged: npt.NDArray[np.bool_]
+    anomaly_type: str,
+    bundle: str,
+    margins: Float64,
+    flagged: npt.NDArray[np.bool_],
+    entities: Mapping[str, int] | None = None,
 ) -> Spread:
-    """The spread of some events."""
+    """The spread of some events; `entities` as of `Spread`, none are known where it is None."""
     place = np.floor(np.clip(margins, -BINS * STEP, BINS * STEP) / STEP) + BINS // 2
     at = np.minimum(place[place >= 0], BINS - 1).astype(np.int64)
     counts = np.bincount(at, minlength=BINS).astype(np.int64)
-    return Spread(anomaly_type, bundle, len(margins), int(np.count_nonzero(flagged)), counts)
+    many = int(np.count_nonzero(flagged))
+    return Spread(anomaly_type, bundle, len(margins), many, counts, dict(entities or {}))
 
 
-def shift_for(counts: Int64, rows: int, share: float) -> float:
-    """The lowest shift at which at most a share of the rows is flagged, within the bins."""
-    above = np.cumsum(counts[::-1])[::-1]
+def shift_for(counts: Int64, rows: int, share: float, spared: int = 0) -> float:
+    """The lowest shift at which at most a share of the rows is flagged, within the bins.
+
+    Parameters
+    ----------
+    spared : of the events with the largest margins, so many do not count
+    """
+    above = np.cumsum(counts[::-1])[::-1] - spared
     within = np.flatnonzero(above <= share * rows)
     place = int(within[0]) if len(within) else BINS
     return (place - BINS // 2) * STEP
@@ -157,6 +187,9 @@ class Follower:
     rows, flagged, counts : of the running block, as of `Spread`
     tainted : whether it was frozen at some moment of the block
     blocks : shifts that the last whole blocks asked for, the oldest first
+    entities : of the running block, those with the most alerts, see `_heaviest`
+    campaign : who had a large part of the alerts of the last whole block, where there were more
+        than asked for, in words; empty: nobody
     """
 
     options: Recalibration
@@ -166,6 +199,8 @@ class Follower:
     counts: Int64 = field(default_factory=lambda: np.zeros(BINS, np.int64))
     tainted: bool = False
     blocks: list[float] = field(default_factory=list)
+    entities: dict[str, int] = field(default_factory=dict)
+    campaign: str = ""
 
     def take(self, now_us: int, spread: Spread | None, shift: float, frozen: bool) -> float | None:
         """Take in a round; the shift that is to be in force from now on, None: as it is.
@@ -184,15 +219,32 @@ class Follower:
             self.rows += spread.rows
             self.flagged += spread.flagged
             self.counts = self.counts + spread.counts
+            self.entities = _heaviest(Counter(self.entities) + Counter(spread.entities))
         share, passed_us = self.options.share, now_us - self.since_us
         if passed_us < 1e6 * self.options.block_s or self.rows * share < ALERTS_MIN:
             return None
         calm = not self.tainted and self.flagged <= self.options.freeze_ratio * share * self.rows
+        self.campaign = self._campaign()
         if calm:
-            self.blocks = [*self.blocks, shift_for(self.counts, self.rows, share)][-BLOCKS:]
+            self.blocks = [*self.blocks, self._asked(shift)][-BLOCKS:]
         self.since_us, self.rows, self.flagged, self.tainted = now_us, 0, 0, False
-        self.counts = np.zeros(BINS, np.int64)
+        self.counts, self.entities = np.zeros(BINS, np.int64), {}
         return self._moved(shift, passed_us) if calm and len(self.blocks) == BLOCKS else None
+
+    def _asked(self, shift: float) -> float:
+        """The shift that the block asks for; where it is more, no more than without one entity."""
+        share, most = self.options.share, max(self.entities.values(), default=0)
+        asked = shift_for(self.counts, self.rows, share)
+        # Such a block is not left out: only those that ask for less would be left.
+        return min(asked, max(shift, shift_for(self.counts, self.rows, share, most)))
+
+    def _campaign(self) -> str:
+        """Who has at least half as many alerts as the whole block was to have, in words."""
+        usual = self.options.share * self.rows
+        name, many = max(self.entities.items(), key=lambda one: one[::-1], default=("", 0))
+        if self.flagged <= usual or many < CAMPAIGN_SHARE * usual:
+            return ""
+        return f"{name} has {many:,} of {self.flagged:,} alerts, where {usual:,.0f} are asked for"
 
     def _moved(self, shift: float, passed_us: int) -> float | None:
         """The shift after a block, as far as it may move in its time."""
@@ -212,6 +264,8 @@ class Follower:
             "blocks": self.blocks,
             "bins": at.tolist(),
             "counts": self.counts[at].tolist(),
+            "entities": self.entities,
+            "campaign": self.campaign,
         }
 
     @classmethod
@@ -221,5 +275,16 @@ class Follower:
         counts[kept["bins"]] = kept["counts"]
         return cls(
             options, kept["since_us"], kept["rows"], kept["flagged"], counts, kept["tainted"],
-            list(kept["blocks"]),
+            list(kept["blocks"]), dict(kept.get("entities", {})), kept.get("campaign", ""),
         )  # fmt: skip
+
+
+def _heaviest(counts: Counter[str]) -> dict[str, int]:
+    """At most ENTITIES_MAX of the counts, the largest, each less what the next has.
+
+    Source: Agarwal et al., Mergeable summaries, 2012, for the counters of Misra and Gries, 1982.
+    """
+    if len(counts) <= ENTITIES_MAX:
+        return dict(counts)
+    less = sorted(counts.values(), reverse=True)[ENTITIES_MAX]
+    return {name: many - less for name, many in counts.items() if many > less}

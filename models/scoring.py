@@ -6,7 +6,7 @@ the gate in front of the expensive ones is a function of the row, and sums go co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from models.base import Decisions, ScoreMatrix
 from models.bundle import Bundle, EventModels
 from models.calibration import score_of
 from models.recalibration import margins_of, shifted
-from models.voting import ENSEMBLE, Voting
+from models.voting import ENSEMBLE, AnomalyType, Voting
 
 __all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
 
@@ -133,8 +133,40 @@ class Scorer:
             if name not in bundle.detectors
         ]
         faults += self.voting.unknown_detectors(bundle.detectors)
+        faults += [
+            f"[{rule.name}] of the voting rules needs {rule.votes_needed} votes, and of"
+            f" its detectors {', '.join(here) or 'none'} can vote (not {', '.join(gone)}): it would"
+            " never alert; lower votes_needed, or run them too (setting `detectors`)"
+            for rule, here, gone in self._heard()
+            if gone and len(here) < rule.votes_needed
+        ]
         if faults:
             raise ConfigError(faults)
+
+    def _heard(self) -> Iterator[tuple[AnomalyType, list[str], list[str]]]:
+        """Each rule whose events are scored, with its detectors that run and those that do not."""
+        for rule in self.voting.anomaly_types.values():
+            models = self.bundle.models.get(rule.event_type)
+            if models is None:
+                continue
+            running = self._names(models)
+            of = [name for name in rule.thresholds if name in models.detectors]
+            gone = [name for name in of if name not in running]
+            yield rule, [name for name in of if name in running], gone
+
+    def unheard(self) -> list[str]:
+        """One sentence for each rule that is fitted to more detectors than run.
+
+        The vote as a whole adds up what all of them say, so it asks more of those that are left.
+        """
+        return [
+            f"{rule.name} counts on {', '.join(gone)} too, which the setting `detectors` leaves"
+            f" out: {', '.join(here)} with {rule.votes_needed} of {len(here)} votes needed will"
+            " alert more seldom than it was fitted to; train with these alone for thresholds of"
+            " their own"
+            for rule, here, gone in self._heard()
+            if gone
+        ]
 
     def warm_up(self) -> None:
         """Score a dummy batch of each event type, so that the first round does not pay for it."""

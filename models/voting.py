@@ -375,7 +375,7 @@ def _number(value: float) -> str:
     """A score with as many nines as it has, and three digits after them, rounded down: the row that
     a threshold was fitted to still reaches it."""
     digits = min(max(4, round(surprise_of(value)) + 3), 15)
-    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
+    return str(Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_FLOOR))
 
 
 def _rule(name: str, rule: Mapping[str, Any]) -> AnomalyType:

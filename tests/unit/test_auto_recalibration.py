@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dataflows.control.records import Control, ControlFile, append_record
 from dataflows.opinions import Beside
 from dataflows.recalibration import AutoRecalibration
-from dataflows.score import RoundOut
+from dataflows.score import RoundOut, touched
 from dataflows.settings import Settings, load
 from features.errors import StateError
+from features.events import event_type
 from models.recalibration import BLOCKS, spread_of
 
 HOUR_US = 3_600_000_000
@@ -33,7 +35,7 @@ class Loop:
         self.settings: Settings = load(None, {}, control_file=path, state_dir=path.parent)
         self.file, self.control, self.said = ControlFile(path), Control(), []
         self.drift, self.round, self.bundle = drift, 0, BUNDLE
-        self.rule, self.taken_over = "as trained", False
+        self.rule, self.taken_over, self.of_one = "as trained", False, 0
         self.recalibration = self.begin({})
         self.shares: list[float] = []
 
@@ -64,7 +66,10 @@ class Loop:
         margins = -np.log10(rng.random(ROWS // 2)) + np.log10(SHARE) + self.drift
         flagged = margins >= self.control.shift("payment_fraud", self.bundle)
         self.shares.append(float(flagged.mean()))
-        spreads = (spread_of("payment_fraud", self.bundle, margins, flagged),)
+        entities = {"merchant m7": self.of_one // 2}
+        margins[: self.of_one // 2] = 2.0
+        flagged[: self.of_one // 2] = True
+        spreads = (spread_of("payment_fraud", self.bundle, margins, flagged, entities),)
         return RoundOut(
             lane, self.round, self.round * HOUR_US, ROWS // 2, 0, (), {}, (), 0, 0,
             np.zeros(0, np.int64), (), self.control, False, replayed,
@@ -94,6 +99,31 @@ def test_a_drifted_stream_is_followed_by_records_of_the_flow(loop: Loop, tmp_pat
     assert {(r["kind"], r["by"], r["bundle"]) for r in told} == {("shift", "waxwing", BUNDLE)}
     days = np.diff([0.0, *(r["value"] for r in told)])
     assert np.abs(days).max() <= np.log10(1.1) / 24 * 1.001 and not loop.said
+
+
+def test_a_campaign_raises_nothing_and_is_told_once_while_it_lasts(tmp_path: Path) -> None:
+    append_record(tmp_path / "control.jsonl", json.dumps(FOLLOW))
+    loop = Loop(tmp_path / "control.jsonl", drift=0.0)
+    loop.of_one = 50  # of the 40 that an hour is to have
+    loop.hours(24 * 4)
+    assert abs(loop.shift()) < 0.05
+    (said,) = loop.said
+    assert said.startswith("payment_fraud is not recalibrated for one alone: merchant m7 has")
+    before, loop.recalibration = loop.recalibration.kept(), loop.begin(loop.recalibration.kept())
+    loop.hours(2, replayed=True)
+    assert len(loop.said) == 1 and before["payment_fraud"]["campaign"]
+
+
+def test_alerts_count_for_every_entity_that_an_event_touches() -> None:
+    frame = pl.DataFrame(
+        {name: ["x", "y", "x"] for name in ("card_id", "user_id", "merchant_id", "device_id")}
+        | {"ip": [None, "10.0.0.1", "10.0.0.2"]}
+    )
+    declared = event_type("payment")
+    found = touched(declared, frame)
+    assert found["card x"] == found["merchant x"] == 2 and found["card y"] == 1
+    assert found["ip 10.0.0.1"] == 1 and sum(k.startswith("ip ") for k in found) == 2
+    assert touched(declared, frame.clear()) == {}
 
 
 def test_a_flow_that_was_taken_over_writes_no_record(loop: Loop, tmp_path: Path) -> None:

@@ -68,6 +68,22 @@ def test_the_same_training_gives_the_same_id(
     assert again.id == first and other.id != first
 
 
+def test_what_is_read_and_written_again_is_the_same_file_by_file(
+    folder: Path, tmp_path: Path
+) -> None:
+    first = Bundle.load(folder, catalog())
+    again = first.write(tmp_path / "again")
+    assert again.id == first.id
+    twice = Bundle.load(tmp_path / "again", catalog()).write(tmp_path / "twice")
+    assert twice.id == first.id
+    names = [*json.loads((folder / "bundle.json").read_text())["files"]]
+    for name in (name for name in names if name != "card.md"):  # which has thresholds unrounded
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+    for name in names:
+        pair = ((tmp_path / one / name).read_bytes() for one in ("again", "twice"))
+        assert len({*pair}) == 1, name
+
+
 def test_a_bundle_and_its_card_say_which_version_trained_it(folder: Path, tmp_path: Path) -> None:
     made = Bundle.load(folder, catalog())
     assert made.made_by == code_version() == version("waxwing")

@@ -204,3 +204,25 @@ def test_peers_that_are_new_themselves_say_nothing(cat: Catalog, seed: int) -> N
     known_ = [{"card_id": "k0", "device_id": "kiosk"}]
     found = engine.process(events("payment", known_, 12.1, 1.0))["payment"]
     assert 0.0 < found.column("device_expected_1h")[0] < 0.5 * found.column("device_usual_1h")[0]
+
+
+def test_a_new_card_that_pays_as_others_do_is_calm_and_a_burst_at_first_sight_is_not(
+    cat: Catalog, seed: int
+) -> None:
+    """Counts of a card have no peers: one younger than a day is reckoned as one of a day."""
+    rng = np.random.default_rng(seed)
+    engine = known(cat, rng)
+    calm = [{"card_id": f"calm{i % 50}", "amount": usual(rng, "grocer"), "merchant_id": "grocer"}
+            for i in range(150)]  # fmt: skip
+    # Each pays three times, 50 minutes apart.
+    found = engine.process(events("payment", calm, 100.0, 60.0))["payment"]
+    assert found.column("card_ever")[:50].max() == 0.0, "all are new"
+    burst = [{"card_id": "burst", "merchant_id": "grocer", "amount": 20.0}] * 12
+    hit = engine.process(events("payment", burst, 110.0, 10.0))["payment"]
+    for window in ("1m", "5m", "1h"):
+        surprise = found.column(f"card_surprise_{window}")
+        assert np.isfinite(surprise).all(), "nobody passes blindly"
+        assert surprise.max() < 2.5
+    assert hit.column("card_surprise_5m")[0] < 2.5, "the first of them is as any"
+    assert (hit.column("card_surprise_5m")[8:] > 4.5).all()
+    assert (hit.column("card_surprise_1m")[5:] > 3.5).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from dataflows.control.records import Control, parse_record
 from features.batch import Float64
 from models.recalibration import (
     BLOCKS,
+    ENTITIES_MAX,
     SHIFT_MAX,
     Follower,
     Recalibration,
@@ -42,6 +44,7 @@ def lived(
     drift: Callable[[int], float] = lambda _hour: 0.0,
     attack: Callable[[int], int] = lambda _hour: 0,
     frozen: Callable[[int], bool] = lambda _hour: False,
+    merchants: int = 0,
 ) -> tuple[list[float], list[float]]:
     """Shift after, and share of genuine events flagged in, each hour; attacks are plain ones."""
     follower = None if options is None else Follower(options)
@@ -51,7 +54,12 @@ def lived(
         shares.append(float((usual >= shift).mean()))
         margins = np.concatenate((usual, np.full(attack(hour), 2.0)))
         if follower is not None:
-            spread = spread_of("payment_fraud", "b", margins, margins >= shift)
+            draw = np.random.default_rng(hour)
+            whose = np.where(draw.random(ROWS) < 0.1, 0, draw.integers(0, 200, ROWS))
+            theirs = 1_000 + np.arange(attack(hour)) % (merchants or 10_000)
+            touched = np.concatenate((whose, theirs))[margins >= shift]
+            entities = Counter(f"merchant m{m}" for m in touched)
+            spread = spread_of("payment_fraud", "b", margins, margins >= shift, entities)
             found = follower.take(hour * HOUR_US, spread, shift, frozen(hour))
             shift = shift if found is None else found
         shifts.append(shift)
@@ -112,6 +120,67 @@ def test_an_attacker_who_never_rests_lifts_it_by_no_more_than_its_day_allows(
     assert np.diff(moved).max() <= most * (1.0 + 1e-9)
 
 
+def test_an_attacker_who_grows_slowly_over_days_lifts_it_by_no_more_than_its_days_allow(
+    rng: np.random.Generator,
+) -> None:
+    def slowly(hour: int) -> int:
+        return round(min(hour / 24 / 10, 1.0) * 1.9 * SHARE * ROWS)  # below the limit on all days
+
+    days = 12
+    naive, _ = lived(NAIVE, rng, days, attack=slowly)
+    ours, _ = lived(LIVE, rng, days, attack=slowly)
+    moved = np.array([0.0, *(ours[24 * (d + 1) - 1] for d in range(days))])
+    assert max(naive) >= SHIFT_MAX, "the naive one goes where the attacker wants it"
+    assert np.diff(moved).max() <= np.log10(1.1) * (1.0 + 1e-9)
+
+
+def test_a_campaign_of_one_merchant_lifts_nothing_though_it_never_rests_and_stays_below_the_limit(
+    rng: np.random.Generator,
+) -> None:
+    def steady(_hour: int) -> int:
+        return round(1.8 * SHARE * ROWS)
+
+    many, _ = lived(LIVE, rng, 14, attack=steady)
+    one, _ = lived(LIVE, rng, 14, attack=steady, merchants=1)
+    assert many[-1] > 0.4 and max(one) < 0.07
+    _, shares = lived(LIVE, rng, 21, attack=lambda hour: steady(hour) if hour % 3 else 0,
+                      merchants=1)  # fmt: skip
+    assert np.mean(shares[-72:]) == pytest.approx(SHARE, rel=0.15), "nor does it press it down"
+
+
+def test_who_holds_the_thresholds_down_is_named_until_a_block_is_as_asked() -> None:
+    follower = Follower(Recalibration(0.01, 10.0))
+
+    def hour(number: int, of_one: int, flagged: int) -> str:
+        margins = np.concatenate((np.full(2_000 - flagged, -1.0), np.ones(flagged)))
+        entities = {"merchant m7": of_one} | {f"card c{k}": 1 for k in range(flagged)}
+        spread = spread_of("t", "b", margins, margins > 0, entities)
+        follower.take(number * HOUR_US, spread, 0.0, False)
+        return follower.campaign
+
+    assert hour(0, 0, 0) == "", "an hour is not over before it has passed"
+    assert hour(1, 20, 44) == "merchant m7 has 20 of 44 alerts, where 40 are asked for"
+    assert follower.blocks == [0.0], "without it there would be no more than are asked for"
+    assert hour(2, 20, 19) == "", "there are no more than are asked for"
+    assert hour(3, 4, 40) == "", "there would be more without it"
+    assert follower.blocks[-1] > 0.9
+
+
+def test_of_many_entities_those_with_the_most_alerts_are_counted(rng: np.random.Generator) -> None:
+    follower = Follower(LIVE)
+    true: Counter[str] = Counter()
+    for _ in range(30):
+        names = np.where(rng.random(2_000) < 0.05, 0, rng.integers(1, 20_000, 2_000))
+        entities = Counter(f"card c{k}" for k in names)
+        true += entities
+        margins = np.ones(2_000)
+        follower.take(0, spread_of("t", "b", margins, margins > 0, entities), 0.0, False)
+        assert len(follower.entities) <= ENTITIES_MAX
+    counted, there = follower.entities["card c0"], true["card c0"]
+    assert there - true.total() / ENTITIES_MAX <= counted <= there
+    assert max(follower.entities, key=follower.entities.__getitem__) == "card c0"
+
+
 def test_a_frozen_rule_neither_moves_nor_learns(rng: np.random.Generator) -> None:
     def drift(hour: int) -> float:
         return 0.3 if hour >= 48 else 0.0
@@ -146,7 +215,8 @@ def test_what_a_snapshot_holds_goes_on_as_if_nothing_had_been(rng: np.random.Gen
     for hour in range(3 * BLOCKS):
         margins = genuine(rng, 0.2)
         for part in np.array_split(margins, 3):  # rounds of an hour
-            spread = spread_of("t", "b", part, part >= shift)
+            touched = Counter(f"card c{k}" for k in rng.integers(0, 50, (part >= shift).sum()))
+            spread = spread_of("t", "b", part, part >= shift, touched)
             found = one.take(hour * HOUR_US, spread, shift, False)
             other = Follower.of(LIVE, json.loads(json.dumps(other.kept())))
             assert other.take(hour * HOUR_US, spread, shift, False) == found

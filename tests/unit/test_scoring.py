@@ -204,6 +204,24 @@ def test_detectors_the_bundle_lacks_are_all_named_with_the_cure(bundle: Bundle) 
     assert "oracle" in caught.value.faults[1]
 
 
+def test_fewer_detectors_than_a_rule_has_votes_are_refused_and_others_told_of(
+    bundle: Bundle,
+) -> None:
+    (rule,) = bundle.voting.of("payment")
+    assert Scorer(bundle, DETECTORS).unheard() == []
+    (told,) = Scorer(bundle, ["zscore"]).unheard()
+    assert told.startswith(f"{rule.name} counts on iqr, ") and "zscore with 1 of 1 votes" in told
+    three = Voting({rule.name: replace(rule, votes_needed=3)})
+    assert Scorer(bundle, DETECTORS, three).unheard() == []
+    with pytest.raises(ConfigError) as caught:
+        Scorer(bundle, ["zscore", "iqr"], three)
+    (fault,) = caught.value.faults
+    assert fault.startswith(
+        f"[{rule.name}] of the voting rules needs 3 votes, and of its detectors zscore, iqr can"
+        " vote (not transformer): it would never alert"
+    )
+
+
 def test_features_in_another_order_are_refused(bundle: Bundle, rows: TrainingSet) -> None:
     f = rows.features
     turned = FeatureMatrix("payment", f.names[::-1], f.values, f.sequence, f.catalog_version)

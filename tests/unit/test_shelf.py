@@ -531,6 +531,25 @@ def test_an_edit_on_the_shelf_changes_nothing_and_is_told(
         assert f"{path} was edited and is not taken" in caplog.text
 
 
+@pytest.mark.parametrize("how", ["edited", "cut", "emptied"])
+def test_kept_rules_that_are_not_as_they_were_kept_are_refused(
+    field: Field, bundles: tuple[Path, Path], how: str
+) -> None:
+    record = field.ask(id_of(bundles[1]), bundles[1])
+    field.until(lambda records, _: bool(records))
+    folder = field.shelf.folder / id_of(bundles[1])
+    path = folder / "voting.kept.toml"
+    kept = path.read_bytes()
+    damaged = {"edited": kept.replace(b"0.99", b"0.95"), "cut": kept[:-100], "emptied": b""}[how]
+    path.write_bytes(damaged)
+    field.reader = field.open()
+    with pytest.raises(BundleError, match=r"voting\.kept\.toml is not as it was written"):
+        field.shelf.lineup(Control.of([record]))
+    path.write_bytes((folder / "voting.toml").read_bytes())  # of before there were checksums
+    field.reader = field.open()
+    assert len(field.shelf.lineup(Control.of([record]))) == 2
+
+
 def test_a_place_with_broken_rules_is_refused_by_its_own_name(candidate: Path) -> None:
     (candidate / "voting.toml").write_text("[payment_fraud]\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"voting\.toml"):

@@ -95,7 +95,9 @@ def test_too_few_rows_are_refused_for_all_event_types_at_once(rng: np.random.Gen
         train({}, catalog(), CHEAP, 1)
 
 
-@pytest.mark.parametrize("how", ["above", "below", "absent", "present"])
+@pytest.mark.parametrize(
+    "how", ["above", "below", "within", "around", "category", "absent", "present"]
+)
 def test_a_feature_that_gives_the_label_away_is_named(rng: np.random.Generator, how: str) -> None:
     rows = training_set(rng, rows=1_000, odd=60)
     odd, values = rows.label == 1, rows.features.values.copy()
@@ -106,6 +108,14 @@ def test_a_feature_that_gives_the_label_away_is_named(rng: np.random.Generator, 
     column[:] = np.abs(np.nan_to_num(column, nan=1.0))
     if how in ("above", "below"):
         column[odd] += {"above": 1.0, "below": -1.0}[how] * (1.0 + column.max())
+    elif how in ("within", "around"):  # anomalies between two clouds of others, or about one
+        middle = odd if how == "within" else ~odd
+        column[:] = rng.choice((-1.0, 1.0), len(column)) * (2.0 + column)
+        column[middle] = rng.uniform(-1.0, 1.0, middle.sum())
+    elif how == "category":  # codes of a status, those of anomalies among the others
+        column[:] = np.where(
+            odd, rng.choice((3.0, 7.0), len(odd)), rng.choice((1.0, 5.0, 9.0), len(odd))
+        )
     else:
         column[odd if how == "absent" else ~odd] = np.nan
     leaking = replace(rows, features=replace(rows.features, values=values))

@@ -68,6 +68,19 @@ def test_rules_written_are_still_reached_by_the_rows_they_were_fitted_to(
         assert 1.0 - again.ensemble == pytest.approx(1.0 - score, rel=5e-3)
 
 
+def test_rules_that_are_written_again_and_again_stay_as_they_are(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "voting.toml"
+    scores = 1.0 - 10.0 ** -rng.uniform(0.0, 12.0, 500)
+    rules = [AnomalyType(f"a{i}", "payment", ensemble=s, thresholds={"iqr": s})
+             for i, s in enumerate(scores)]  # fmt: skip
+    path.write_text(Voting({rule.name: rule for rule in rules}).text(), encoding="utf-8")
+    once = Voting.load(path)
+    assert once.text() == path.read_text(encoding="utf-8")
+    assert all(once.anomaly_types[rule.name].ensemble <= rule.ensemble for rule in rules)
+
+
 def test_all_faults_of_the_rules_are_told_at_once(tmp_path: Path) -> None:
     text = """
     [a]
