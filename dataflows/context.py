@@ -80,6 +80,7 @@ __all__ = [
     "StopSwitch",
     "ended_before",
     "lanes_of",
+    "let_go",
     "make_context",
     "open_lane",
     "open_reader",
@@ -263,16 +264,6 @@ class Context:
             self.remotes.close()
         for lane in self.opened:
             lane.close()
-
-    def let_go(self) -> None:
-        """Close all there is, the lease last: the folder is ours while something is written."""
-        try:
-            if self.store is not None:
-                self.store.close()
-            self.close()
-        finally:
-            if self.lease is not None:
-                self.lease.give_back()
 
     def fence(self) -> None:
         """To be called before anything is written in the state folder between two manifests.
@@ -728,6 +719,17 @@ def _begin(
     with _held(lease):
         _first_base(settings, found)
     return found, lease, restored
+
+
+def let_go(context: Context) -> None:
+    """Close all of a flow, the lease last: closing writes, and the folder is ours until then."""
+    try:
+        if context.store is not None:
+            context.store.close()
+        context.close()
+    finally:
+        if context.lease is not None:
+            context.lease.give_back()
 
 
 def ended_before(state_dir: Path) -> str:

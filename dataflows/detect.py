@@ -23,6 +23,7 @@ from dataflows.context import (
     Context,
     ended_before,
     lanes_of,
+    let_go,
     open_lane,
     stop_on_signals,
     stop_switch,
@@ -57,7 +58,7 @@ def build(config: str | Path | None = None) -> Dataflow:
         context = settled_context(settings, Telemetry())
         context.stop = stop
         if stop.asked_here:
-            context.let_go()
+            let_go(context)
             context.telemetry.say(ended_before(settings.state_dir))
             raise SystemExit(0)
         epoch_a_round()

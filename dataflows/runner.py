@@ -12,7 +12,7 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
-from dataflows.context import Context, ended_before, stop_on_signals, stop_switch
+from dataflows.context import Context, ended_before, let_go, stop_on_signals, stop_switch
 from dataflows.detect import build_flow
 from dataflows.entry import end_with
 from dataflows.guard import Guard, StepFault
@@ -72,7 +72,7 @@ def run_flow(
         context = settled_context(settings, telemetry)
         context.stop = stop
         if stop.asked_here:
-            context.let_go()
+            let_go(context)
             telemetry.stood(context.manifest.round, context.manifest.totals)
             telemetry.say(ended_before(settings.state_dir))
             return context
@@ -118,7 +118,7 @@ def _run_once(
             if watcher is not None:
                 watcher.join(timeout=5)
         finally:
-            context.let_go()
+            let_go(context)
     return guard.fault
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from dataflows.alerts.base import printable_lines
 from dataflows.poison import POISON_FILE
+from dataflows.state.lease import give_back_of
 from dataflows.state.manifest import read_manifest
 from features.errors import ConfigError, StateError, WaxwingError
 
@@ -323,6 +324,7 @@ class Supervisor:
             for pipe in (worker.process.stdin, worker.process.stdout, worker.process.stderr):
                 if pipe is not None:
                     pipe.close()
+        give_back_of(self._state_dir, [worker.process.pid for worker in workers])
 
     def _why(self, workers: list[_Worker], died: _Worker, deaths: int) -> float:
         """Say why one died; the pause before all start again.
