@@ -223,6 +223,13 @@ def _faults(
         for name, rows in sets.items()
         if len(rows) < ROWS_MIN and name not in made_types()
     ]
+    faults += [
+        f"training: {name}: all {len(rows):,} rows are labelled anomalies, and what is usual is"
+        " learned from genuine ones; give history with genuine events in it, or the labels of the"
+        " anomalies alone"
+        for name, rows in sets.items()
+        if len(rows) and bool((rows.label == 1).all())
+    ]
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
     faults += [

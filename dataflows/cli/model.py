@@ -143,16 +143,18 @@ def _compare(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json == "-" else sys.stdout
     candidate = Path(args.candidate)
     if args.data:
-        from dataflows.cli.run import settings_of
+        from dataflows.cli.run import check_outputs, settings_of
         from dataflows.training import read_attacks
 
+        settings = settings_of(args)
+        check_outputs(args, settings, "--html", "--json")
         frauds = read_attacks(Path(args.labels))["event_id"].to_list() if args.labels else []
         verdicts = dict.fromkeys(map(str, frauds), True)
 
         def say(text: str) -> None:
             print(f"waxwing: {text}", file=out, flush=True)
 
-        found = compare_files(settings_of(args), candidate, verdicts, say, args.examples)
+        found = compare_files(settings, candidate, verdicts, say, args.examples)
     else:
         given, state_dir, since, until = asked(args)
         of = (state_dir, args.config, given, candidate, args.days, since, until)

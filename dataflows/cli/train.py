@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_history(args: argparse.Namespace, say: Any) -> Trained:
     """Learn from files, or from simulated history."""
-    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.cli.run import check_outputs, overrides_of, with_data
     from dataflows.settings import load
     from dataflows.training import train_files, train_simulated
     from features.errors import ConfigError
@@ -83,6 +83,7 @@ def _of_history(args: argparse.Namespace, say: Any) -> Trained:
     if args.as_of or args.settled is not None:
         raise ConfigError("--as-of and --settled go with --from-journal")
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
+    check_outputs(args, settings, "--html", "--json")
     if settings.source == "file":
         return train_files(settings, say, _labels(args), args.learn_from)
     if args.labels or args.learn_from:
