@@ -151,7 +151,9 @@ class Supervisor:
                 finally:
                     self._end(workers)
                 if died is None:
-                    return merged([worker.report for worker in workers])
+                    # Those that a stop met before they had met may have none.
+                    reports = [worker.report for worker in workers if worker.report]
+                    return merged(reports) if reports else {}
                 deaths = 1 if self._gained() > before else deaths + 1
                 pause_s = self._why(workers, died, deaths)
                 if self._rest(pause_s):
