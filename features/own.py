@@ -25,7 +25,8 @@ from features.batch import sample_batch
 from features.catalog import Catalog, declared_features
 from features.columns import DERIVED, Columns, Derived
 from features.errors import ConfigError, DeclarationError
-from features.events import EventType, built_in_types
+from features.events import EventType, built_in_types, made_types
+from features.events.base import NAME
 from features.registry import Own, declare_own
 from features.spec import Feature, place_of
 
@@ -317,8 +318,9 @@ def _tuple(file: _File, name: str, value: Any, kind: type[X]) -> Iterable[X]:
 
 def _events(files: Sequence[_File]) -> tuple[list[EventType], list[str]]:
     """The event types that stand, and a fault for each whose name or topic is taken."""
-    places = dict.fromkeys(built_in_types(), "waxwing itself")
-    topics = {event.topic: "waxwing itself" for event in built_in_types().values()}
+    ours = built_in_types() | made_types()
+    places = dict.fromkeys(ours, "waxwing itself")
+    topics = {event.topic: "waxwing itself" for event in ours.values()}
     found: list[EventType] = []
     faults: list[str] = []
     for file in files:
@@ -363,6 +365,11 @@ def _columns(
             elif (column.event, column.name) in taken:
                 first = taken[column.event, column.name]
                 faults.append(f"{place}: is declared already, by {first}")
+            elif not NAME.fullmatch(column.name):
+                faults.append(
+                    f"{place}: the name may hold small letters, digits and underscores, at most 63,"
+                    " and begins with a letter"
+                )
             elif column.kind not in ("real", "flag"):
                 faults.append(f"{place}: kind is {column.kind!r}; it must be real or flag")
             else:

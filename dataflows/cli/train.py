@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
+    _check_place(args)
     trained = _of_journal(args, say) if args.from_journal else _of_history(args, say)
     _show(trained, out)
     told = trained.bundle.metrics["voting"]
@@ -71,6 +72,21 @@ def run(args: argparse.Namespace) -> int:
         say(f"report in {args.html}")
     write_json(args.json, _report(trained))
     return 0
+
+
+def _check_place(args: argparse.Namespace) -> None:
+    """ConfigError where the bundle that is to be written is one that was brought from elsewhere."""
+    from dataflows.cli.run import overrides_of
+    from dataflows.placed import is_placed
+    from dataflows.settings import named_bundle
+    from features.errors import ConfigError
+
+    place = named_bundle(args.config, **overrides_of(args))
+    if place is not None and not is_placed(place):
+        raise ConfigError(
+            f"bundle: {place!r} is an archive, an address or an id, and training writes a folder of"
+            " this machine; name one, and bring it there afterwards"
+        )
 
 
 def _of_history(args: argparse.Namespace, say: Any) -> Trained:

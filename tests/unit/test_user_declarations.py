@@ -502,3 +502,75 @@ def test_a_value_of_a_wrong_type_is_one_fault_with_file_and_line(
     text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
     assert own({"own/typed.py": text}, (), ("own/typed.py",)) == []
     assert catalog().feature("payment", "n").feeds == ("payment",)
+
+
+def _faults_of(own: Callable[..., list[str]], **values: object) -> list[str]:
+    """Faults of one feature, declared in line 3 of own/one.py, without the place."""
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | values).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    return own({"own/one.py": text}, (), ("own/one.py",))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *(
+            (name, "the name may hold small letters, digits and underscores, at most 63")
+            for name in ("", "a b/c", "x.y", "Größe", "n" * 300, "!x*", "Upper", "1st")
+        ),
+        ("sequence", "the name 'sequence' is that of the last events in the setting `features`"),
+        ("event_id", "the name is that of a field or an entity of the event type"),
+        ("user", "the name is that of a field or an entity of the event type"),
+        ("amount", "the name is that of a field or an entity of the event type"),
+    ],
+)
+def test_a_name_that_a_feature_cannot_have_is_refused(
+    own: Callable[..., list[str]], name: str, told: str
+) -> None:
+    (fault,) = _faults_of(own, name=name)
+    assert fault.startswith(f"own/one.py:3: payment.{name}: {told}")
+
+
+def test_a_value_of_the_event_may_have_the_name_of_its_field(
+    own: Callable[..., list[str]],
+) -> None:
+    assert _faults_of(own, name="amount", op="value", entity="", column="amount",
+                      unit="currency", window_s=None) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("maximum=1e6)", "default='abc')", "field 'total': default 'abc' is not a number within"),
+        ("maximum=1e6)", "maximum=1e6, default=-1.0)", "default -1.0 is not a number within"),
+        ("default=False", "default=0", "field 'express': default 0 is not True or False"),
+        ('"where", length_max=64', '"where", length_max=2, default="abc"',
+         "field 'shop_id': default 'abc' is not a text of at most 2 bytes"),
+        ('"string", "where", length_max=64', '"enum", "where", values=("a",), default="b"',
+         "field 'shop_id': default 'b' is not one of a"),
+        ('topic="orders"', 'topic="a b/ü"', "topic 'a b/ü' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic=""', "topic '' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic="absences"', "topic 'absences' is that of another, by waxwing"),
+        ('primary="user"', 'primary="user", subject=("kind", "shop_id")',
+         "subject 'kind' is no field that holds text; those are event_id,"),
+        ('"shop": ("shop_id",)', '"total": ("shop_id",)',
+         "entity 'total' has the name of a field; it must be made of that field alone"),
+        ('"shop": ("shop_id",)', '"shop": ("total",)',
+         "entity 'shop' is made of 'total', which holds no text; fields that do are event_id,"),
+        ('"shop": ("shop_id",)', '"shop": ()', "entity 'shop' is made of no field"),
+        ('name="order"', 'name="absence"',
+         "event type 'absence' is declared already, by waxwing itself"),
+    ],
+)  # fmt: skip
+def test_an_event_type_that_does_not_hold_together_is_refused(
+    own: Callable[..., list[str]], before: str, after: str, told: str
+) -> None:
+    text = FILES["own/order.py"].split("def log_total")[0]
+    assert text.count(before) == 1
+    found = own({"own/order.py": text.replace(before, after)}, feature_paths=())
+    place = f"own/order.py:{line_of(text, 'EVENT = EventType(')}: event type"
+    assert [fault.startswith(place) and told in fault for fault in found] == [True], found
