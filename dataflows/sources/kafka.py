@@ -224,6 +224,7 @@ class KafkaReader:
         self._paused: set[Place] = set()
         self._resumed: set[Place] = set()
         self._marks: dict[Place, int] = {}
+        self._stuck: set[Place] = set()
         self._fresh: dict[str, str] = {}
         self._catch_up = CatchUp(lane, pace or Pace(), slack_of(settings.late_s))
         self._standing = self._aimed = False
@@ -336,6 +337,8 @@ class KafkaReader:
             self._mend(message)
         for place in [p for p in self._marks if not self._back.get(p)]:
             self._end(place, self._marks.pop(place))
+        if self._stuck:
+            self._pass_gaps({(m.topic() or "", m.partition() or 0) for m in messages})
         self._release()
         if full and self._by_time:
             self._aim(self._places())
@@ -546,6 +549,7 @@ class KafkaReader:
         self._paused.clear()
         self._resumed.clear()
         self._marks.clear()
+        self._stuck.clear()
         self._catch_up.clear()
         self._assign()
 
@@ -937,7 +941,9 @@ class KafkaReader:
             else:
                 self._end(place, message.offset() or 0)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._skip(place)
+            self._topics[place[0]].in_doubt = True
+            self._be_sure([place[0]])
+            self._stuck.add(place)
         else:
             self._raise_if_gone(message)
             self._ids_at = 0.0
@@ -953,14 +959,22 @@ class KafkaReader:
                 " type out of event_types"
             )
 
+    def _pass_gaps(self, taken: set[Place]) -> None:
+        """Go on after offsets that are gone, where nothing is kept of before them.
+
+        Not in a round that takes records of before: it could not be taken again, for its positions
+        say that it began after the gap. Until then nobody fetches of such a partition.
+        """
+        free = [p for p in self._stuck if p not in taken and not self._back.get(p)]
+        for place in free:
+            self._stuck.discard(place)
+            self._skip(place)
+
     def _skip(self, place: Place) -> None:
         """Go on after offsets that are gone, and say which."""
         name, p = place
         topic = self._topics[name]
-        topic.in_doubt = True
-        self._be_sure([name])
-        back = self._back.get(place)
-        wanted = (back[-1].offset() or 0) + 1 if back else int(topic.at[p])
+        wanted = int(topic.at[p])
         low, high = self._watermarks(place)
         if wanted > high:
             raise SourceError(
@@ -974,10 +988,9 @@ class KafkaReader:
                 " they were read; going on at %d; lengthen retention.ms, or make no long breaks",
                 name, p, wanted, low - 1, low - wanted, low,
             )  # fmt: skip
-            if not back:
-                self._gaps.append(Gap(name, p, wanted, low - 1))
-                topic.at[p] = low
-                self._began[place] = low
+            self._gaps.append(Gap(name, p, wanted, low - 1))
+            topic.at[p] = low
+            self._began[place] = low
         self._assign()
 
     def _now_and_then(self) -> None:
