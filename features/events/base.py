@@ -16,7 +16,7 @@ import polars as pl
 
 from features.errors import DeclarationError
 
-__all__ = ["NAME", "EventType", "Field", "FieldKind"]
+__all__ = ["NAME", "NUMBER_MAX", "EventType", "Field", "FieldKind"]
 
 FieldKind = Literal["string", "float64", "int64", "bool", "time_us", "enum"]
 
@@ -43,6 +43,10 @@ _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 _TEXT = ("string", "enum")
 
+NUMBER_MAX = 1e15
+"""Bound, either way, of a float64 that declares none, and of a column that a user makes. Chosen: no
+measure is larger, and squares of it, a million times added up, are still numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -55,7 +59,8 @@ class Field:
     doc : what it means, one line
     unit : SI or ISO 4217 name; empty where it has none
     nullable : whether a producer may leave it out (Avro: union with null, default null)
-    minimum, maximum : inclusive bounds of a number; NaN and infinities are always refused
+    minimum, maximum : inclusive bounds of a number, of a float64 -1e15 and 1e15 where nothing is
+        said; NaN and infinities are always refused
     values : the words an `enum` may take
     length_max : longest string, in bytes
     default : what readers assume where an older producer does not send the field yet; needed on
@@ -72,6 +77,15 @@ class Field:
     values: tuple[str, ...] = ()
     length_max: int = STRING_LENGTH_MAX
     default: str | float | int | bool | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest number that is taken."""
+        widest = NUMBER_MAX if self.kind == "float64" else math.inf
+        return (
+            -widest if self.minimum is None else self.minimum,
+            widest if self.maximum is None else self.maximum,
+        )
 
     @property
     def dtype(self) -> pl.DataType:
@@ -253,8 +267,7 @@ def _default_wanted(field: Field) -> str:
     """What the default of a field should have been; empty where it is."""
     value = field.default
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    low = -math.inf if field.minimum is None else field.minimum
-    high = math.inf if field.maximum is None else field.maximum
+    low, high = field.bounds
     within = number and math.isfinite(float(value or 0)) and low <= float(value or 0) <= high
     fits, wanted = {
         "string": (
