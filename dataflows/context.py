@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -626,6 +627,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
         raise ConfigError(faults)
     for sentence in scorer.unheard():
         telemetry.say(sentence)
+    own_s, all_s = time.thread_time(), time.process_time()
     with ThreadPoolExecutor(1, thread_name_prefix="waxwing-begin") as pool:
         # State is read mostly outside of the interpreter's lock: kernels load meanwhile.
         beginning = pool.submit(_begin, settings, scorer.bundle.training, cat, telemetry.say)
@@ -635,6 +637,8 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
             with _held(beginning.result()[1]):
                 raise error
         begun = beginning.result()
+    own_s, all_s = time.thread_time() - own_s, time.process_time() - all_s
+    telemetry.start_cpu_s = {"kernels": own_s, "state": all_s - own_s}
     with _held(begun[1]):
         return _opened(settings, cat, scorer, remotes, begun, telemetry)
 

@@ -36,6 +36,7 @@ from features.catalog import Catalog
 from features.errors import ConfigError, StateError
 from features.simulate import ATTACKS, SILENCES
 from models.base import TrainingSet
+from models.bundle import check_place
 from models.scoring import take_rows
 
 __all__ = ["JournalRows", "journal_rows", "train_journal"]
@@ -237,6 +238,7 @@ def train_journal(
     Raises
     ------
     ConfigError : the bundle to write is the one the flow runs with
+    BundleError : something that is no bundle stands in its place
     WaxwingError : the rounds cannot be replayed, or there is too little to learn from
     """
     begun = time.perf_counter()
@@ -246,6 +248,7 @@ def train_journal(
             f"--from-journal: {live} is what the flow runs with; name a folder for the new models"
             " (`--set bundle=FOLDER`), then try them: `waxwing model stage FOLDER shadow`"
         )
+    check_place(Path(given["bundle"]))
     rows = journal_rows(state_dir, config, given, say, **how)
     history_s = time.perf_counter() - begun
     odd = rows.odd_per_genuine

@@ -38,7 +38,7 @@ from features.plan import ABSENCE
 from features.simulate import ATTACKS, SILENCES
 from features.simulate.mix import TYPE_SHARES
 from models.base import TrainingSet
-from models.bundle import Bundle, read_head
+from models.bundle import Bundle, check_place, read_head
 from models.costs import Costs
 from models.segments import parse_cut
 from models.train import Aim, join_sets, select_rows, train
@@ -127,6 +127,7 @@ def train_simulated(
     ------
     ConfigError, BundleError, StateError : with the cure
     """
+    check_place(settings.bundle)
     begun = time.perf_counter()
     cat = catalog()
     warm_up(cat)
@@ -219,6 +220,7 @@ def train_files(
     """
     from dataflows.sources.files import FileReader, truth_names
 
+    check_place(settings.bundle)
     begun = time.perf_counter()
     cat = catalog()
     warm_up(cat)

@@ -20,7 +20,7 @@ from typing import Any
 
 from features import definitions
 from features.choice import Choice, choose
-from features.columns import derived_columns, flag_names, key_names, real_names
+from features.columns import PLACE, derived_columns, flag_names, key_names, real_names
 from features.derivation import circles
 from features.errors import DeclarationError
 from features.events import event_type, event_types, made_types
@@ -214,9 +214,15 @@ def _ordered(event: str, declared: tuple[Feature, ...]) -> tuple[Feature, ...]:
 def _faults(declared: tuple[Feature, ...]) -> list[str]:
     """Everything wrong with the declarations."""
     faults: list[str] = []
-    known = {(f.event, f.name): f for f in declared}
-    seen: dict[tuple[str, str], str] = {}
+    sound: list[Feature] = []
     for feature in declared:
+        wrong = _type_faults(feature)
+        at = place_of(feature.declared_at)
+        faults += [f"{at}: feature {feature.name!r}: {fault}" for fault in wrong]
+        sound += [] if wrong else [feature]
+    known = {(f.event, f.name): f for f in sound}
+    seen: dict[tuple[str, str], str] = {}
+    for feature in sound:
         at = place_of(feature.declared_at)
         place = f"{at}: " if at else ""
         known_types = (*event_types(), *made_types())
@@ -234,10 +240,39 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
         seen.setdefault((feature.event, feature.name), at)
         found = _feature_faults(feature, known)
         faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
-    for event in dict.fromkeys(feature.event for feature in declared):
-        for circle in circles(f for f in declared if f.event == event):
+    for event in dict.fromkeys(feature.event for feature in sound):
+        for circle in circles(f for f in sound if f.event == event):
             faults.append(_circle_fault(circle))
     return faults
+
+
+_TEXTS = ("name", "event", "entity", "op", "why", "unit", "group")
+_TEXTS_OR_NONE = ("column", "where", "other", "baseline", "count")
+
+
+def _type_faults(feature: Feature) -> list[str]:
+    """Values of a declaration that are of no type that they may be of."""
+    wanted = dict.fromkeys(_TEXTS, "a text")
+    wanted |= dict.fromkeys(_TEXTS_OR_NONE, "a text or None")
+    wrong = [
+        name
+        for name in wanted
+        if not isinstance(getattr(feature, name), str)
+        and not (name in _TEXTS_OR_NONE and getattr(feature, name) is None)
+    ]
+    feeds, window_s, high = feature.feeds, feature.window_s, feature.high_is_odd
+    if not isinstance(feeds, tuple) or not all(isinstance(name, str) for name in feeds):
+        wrong.append("feeds")
+    if window_s is not None and (isinstance(window_s, bool) or not isinstance(window_s, int)):
+        wrong.append("window_s")
+    if high is not None and not isinstance(high, bool):
+        wrong.append("high_is_odd")
+    wanted |= {
+        "feeds": "a tuple of texts",
+        "window_s": "a whole number of seconds or None",
+        "high_is_odd": "True, False or None",
+    }
+    return [f"{name}: expected {wanted[name]}, got {getattr(feature, name)!r}" for name in wrong]
 
 
 def _circle_fault(circle: Sequence[Feature]) -> str:
@@ -310,11 +345,30 @@ def _why_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list
     return faults
 
 
+_OF_THE_ROW = frozenset(
+    ("baseline", "season", "anchor", "week", "trend", "geo", "members", "correlations",
+     "categories")
+)  # fmt: skip
+"""Families that judge a value of the row itself: without it they say nothing."""
+
+_PAIRS_OF_THE_ROW = ("first_time", "since_pair")
+"""Operations that judge the row's own pair; counts of pairs need none."""
+
+
+def _readers(feature: Feature, op: Operation, feeds: tuple[str, ...]) -> tuple[str, ...]:
+    """Event types that must have what the operation reads: those that feed it, and the one that
+    carries it where a value of its own row is judged."""
+    if op.family in _OF_THE_ROW or op.name in _PAIRS_OF_THE_ROW:
+        return tuple(dict.fromkeys((feature.event, *feeds)))
+    return feeds
+
+
 def _operand_faults(
     feature: Feature, op: Operation, feeds: tuple[str, ...], known: dict[tuple[str, str], Feature]
 ) -> list[str]:
     """What is wrong with column, condition, window and other."""
     faults = []
+    readers = _readers(feature, op, feeds)
     if op.window and feature.window_s is None:
         faults.append(f"operation {op.name!r} needs `window_s`")
     elif not op.window and feature.window_s is not None:
@@ -352,9 +406,20 @@ def _operand_faults(
         faults += [
             f"{name!r} has no entity or string column {feature.other!r}; there are"
             f" {', '.join(key_names(name))}"
-            for name in feeds
+            for name in readers
             if feature.other not in key_names(name)
         ]
+    if op.family == "geo":
+        faults += [
+            f"{name!r} has no place: operation {op.name!r} reads the numbers {', '.join(PLACE)}"
+            for name in readers
+            if not set(PLACE) <= set(real_names(name))
+        ]
+    if op.family == "correlations" and feature.event not in feeds:
+        faults.append(
+            f"operation {op.name!r} is about values that feed it; {feature.event!r} is not among"
+            " `feeds`"
+        )
     return faults
 
 
@@ -376,7 +441,7 @@ def _column_faults(
             return _source_faults(feature, source, feeds)
     return [
         _no_column(name, column, real_names(name))
-        for name in feeds
+        for name in _readers(feature, op, feeds)
         if column not in real_names(name)
     ]
 

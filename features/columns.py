@@ -23,6 +23,7 @@ from features.registry import own
 
 __all__ = [
     "DERIVED",
+    "PLACE",
     "Columns",
     "Derived",
     "derived_columns",
@@ -46,6 +47,9 @@ ROUND_AMOUNT_MIN = 50.0
 """Round sums from here on are counted; chosen: below, honest prices are round too often. Both are
 of the base currency where there is one: of a currency worth about a hundredth of it, a multiple of
 a thousand is round."""
+
+PLACE = ("place_x", "place_y", "place_z")
+"""Columns of a place, a unit vector: what distances and speeds are computed of."""
 
 KNOWN_DAYS_MAX = 7.0
 """From here on an entity is simply known: a number that grows without end tells only how long the
@@ -170,7 +174,7 @@ def _place(event: str) -> tuple[Derived, ...]:
     """The three components of an event's place."""
     return tuple(
         Derived(event, name, "real", _axis(i), f"{name[-1]} component of the place as unit vector")
-        for i, name in enumerate(("place_x", "place_y", "place_z"))
+        for i, name in enumerate(PLACE)
     )
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from features.arena import bits_max
 from features.catalog import Catalog, inputs_of
+from features.columns import PLACE
 from features.events import event_code, event_type, event_types
 from features.maxima import link_words
 from features.operations import HISTORY_FROM, OPERATIONS, SLOW_TWINS, UNWEIGHED
@@ -545,8 +546,7 @@ def _build_geo(plan: EntityPlan, found: list[tuple[Feature, int]]) -> None:
     rows = [(f.event, OPERATIONS[f.op].code, keys.index(_feeds(f)), 0, to) for f, to in found]
     table, at = _table(rows, None)
     plan.geo = Family(np.stack([_mask(feeds) for feeds in keys]), table, at)
-    names = ("place_x", "place_y", "place_z")
-    plan.places = np.array([plan.real(name) for name in names], np.int64)
+    plan.places = np.array([plan.real(name) for name in PLACE], np.int64)
 
 
 def _members(plan: EntityPlan, found: list[tuple[Feature, int]]) -> Members:

@@ -62,6 +62,8 @@ class Feature:
     declared_at: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.feeds, list):
+            object.__setattr__(self, "feeds", tuple(self.feeds))
         if not self.declared_at:
             # Over this method and the generated __init__.
             object.__setattr__(self, "declared_at", _place(sys._getframe(2)))

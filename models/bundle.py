@@ -10,9 +10,9 @@
     EVENT_TYPE/scales.npz, .json    calibration of each detector, the ensemble, the gate, usual
     values
 
-It is written beside its place and renamed, and read only where every checksum holds. Its id is the
-hash of its content without `voting.toml`, the metrics, the card and that version, so that alerts of
-the same models have the same ids whatever their thresholds.
+It is written beside its place and exchanged with what is there, and read only where every checksum
+holds. Its id is the hash of its content without `voting.toml`, the metrics, the card and that
+version, so that alerts of the same models have the same ids whatever their thresholds.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from models.card import card_text
 from models.detectors import detector, detector_names
 from models.own import own_detectors
 from models.segments import Cut, Segments
+from models.swap import beside, put, sweep, take_back
 from models.view import View
 from models.voting import ENSEMBLE, Ensemble, Novelty, Voting
 
@@ -48,6 +49,7 @@ __all__ = [
     "RULES_KEPT",
     "Bundle",
     "EventModels",
+    "check_place",
     "code_version",
     "copy_bundle",
     "kept_rules",
@@ -165,23 +167,23 @@ class Bundle:
         return tuple(dict.fromkeys(d for m in self.models.values() for d in m.detectors))
 
     def write(self, path: Path) -> Bundle:
-        """Write it as the folder `path`, in place of what stood there; returns it with its id.
+        """Write it as the folder `path`, in place of the bundle that stood there; returns it with
+        its id.
 
         Raises
         ------
-        BundleError : the disk refused it
+        BundleError : something else stands there, which stays; the disk refused it
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        check_place(path)
+        place = path.resolve()  # of a link the folder it leads to
+        temporary = beside(place, "new")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            take_back(place)
+            sweep(place)
             temporary.mkdir()
             id_ = _write(self, temporary)
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            put(temporary, place)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise BundleError(
@@ -212,6 +214,27 @@ class Bundle:
             head["id"], head["catalog_version"], models, voting, head["training"], metrics,
             _declared(path, head), str(head.get(_MADE_BY, "")),
         )  # fmt: skip
+
+
+def check_place(path: Path) -> None:
+    """Whether a bundle may be written as the folder `path`, asked before hours of work.
+
+    Raises
+    ------
+    BundleError : a file stands there, or a folder that is neither a bundle nor empty
+    """
+    cure = "name another folder, or one that is not there yet"
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"bundle {path}: there is a file of that name; {cure}")
+    try:
+        first = next(path.iterdir(), None) if path.is_dir() else None
+    except OSError as error:
+        raise BundleError(f"bundle {path}: cannot be looked into ({error.strerror})") from None
+    if first is not None and not (path / "bundle.json").is_file():
+        raise BundleError(
+            f"bundle {path}: the folder is no bundle and holds {first.name!r}, which writing one"
+            f" there would remove; {cure}"
+        )
 
 
 def code_version() -> str:
@@ -364,6 +387,7 @@ def read_head(path: Path) -> dict[str, Any]:
     ------
     BundleError : missing, damaged, of another format
     """
+    take_back(path.resolve())
     if not (path / "bundle.json").is_file():
         raise BundleError(
             f"there is no model bundle at {str(path)!r}; train one with `waxwing train`, or name"

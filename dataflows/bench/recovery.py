@@ -94,13 +94,22 @@ def _command(args: argparse.Namespace, given: list[str], state_dir: Path, fresh:
     return [*command, "--watched", str(state_dir.with_name("recovery.jsonl"))]
 
 
+_STARTS = ("imports_cpu_s", "kernels_cpu_s", "state_cpu_s")
+"""Parts of a start's CPU; what they leave of it is the store, the lanes, the flow put together."""
+
+
+def _since(found: dict[str, float], line: dict[str, float]) -> float:
+    """CPU since what is found already."""
+    return round(line["cpu_s"] - found["start_cpu_s"] - found.get("replay_cpu_s", 0.0), 3)
+
+
 class _Flow:
     """A flow in a process of its own, live when this returns.
 
     Attributes
     ----------
-    figures : seconds from its start until it ran, had played the journal again, and was live; how
-        many rounds it played again
+    figures : seconds from its start until it ran, had played the journal again, and was live, and
+        the CPU of each; how many rounds it played again
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -130,11 +139,15 @@ class _Flow:
             after_s = round(line["wall_s"] - self._begun, 3)
             found.setdefault("start_s", after_s)
             found.setdefault("start_cpu_s", line["cpu_s"])
+            for name in _STARTS:
+                found.setdefault(name, line[name])
             found["replayed_rounds"] = line["replayed"]
             if line["lag_ms"] > 0.0:
                 found.setdefault("replay_s", after_s)
+                found.setdefault("replay_cpu_s", _since(found, line))
                 if line["lag_ms"] <= LAG_MS_HELD:
                     found["seconds_to_live"] = after_s
+                    found["catch_up_cpu_s"] = _since(found, line)
                     return found
         raise ConfigError(
             f"bench recovery: the flow was not live within {LIVE_S_MAX:.0f} s; this machine cannot"
@@ -176,6 +189,7 @@ def _watched(args: argparse.Namespace, settings: Settings) -> int:
     from dataflows.worker import end_with_parent
 
     threading.Thread(target=end_with_parent, name="waxwing-parent", daemon=True).start()
+    imports_cpu_s = usage()["cpu_s"]
     if args.fresh:
         clear_own_state(settings.state_dir)
     with Path(args.watched).open("w", encoding="utf-8") as file:
@@ -187,6 +201,8 @@ def _watched(args: argparse.Namespace, settings: Settings) -> int:
                 "replayed": told.replayed_rounds,
                 "lag_ms": told.lag_ms_last,
                 "cpu_s": usage()["cpu_s"],
+                "imports_cpu_s": imports_cpu_s,
+                **{f"{name}_cpu_s": round(s, 3) for name, s in told.start_cpu_s.items()},
             }
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -238,8 +254,10 @@ def _print(report: dict[str, Any]) -> None:
     )
     for restart in report["restarts"]:
         again, cpu_s = restart["replayed_rounds"], restart["start_cpu_s"]
+        parts = ", ".join(f"{name.split('_')[0]} {restart[name]:.1f}" for name in _STARTS)
         print(
-            f"  ran after {restart['start_s']:.1f} s ({cpu_s:.1f} of CPU), first new round after"
-            f" {restart['replay_s']:.1f} s ({again:.0f} of the journal before it), live after"
-            f" {restart['seconds_to_live']:.1f} s"
+            f"  ran after {restart['start_s']:.1f} s ({cpu_s:.1f} of CPU: {parts}), first new round"
+            f" after {restart['replay_s']:.1f} s ({again:.0f} of the journal before it,"
+            f" {restart['replay_cpu_s']:.1f} of CPU), live after {restart['seconds_to_live']:.1f} s"
+            f" ({restart['catch_up_cpu_s']:.1f} of CPU)"
         )

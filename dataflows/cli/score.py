@@ -89,7 +89,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     from dataflows.cli.run import overrides_of, with_data
     from dataflows.report import check_json
     from dataflows.settings import load
-    from features.errors import ConfigError
+    from features.errors import BundleError, ConfigError
 
     faults: list[str] = []
     for option, path in (("--out", args.out), ("--html", args.html)):
@@ -103,6 +103,13 @@ def _settings(args: argparse.Namespace) -> Settings:
         faults.append("--keep goes with --fit-until")
     if args.unlabelled and args.fit_until is None:
         faults.append("--unlabelled goes with --fit-until")
+    if args.keep is not None:
+        from models.bundle import check_place
+
+        try:
+            check_place(Path(args.keep))
+        except BundleError as error:
+            faults.append(f"--keep: {error}")
     if args.fit_until is not None:
         from dataflows.training import moment_us
 

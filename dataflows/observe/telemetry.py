@@ -106,6 +106,8 @@ class Telemetry:
         self.event_latency = LatencyHistogram()
         self.totals: dict[str, int] = {}
         self.stage_s: dict[str, float] = {}
+        self.start_cpu_s: dict[str, float] = {}
+        """CPU of a start before the flow runs: `kernels` and models, and beside them `state`."""
         self.snapshots = 0
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0

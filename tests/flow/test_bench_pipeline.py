@@ -50,6 +50,10 @@ def test_a_killed_flow_is_live_again_with_all_that_was_due(folder: Path) -> None
     (again,) = report["restarts"]
     assert 0 < again["start_s"] <= again["replay_s"] <= again["seconds_to_live"]
     assert report["seconds_to_live"]["max"] == again["seconds_to_live"]
+    parts = ("imports_cpu_s", "kernels_cpu_s", "state_cpu_s")
+    assert min(again[name] for name in parts) > 0
+    assert sum(again[name] for name in parts) <= again["start_cpu_s"]
+    assert again["replay_cpu_s"] > 0 and again["catch_up_cpu_s"] >= 0
     assert report["held"] == (again["seconds_to_live"] <= 30.0)
     cuts = list(read_cuts(folder / ".waxwing/bench/400-1600/state/journal/lane-00"))
     begun, ended = cuts[0].positions["anchor"], cuts[-1].positions["anchor"]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from features.catalog import Catalog, catalog, declared_features
 from features.errors import BundleError, ConfigError
+from models import swap
 from models.base import TrainingSet
 from models.bundle import Bundle, code_version
 from models.scoring import Scorer
@@ -105,6 +108,84 @@ def test_writing_again_replaces_the_folder_and_leaves_nothing_beside(
     assert not (copy / "leftover").exists()
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
     assert Bundle.load(copy, catalog()).detectors == ("zscore",)
+
+
+def test_what_is_no_bundle_is_never_written_over(tmp_path: Path, rows: TrainingSet) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("ten years")
+    fresh = train({"login": rows}, catalog(), ("zscore",), 1)
+    with pytest.raises(BundleError, match=r"no bundle and holds 'thesis.txt'.*another folder"):
+        fresh.write(precious)
+    with pytest.raises(BundleError, match=r"there is a file of that name"):
+        fresh.write(precious / "thesis.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+    assert (precious / "thesis.txt").read_text() == "ten years"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    fresh.write(empty)
+    assert Bundle.load(empty, catalog()).detectors == ("zscore",)
+
+
+def test_a_link_to_a_bundle_stays_a_link(copy: Path, rows: TrainingSet, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(copy)
+    train({"login": rows}, catalog(), ("zscore",), 1).write(link)
+    assert link.is_symlink()
+    assert Bundle.load(copy, catalog()).detectors == ("zscore",)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "current"]
+
+
+class _Killed(BaseException):
+    """Where the process dies."""
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_process_that_dies_while_it_replaces_a_bundle_leaves_one_of_the_two(
+    copy: Path, rows: TrainingSet, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    fresh = train({"login": rows}, catalog(), ("zscore",), 1)
+    if not exchanges:
+        monkeypatch.setattr(swap, "_exchanged", lambda *_: False)
+    rename, remove = Path.rename, shutil.rmtree
+    for step in range(10):
+        left = [step]
+
+        def die(left: list[int] = left) -> None:
+            if not left[0]:
+                raise _Killed
+            left[0] -= 1
+
+        def renames(one: Path, other: Path, die: Callable[[], None] = die) -> Path:
+            die()
+            return rename(one, other)
+
+        def removes(*args: Any, die: Callable[[], None] = die, **options: Any) -> None:
+            die()
+            remove(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", renames)
+            patched.setattr(shutil, "rmtree", removes)
+            try:
+                fresh.write(copy)
+                break
+            except _Killed:
+                pass
+        found = Bundle.load(copy, catalog()).detectors
+        assert found in (DETECTORS, ("zscore",)), f"died at step {step}"
+    assert step >= 1, "it died at no step"
+    assert [p.name for p in copy.parent.iterdir()] == ["copy"], "all that was left aside is gone"
+    assert Bundle.load(copy, catalog()).detectors == ("zscore",)
+
+
+def test_what_a_living_process_has_beside_a_bundle_is_left_to_it(copy: Path) -> None:
+    living = copy.with_name(f".{copy.name}.{os.getppid()}.old")
+    copy.rename(living)
+    with pytest.raises(BundleError, match="no model bundle"):
+        Bundle.load(copy, catalog())
+    living.rename(copy.with_name(f".{copy.name}.{os.getpid()}.old"))
+    assert Bundle.load(copy, catalog()).detectors == DETECTORS
 
 
 def test_no_file_of_a_bundle_is_a_pickle(folder: Path) -> None:

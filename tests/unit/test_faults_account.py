@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,10 @@ import pytest
 
 from tests.service.faults import __main__ as program
 from tests.service.faults.field import Field, Row, Sender
+from tests.service.faults.scenarios import FAULTS
+from tests.service.test_faults import ELSEWHERE, SHORT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def account(folder: Path, alerts: list[str], letters: list[tuple[int, int]], **more: Any) -> Row:
@@ -31,6 +36,24 @@ def account(folder: Path, alerts: list[str], letters: list[tuple[int, int]], **m
 
 def counts(row: Row) -> tuple[int, ...]:
     return row.sent, row.scored, row.dead_lettered, row.lost, row.gap, row.twice
+
+
+def test_every_fault_is_broken_in_make_test() -> None:
+    assert ELSEWHERE.keys() <= FAULTS.keys() == {*SHORT, *ELSEWHERE}
+    for tests in ELSEWHERE.values():
+        assert tests
+        for path, _, name in (test.partition("::") for test in tests):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert f"\ndef {name}(" in text, f"{path} has no {name}"
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    begin = page.index("| fault | tested in `make test` by |")
+    rows = page[begin : page.index("\n\n", begin)].splitlines()[2:]
+    told = {
+        name: set(re.findall(r"`(tests/[a-z_/.]+)`", tests))
+        for _, names, tests, _ in (row.split("|") for row in rows)
+        for name in re.findall(r"`([a-z_]+)`", names)
+    }
+    assert told == {name: {t.partition("::")[0] for t in of} for name, of in ELSEWHERE.items()}
 
 
 def test_each_event_is_counted_once_where_it_went(tmp_path: Path) -> None:

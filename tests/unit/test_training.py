@@ -142,6 +142,24 @@ def test_a_stretch_of_a_file_is_learned_from_whole_where_it_is_short(
     assert found == [part - repeats] and part < len(frame) / 3
 
 
+def test_a_folder_that_is_no_bundle_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("ten years")
+    data = tmp_path / "payment.csv"
+    data.write_text("event_id\n1\n")  # never come to: it would be refused for its columns
+    train = ["train", "--set", f"bundle={precious}"]
+    table = ["score", "--data", f"payment={data}", "--fit-until", "2026-03-02T00:00:00Z"]
+    table += ["--keep", str(precious), "--out", str(tmp_path / "out.csv")]
+    for command in (train, [*train, "--data", f"payment={data}"], table):
+        assert main(command) == 2
+        assert "no bundle and holds 'thesis.txt'" in capsys.readouterr().err
+    assert (precious / "thesis.txt").read_text() == "ten years"
+    assert not (tmp_path / "warm").exists() and not (tmp_path / "out.csv").exists()
+
+
 def test_labels_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_labels(tmp_path / "none.csv")

@@ -294,6 +294,10 @@ def counts(name, **more):
     )
 
 
+def of_payments(name, op, unit, feeds=("payment",), **more):
+    return Feature(name, "order", "user", op, "{value}", unit, "geo", feeds, **more)
+
+
 DERIVED = (
     Derived("order", "odd", "real", odd, "no such field"),
     Derived("order", "few", "real", few, "one value"),
@@ -313,9 +317,15 @@ FEATURES = (
     ),
     Feature("f", "order", "user", "cuont", "{value}", "1", "velocity", window_s=60),
     3,
+    of_payments("g", "first_time", "flag", other="merchant"),
+    of_payments("h", "z", "sigma", column="amount"),
+    of_payments("i", "entropy", "bit", other="merchant"),
+    of_payments("j", "home_km", "km"),
+    of_payments("k", "home_km", "km", feeds=()),
+    of_payments("l", "correlation", "1", column="total", other="shop", window_s=60),
 )
 """
-"""Columns from line 19, features from line 26."""
+"""Columns from line 23, features from line 30."""
 
 
 EXPECTED = (
@@ -328,19 +338,25 @@ EXPECTED = (
     "own/empty.py:1: declares no FEATURES",
     "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
     "own/wrong.py:6: column order.odd: ColumnNotFoundError",
-    "own/wrong.py:19: column order.few: a real is an array float64 of one value a row, (2,);",
-    "own/wrong.py:19: column order.total: is a field or an entity of the event type already",
-    "own/wrong.py:19: column order.word: kind is 'text'; it must be real or flag",
-    "own/wrong.py:19: column ordre.late: unknown event type 'ordre'",
-    "own/wrong.py:26: FEATURES[8]: expected a Feature, got int",
-    "own/wrong.py:27: order.a: window_s is 0; it must be in 1..",
-    "own/wrong.py:28: order.b: operation 'count' takes no `column`",
-    "own/wrong.py:29: order.c: unit 's' does not fit; operation 'count' gives '1'",
-    "own/wrong.py:30: order.user_orders_1h: declared twice, first at own/order.py:",
-    "own/wrong.py:31: order.d: 'order' has no entity 'card'; entities are user, shop",
-    "own/wrong.py:31: order.d: 'order' has no number 'totl'; there are total,",
-    "own/wrong.py:33: order.e: declared twice, first at own/wrong.py:33",
-    "own/wrong.py:36: order.f: unknown operation 'cuont'; operations are count,",
+    "own/wrong.py:23: column order.few: a real is an array float64 of one value a row, (2,);",
+    "own/wrong.py:23: column order.total: is a field or an entity of the event type already",
+    "own/wrong.py:23: column order.word: kind is 'text'; it must be real or flag",
+    "own/wrong.py:23: column ordre.late: unknown event type 'ordre'",
+    "own/wrong.py:30: FEATURES[8]: expected a Feature, got int",
+    "own/wrong.py:31: order.a: window_s is 0; it must be in 1..",
+    "own/wrong.py:32: order.b: operation 'count' takes no `column`",
+    "own/wrong.py:33: order.c: unit 's' does not fit; operation 'count' gives '1'",
+    "own/wrong.py:34: order.user_orders_1h: declared twice, first at own/order.py:",
+    "own/wrong.py:35: order.d: 'order' has no entity 'card'; entities are user, shop",
+    "own/wrong.py:35: order.d: 'order' has no number 'totl'; there are total,",
+    "own/wrong.py:37: order.e: declared twice, first at own/wrong.py:37",
+    "own/wrong.py:40: order.f: unknown operation 'cuont'; operations are count,",
+    "own/wrong.py:42: order.g: 'order' has no entity or string column 'merchant'; there are user,",
+    "own/wrong.py:43: order.h: 'order' has no number 'amount'; there are total,",
+    "own/wrong.py:44: order.i: 'order' has no entity or string column 'merchant'; there are user,",
+    "own/wrong.py:45: order.j: 'order' has no place: operation 'home_km' reads the numbers place_x",
+    "own/wrong.py:46: order.k: 'order' has no place: operation 'home_km' reads the numbers place_x",
+    "own/wrong.py:47: order.l: operation 'correlation' is about values that feed it; 'order'",
     "groups: Input should be greater than or equal to 1",
     "unknown event type 'odrer' (did you mean 'order'?)",
 )
@@ -444,3 +460,45 @@ def test_a_unit_that_does_not_fit_is_refused(changes: dict[str, object], gives: 
     wrong = replace(GOOD, name="x", **({"unit": "kg"} | changes))  # type: ignore[arg-type]
     text = faults(GOOD, since, wrong)
     assert gives in text and "does not fit" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": None}, "name: expected a text, got None"),
+        ({"why": None}, "why: expected a text, got None"),
+        ({"event": ["payment"]}, "event: expected a text, got ['payment']"),
+        ({"column": 3}, "column: expected a text or None, got 3"),
+        ({"window_s": "3600"}, "window_s: expected a whole number of seconds or None, got '3600'"),
+        ({"window_s": 3600.5}, "window_s: expected a whole number of seconds or None, got 3600.5"),
+        ({"window_s": True}, "window_s: expected a whole number of seconds or None, got True"),
+        ({"feeds": "order"}, "feeds: expected a tuple of texts, got 'order'"),
+        ({"feeds": (1,)}, "feeds: expected a tuple of texts, got (1,)"),
+        ({"high_is_odd": "low"}, "high_is_odd: expected True, False or None, got 'low'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_fault_with_file_and_line(
+    own: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    told: str,
+) -> None:
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | change).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (\n    Feature({said}),\n)\n"
+    place = f"own/typed.py:4: feature {(good | change)['name']!r}: "
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == [place + told]
+    forget()
+    assert main(["features", "list", "--set", "feature_paths=own/typed.py"]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "typed.py" in line] == [
+        f"waxwing: {place}{told}"
+    ]
+    forget()
+    listed = good | {"feeds": ["payment"]}
+    said = ", ".join(f"{name}={value!r}" for name, value in listed.items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    assert own({"own/typed.py": text}, (), ("own/typed.py",)) == []
+    assert catalog().feature("payment", "n").feeds == ("payment",)

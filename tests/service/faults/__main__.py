@@ -43,7 +43,8 @@ class FieldMaker:
         self.made: list[Field] = []
 
     def __call__(self, **more: object) -> Field:
-        folder = self._folder / self._name
+        # The state of one field is none of the next one's.
+        folder = self._folder / f"{self._name}{len(self.made) or ''}"
         self.made.append(Field(self._name, self.seed, self._bench, self.servers, folder, **more))
         return self.made[-1]
 

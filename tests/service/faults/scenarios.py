@@ -68,7 +68,8 @@ and 50,000 messages of 1 kB each; the rest is for the state of new cards. Chosen
 
 LATER, LATER_S = 2.0, 0.2
 """Latency while the store is broken may be so many times that without, and so many seconds more:
-the median of ten is noisy on two busy cores, and who waits for the store waits a second. Chosen."""
+the median of ten is noisy on two busy cores, and who waits for the store waits a second. Not looked
+at in short. Chosen."""
 
 PER_S = 100.0
 """Events a second while something is broken. Chosen: each becomes an alert, on two busy cores."""
@@ -108,7 +109,7 @@ def kills_topic(make: Make, short: bool) -> Row:
         alerts="jsonl,kafka", alerts_topic=topics["alerts"], dead_letters_topic=topics["letters"],
         journal_topic=topics["journal"],
     )  # fmt: skip
-    times = 2 if short else 10
+    times = 1 if short else 10
     field.flow = Flow(field, workers=2).start()
     first, heard = field.sender.send(PARTITIONS), set[str]()
 
@@ -273,18 +274,19 @@ def redis_gone(make: Make, short: bool) -> Row:
     url = str(field.settings["redis_url"])
     field.flow.start()
     field.live()
-    before = _latency(field, 10)
+    times = 1 if short else 10
+    before = _latency(field, times)
     field.servers.redis.stop(signal.SIGKILL)
     field.sender.begin(PER_S)
-    time.sleep(3.0 if short else 30.0)
-    during = _latency(field, 10)
+    time.sleep(1.0 if short else 30.0)
+    during = _latency(field, times)
     field.sender.end()
     wait(lambda: field.has(field.sender.acked), "detection goes on")
     field.servers.redis.start()
     seconds = wait(lambda: "is back" in field.flow.said(), "Redis is found again")
-    after = _latency(field, 10)
+    after = _latency(field, times)
     report = field.flow.stop()
-    assert during < LATER * max(before, after) + LATER_S, (before, during, after)
+    assert short or during < LATER * max(before, after) + LATER_S, (before, during, after)
     assert report["pending"] == 0
     entities = _as_replayed(field, url, 7)
     row = field.account(
@@ -296,24 +298,24 @@ def redis_gone(make: Make, short: bool) -> Row:
 
 def redis_slow(make: Make, short: bool) -> Row:
     """Each answer of Redis takes a second: detection does not wait for it."""
-    url = _database(make, 8)
+    url, times = _database(make, 8), 1 if short else 10
     with _slow(url) as slow:
         field = make(store="redis", redis_url=slow.url)
         field.flow.start()
         field.live()
-        before = _latency(field, 10)
+        before = _latency(field, times)
         slow.wait_s = 1.0
         field.sender.begin(PER_S)
         time.sleep(2.0 if short else 20.0)
-        during = _latency(field, 10)
+        during = _latency(field, times)
         field.sender.end()
         wait(lambda: field.has(field.sender.acked), "detection goes on")
         slow.wait_s = 0.0
         seconds = field.live()
-        after = _latency(field, 10)
+        after = _latency(field, times)
         field.sender.end()
         field.flow.stop()
-    assert during < LATER * max(before, after) + LATER_S, (before, during, after)
+    assert short or during < LATER * max(before, after) + LATER_S, (before, during, after)
     entities = _as_replayed(field, url, 9)
     row = field.account(
         latency_s_before=before, latency_s_during=during, latency_s_after=after, entities=entities
@@ -350,7 +352,7 @@ def registry_away(make: Make, short: bool) -> Row:
             field.sender._produce(names[i], message, 1 + i % (PARTITIONS - 1))
         field.sender.end()
         seconds = wait(lambda: field.has(names), "known schemas go on")
-        assert not field.has(waiting[:1])
+        assert not field.has(waiting[:1]), field.flow.said()[-3000:]
         wait(lambda: len(field.letters()) == len(waiting), "patience is at its end")
     finally:
         registry.thaw()
@@ -575,7 +577,7 @@ def _malformed_topic(make: Make, encoding: str, short: bool) -> Row:
         field.sender.encode = lambda f: avro_bodies(declared, f, confluent_header(known))
     field.flow.start()
     field.live()
-    rng, total, sent, rss = field.chance, 10_000 if short else 150_000, 0, [field.flow.rss_mb()]
+    rng, total, sent, rss = field.chance, 5_000 if short else 150_000, 0, [field.flow.rss_mb()]
     while sent < total:
         pool = field.sender.encode(field.sender.frame(2_000))
         for _ in range(5_000):
