@@ -665,6 +665,12 @@ class _Found:
     known: int
     expected: Float64 = field(repr=False)
 
+    @property
+    def constant(self) -> bool:
+        """Whether all rows have one value, here and there."""
+        first = np.full(len(self.expected), self.expected[0])
+        return not len(self.wrong) and np.array_equal(self.expected, first, equal_nan=True)
+
 
 def _compare(
     oracle: duckdb.DuckDBPyConnection,
@@ -714,11 +720,8 @@ def _compare(
                     # What reads it is exact, of what it is.
                     _put(oracle, answer_table(event, feature.name), actual)
                 continue
-            first = float(found.expected[0])
-            if not len(found.wrong) and np.array_equal(
-                found.expected, np.full(n, first), equal_nan=True
-            ):
-                constant[f"{event}.{feature.name}"] = first
+            if found.constant:
+                constant[f"{event}.{feature.name}"] = float(found.expected[0])
                 continue
             compared[f"{event}.{feature.name}"] = found.rel_error
             if len(found.wrong):
