@@ -21,7 +21,7 @@ import polars as pl
 
 from dataflows.alerts.base import printable
 from dataflows.settings import Settings
-from dataflows.state.journal import replace_text
+from dataflows.state.journal import make_folder, replace_text
 from features.codes import CODES
 from features.currency import RATES_SCHEMA, Rates
 from features.errors import ConfigError, StateError
@@ -329,8 +329,16 @@ class RateBook:
 
     def _take(self, table: Rates) -> None:
         """Make what is new in a table the next version; its own process may not be the only one."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.with_suffix(".lock").open("a") as lock:
+        make_folder(self._log.parent)
+        path = self._log.with_suffix(".lock")
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise StateError(
+                f"{path} could not be written: {error.strerror}; free space or mend the disk and"
+                " start again"
+            ) from error
+        with file as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._news = _load(self._log, self._base)
             self._current = max(self._news, default=0)

@@ -23,7 +23,7 @@ from dataflows.addresses import address_fault, file_name, is_archive, is_elsewhe
 from features.errors import BundleError
 from models.bundle import read_head
 
-__all__ = ["BYTES_MAX", "FETCH_S", "brought"]
+__all__ = ["BYTES_MAX", "FETCH_S", "brought", "peeked"]
 
 BYTES_MAX = 4_000_000_000
 """Most bytes of a bundle, packed or not. Chosen: a hundred times the largest we have trained."""
@@ -87,8 +87,22 @@ def brought(place: str, into: Path) -> Path:
     return heads[0].parent
 
 
-def _fetch(place: str, path: Path) -> None:
-    """Copy a file, or the files of a bundle, from a URL."""
+def peeked(place: str, into: Path) -> Path:
+    """A folder with `bundle.json` and `voting.toml` of the bundle at a URL, and no more of it.
+
+    Raises
+    ------
+    BundleError : it may not be asked or cannot be reached, or has no such files
+    """
+    if fault := address_fault(place):
+        raise BundleError(f"bundle {masked(place)}: {fault}")
+    into.mkdir(parents=True)
+    _fetch(place, into, ("bundle.json", "voting.toml"))
+    return into
+
+
+def _fetch(place: str, path: Path, names: tuple[str, ...] = ()) -> None:
+    """Copy a file, or the files of a bundle, from a URL; `names` are those to copy, where given."""
     import fsspec
 
     # Whole blocks of a server that knows of none would be kept in memory; a stream is not.
@@ -96,6 +110,10 @@ def _fetch(place: str, path: Path) -> None:
     budget = _Budget(place)
     try:
         system, root = fsspec.url_to_fs(place)
+        for name in names:
+            _copied(system, f"{root.rstrip('/')}/{name}", path / name, budget, how)
+        if names:
+            return
         if path.name != "fetched":
             _copied(system, root, path, budget, how)
             return

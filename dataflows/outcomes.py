@@ -17,6 +17,7 @@ import polars as pl
 
 from dataflows.alerts.base import Alert
 from dataflows.state.deltas import read_arrays, write_arrays
+from dataflows.state.journal import make_folder
 from features.errors import StateError
 from features.keys import hash_strings
 from features.labels import Label
@@ -226,7 +227,7 @@ class Outcomes:
         if not self._changed:
             return
         self._changed = False
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         alerted = [(key, *one) for key, one in self._alerted.items()]
         said = [(key, *one) for key, one in self._said.items()]
         arrays = {

@@ -6,8 +6,12 @@ on demand rows into an online store of their own. Nothing of it touches the flow
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +26,7 @@ from dataflows.certify import Stretch, stretch_between
 from dataflows.context import Context, Replaying
 from dataflows.replay import as_run, base_before, replay, replay_context
 from dataflows.score import RoundOut, Seen
-from dataflows.state.journal import replace_text
+from dataflows.state.journal import fsync_folder, replace_text
 from features.batch import EventBatch, FeatureMatrix, concat_batches, stack
 from features.catalog import catalog
 from features.errors import ConfigError, StateError
@@ -104,14 +108,10 @@ class _Parts:
                 self._add(_Rows(round_, out.cut_time_us, batch, _slim(features)))
             if out.alerts:
                 text = "".join(alert.to_json() + "\n" for alert in out.alerts)
-                with self._made().joinpath("alerts.jsonl").open("a", encoding="utf-8") as file:
+                path = self.folder / "alerts.jsonl"
+                with _said(self.folder), path.open("a", encoding="utf-8") as file:
                     file.write(text)
         return True
-
-    def _made(self) -> Path:
-        """The folder, made where it is missing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder
 
     def _add(self, rows: _Rows) -> None:
         """Keep rows, and write a part once there are enough."""
@@ -128,17 +128,67 @@ class _Parts:
     def _write(self, name: str) -> None:
         """Write what waits of an event type as its next part, whole or not at all."""
         found = self.waiting.pop(name)
-        folder = self._made() / name
-        folder.mkdir(exist_ok=True)
-        self.files += 1
+        folder = self.folder / name
         path = folder / f"part-{found[0].round:012d}.parquet"
-        _frame(found).write_parquet(path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        frame = _frame(found)
+        with _said(self.folder):
+            folder.mkdir(exist_ok=True)
+            frame.write_parquet(path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+        self.files += 1
 
     def end(self) -> None:
         """Write what is left."""
         for name in list(self.waiting):
             self._write(name)
+
+
+@contextlib.contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """What the disk refuses is a sentence with its cure."""
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise StateError(
+            f"--into: {folder} could not be written: {why}; free space or mend the disk and begin"
+            " again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _coming(folder: Path) -> Iterator[Path]:
+    """A folder that gets its name once it is whole; what was broken off is swept away.
+
+    Raises
+    ------
+    ConfigError : another process is filling one of this name
+    StateError : the disk refuses it
+    """
+    coming = folder.with_name(f".{folder.name}.coming")
+    with _said(coming):
+        coming.mkdir(parents=True, exist_ok=True)
+        handle = os.open(coming, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--into {folder.name}: another replay is filling it; take another name"
+            ) from None
+        try:
+            with _said(coming):
+                for old in coming.iterdir():  # of a replay that was killed
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            yield coming
+            with _said(folder):
+                coming.rename(folder)
+                fsync_folder(folder.parent)
+        except BaseException:
+            shutil.rmtree(coming, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
 
 
 def _slim(features: FeatureMatrix) -> FeatureMatrix:
@@ -222,23 +272,27 @@ def refill(
     begun = time.monotonic()
     wanted = Replaying(first, last, scored=scored, base_alone="bundle" in given)
     context = replay_context(settings, base, wanted, header, other_models="bundle" in given)
-    parts = _Parts(folder)
-    if store:
-        _open_store(context, folder, given)
-    try:
-        replay(context, parts.look, workers)
-        if context.store is not None and not context.store.flush(60.0):
-            raise StateError(
-                "--store: Redis did not take the last rows within 60 s; bring it up, and begin"
-                " again under another name"
-            )
-    finally:
-        if context.store is not None:
-            context.store.close()
-    parts.end()
-    report = _report(parts, stretch, context, base.round, time.monotonic() - begun)
-    parts.folder.mkdir(parents=True, exist_ok=True)
-    replace_text(parts.folder / "replay.json", json.dumps(report, indent=1) + "\n")
+    with _coming(folder) as coming:
+        parts = _Parts(coming)
+        if store:
+            _open_store(context, coming, given)
+        try:
+            replay(context, parts.look, workers)
+            if context.store is not None and not context.store.flush(60.0):
+                raise StateError(
+                    "--store: Redis did not take the last rows within 60 s; bring it up, and begin"
+                    " again"
+                )
+        finally:
+            if context.store is not None:
+                context.store.close()
+        parts.end()
+        took_s = time.monotonic() - begun
+        report = {"folder": str(folder)} | _report(parts, stretch, context, base.round, took_s)
+        with _said(coming):
+            replace_text(coming / "replay.json", json.dumps(report, indent=1) + "\n")
+            # The server's address is a path that ends with the replay.
+            (coming / "store" / "url").unlink(missing_ok=True)
     return report
 
 
@@ -249,7 +303,6 @@ def _open_store(context: Context, folder: Path, given: dict[str, Any]) -> None:
     if given.get("store") == "redis" and "redis_url" not in given:
         raise ConfigError("--store: name the Redis to fill (--set redis_url=...)")
     kind = "redis" if "redis_url" in given else "embedded"
-    folder.mkdir(parents=True)
     own = context.settings.model_copy(update={"store": kind, "state_dir": folder})
     context.store = StoreWriter(own, context.catalog)
 
@@ -259,7 +312,6 @@ def _report(
 ) -> dict[str, Any]:
     """What there is to say of it."""
     return {
-        "folder": str(parts.folder),
         "first_round": stretch.first.round,
         "last_round": stretch.last.round,
         "from_us": stretch.first.cut_time_us,

@@ -14,7 +14,7 @@ from typing import Any
 
 from features.errors import ConfigError
 
-__all__ = ["check_json", "plain", "write_json", "write_text"]
+__all__ = ["check_apart", "check_json", "plain", "write_json", "write_text"]
 
 
 def write_json(path: str | None, report: dict[str, Any]) -> None:
@@ -70,6 +70,43 @@ def check_json(path: str | None, option: str = "--json") -> None:
             Path(path).unlink()
     except OSError as error:
         raise _cannot(path, option, error) from None
+
+
+def check_apart(
+    outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]
+) -> None:
+    """Whether no file that is to be written is one that is read, nor another that is written.
+
+    Parameters
+    ----------
+    outputs : option -> its file; None where it is not given, `-` is standard output
+    inputs : what is read, as the user knows it -> its file
+
+    Raises
+    ------
+    ConfigError : each that is
+    """
+    faults: list[str] = []
+    taken = [(what, Path(path)) for what, path in inputs.items() if path is not None]
+    for option, path in outputs.items():
+        if path is None or path == "-":
+            continue
+        for what, other in taken:
+            if _same(Path(path), other):
+                faults.append(f"{option} {path}: would write over {what}; name another file")
+        taken.append((option, Path(path)))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file; a device or a pipe takes what several write."""
+    try:
+        if one.exists() and other.exists():
+            return one.is_file() and one.samefile(other)
+        return one.resolve() == other.resolve()
+    except OSError:
+        return False
 
 
 def _cannot(path: str | Path, option: str, error: OSError) -> ConfigError:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from dataflows.state.deltas import read_arrays, write_arrays
+from dataflows.state.journal import make_folder
 from dataflows.state.row_log import Rows
 from features.batch import EventBatch, FeatureMatrix
 from features.columns import Columns
@@ -218,7 +219,7 @@ class RowChoice:
         if not self._changed:
             return
         self._changed = False
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         arrays = {str(lane): known.dump() for lane, known in self._whole.items()}
         write_arrays(self._folder / f"{round_:020d}{_SUFFIX}", arrays, {})
 

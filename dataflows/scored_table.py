@@ -23,6 +23,7 @@ from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, LaneReader
 from dataflows.sources.files import FileReader
+from dataflows.together import Together, surprises_of
 from dataflows.warm import COLD, warm_folder
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog, catalog
@@ -58,9 +59,9 @@ class ScoredTable:
     Parameters
     ----------
     rows : a row for each row of the file, in its order: `row`, `status`, `reason`, `event_id`,
-        `time`, `entity`, `warming`, `fitted`, `score`, `extrapolated`, `alert`, `anomaly_type`,
-        `votes`, `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`, `_vote` of each
-        detector; `label` where the mapping has labels
+        `time`, `entity`, `warming`, `fitted`, `score`, `together`, `extrapolated`, `alert`,
+        `anomaly_type`, `votes`, `top_reason`, `events`, `alerts`, and DETECTOR`_raw`, `_score`,
+        `_vote` of each detector; `label` where the mapping has labels
     series : each event: `entity`, `time_us`, `value`, `score`, `alert`, `odd` (labelled as an
         anomaly); empty unless asked for
     silent : alerts on entities that were overdue: `time`, `entity`, `top_reason`
@@ -200,6 +201,7 @@ class _Taker:
         self._kinds: tuple[str, ...] = ()
         self._raw, self._scores = np.full((n, d), np.nan), np.full((n, d), np.nan)
         self._votes = np.zeros((n, d), np.bool_)
+        self._together = Together(n)
         self._label: Int64 | None = None
         self._texts: list[pl.DataFrame] = []
         self._told: dict[int, str] = {}
@@ -228,6 +230,7 @@ class _Taker:
         self._count += len(batch)
         np.add.at(self._events, rows, 1)
         np.add.at(self._alerts, rows, flagged)
+        self._together.add(rows, surprises_of(score))
         if batch.truth is not None:
             if self._label is None:
                 self._label = np.zeros(self._n, np.int64)
@@ -309,7 +312,8 @@ class _Taker:
         texts = pl.concat(self._texts) if self._texts else _no_texts()
         # Where a row was met again, what came last is what won.
         texts = texts.unique("row", keep="last", maintain_order=True)
-        scored = {"score": self._score, "extrapolated": self._beyond} | {
+        vote = {"score": self._score, "together": self._together.surprise()}
+        scored = vote | {"extrapolated": self._beyond} | {
             f"{name}_{what}": array[:, i]
             for i, name in enumerate(self._scorer.detectors)
             for what, array in (
@@ -344,7 +348,7 @@ class _Taker:
         if self._label is not None:
             frame = frame.with_columns(pl.Series("label", self._label))
         first = ["row", "status", "reason", "event_id", "time", "entity", "warming", "fitted",
-                 "score", "extrapolated", "alert", "anomaly_type", "votes",
+                 "score", "together", "extrapolated", "alert", "anomaly_type", "votes",
                  "top_reason"]  # fmt: skip
         rest = [c for c in frame.columns if c not in (*first, "time_us")]
         return frame.select(*first, *rest)

@@ -43,6 +43,7 @@ __all__ = [
     "declaration_faults",
     "is_time",
     "load",
+    "named_bundle",
     "parse_text",
     "recorded",
     "shown",
@@ -124,7 +125,11 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         Path(".waxwing/state"), description="journal, deltas, manifest, alert log"
     )
-    bundle: Path = Field(Path(".waxwing/bundle"), description="model bundle to score with")
+    bundle: Path = Field(
+        Path(".waxwing/bundle"),
+        description="model bundle to score with: a folder; also an archive, a URL of either, or the"
+        " id of one that state_dir has, brought to `state_dir/fetched` at the start",
+    )
     warm_state: Path | None = Field(
         None,
         description="state left by `waxwing train` or `waxwing backfill` to start from where"
@@ -311,6 +316,11 @@ class Settings(BaseSettings):
     detectors: list[str] = Field(
         ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
         description="detectors that score; names of files in models/detectors or `detector_paths`",
+    )
+    detector_options: dict[str, float] = Field(
+        {},
+        description="options of detectors in training, DETECTOR.OPTION -> number, such as"
+        " gradient_boosting.rounds; one that does not exist is refused with the names there are",
     )
     detector_paths: list[Path] = Field(
         [],
@@ -609,6 +619,13 @@ class Settings(BaseSettings):
                 parse_cut(text)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("detector_options")
+    @classmethod
+    def _options_are_of_detectors(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [name for name in value if not all(name.partition("."))]:
+            raise ValueError(f"expected DETECTOR.OPTION, got {', '.join(wrong)}")
         return value
 
     @field_validator("entity_ttl_h")
@@ -924,6 +941,7 @@ def load(
     values, where, faults = _merged(path, environ, overrides)
     # Before a value is looked at: the names of event types are among what is declared.
     faults += _declare(values, where)
+    faults += _place_bundle(values, where)
     try:
         settings = Settings(**values)
     except ValidationError as error:
@@ -932,6 +950,40 @@ def load(
     if faults:
         raise ConfigError(_with_names(faults))
     return settings
+
+
+def named_bundle(
+    path: Path | str | None = None, environ: Mapping[str, str] | None = None, **overrides: Any
+) -> str | None:
+    """What the setting `bundle` says, before its bundle is brought; None where nobody says it."""
+    place = _merged(path, environ, overrides)[0].get("bundle")
+    return None if place is None else str(place)
+
+
+def _place_bundle(values: dict[str, Any], where: Mapping[str, str]) -> list[str]:
+    """Put the folder of the bundle in place of its address or id; what is wrong with it."""
+    place = values.get("bundle")
+    if not isinstance(place, str) or not _is_elsewhere(place):
+        return []
+    from dataflows.placed import placed
+    from features.errors import BundleError
+
+    try:
+        state_dir = values.get("state_dir") or Settings.model_fields["state_dir"].default
+        values["bundle"] = placed(place, Path(state_dir))
+    except BundleError as error:
+        return [f"{where['bundle']}: bundle: {error}"]
+    except ConfigError as error:
+        return list(error.faults)
+    return []
+
+
+def _is_elsewhere(place: str) -> bool:
+    """Whether a bundle is named by an address or an id; that of a folder costs no import."""
+    from dataflows.addresses import is_elsewhere
+
+    by_id = len(place) == 16 and set(place) <= set("0123456789abcdef")
+    return is_elsewhere(place) or (by_id and not Path(place).exists())
 
 
 def declaration_faults(

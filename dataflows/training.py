@@ -54,6 +54,7 @@ __all__ = [
     "learn",
     "moment_us",
     "money_of",
+    "options_of",
     "read_attacks",
     "read_labels",
     "run_simulated",
@@ -129,6 +130,7 @@ def train_simulated(
     """
     check_place(settings.bundle)
     begun = time.perf_counter()
+    options_of(settings)
     cat = catalog()
     warm_up(cat)
     seed = settings.sim_seed + SEED_APART
@@ -222,6 +224,7 @@ def train_files(
 
     check_place(settings.bundle)
     begun = time.perf_counter()
+    options_of(settings)  # what is wrong is said before the history is read
     cat = catalog()
     warm_up(cat)
     from_us = 0 if learn_from is None else moment_us(learn_from)
@@ -287,7 +290,8 @@ def learn(
     try:
         bundle = train(
             sets, catalog(), settings.detectors, TRAINING_SEED,
-            attacks=attacks, aim=aim, segments=cuts, say=say, place=remotes.in_training,
+            options=options_of(settings), attacks=attacks, aim=aim, segments=cuts, say=say,
+            place=remotes.in_training,
         )  # fmt: skip
     finally:
         remotes.close()
@@ -295,6 +299,25 @@ def learn(
     training_s = time.perf_counter() - begun
     say(f"trained in {training_s:.1f} s; bundle {bundle.id} in {settings.bundle}")
     return Trained(bundle, warm, events, history_s, training_s)
+
+
+def options_of(settings: Settings) -> dict[str, dict[str, float]]:
+    """Detector -> its options, by the settings; what they may be a fit knows.
+
+    Raises
+    ------
+    ConfigError : options of a detector that is not trained
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, value in settings.detector_options.items():
+        detector, _, option = name.partition(".")
+        found.setdefault(detector, {})[option] = value
+    if astray := [name for name in found if name not in settings.detectors]:
+        raise ConfigError(
+            f"detector_options: {', '.join(astray)} is not among the detectors"
+            f" ({', '.join(settings.detectors)})"
+        )
+    return found
 
 
 def costs_of(settings: Settings) -> Costs | None:

@@ -19,11 +19,12 @@ from functools import cache, cached_property
 from typing import Any
 
 from features import definitions
-from features.choice import Choice, choose
+from features.choice import SEQUENCE, Choice, choose
 from features.columns import PLACE, derived_columns, flag_names, key_names, real_names
 from features.derivation import circles
 from features.errors import DeclarationError
 from features.events import event_type, event_types, made_types
+from features.events.base import NAME
 from features.operations import OPERATIONS, SEMANTICS, Operation
 from features.registry import chosen_patterns, own
 from features.sequence import TOKENS
@@ -238,7 +239,7 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
                 f"{place}{feature.event}.{feature.name}: declared twice, first at {first}"
             )
         seen.setdefault((feature.event, feature.name), at)
-        found = _feature_faults(feature, known)
+        found = [*_name_faults(feature), *_feature_faults(feature, known)]
         faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
     for event in dict.fromkeys(feature.event for feature in sound):
         for circle in circles(f for f in sound if f.event == event):
@@ -273,6 +274,22 @@ def _type_faults(feature: Feature) -> list[str]:
         "high_is_odd": "True, False or None",
     }
     return [f"{name}: expected {wanted[name]}, got {getattr(feature, name)!r}" for name in wrong]
+
+
+def _name_faults(feature: Feature) -> list[str]:
+    """What is wrong with the name of a feature whose event type exists."""
+    if not NAME.fullmatch(feature.name):
+        return [
+            "the name may hold small letters, digits and underscores, at most 63, and begins with a"
+            " letter"
+        ]
+    if feature.name == SEQUENCE:
+        return [f"the name {SEQUENCE!r} is that of the last events in the setting `features`"]
+    event = event_type(feature.event)
+    itself = feature.op == "value" and feature.column == feature.name
+    if feature.name in (*event.schema, *event.entities) and not itself:
+        return ["the name is that of a field or an entity of the event type"]
+    return []
 
 
 def _circle_fault(circle: Sequence[Feature]) -> str:

@@ -7,6 +7,7 @@ in `DERIVED`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ import polars as pl
 
 from features.batch import EventBatch, Float64
 from features.events import event_type
+from features.events.base import NUMBER_MAX
 from features.keys import UInt64, hash_columns, hash_strings
 from features.registry import own
 
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 Bool = npt.NDArray[np.bool_]
+
+_LOG = logging.getLogger(__name__)
 
 SMALL_AMOUNT = 3.0
 """Below this a payment is small in any of the major currencies; chosen: testers of cards stay under
@@ -333,6 +337,28 @@ def has_key(event: str, name: str) -> bool:
     return name in key_names(event)
 
 
+_TOLD: set[tuple[str, str]] = set()
+"""Columns of users of which it was told that they gave what is no number."""
+
+
+def _known(derived: Derived, columns: Columns) -> Float64:
+    """A user's column; NaN where it is infinite or beyond all bounds: one such value would stay in
+    the sums and means of its entity for good."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        value: Float64 = derived.make(columns)
+    beyond = np.abs(value) > NUMBER_MAX
+    if not beyond.any():
+        return value
+    if (derived.event, derived.name) not in _TOLD:
+        _TOLD.add((derived.event, derived.name))
+        _LOG.warning(
+            "column %s.%s gave %g, beyond %g either way: taken for not known, as all such values of"
+            " it from now on",
+            derived.event, derived.name, value[beyond][0], NUMBER_MAX,
+        )  # fmt: skip
+    return np.where(beyond, np.nan, value)
+
+
 class Columns:
     """Columns of one batch, each made once: the batch keeps them.
 
@@ -362,7 +388,7 @@ class Columns:
             return np.where(self.flag(condition), self.real(column), np.nan)
         derived = _derived(self._event).get(name)
         if derived is not None:
-            return derived.make(self)
+            return _known(derived, self) if derived.meaning else derived.make(self)
         value = self.paid(name)
         if self.rate is not None and name in event_type(self._event).money:
             return np.asarray(value * self.rate)

@@ -206,9 +206,7 @@ def _broken(event_type_name: str) -> tuple[pl.Expr, ...]:
         elif field.kind == "enum":
             tests.append(~column.is_in(list(field.values)))
         elif field.kind == "float64":
-            low = -np.inf if field.minimum is None else field.minimum
-            high = np.inf if field.maximum is None else field.maximum
-            tests += [~column.is_finite(), ~column.is_between(low, high)]
+            tests += [~column.is_finite(), ~column.is_between(*field.bounds)]
         elif field.kind == "int64":
             if field.minimum is not None:
                 tests.append(column < field.minimum)
@@ -290,10 +288,11 @@ def _fault(field: Field, value: Any, low_us: int, high_us: int) -> tuple[str, st
     elif field.kind in ("float64", "int64"):
         if not np.isfinite(value):
             return "not_finite", f"{name}: expected a finite number, got {value}"
-        if field.minimum is not None and value < field.minimum:
-            return "out_of_range", f"{name}: expected at least {field.minimum:g}, got {value:g}"
-        if field.maximum is not None and value > field.maximum:
-            return "out_of_range", f"{name}: expected at most {field.maximum:g}, got {value:g}"
+        low, high = field.bounds
+        if value < low:
+            return "out_of_range", f"{name}: expected at least {low:g}, got {value:g}"
+        if value > high:
+            return "out_of_range", f"{name}: expected at most {high:g}, got {value:g}"
     return None
 
 

@@ -20,12 +20,14 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
+import polars as pl
 
-from features.batch import sample_batch
+from features.batch import EventBatch, sample_batch
 from features.catalog import Catalog, declared_features
 from features.columns import DERIVED, Columns, Derived
 from features.errors import ConfigError, DeclarationError
-from features.events import EventType, built_in_types
+from features.events import EventType, built_in_types, event_type, made_types
+from features.events.base import NAME
 from features.registry import Own, declare_own
 from features.spec import Feature, place_of
 
@@ -264,14 +266,34 @@ def said_of(error: BaseException) -> str:
 
 
 def _meaning(tree: ast.Module) -> str:
-    """Stands for the code of a file but for what it declares: comments and layout do not count."""
+    """Stands for the code of a file but for what it declares: comments and layout do not count.
+
+    Of columns that are declared, what makes each counts: a lambda, or the name of a function.
+    """
     kept = []
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
-        declares = any(isinstance(t, ast.Name) and t.id in _NAMES for t in targets)
-        if not declares and not isinstance(node, ast.Expr):
+        names = {t.id for t in targets if isinstance(t, ast.Name)} & set(_NAMES)
+        if isinstance(node, ast.Assign) and "DERIVED" in names:
+            kept += _made_by(node.value)
+        elif not names and not isinstance(node, ast.Expr):
             kept.append(ast.unparse(node))
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
+
+
+def _made_by(value: ast.expr) -> list[str]:
+    """The code that makes each column of a tuple of `Derived(...)`; of anything else, all of it."""
+    found = []
+    for item in value.elts if isinstance(value, ast.Tuple | ast.List) else [value]:
+        keywords = {k.arg: k.value for k in item.keywords} if isinstance(item, ast.Call) else {}
+        named = isinstance(item, ast.Call) and isinstance(item.func, ast.Name)
+        if named and item.func.id == "Derived":  # type: ignore[attr-defined]
+            places = item.args[3:4]  # type: ignore[attr-defined]
+            made = places[0] if places else keywords.get("make", item)
+            found.append(ast.unparse(made))
+        else:
+            found.append(ast.unparse(item))
+    return found
 
 
 def _take(file: _File, module: ModuleType, meaning: str) -> None:
@@ -317,8 +339,9 @@ def _tuple(file: _File, name: str, value: Any, kind: type[X]) -> Iterable[X]:
 
 def _events(files: Sequence[_File]) -> tuple[list[EventType], list[str]]:
     """The event types that stand, and a fault for each whose name or topic is taken."""
-    places = dict.fromkeys(built_in_types(), "waxwing itself")
-    topics = {event.topic: "waxwing itself" for event in built_in_types().values()}
+    ours = built_in_types() | made_types()
+    places = dict.fromkeys(ours, "waxwing itself")
+    topics = {event.topic: "waxwing itself" for event in ours.values()}
     found: list[EventType] = []
     faults: list[str] = []
     for file in files:
@@ -363,6 +386,11 @@ def _columns(
             elif (column.event, column.name) in taken:
                 first = taken[column.event, column.name]
                 faults.append(f"{place}: is declared already, by {first}")
+            elif not NAME.fullmatch(column.name):
+                faults.append(
+                    f"{place}: the name may hold small letters, digits and underscores, at most 63,"
+                    " and begins with a letter"
+                )
             elif column.kind not in ("real", "flag"):
                 faults.append(f"{place}: kind is {column.kind!r}; it must be real or flag")
             else:
@@ -371,21 +399,58 @@ def _columns(
     return found, faults
 
 
+_TRIED = (2, 1, 3)
+"""What rows hold on which a column is tried, by row. Chosen: whatever a column takes from the rows
+before or after, a mean, a difference or an extreme so far, differs where a row stands alone."""
+
+
+def _rows_to_try(event: str) -> EventBatch:
+    """Events of a type, (3,), each another in whatever its fields may differ."""
+    sample = sample_batch(event, len(_TRIED))
+    made = []
+    for one in event_type(event).fields:
+        low, high = one.bounds
+        if one.kind == "float64" and None not in (one.minimum, one.maximum):
+            values: list[object] = [low + (high - low) * i / 4.0 for i in _TRIED]
+        elif one.kind in ("float64", "int64"):
+            kind = float if one.kind == "float64" else int
+            values = [kind(min(max(i, low), high)) for i in _TRIED]
+        elif one.kind == "string":
+            values = ["abc"[i - 1] for i in _TRIED]
+        elif one.kind == "enum":
+            values = [one.values[i % len(one.values)] for i in _TRIED]
+        elif one.kind == "bool":
+            values = [i == 1 for i in _TRIED]
+        else:
+            values = [i * 3_600_000_000 for i in _TRIED]
+        made.append(pl.Series(one.name, values, dtype=one.dtype))
+    return replace(sample, frame=pl.DataFrame(made))
+
+
 def _tried(file: _File, column: Derived) -> list[str]:
-    """What is wrong with a column when it is made of two rows."""
+    """What is wrong with a column when it is made of some rows, together and each alone."""
     name = f"column {column.event}.{column.name}"
-    wanted, rows = (np.bool_ if column.kind == "flag" else np.float64), 2
+    wanted, rows = (np.bool_ if column.kind == "flag" else np.float64), len(_TRIED)
     make: Callable[[Columns], Any] = column.make
+    batch = _rows_to_try(column.event)
     try:
-        made = make(Columns(sample_batch(column.event, rows)))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            made = make(Columns(batch))
+            alone = [make(Columns(batch.take(np.array([i])))) for i in range(rows)]
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError):
             return [f"{where_in(file.path, error)}: {name}: {fault}" for fault in error.faults]
         return [f"{where_in(file.path, error)}: {name}: {said_of(error)}"]
-    if not isinstance(made, np.ndarray) or made.shape != (rows,) or made.dtype != wanted:
-        got = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+    for got, n in ((made, rows), *((one, 1) for one in alone)):
+        if not isinstance(got, np.ndarray) or got.shape != (n,) or got.dtype != wanted:
+            is_ = f"{got.dtype} {got.shape}" if isinstance(got, np.ndarray) else type(got).__name__
+            return [
+                f"{file.at('DERIVED')}: {name}: a {column.kind} is an array {np.dtype(wanted)} of"
+                f" one value a row, {(n,)}; got {is_}"
+            ]
+    if not np.allclose(made, np.concatenate(alone), rtol=1e-9, atol=0.0, equal_nan=True):
         return [
-            f"{file.at('DERIVED')}: {name}: a {column.kind} is an array {np.dtype(wanted)} of one"
-            f" value a row, {(rows,)}; got {got}"
+            f"{file.at('DERIVED')}: {name}: is another where a row stands alone: a column is made"
+            " of its own row, since how rows are cut into batches hangs on when they arrive"
         ]
     return []

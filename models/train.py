@@ -189,9 +189,8 @@ def train(
         made[ABSENCE], rule = _overdue(catalog, rare.get(ABSENCE))
         rules[rule.name] = rule
     about: dict[str, Any] = {name: _about(rows) for name, rows in sets.items()}
-    training = (
-        {"seed": seed, "sets": about} | _left_out(detectors, kinds, fitted, say) | _own(detectors)
-    )
+    training = {"seed": seed, "sets": about} | _left_out(detectors, kinds, fitted, say)
+    training |= _own(detectors) | _given(options)
     if patterns := chosen_patterns():
         training["features"] = list(patterns)
     voting, declared = Voting(rules), catalog.declarations()
@@ -222,6 +221,13 @@ def _faults(
         " or leave the event type out"
         for name, rows in sets.items()
         if len(rows) < ROWS_MIN and name not in made_types()
+    ]
+    faults += [
+        f"training: {name}: all {len(rows):,} rows are labelled anomalies, and what is usual is"
+        " learned from genuine ones; give history with genuine events in it, or the labels of the"
+        " anomalies alone"
+        for name, rows in sets.items()
+        if len(rows) and bool((rows.label == 1).all())
     ]
     if not sets:
         faults.append("training: no rows at all; give history with events in it")
@@ -278,6 +284,11 @@ def _own(detectors: Sequence[str]) -> dict[str, dict[str, str]]:
     """The code of the user's own detectors, where there are any."""
     own = {name: one.code for name, one in own_detectors().items() if name in detectors}
     return {"own_detectors": own} if own else {}
+
+
+def _given(options: Mapping[str, Mapping[str, float]] | None) -> dict[str, dict[str, Any]]:
+    """The options of detectors, where there are any."""
+    return {"options": {name: dict(of) for name, of in options.items()}} if options else {}
 
 
 def _without_rare(

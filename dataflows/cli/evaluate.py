@@ -124,7 +124,7 @@ def _fit_voting(
 
 def _settings(args: argparse.Namespace) -> Settings:
     """The settings of the command line; every fault of the options at once."""
-    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.cli.run import check_outputs, overrides_of, with_data
     from dataflows.report import check_json
     from dataflows.settings import load
     from features.errors import ConfigError
@@ -156,6 +156,10 @@ def _settings(args: argparse.Namespace) -> Settings:
         settings = load(args.config, **(with_data(args) | overrides_of(args) | bundle))
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
+    try:
+        check_outputs(args, settings, "--html", "--json", "--fit-voting")
+    except ConfigError as error:
+        faults += error.faults
     if faults:
         raise ConfigError(faults)
     return settings if args.seed is None else settings.model_copy(update={"sim_seed": args.seed})

@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     from dataclasses import asdict
 
-    from dataflows.report import write_json, write_text
+    from dataflows.report import check_apart, write_json, write_text
     from dataflows.sources.guess import guess_mapping
 
+    check_apart({"--out": args.out, "--json": args.json}, {"the table itself": args.file})
     found = guess_mapping(Path(args.file))
     out = sys.stderr if args.json == "-" else sys.stdout
     if args.out is None:

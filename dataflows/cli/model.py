@@ -107,7 +107,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
         " a live flow is not disturbed."
     )
     add = parser.add_argument
-    add("candidate", metavar="CANDIDATE", help="folder of the bundle")
+    add("candidate", metavar="CANDIDATE", help="folder, archive, URL, id of a bundle")
     add("--days", type=float, metavar="N", help="the last N days (cut time) that are kept")
     add("--exact", action="store_true",
         help="replay the journal: every event, in place of a sample of the entities")  # fmt: skip
@@ -136,25 +136,29 @@ def _compare(args: argparse.Namespace) -> int:
     from dataflows.compare import compare_files, compare_journal
     from dataflows.compare_report import comparison_lines, write_comparison
     from dataflows.compare_rows import compare_rows
+    from dataflows.placed import placed
     from dataflows.report import check_json, write_json
 
     check_json(args.html, "--html")
     _check_compare(args)
     out = sys.stderr if args.json == "-" else sys.stdout
-    candidate = Path(args.candidate)
     if args.data:
-        from dataflows.cli.run import settings_of
+        from dataflows.cli.run import check_outputs, settings_of
         from dataflows.training import read_attacks
 
+        settings = settings_of(args)
+        check_outputs(args, settings, "--html", "--json")
         frauds = read_attacks(Path(args.labels))["event_id"].to_list() if args.labels else []
         verdicts = dict.fromkeys(map(str, frauds), True)
 
         def say(text: str) -> None:
             print(f"waxwing: {text}", file=out, flush=True)
 
-        found = compare_files(settings_of(args), candidate, verdicts, say, args.examples)
+        candidate = placed(args.candidate, settings.state_dir)
+        found = compare_files(settings, candidate, verdicts, say, args.examples)
     else:
         given, state_dir, since, until = asked(args)
+        candidate = placed(args.candidate, state_dir)
         of = (state_dir, args.config, given, candidate, args.days, since, until)
         if args.exact:
             found = compare_journal(*of, args.workers, args.examples)

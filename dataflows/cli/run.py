@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_parser",
+    "check_outputs",
     "overrides_of",
     "passed_on",
     "run",
@@ -205,6 +206,37 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from dataflows.settings import load
 
     return load(args.config, **(with_data(args) | overrides_of(args)))
+
+
+def check_outputs(args: argparse.Namespace, settings: Settings, *options: str) -> None:
+    """Whether the files that options name are none of those that the command reads.
+
+    Parameters
+    ----------
+    options : such as `--html`
+
+    Raises
+    ------
+    ConfigError : each that is, and each that two options name
+    """
+    from dataflows.report import check_apart
+
+    def given(option: str) -> str | None:
+        value: str | None = getattr(args, option.removeprefix("--").replace("-", "_"), None)
+        return value
+
+    read: dict[str, Any] = {f"--data ({n})": path for n, path in settings.file_paths.items()}
+    read |= {"--mapping": settings.file_mapping, "--labels": given("--labels")}
+    read |= {"--config": args.config, "labels_file": settings.labels_file}
+    read |= {f"the labels {path}": path for path in _labels_beside(args)}
+    check_apart({option: given(option) for option in options}, read)
+
+
+def _labels_beside(args: argparse.Namespace) -> Iterator[Path]:
+    """Files of labels in the folders that `--data` names."""
+    for item in args.data:
+        for suffix in ("parquet", "csv", "jsonl"):
+            yield Path(item) / f"labels.{suffix}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Settings:
     """The settings of the command line; every fault before any work."""
-    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.cli.run import check_outputs, overrides_of, with_data
     from dataflows.report import check_json
     from dataflows.settings import load
     from features.errors import BundleError, ConfigError
@@ -123,6 +123,10 @@ def _settings(args: argparse.Namespace) -> Settings:
         settings = load(args.config, **(with_data(args) | overrides_of(args) | bundle))
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
+    try:
+        check_outputs(args, settings, "--out", "--html", "--json")
+    except ConfigError as error:
+        faults += error.faults
     (args.data,) = settings.file_paths.values()
     if faults:
         raise ConfigError(faults)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,7 +36,8 @@ def add_parser(subparsers: Any) -> None:
     )
     settings_arguments(parser)
     add = parser.add_argument
-    add("--bundle", metavar="B", help="models to serve (default: the setting `bundle`)")
+    where = "models to serve: folder, archive, URL, id (default: the setting `bundle`)"
+    add("--bundle", metavar="B", help=where)
     add("--host", default="127.0.0.1", metavar="H", help="address (default 127.0.0.1)")
     add("--http-port", type=int, default=8080, metavar="N", help="of REST (default 8080)")
     add("--grpc-port", type=int, default=8081, metavar="N",
@@ -97,7 +97,14 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     from dataflows.cli.run import overrides_of
 
     given = overrides_of(args)
-    return given if args.bundle is None else given | {"bundle": str(Path(args.bundle).resolve())}
+    if args.bundle is None:
+        return given
+    from dataflows.placed import placed
+    from dataflows.settings import load
+
+    # Once, and not in each process that answers.
+    state_dir = load(args.config, **given).state_dir
+    return given | {"bundle": str(placed(args.bundle, state_dir).resolve())}
 
 
 def _check(args: argparse.Namespace) -> None:

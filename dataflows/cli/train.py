@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"waxwing: {text}", file=out, flush=True)
 
+    _check_place(args)
     trained = _of_journal(args, say) if args.from_journal else _of_history(args, say)
     _show(trained, out)
     told = trained.bundle.metrics["voting"]
@@ -73,9 +74,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_place(args: argparse.Namespace) -> None:
+    """ConfigError where the bundle that is to be written is one that was brought from elsewhere."""
+    from dataflows.cli.run import overrides_of
+    from dataflows.placed import is_placed
+    from dataflows.settings import named_bundle
+    from features.errors import ConfigError
+
+    place = named_bundle(args.config, **overrides_of(args))
+    if place is not None and not is_placed(place):
+        raise ConfigError(
+            f"bundle: {place!r} is an archive, an address or an id, and training writes a folder of"
+            " this machine; name one, and bring it there afterwards"
+        )
+
+
 def _of_history(args: argparse.Namespace, say: Any) -> Trained:
     """Learn from files, or from simulated history."""
-    from dataflows.cli.run import overrides_of, with_data
+    from dataflows.cli.run import check_outputs, overrides_of, with_data
     from dataflows.settings import load
     from dataflows.training import train_files, train_simulated
     from features.errors import ConfigError
@@ -83,6 +99,7 @@ def _of_history(args: argparse.Namespace, say: Any) -> Trained:
     if args.as_of or args.settled is not None:
         raise ConfigError("--as-of and --settled go with --from-journal")
     settings = load(args.config, **(with_data(args) | overrides_of(args)))
+    check_outputs(args, settings, "--html", "--json")
     if settings.source == "file":
         return train_files(settings, say, _labels(args), args.learn_from)
     if args.labels or args.learn_from:

@@ -35,6 +35,7 @@ __all__ = [
     "RoundJournal",
     "fsync_folder",
     "last_cut",
+    "make_folder",
     "read_cuts",
     "replace_text",
     "standing",
@@ -492,6 +493,22 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is missing.
+
+    Raises
+    ------
+    StateError : the disk refuses it
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"{folder} could not be made: {error.strerror}; free space or mend the disk and start"
+            " again"
+        ) from error
 
 
 def replace_text(path: Path, text: str, temporary: Path | None = None) -> None:

@@ -118,7 +118,7 @@ class TopicJournal:
         self._topic, self._lane, self._token = settings.journal_topic or "", lane, token
         self._settings, self._stop = settings, stop
         self._troubles = Troubles(settings.kafka_brokers)
-        self._since_place = 0
+        self._since_place, self._place_refused = 0, False
         self._since_schemas = SCHEMAS_EVERY
         self._schemas: dict[str, str] = {}
         self._producer: Producer = make_client(
@@ -201,11 +201,20 @@ class TopicJournal:
         )
 
     def _placed(self, offset: int, round_: int) -> None:
-        """Note where the topic stood, now and then."""
+        """Note where the topic stood, now and then; the note only saves a start some reading."""
         self._since_place += 1
-        if self._since_place >= PLACE_EVERY:
-            self._since_place = 0
+        if self._since_place < PLACE_EVERY:
+            return
+        self._since_place = 0
+        try:
             replace_text(self.folder / PLACE_FILE, f'{{"offset": {offset}, "round": {round_}}}\n')
+        except OSError as error:
+            if not self._place_refused:
+                _log.warning(
+                    "%s could not be written: %s; the next start reads more of journal topic %r",
+                    self.folder / PLACE_FILE, error.strerror, self._topic,
+                )  # fmt: skip
+            self._place_refused = True
 
     # -- filling the copy -------------------------------------------------------------------------
 

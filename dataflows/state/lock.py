@@ -80,6 +80,13 @@ def lock_state(folder: Path) -> None:
             f"state_dir {folder} is in use by another process (id {owner}); stop it first, or give"
             " this one a state_dir of its own"
         ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(handle)
+        raise StateError(
+            f"state_dir {folder} cannot be used: {error.strerror}; free space or mend the disk and"
+            " start again"
+        ) from error
     _HELD[os.getpid(), path] = handle

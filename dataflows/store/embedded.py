@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -115,7 +116,9 @@ class EmbeddedRedis:
         self._make_folders()
         deadline = time.monotonic() + START_S_MAX
         started = False
-        with (self.folder / "lock").open("ab") as lock:
+        with self._guarded():
+            file = (self.folder / "lock").open("ab")
+        with file as lock:
             while not self._answers():
                 if time.monotonic() > deadline:
                     raise ConfigError(self._why_not("did not answer within its time"))
@@ -126,7 +129,8 @@ class EmbeddedRedis:
                     self._start(lock.fileno())
                     started = True
                 time.sleep(0.005)
-        (self.folder / "url").write_text(self.url + "\n", encoding="utf-8")
+        with self._guarded():
+            (self.folder / "url").write_text(self.url + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Stop the server if it is ours; it keeps its data for the next start."""
@@ -143,6 +147,17 @@ class EmbeddedRedis:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What the disk refuses is a sentence with its cure."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"store: {self.folder} could not be written: {error.strerror}; free space or mend"
+                " the disk and start again"
+            ) from error
 
     def _make_folders(self) -> None:
         """Folders of the data and of the socket, for this user alone."""

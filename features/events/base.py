@@ -6,6 +6,7 @@ the decoder, the contract check, the simulator's columns and the reference page.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import polars as pl
 
 from features.errors import DeclarationError
 
-__all__ = ["EventType", "Field", "FieldKind"]
+__all__ = ["NAME", "NUMBER_MAX", "EventType", "Field", "FieldKind"]
 
 FieldKind = Literal["string", "float64", "int64", "bool", "time_us", "enum"]
 
@@ -33,9 +34,18 @@ _POLARS: dict[str, pl.DataType] = {
 }
 
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-"""Names of event types, fields and entities: they become names of files, columns and Avro records.
-"""
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+"""Names of event types, fields, entities and features: they become names of files, columns and Avro
+records."""
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+"""Names of topics, as Kafka allows them."""
+
+_TEXT = ("string", "enum")
+
+NUMBER_MAX = 1e15
+"""Bound, either way, of a float64 that declares none, and of a column that a user makes. Chosen: no
+measure is larger, and squares of it, a million times added up, are still numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,8 @@ class Field:
     doc : what it means, one line
     unit : SI or ISO 4217 name; empty where it has none
     nullable : whether a producer may leave it out (Avro: union with null, default null)
-    minimum, maximum : inclusive bounds of a number; NaN and infinities are always refused
+    minimum, maximum : inclusive bounds of a number, of a float64 -1e15 and 1e15 where nothing is
+        said; NaN and infinities are always refused
     values : the words an `enum` may take
     length_max : longest string, in bytes
     default : what readers assume where an older producer does not send the field yet; needed on
@@ -66,6 +77,15 @@ class Field:
     values: tuple[str, ...] = ()
     length_max: int = STRING_LENGTH_MAX
     default: str | float | int | bool | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest number that is taken."""
+        widest = NUMBER_MAX if self.kind == "float64" else math.inf
+        return (
+            -widest if self.minimum is None else self.minimum,
+            widest if self.maximum is None else self.maximum,
+        )
 
     @property
     def dtype(self) -> pl.DataType:
@@ -114,24 +134,20 @@ class EventType:
             f"event type {self.name!r}: name {name!r} may hold small letters, digits and"
             " underscores and begins with a letter"
             for name in said
-            if not _NAME.fullmatch(name)
+            if not NAME.fullmatch(name)
         ]
         faults += [
             f"event type {self.name!r}: {fault}" for f in self.fields for fault in _field_faults(f)
         ]
-        if not self.topic:
-            faults.append(f"event type {self.name!r}: has no topic")
+        if not _TOPIC.fullmatch(self.topic) or self.topic in (".", ".."):
+            faults.append(
+                f"event type {self.name!r}: topic {self.topic!r} may hold letters, digits, dots,"
+                " underscores and dashes, 1 to 249 of them"
+            )
         faults += [
             f"event type {self.name!r}: field {name!r} is missing; every event has an id and a time"
             for name in ("event_id", "time_us")
             if name not in names
-        ]
-        faults += [
-            f"event type {self.name!r}: entity {entity!r} is made of {column!r}, which is no field;"
-            f" fields are {', '.join(names)}"
-            for entity, columns in self.entities.items()
-            for column in columns
-            if column not in names
         ]
         if self.primary not in self.entities:
             faults.append(
@@ -140,9 +156,44 @@ class EventType:
             )
         if self.quotes and self.quotes not in names:
             faults.append(f"event type {self.name!r}: quotes {self.quotes!r}, which is no field")
+        faults += self._entity_faults(names)
         faults += self._silence_faults(names)
         if faults:
             raise DeclarationError(faults)
+
+    def _entity_faults(self, names: list[str]) -> list[str]:
+        """What is wrong with the entities and the subject."""
+        start = f"event type {self.name!r}: "
+        texts = [f.name for f in self.fields if f.kind in _TEXT]
+        made = [(entity, column) for entity, columns in self.entities.items() for column in columns]
+        faults = [
+            f"{start}entity {entity!r} is made of {column!r}, which is no field; fields are"
+            f" {', '.join(names)}"
+            for entity, column in made
+            if column not in names
+        ]
+        faults += [
+            f"{start}entity {entity!r} is made of {column!r}, which holds no text; fields that do"
+            f" are {', '.join(texts)}"
+            for entity, column in made
+            if column in names and column not in texts
+        ]
+        faults += [
+            f"{start}entity {entity!r} has the name of a field; it must be made of that field"
+            " alone, or be called otherwise"
+            for entity, columns in self.entities.items()
+            if entity in names and tuple(columns) != (entity,)
+        ]
+        faults += [
+            f"{start}entity {entity!r} is made of no field"
+            for entity, columns in self.entities.items()
+            if not columns
+        ]
+        return faults + [
+            f"{start}subject {column!r} is no field that holds text; those are {', '.join(texts)}"
+            for column in self.subject or ()
+            if column not in texts
+        ]
 
     def _silence_faults(self, names: list[str]) -> list[str]:
         """What is wrong with the entities whose silence is watched."""
@@ -207,4 +258,26 @@ def _field_faults(field: Field) -> list[str]:
     bounds = (field.minimum, field.maximum)
     if None not in bounds and not bounds[0] <= bounds[1]:  # type: ignore[operator]
         faults.append(f"field {field.name!r}: minimum {bounds[0]} is above maximum {bounds[1]}")
+    if field.default is not None and (wanted := _default_wanted(field)):
+        faults.append(f"field {field.name!r}: default {field.default!r} is not {wanted}")
     return faults
+
+
+def _default_wanted(field: Field) -> str:
+    """What the default of a field should have been; empty where it is."""
+    value = field.default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    low, high = field.bounds
+    within = number and math.isfinite(float(value or 0)) and low <= float(value or 0) <= high
+    fits, wanted = {
+        "string": (
+            isinstance(value, str) and len(value.encode()) <= field.length_max,
+            f"a text of at most {field.length_max} bytes",
+        ),
+        "enum": (value in field.values, f"one of {', '.join(field.values)}"),
+        "float64": (within, "a number within the bounds"),
+        "int64": (within and isinstance(value, int), "a whole number within the bounds"),
+        "bool": (isinstance(value, bool), "True or False"),
+        "time_us": (within and isinstance(value, int), "a whole number of microseconds"),
+    }.get(field.kind, (True, ""))
+    return "" if fits else wanted

@@ -37,6 +37,12 @@ KEPT = (5, 1, 3, 10, 0)
 mean recall of zscore at 0.3 % over the four event types of another seed is 0.53 with the largest
 alone, 0.67 with three, 0.72 with five, 0.64 with all."""
 
+SQUASH = (True, False)
+"""Whether a sum may be soft; without labels the first. In plain units one feature far out of a
+narrow range outweighs all others together. Measured without labels on weeks of the Fraud Detection
+Handbook before those that are judged, 2026-11-30: average precision of iqr 0.234 with, 0.152
+without; zscore 0.061 and 0.062; on SKAB iqr 0.645 and 0.621, zscore 0.835 and 0.833."""
+
 ROWS_MAX = 60_000
 """Most rows without a label of an anomaly that ways of adding up are compared on; chosen: 180 of
 them lie beyond 0.3 %, and the comparison takes a second."""
@@ -207,7 +213,7 @@ def fit_deviation(
         Deviation(low, high, scale, side, logs, squash, kept)
         for logs in _choices(chosen["log"], [False, True])
         for low, high, scale in _bounds_of(values[usual], logs, bounds)
-        for squash in _choices(chosen["squash"], [False, True])
+        for squash in _choices(chosen["squash"], SQUASH)
         for kept in _choices(chosen["kept"], KEPT)
     ]
     if not len(odd) or len(ways) == 1:

@@ -21,6 +21,7 @@ from features.batch import FeatureMatrix, Float64
 from features.errors import BundleError, ShapeError
 from features.jit import njit
 from models.base import Arrays, TrainingSet
+from models.detectors._deviation import sides
 from models.detectors._options import plain, read_options
 
 __all__ = ["Model"]
@@ -31,11 +32,16 @@ OPTIONS: Mapping[str, tuple[float, float, float]] = {
     "learning_rate": (0.05, 0.001, 1.0),
     "weight": (0.0, 0.0, 1.0),
     "rows": (80_000, 100, 10_000_000),
+    "monotone": (0, 0, 1),
 }
 """Option -> default, lowest, highest. `rounds` is the most trees, `leaves` at most LEAVES_MAX,
 `rows` the most genuine rows, `weight` the power of the ratio of genuine to anomalous rows that an
 anomaly counts for: measured, mean recall at 0.3 % of the four event types on another seed is 0.95
-with 0, 0.93 with 0.5, 0.90 with 1."""
+with 0, 0.93 with 0.5, 0.90 with 1. `monotone` holds each feature to the side that its declaration
+calls odd: measured on four training weeks of the Fraud Detection Handbook before those that are
+judged, 2026-11-30, AUC ROC, average precision and card precision are 0.891, 0.728, 0.291 without,
+0.887, 0.725, 0.290 with it, 0.885, 0.726, 0.291 with it for what is known of frauds alone; so it is
+off."""
 
 ROUNDS_MIN = 60
 """Trees where early stopping would keep fewer; measured: the last fifth of the time may hold two or
@@ -121,7 +127,8 @@ def _walk(values, source, fill, first, column, limit, keep, leaf, out):
 class Model:
     """Boosted trees on the labels there are; the raw score is the log-odds of an anomaly.
 
-    Options: `rounds`, `leaves`, `learning_rate`, `weight`, `rows`.
+    Options: `rounds`, `leaves`, `learning_rate`, `weight`, `rows`, and `monotone`: 1 keeps more of
+    a feature whose high end is odd from ever lowering the score (or less, where the low end is).
 
     Parameters
     ----------
@@ -150,7 +157,8 @@ class Model:
         rows = np.sort(np.concatenate((odd, usual)))
         values = np.ascontiguousarray(train.features.values[rows], np.float64)
         label = train.label[rows].astype(np.float64)
-        text = _grow(values, label, train.time_us[rows], seed, chosen)
+        side = sides(train.features) if chosen["monotone"] else None
+        text = _grow(values, label, train.time_us[rows], seed, chosen, side)
         return cls(text, train.features.values.shape[1])
 
     def raw(self, features: FeatureMatrix) -> Float64:
@@ -183,12 +191,18 @@ def _grow(
     time_us: npt.NDArray[np.int64],
     seed: int,
     chosen: Mapping[str, float],
+    side: npt.NDArray[np.int8] | None,
 ) -> str:
-    """Find the number of trees on the end of the time, grow that many on all; the text model."""
+    """Find the number of trees on the end of the time, grow that many on all; the text model.
+
+    Parameters
+    ----------
+    side : int8 (F,), 1 where the score may only rise with the feature, -1 only fall; None is free
+    """
     import lightgbm
 
     odd = float(label.sum())
-    parameters = {
+    parameters: dict[str, Any] = {
         "objective": "binary",
         "metric": "average_precision",
         "num_leaves": int(chosen["leaves"]),
@@ -206,6 +220,8 @@ def _grow(
         "seed": seed % (1 << 31),
         "verbosity": -1,
     }
+    if side is not None:
+        parameters["monotone_constraints"] = side.tolist()
     rounds = int(chosen["rounds"])
     late = time_us > time_us[0] + (1.0 - HELD_OUT) * (time_us[-1] - time_us[0])
     if label[late].sum() >= ODD_MIN and label[~late].sum() >= ODD_MIN:

@@ -19,7 +19,7 @@ class Model:
 
     Options: `kept` (how many of the largest are added, 0 all), `log` (of the logarithms), `squash`
     (a soft sum); what is not given is chosen by the labels of training, and without labels is the
-    five largest of the plain values.
+    soft sum of the five largest of the plain values.
 
     Parameters
     ----------

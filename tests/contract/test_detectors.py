@@ -587,7 +587,7 @@ def test_deviations_count_on_the_odd_side_alone(name: str) -> None:
 def test_zscore_is_the_sum_of_the_largest_plain_z_scores(kept: int) -> None:
     """Against numpy, sorted row by row."""
     train = relabelled(-1)
-    model = detector("zscore").fit(train, 1, {"kept": kept})
+    model = detector("zscore").fit(train, 1, {"kept": kept, "squash": 0})
     values = train.features.values
     z = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
     z[:, [0, 3, 5]] = np.maximum(z[:, [0, 3, 5]], 0.0)
@@ -598,7 +598,7 @@ def test_zscore_is_the_sum_of_the_largest_plain_z_scores(kept: int) -> None:
 
 def test_iqr_is_the_distance_from_the_quartiles_in_ranges() -> None:
     train = relabelled(-1)
-    model = detector("iqr").fit(train, 1, {"kept": 1})
+    model = detector("iqr").fit(train, 1, {"kept": 1, "squash": 0})
     values = np.tile(np.nanmedian(train.features.values, axis=0), (3, 1))
     low, high = np.nanquantile(train.features.values[:, 2], (0.25, 0.75))
     values[:, 2] = (low - 2.0 * (high - low), high + 3.0 * (high - low), high)
@@ -642,6 +642,21 @@ def test_values_at_the_edge_of_their_range_are_measured_as_all_are(
     edges[4, ::2] = np.nan
     raw = model.raw(replace(rows_of(training().features, np.arange(500)), values=edges))
     np.testing.assert_allclose(raw, deviations(d, edges), rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["zscore", "iqr"])
+def test_without_labels_several_features_that_are_off_outweigh_one_far_outlier(name: str) -> None:
+    train = relabelled(-1)
+    scale = np.nanstd(train.features.values, axis=0)
+    usual = np.nanmedian(train.features.values, axis=0)
+    one, several = usual.copy(), usual.copy()
+    one[5] += 400.0 * scale[5]
+    several[[0, 2, 5]] += 60.0 * scale[[0, 2, 5]]
+    rows = replace(rows_of(train.features, np.arange(2)), values=np.stack((one, several)))
+    first, second = detector(name).fit(train, 1, {}).raw(rows)
+    assert second > first
+    first, second = detector(name).fit(train, 1, {"squash": 0}).raw(rows)
+    assert second < first, "what plain sums do"
 
 
 # -- isolation forest ------------------------------------------------------------------------------
@@ -732,6 +747,24 @@ def test_gradient_boosting_learns_from_known_labels_alone() -> None:
     found = fit("gradient_boosting", replace(train, label=label)).raw(train.features)
     assert same(found, fit("gradient_boosting", fewer).raw(train.features))
     assert OPTIONS["gradient_boosting"]["rounds"] < gradient_boosting.ROUNDS_MIN, "no early stop"
+
+
+@pytest.mark.parametrize("monotone", [0.0, 1.0])
+def test_monotone_trees_rise_with_what_is_odd_when_high_and_fall_when_low(monotone: float) -> None:
+    """Labels that go the other way are followed without it, and cannot be with it."""
+    train = training()
+    high, low = train.features.values[:, 0], train.features.values[:, 1]
+    label = ((high <= np.median(high)) & (np.nan_to_num(low) > 30.0)).astype(np.int8)
+    options = {**OPTIONS["gradient_boosting"], "monotone": monotone}
+    model = gradient_boosting.Model.fit(replace(train, label=label), 1, options)
+    falls = []
+    for column, sign in ((0, 1.0), (1, -1.0)):
+        values = np.repeat(np.nan_to_num(train.features.values[:200]), 20, axis=0)
+        values[:, column] = np.tile(np.geomspace(0.5, 200.0, 20), 200)
+        rows = replace(rows_of(train.features, np.zeros(len(values), int)), values=values)
+        steps = sign * np.diff(model.raw(rows).reshape(200, 20), axis=1)
+        falls.append(bool((steps < -1e-9).any()))
+    assert falls == [not monotone] * 2
 
 
 # -- transformer -----------------------------------------------------------------------------------

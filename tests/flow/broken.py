@@ -56,6 +56,34 @@ def detector_hangs(calls: str) -> None:
     Model.raw = broken  # type: ignore[method-assign]
 
 
+def bundle_fails(ms: str) -> None:
+    """Detector zscore of a bundle of whose training it is noted `raises` does on one row in 200,
+    and where it is noted `sleeps`, it takes so many ms more for every batch."""
+    from models.bundle import Bundle
+    from models.detectors.zscore import Model
+
+    load, raw = Bundle.load, Model.raw
+    notes: dict[int, tuple[Any, str]] = {}
+
+    def loaded(path: Any, catalog: Any) -> Any:
+        bundle = load(path, catalog)
+        for models in bundle.models.values():
+            if (model := models.detectors.get("zscore")) is not None:
+                notes[id(model)] = model, str(bundle.training.get("note", ""))
+        return bundle
+
+    def broken(self: Any, features: Any) -> Any:
+        note = notes.get(id(self), (None, ""))[1]
+        if note == "raises" and features.values.any() and _every(features.values, 200):
+            raise ArithmeticError("a row that it cannot bear")
+        if note == "sleeps":
+            threading.Event().wait(float(ms) / 1e3)
+        return raw(self, features)
+
+    Bundle.load = staticmethod(loaded)  # type: ignore[assignment,method-assign]
+    Model.raw = broken  # type: ignore[method-assign]
+
+
 def alert_raises(event_id: str) -> None:
     """To find whom an alert about one event is about raises."""
     from dataflows import score
@@ -138,8 +166,8 @@ def beats_sleep(_: str) -> None:
 PARTS: dict[str, Function] = {
     f.__name__: f
     for f in (
-        detector_raises, detector_hangs, alert_raises, decide_raises, group_raises, admit_raises,
-        beats_sleep,
+        detector_raises, detector_hangs, bundle_fails, alert_raises, decide_raises, group_raises,
+        admit_raises, beats_sleep,
     )
 }  # fmt: skip
 

@@ -66,6 +66,39 @@ def test_a_number_of_kills_that_is_none_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--kills 0: expected 1 or more" in done.stderr
 
 
+def test_a_bundle_is_tried_promoted_and_rolled_back_at_a_rate_and_no_event_is_lost(
+    folder: Path,
+) -> None:
+    command = ("bench", "promote", "--rate", "400", "--seconds", "8", "--history", "120000")
+    done = call(*command, "--json", "promote.json", cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads((folder / "promote.json").read_text(encoding="utf-8"))
+    assert report["rate"] == 400.0 and 3_000 <= report["in"] <= 4_000
+    assert report["in"] == report["scored"] + report["duplicates"]
+    assert report["pending"] == report["dead_lettered"] == 0 < report["alerts"]
+    changes = report["changes"]
+    assert [change["change"] for change in changes] == ["shadow", "live", "rollback"]
+    late = [change["seconds"] is None for change in changes]
+    assert late == sorted(late), "one after the other, as they were asked for"
+    assert (report["jump_ms_max"] is None) == any(c["jump_ms"] is None for c in changes)
+    assert f"{report['in']:,} events in, {report['scored']:,} scored, 0 pending" in done.stdout
+    assert undocumented(report) == []
+
+    bench = folder / ".waxwing/bench/400-1600"
+    lines = (bench / "state/control.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [json.loads(line) for line in lines]
+    ids = {n: json.loads((bench / n / "bundle.json").read_text())["id"]
+           for n in ("bundle", "candidate")}  # fmt: skip
+    assert ids["bundle"] != ids["candidate"]
+    named = [(r["kind"], r.get("bundle"), r.get("stage")) for r in asked]
+    assert named == [("bundle", ids["candidate"], "shadow"), ("bundle", ids["candidate"], "live"),
+                     ("rollback", None, None)]  # fmt: skip
+    cuts = list(read_cuts(bench / "state/journal/lane-00"))
+    heard = [r["kind"] for cut in cuts for r in cut.control]
+    assert heard == ["bundle", "bundle", "rollback"][: len(heard)], "each once, in its order"
+    assert len(heard) >= late.count(False) and not any(cut.faults for cut in cuts)
+
+
 def test_a_run_is_replayed_and_its_alerts_explained(folder: Path) -> None:
     command = ("bench", "replay", "--rate", "400", "--seconds", "3", "--history", "120000")
     done = call(*command, "--alerts", "2", "--json", "replay.json", cwd=folder)

@@ -7,6 +7,7 @@ alerts of its own.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -48,14 +49,14 @@ PACED: dict[str, Any] = {
 TWO_HOURS: dict[str, Any] = {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}
 
 
-def another_bundle(bench: Bench, folder: Path, score: float) -> Bundle:
-    """Another bundle of the same world, which alerts from this score on."""
+def another_bundle(bench: Bench, folder: Path, score: float, note: str = "") -> Bundle:
+    """Another bundle of the same world, which alerts from this score on; `note` of its training."""
     first = Bundle.load(Path(bench.settings["bundle"]), catalog())
     rules = {
         name: replace(rule, ensemble=score, thresholds=dict.fromkeys(rule.thresholds, score))
         for name, rule in first.voting.anomaly_types.items()
     }
-    training = {**first.training, "note": f"from {score} on"}
+    training = {**first.training, "note": note or f"from {score} on"}
     return replace(first, voting=Voting(rules), training=training).write(folder)
 
 
@@ -100,10 +101,10 @@ def change(bench: Bench, state: Path, *arguments: str) -> int:
     return in_force_from(model(bench, state, *arguments, "--wait", "60"))
 
 
-def by_itself(state: Path) -> int:
-    """The round in which the flow heard a rollback of its own; 0 before it has."""
+def by_itself(state: Path, since: int = 0) -> int:
+    """The first round since one in which the flow heard a rollback of its own; 0 before it has."""
     for cut in read_cuts(state / "journal" / "lane-00"):
-        if any(record.get("by") == "waxwing" for record in cut.control):
+        if cut.round > since and any(record.get("by") == "waxwing" for record in cut.control):
             return cut.round
     return 0
 
@@ -194,6 +195,46 @@ def test_a_bundle_is_tried_promoted_and_rolled_back_on_two_workers_and_nothing_i
     assert changes[3]["record"]["why"] == "page flood" and changes[3]["record"]["by"]
     assert changes[-1]["record"]["by"] == "waxwing", "the flow itself"
     assert "are usual (rollback_alerts_ratio_max = 10)" in changes[-1]["record"]["why"]
+
+
+def test_a_bundle_that_loses_votes_or_takes_too_long_is_rolled_back_by_the_flow(
+    bench: Bench, tmp_path: Path
+) -> None:
+    state, old = tmp_path / "state", Bundle.load(Path(bench.settings["bundle"]), catalog()).id
+    folders = {note: tmp_path / note for note in ("raises", "sleeps")}
+    ids = {note: another_bundle(bench, f, 0.99, note).id for note, f in folders.items()}
+    limits = {"rollback_score_ms": 20.0, "rollback_missed_share": 0.001}
+    # Six minutes a second, for as long as it takes: cut time is that of the events.
+    more = PACED | {"sim_speed": 360.0, "round_rows_max": 1000, "rollback_watch_s": 86_400} | limits
+    run = Run(bench, state, more, ("--json", str(tmp_path / "r.json")), broken="bundle_fails=30")
+    said = {
+        "raises": r"[\d,]+ votes missing on [\d,]+ events \(rollback_missed_share = 0\.001\)",
+        "sleeps": r"its scores take [\d,]+ ms a round \(rollback_score_ms = 20\)",
+    }
+    with running(*run.command(), cwd=bench.folder) as process:
+        wait_for(lambda: alerts_of(state), "an alert", process, 120)
+        for note, folder in folders.items():
+            begun = change(bench, state, "promote", str(folder))
+            wait_for(lambda b=begun: by_itself(state, b), f"{note}: a rollback", process, 120)
+            listed = json.loads(model(bench, state, "list", "--json", "-").stdout)
+            assert listed["live"] == old
+            told, round_ = len(alerts_of(state)), by_itself(state, begun)
+            wait_for(lambda n=told: len(alerts_of(state)) > n, "another alert", process, 120)
+            after = {a["bundle_id"] for a in alerts_of(state)[told:] if a["round"] >= round_}
+            assert after <= {old}
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert counts_of(report) == sent_until_now(bench, state)
+    changes = json.loads(model(bench, state, "history", "--json", "-").stdout)["changes"]
+    own = [change["record"] for change in changes if change["record"]["by"] == "waxwing"]
+    assert [(r["kind"], r["bundle"], r["off"]) for r in own] == [
+        ("rollback", ids[note], True) for note in folders
+    ]
+    for note, record in zip(folders, own, strict=True):
+        assert re.fullmatch(said[note], record["why"]), record["why"]
+        assert f"bundle {ids[note]} (live) is rolled back: {record['why']}" in out
 
 
 def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(

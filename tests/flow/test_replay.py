@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from dataflows import refill
 from dataflows.cli.main import main
 from dataflows.store.embedded import EmbeddedRedis
 from dataflows.store.reader import StoreReader
@@ -87,11 +88,17 @@ def test_a_feature_of_ones_own_is_computed_on_history_beside_the_same_others(
 
 
 def test_a_store_is_filled_apart_from_that_of_the_flow(
-    ran: tuple[Run, dict[str, Any]], bench: Bench
+    ran: tuple[Run, dict[str, Any]], bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = ran
     state = f"state_dir={run.state_dir}"
     late = ("--from", "2026-03-02T05:00:00Z")
+    nowhere = ("--set", "redis_url=redis://127.0.0.1:1/0")
+    wrong = ["replay", "--into", "store", "--store", "--set", state, *nowhere, *late]
+    assert main(wrong) == 2
+    said = capsys.readouterr().err
+    assert "127.0.0.1:1" in said and said.count("\n") == 1, said
+    assert not list((run.state_dir / "replays").glob("*store*")), "the name is free again"
     done = call("replay", "--into", "store", "--store", "--set", state, *late, cwd=bench.folder)
     assert done.returncode == 0, done.stderr
     folder = run.state_dir / "replays" / "store" / "store"
@@ -112,6 +119,28 @@ def test_a_store_is_filled_apart_from_that_of_the_flow(
     held = {n: float(has.values[0, has.features.index(n)]) for n in names if n in has.features}
     assert has.found.all() and len(held) > 10, has.features
     assert held == {n: pytest.approx(last[n][0], rel=0, abs=0, nan_ok=True) for n in held}
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_no_folder(
+    ran: tuple[Run, dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _ = ran
+
+    def full(*_: object) -> None:
+        raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+    killed = run.state_dir / "replays" / ".full.coming" / "payment"
+    killed.mkdir(parents=True)
+    (killed / "part-000000000001.tmp").touch()
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    monkeypatch.setattr(refill, "PART_ROWS", 1_000)
+    late = ("--from", "2026-03-02T05:00:00Z", "--features-only")
+    assert main(["replay", "--into", "full", "--set", f"state_dir={run.state_dir}", *late]) == 2
+    said = capsys.readouterr().err
+    assert "could not be written: No space left on device" in said and said.count("\n") == 1, said
+    assert not list((run.state_dir / "replays").glob("*full*"))
 
 
 def test_a_name_that_is_a_path_or_is_taken_is_refused(

@@ -80,6 +80,10 @@ def test_each_row_of_the_file_comes_back_once_and_the_odd_ones_are_found(sensors
     first = rows.filter(pl.col("row") == shaking[0])
     assert first["entity"].item() == "b|vibration" and first["alert"].item()
     assert first["top_reason"].item()
+    # Of three cells together a row is no less strange than its strangest.
+    alone = -np.log10(np.maximum(1.0 - rows["score"].to_numpy(), 1e-12))
+    together = rows["together"].to_numpy()
+    assert (together >= alone - 1e-9).all() and (together > alone + 1.0).any()
 
 
 def test_the_summary_names_who_stayed_out_and_every_key_is_documented(sensors: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from confluent_kafka import Producer
 
 from dataflows.settings import Settings, load
 from dataflows.sources.rounds import journal_folder
+from dataflows.state import journal_topic
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
 from dataflows.state.journal_topic import PLACE_EVERY, PLACE_FILE, TopicJournal
 from features.errors import ConfigError, StateError
@@ -86,6 +89,22 @@ def test_a_lost_or_damaged_copy_is_filled_from_the_topic(settings: Settings) -> 
     assert [*read_cuts(folder)] == whole and whole[0].schemas == {"7": "first"}
     write(settings, 4, PLACE_EVERY + 20, PLACE_EVERY + 22)
     assert [c.round for c in read_cuts(folder)] == [*range(1, PLACE_EVERY + 22)]
+
+
+def test_a_full_disk_under_the_note_of_a_place_stops_no_round(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal_topic, "PLACE_EVERY", 1)
+    monkeypatch.setattr(journal_topic, "replace_text", full)
+    write(settings, 1, 1, 5)
+    (said,) = [r.getMessage() for r in caplog.records if "could not be written" in r.getMessage()]
+    assert "No space left on device; the next start reads more" in said
+    shutil.rmtree(settings.state_dir)
+    opened(settings, 2).close()
+    assert rounds_of(settings) == [(r, 3) for r in range(1, 5)]
 
 
 def test_who_lost_the_lease_is_not_read(settings: Settings) -> None:

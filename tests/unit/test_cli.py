@@ -181,3 +181,32 @@ def test_a_page_that_cannot_be_written_stops_a_command_before_its_work(
     assert main(["explain", "0" * 32, "--html", "page"]) == 2
     (fault,) = capsys.readouterr().err.splitlines()
     assert "--html page: cannot be written" in fault
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score --data payment=data.csv --bundle none --out data.csv",
+        "score --data payment=data.csv --bundle none --out out.csv --html data.csv",
+        "score --data data.csv --mapping fraud-handbook --bundle none --out o.csv --json data.csv",
+        "evaluate --data payment=data.csv --html data.csv",
+        "evaluate --data payment=none.csv --labels data.csv --json data.csv",
+        "evaluate --data payment=data.csv --fit-voting data.csv",
+        "train --data payment=data.csv --json data.csv",
+        "train --data . --html labels.csv",
+        "model compare none --data payment=data.csv --html data.csv",
+        "mapping guess data.csv --out data.csv",
+    ],
+)
+def test_no_command_writes_over_what_it_reads(
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data.csv", "labels.csv", "payment.csv"):
+        (tmp_path / name).write_text("event_id\np-1\n")
+    assert main(words.split()) == 2
+    assert "would write over" in capsys.readouterr().err
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"event_id\np-1\n"}

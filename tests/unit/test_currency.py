@@ -335,6 +335,11 @@ def test_damaged_versions_and_another_base_are_refused(shelf: Shelf) -> None:
     log.write_bytes(log.read_bytes().replace(b"0.9", b"0.8"))
     with pytest.raises(StateError, match="damaged"):
         shelf.open()
+    lock = log.with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(StateError, match="could not be written: Is a directory; free space"):
+        shelf.open()
 
 
 def test_a_table_too_long_is_refused(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from tests.service.faults import __main__ as program
 from tests.service.faults.field import Field, Row, Sender
-from tests.service.faults.scenarios import FAULTS
+from tests.service.faults.scenarios import FAULTS, _again
 from tests.service.test_faults import ELSEWHERE, SHORT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,9 @@ def test_an_alert_of_an_event_that_nobody_sent_is_no_account(tmp_path: Path) -> 
         (Row("kills", sent=5, scored=5), 0),
         (Row("kills", sent=5, scored=4, lost=1), 1),
         (Row("kills", sent=5, scored=5, twice=1), 1),
+        (Row("kills"), 1),
+        (Row("kills", sent=5, scored=3, dead_lettered=1), 1),
+        (Row("kills", sent=5, scored=3, dead_lettered=1, more={"duplicates_json": 1}), 0),
         (AssertionError("a promise"), 1),
     ],
 )
@@ -106,6 +110,24 @@ def test_a_broken_promise_is_status_1(
     assert program.main() == status
     found = json.loads(report.read_text())
     assert found["broken"] == (["kills"] if isinstance(row, AssertionError) else [])
+
+
+def test_a_fault_that_is_none_is_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["faults", "--only", "kills,kils"])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert "no fault kils; faults are kills, kills_topic" in capsys.readouterr().err
+
+
+def test_repeats_of_an_id_are_counted_since_the_crash_before() -> None:
+    before = Counter({"a": 1, "b": 2})
+    assert _again(before, Counter({"a": 1, "b": 2, "c": 1})) == 0
+    assert _again(before, Counter({"a": 2, "b": 3, "c": 2})) == 1
+    assert _again(before, Counter({"a": 1, "b": 4})) == 2
+    assert _again(before, Counter({"c": 3})) == 2
+    assert _again(Counter(), Counter()) == 0
 
 
 def test_a_seed_repeats_the_stream() -> None:

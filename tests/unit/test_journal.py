@@ -25,6 +25,7 @@ from dataflows.state.journal import (
     NewerJournal,
     _record,
     last_cut,
+    make_folder,
     read_cuts,
 )
 from dataflows.state.journal_topic import TopicJournal
@@ -267,6 +268,14 @@ def test_a_segment_that_cannot_be_begun_leaves_the_one_before(tmp_path: Path) ->
     journal.append(make_cut(3))
     journal.close()
     assert len(segments(tmp_path)) == 2
+
+
+def test_a_folder_that_the_disk_refuses_is_a_sentence(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="file/b could not be made: Not a directory; free space"):
+        make_folder(tmp_path / "file" / "b")
 
 
 def test_a_journal_of_another_format_says_which_version_reads_it(tmp_path: Path) -> None:

@@ -196,6 +196,20 @@ def test_a_second_process_on_the_same_state_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "lock-0").read_text(encoding="utf-8") == f"{os.getpid()}\n"
 
 
+def test_a_full_disk_under_the_lock_is_a_sentence_and_the_lock_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(StateError, match="cannot be used: No space left on device; free space"):
+            lock_state(tmp_path)
+    lock_state(tmp_path)
+    assert (tmp_path / "lock-0").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+
+
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal\nfrom dataflows.state.lock import lock_state\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dataflows import evaluation_report, page, score_report
-from dataflows.report import check_json, write_json, write_text
+from dataflows.report import check_apart, check_json, write_json, write_text
 from features.errors import ConfigError
 
 REPORT = {"in": 5, "latency_ms": {"p50": math.nan, "p99": 2.5}, "sizes": [1, np.float64(2.0)]}
@@ -47,6 +47,23 @@ def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path: Path) 
     for bad in (tmp_path, tmp_path / "none" / "out.json", tmp_path / "old.json" / "out.json"):
         with pytest.raises(ConfigError, match="folder that exists"):
             check_json(str(bad))
+
+
+def test_what_is_written_is_none_of_what_is_read_nor_of_what_else_is_written(
+    tmp_path: Path,
+) -> None:
+    data, link, page = tmp_path / "data.csv", tmp_path / "link.csv", tmp_path / "page.html"
+    data.write_text("x")
+    link.symlink_to(data)
+    (tmp_path / "hard.csv").hardlink_to(data)
+    for other in (data, link, tmp_path / "hard.csv", tmp_path / "none" / ".." / "data.csv"):
+        with pytest.raises(ConfigError, match=r"--out .*: would write over --data; name another"):
+            check_apart({"--out": other}, {"--data": str(data), "--mapping": None})
+    with pytest.raises(ConfigError) as caught:
+        check_apart({"--out": page, "--html": page, "--json": data}, {"--data": data})
+    assert len(caught.value.faults) == 2 and "--html" in caught.value.faults[0]
+    check_apart({"--out": page, "--html": None, "--json": "-"}, {"--data": data, "--labels": "-"})
+    check_apart({"--html": "/dev/null", "--json": "/dev/null"}, {})
 
 
 def test_the_fault_names_the_option_whose_file_cannot_be_written(tmp_path: Path) -> None:

@@ -629,6 +629,17 @@ def test_a_long_state_dir_gets_a_socket_in_a_folder_of_its_user(tmp_path: Path) 
     assert (deep / "store" / "appendonly.aof").exists()
 
 
+@pytest.mark.parametrize("name", ["lock", "url"])
+def test_an_embedded_store_that_cannot_write_beside_its_data_says_why(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "store" / name).mkdir(parents=True)
+    server = EmbeddedRedis(tmp_path)
+    with pytest.raises(ConfigError, match="could not be written: Is a directory; free space"):
+        server.ensure()
+    server.close()
+
+
 def test_an_embedded_store_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "appendonly.aof").write_bytes(b"rubbish, not a log\r\n")

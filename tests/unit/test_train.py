@@ -95,6 +95,17 @@ def test_too_few_rows_are_refused_for_all_event_types_at_once(rng: np.random.Gen
         train({}, catalog(), CHEAP, 1)
 
 
+def test_rows_that_are_all_anomalies_are_refused_with_the_cure(rng: np.random.Generator) -> None:
+    rows = training_set(rng, rows=3_000, odd=3_000)
+    with pytest.raises(ConfigError) as caught:
+        train({"payment": rows}, catalog(), CHEAP, 1)
+    (fault,) = caught.value.faults
+    assert "payment: all 3,000 rows are labelled anomalies" in fault
+    assert "give history with genuine events" in fault
+    nearly = training_set(rng, rows=3_000, odd=1_000)
+    train({"payment": nearly}, catalog(), CHEAP, 1)
+
+
 @pytest.mark.parametrize(
     "how", ["above", "below", "within", "around", "category", "absent", "present"]
 )

@@ -80,6 +80,12 @@ def test_an_evaluation_finds_attacks_of_another_seed(settings: Settings) -> None
     assert again["detectors"] == report["detectors"]
 
 
+def test_labels_under_way_at_the_end_of_history_are_in_its_warm_state(settings: Settings) -> None:
+    begin = load_warm(warm_folder(settings), settings, catalog())
+    assert begin is not None and begin.arrivals is not None
+    assert len(begin.arrivals) > 10, "attacks of a history shorter than label_delay_s"
+
+
 def test_warm_state_of_another_start_is_refused(settings: Settings) -> None:
     moved = settings.model_copy(update={"sim_start": "2026-03-03T00:00:00Z"})
     with pytest.raises(ConfigError, match="train again"):
@@ -114,12 +120,32 @@ def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) ->
     out = tmp_path / "out.json"
     options = ["--set", f"bundle={tmp_path / 'bundle'}", "--set", "detectors=zscore,iqr"]
     options += ["--set", "groups=2", "--json", str(out)]
+    options += ["--set", 'detector_options={"zscore.kept" = 3}']
     assert main(["train", "--data", str(history), *options]) == 0
     report = json.loads(out.read_text())
     assert report["rows"]["login"] > 5_000
     assert report["detectors"]["ensemble"]["recall"] > 0.2
     assert set(report["by_attack"]) == {"labelled"}
     assert (tmp_path / "warm" / "manifest.json").exists()
+    made = Bundle.load(tmp_path / "bundle", catalog())
+    assert made.training["options"] == {"zscore": {"kept": 3.0}}
+    assert made.models["login"].detectors["zscore"].save()[1]["kept"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ('{"zscore" = 3}', "expected DETECTOR.OPTION, got zscore"),
+        ('{"level.kept" = 3}', "level is not among the detectors"),
+    ],
+)
+def test_options_of_no_detector_are_refused_before_history_is_read(
+    options: str, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ("--set", f"bundle={tmp_path}", "--set", "detectors=zscore,iqr")
+    assert main(["train", *sets, "--set", f"detector_options={options}"]) == 2
+    said = capsys.readouterr()
+    assert fault in said.out + said.err and "history" not in said.out
 
 
 def test_a_stretch_of_a_file_is_learned_from_whole_where_it_is_short(

@@ -338,7 +338,7 @@ EXPECTED = (
     "own/empty.py:1: declares no FEATURES",
     "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
     "own/wrong.py:6: column order.odd: ColumnNotFoundError",
-    "own/wrong.py:23: column order.few: a real is an array float64 of one value a row, (2,);",
+    "own/wrong.py:23: column order.few: a real is an array float64 of one value a row, (3,);",
     "own/wrong.py:23: column order.total: is a field or an entity of the event type already",
     "own/wrong.py:23: column order.word: kind is 'text'; it must be real or flag",
     "own/wrong.py:23: column ordre.late: unknown event type 'ordre'",
@@ -502,3 +502,149 @@ def test_a_value_of_a_wrong_type_is_one_fault_with_file_and_line(
     text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
     assert own({"own/typed.py": text}, (), ("own/typed.py",)) == []
     assert catalog().feature("payment", "n").feeds == ("payment",)
+
+
+def _faults_of(own: Callable[..., list[str]], **values: object) -> list[str]:
+    """Faults of one feature, declared in line 3 of own/one.py, without the place."""
+    good: dict[str, object] = {
+        "name": "n", "event": "payment", "entity": "card", "op": "count", "why": "{value}",
+        "unit": "1", "group": "velocity", "window_s": 60,
+    }  # fmt: skip
+    said = ", ".join(f"{name}={value!r}" for name, value in (good | values).items())
+    text = f"from features.spec import Feature\n\nFEATURES = (Feature({said}),)\n"
+    return own({"own/one.py": text}, (), ("own/one.py",))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *(
+            (name, "the name may hold small letters, digits and underscores, at most 63")
+            for name in ("", "a b/c", "x.y", "Größe", "n" * 300, "!x*", "Upper", "1st")
+        ),
+        ("sequence", "the name 'sequence' is that of the last events in the setting `features`"),
+        ("event_id", "the name is that of a field or an entity of the event type"),
+        ("user", "the name is that of a field or an entity of the event type"),
+        ("amount", "the name is that of a field or an entity of the event type"),
+    ],
+)
+def test_a_name_that_a_feature_cannot_have_is_refused(
+    own: Callable[..., list[str]], name: str, told: str
+) -> None:
+    (fault,) = _faults_of(own, name=name)
+    assert fault.startswith(f"own/one.py:3: payment.{name}: {told}")
+
+
+def test_a_value_of_the_event_may_have_the_name_of_its_field(
+    own: Callable[..., list[str]],
+) -> None:
+    assert _faults_of(own, name="amount", op="value", entity="", column="amount",
+                      unit="currency", window_s=None) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("maximum=1e6)", "default='abc')", "field 'total': default 'abc' is not a number within"),
+        ("maximum=1e6)", "maximum=1e6, default=-1.0)", "default -1.0 is not a number within"),
+        ("default=False", "default=0", "field 'express': default 0 is not True or False"),
+        ('"where", length_max=64', '"where", length_max=2, default="abc"',
+         "field 'shop_id': default 'abc' is not a text of at most 2 bytes"),
+        ('"string", "where", length_max=64', '"enum", "where", values=("a",), default="b"',
+         "field 'shop_id': default 'b' is not one of a"),
+        ('topic="orders"', 'topic="a b/ü"', "topic 'a b/ü' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic=""', "topic '' may hold letters, digits, dots,"),
+        ('topic="orders"', 'topic="absences"', "topic 'absences' is that of another, by waxwing"),
+        ('primary="user"', 'primary="user", subject=("kind", "shop_id")',
+         "subject 'kind' is no field that holds text; those are event_id,"),
+        ('"shop": ("shop_id",)', '"total": ("shop_id",)',
+         "entity 'total' has the name of a field; it must be made of that field alone"),
+        ('"shop": ("shop_id",)', '"shop": ("total",)',
+         "entity 'shop' is made of 'total', which holds no text; fields that do are event_id,"),
+        ('"shop": ("shop_id",)', '"shop": ()', "entity 'shop' is made of no field"),
+        ('name="order"', 'name="absence"',
+         "event type 'absence' is declared already, by waxwing itself"),
+    ],
+)  # fmt: skip
+def test_an_event_type_that_does_not_hold_together_is_refused(
+    own: Callable[..., list[str]], before: str, after: str, told: str
+) -> None:
+    text = FILES["own/order.py"].split("def log_total")[0]
+    assert text.count(before) == 1
+    found = own({"own/order.py": text.replace(before, after)}, feature_paths=())
+    place = f"own/order.py:{line_of(text, 'EVENT = EventType(')}: event type"
+    assert [fault.startswith(place) and told in fault for fault in found] == [True], found
+
+
+COLUMN = """import numpy as np
+
+from features.columns import Derived
+from features.spec import Feature
+
+DERIVED = (Derived("order", "made", "real", lambda c: MADE, "made"),)
+FEATURES = (
+    Feature("made_1h", "order", "user", "sum", "{value}", "1", "amount", column="made",
+            window_s=3600),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        'c.real("total") - c.real("total").mean()',
+        'np.maximum.accumulate(c.real("total"))',
+        'np.diff(c.real("total"), prepend=0.0)',
+        'np.full(len(c.time_us), float(len(c.time_us)))',
+        'np.cumsum(c.flag("express").astype(float))',
+        'np.unique(c.key("shop"), return_index=True)[1].astype(float)',
+    ],
+)  # fmt: skip
+def test_a_column_that_reads_other_rows_is_refused(
+    own: Callable[..., list[str]], made: str
+) -> None:
+    files = FILES | {"own/column.py": COLUMN.replace("MADE", made)}
+    (fault,) = own(files, feature_paths=("own/column.py",))
+    assert fault.startswith("own/column.py:6: column order.made: is another where a row stands")
+
+
+def test_what_a_column_gives_that_is_no_number_is_not_known_and_told_once(
+    own: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    import polars as pl
+
+    from features.batch import EventBatch, sample_batch
+
+    columns._TOLD.clear()
+    files = FILES | {"own/column.py": COLUMN.replace("MADE", '1.0 / c.real("total")')}
+    assert own(files, feature_paths=("own/column.py",)) == []
+    orders = sample_batch("order", 4)
+    frame = orders.frame.with_columns(
+        total=pl.Series([0.5, 0.0, 1e-300, 0.25]),
+        time_us=pl.Series([10, 20, 30, 40]) * 1_000_000,
+    )
+    batch = EventBatch("order", frame, orders.partition, orders.offset, orders.due_ns)
+    engine = OfflineEngine(catalog(), 2)
+    found = [engine.process({"order": batch})["order"] for _ in range(2)]
+    assert found[0].column("made_1h").tolist() == [2.0, 2.0, 2.0, 6.0]
+    assert np.isfinite(found[1].column("made_1h")).all()
+    told = [r.getMessage() for r in caplog.records if "order.made" in r.getMessage()]
+    assert len(told) == 1 and told[0].startswith("column order.made gave inf, beyond 1e+15")
+
+
+def test_a_number_without_bounds_is_taken_within_1e15(own: Callable[..., list[str]]) -> None:
+    import polars as pl
+
+    from features.batch import sample_batch
+
+    text = FILES["own/order.py"].replace(", minimum=0.0, maximum=1e6", "")
+    assert own(FILES | {"own/order.py": text}) == []
+    frame = sample_batch("order", 4).frame.with_columns(total=pl.Series([1e15, 1e200, -2e15, -1.0]))
+    hold, faults_found = decode.check_contract(
+        "order", frame, cut_time_us=2_000_000, past_us_max=10**7, future_us_max=10**7
+    )
+    assert hold.tolist() == [True, False, False, True]
+    assert [(row, reason) for row, reason, _ in faults_found] == [
+        (1, "out_of_range"), (2, "out_of_range")
+    ]  # fmt: skip
+    assert faults_found[0][2] == "total: expected at most 1e+15, got 1e+200"

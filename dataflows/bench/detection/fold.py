@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.history import Collector
+from dataflows.together import Together, surprises_of
 from dataflows.training import TRAINING_SEED
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
@@ -20,6 +21,7 @@ from features.errors import ConfigError
 from features.events import made_types
 from models.scoring import Scorer, take_rows
 from models.train import train
+from models.voting import ENSEMBLE
 
 __all__ = ["DETECTORS", "All", "Fold", "Found"]
 
@@ -37,11 +39,14 @@ class Found:
     score : float64 (n,), the ensemble's; NaN where a row was not scored
     flagged : bool (n,), whether it is an alert
     each : detector -> float64 (n,), its surprise; 0 where it did not look
+    together : `ensemble` or detector -> float64 (n,), of the cells of a row together
+        (`dataflows.together`); NaN where it did not look
     """
 
     score: Float64
     flagged: npt.NDArray[np.bool_]
     each: dict[str, Float64]
+    together: dict[str, Float64]
 
 
 @dataclass(slots=True)
@@ -74,12 +79,14 @@ class Fold:
     _score: Float64 = field(init=False)
     _flagged: npt.NDArray[np.bool_] = field(init=False)
     _each: Float64 = field(init=False)
+    _together: dict[str, Together] = field(init=False)
 
     def __post_init__(self) -> None:
         self._collector = Collector(self.catalog, 0, self.share)
         self._score = np.full(self.rows, np.nan)
         self._flagged = np.zeros(self.rows, np.bool_)
         self._each = np.zeros((self.rows, len(self.detectors)))
+        self._together = {name: Together(self.rows) for name in (ENSEMBLE, *self.detectors)}
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """Take in one batch."""
@@ -108,12 +115,15 @@ class Fold:
         made = self._scorer.decide(scores, {})
         rows = batch.offset
         self._score[rows] = np.fmax(self._score[rows], 0.0)
-        np.maximum.at(self._score, rows, made.score.max(axis=1))
+        score = made.score.max(axis=1)
+        np.maximum.at(self._score, rows, score)
+        self._together[ENSEMBLE].add(rows, surprises_of(score))
         np.logical_or.at(self._flagged, rows, made.flagged.any(axis=1))
         for i, name in enumerate(self.detectors):
             if name in scores.detectors:
                 said = np.nan_to_num(scores.surprise[:, scores.detectors.index(name)])
                 np.maximum.at(self._each[:, i], rows, said)
+                self._together[name].add(rows, said)
 
     def found(self) -> Found:
         """What was said of the rows.
@@ -128,7 +138,8 @@ class Fold:
             name for models in self._scorer.bundle.models.values() for name in models.detectors
         }
         each = {name: self._each[:, i] for i, name in enumerate(self.detectors) if name in heard}
-        return Found(self._score, self._flagged, each)
+        together = {name: self._together[name].surprise() for name in (ENSEMBLE, *each)}
+        return Found(self._score, self._flagged, each, together)
 
 
 class All:

@@ -22,10 +22,6 @@ Written by `waxwing bench detection --render docs/detection/*.json`, of the file
 ([json.md](json.md)). The data are their authors' and not shipped. Models are fitted by our own
 training on the part that the protocol gives for it, the rest goes through the features, models and
 votes of the flow in the order of its times; no setting differs from one data set to another.
-
-**Figures of 2026-11-29 and 30**, taken before the vote counted by itself what needs no labels
-([models.md](models.md)), and before new entities were held against others and baselines had slow
-twins; they have not been measured again since.
 """
 
 _FIGURES = ("auc_roc", "average_precision", "card_precision_at_100")
@@ -143,12 +139,15 @@ def _series(title: str, about: str) -> Callable[[Mapping[str, Any]], str]:
              "-", "-"]
             for name, of in report.get("published", {}).items()
         ]  # fmt: skip
+        alone = " / ".join(_number(of) for of in report["strangest_cell"].values())
         told = (
             f"{about} {size['fit']:,} rows to fit on, {size['test']:,} to judge, {size['odd']:,} of"
             " them anomalous. No label is used in fits and limits, but detector `level`, its"
             " features and its weight were chosen with these figures in sight: expect less"
-            " elsewhere. f1, far (share of usual rows flagged) and mar (share of anomalous rows"
-            " missed) are point-wise where the score is"
+            " elsewhere; so was it that the ensemble and its detectors order rows by their cells"
+            " together (`together` in [score.md](score.md)): by the strangest alone the ensemble's"
+            f" first three figures are {alone}. f1, far (share of usual rows flagged) and mar"
+            " (share of anomalous rows missed) are point-wise where the score of a cell is"
             f" {report['asked']} or more, and for peers on raw values at the 5 % of the rows they"
             " were fitted on. Nothing is adjusted by points. Met: anomalous stretches with a"
             " flagged row; delay: rows to the first, median. The alerts that the flow itself would"

@@ -1,9 +1,9 @@
 """Tables of sensors, without labels: one event a cell, judged by row; simple peers in the same run.
 
-Hosts begin together and are learned from together, each on the first part of its own rows. The
-score of a row is that of its strangest cell. No label decides what counts as flagged: a score of
-`ASKED`, or for the peers, whose numbers have no scale, a limit from the rows they were fitted on.
-Nothing is adjusted by points.
+Hosts begin together and are learned from together, each on the first part of its own rows. Rows are
+ordered by how strange their cells are together (`dataflows.together`). No label decides what counts
+as flagged: a cell with a score of `ASKED`, or for the peers, whose numbers have no scale, a limit
+from the rows they were fitted on. Nothing is adjusted by points.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from dataflows.bench.detection.fold import DETECTORS, Fold
+from dataflows.bench.detection.fold import DETECTORS, Fold, Found
 from dataflows.bench.detection.measures import (
     auc_roc,
     average_precision,
@@ -35,6 +35,7 @@ from features.catalog import catalog
 from features.engine import warm_up
 from features.errors import ConfigError
 from models.calibration import score_of
+from models.voting import ENSEMBLE
 
 __all__ = ["Sensors", "measure_sensors", "show_sensors"]
 
@@ -48,6 +49,9 @@ which one in a hundred makes a row in twelve or more; so they are not asked for 
 
 WARM_SHARE = 1 / 3
 """Share of the rows to fit on that only warm the features up, as in `waxwing train --data`."""
+
+ORDERED = ("average_precision", "range_average_precision", "auc_roc")
+"""Figures of the order of rows, whatever is flagged."""
 
 EPOCH_US = 1_767_225_600_000_000
 """2026-01-01, where the first row of every host is put; the sources' own times have gaps, or none
@@ -95,20 +99,25 @@ def measure_sensors(table: Sensors, settings: Settings, say: Say) -> dict[str, A
     """
     asked = "detectors" in settings.model_fields_set
     detectors = list(settings.detectors) if asked else list(DETECTORS)
-    score, flagged, each, alerts = _scored(table, settings, detectors, say)
+    found = _scored(table, settings, detectors, say)
     test = ~table.fit
     odd, host = table.odd[test], table.host[test]
+    together = {name: np.nan_to_num(said[test]) for name, said in found.together.items()}
     against = {
-        name: _figures(odd, said[test], score_of(said[test]) >= ASKED, host)
-        for name, said in each.items()
+        name: _figures(odd, together[name], score_of(said[test]) >= ASKED, host)
+        for name, said in found.each.items()
     }
     for name, peer in (("isolation_forest_raw", _forest), ("ecod", _ecod)):
         say(f"peer {name} on raw values, host by host")
         said, limit = _by_host(table, peer)
         against[name] = _figures(odd, said[test], (said > limit)[test], host)
+    score = np.nan_to_num(found.score)[test]
+    flagged = score >= ASKED
+    alone = _figures(odd, score, flagged, host)
     return {
-        **_figures(odd, score[test], flagged[test], host),
-        "alerts": point_rates(odd, alerts[test]),
+        **_figures(odd, together[ENSEMBLE], flagged, host),
+        "strangest_cell": {name: alone[name] for name in ORDERED},
+        "alerts": point_rates(odd, found.flagged[test]),
         "rows": {"fit": int(table.fit.sum()), "test": int(test.sum()), "odd": int(odd.sum())},
         "against": against,
         "detectors": detectors,
@@ -144,11 +153,8 @@ def _moments(table: Sensors) -> Int64:
     return moments
 
 
-def _scored(
-    table: Sensors, settings: Settings, detectors: Sequence[str], say: Say
-) -> tuple[Float64, npt.NDArray[np.bool_], dict[str, Float64], npt.NDArray[np.bool_]]:
-    """Scores of all rows of the test from the flow; whether they are `ASKED`; each detector's
-    surprise; whether they are alerts."""
+def _scored(table: Sensors, settings: Settings, detectors: Sequence[str], say: Say) -> Found:
+    """What the flow said of the rows of the test, in the order of the table."""
     time_us = _moments(table)
     order = np.argsort(time_us, kind="stable")
     with tempfile.TemporaryDirectory(prefix="waxwing-bench-") as name:
@@ -196,9 +202,12 @@ def _scored(
     found = fold.found()
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
-    score = np.nan_to_num(found.score[back])
-    each = {name: said[back] for name, said in found.each.items()}
-    return score, score >= ASKED, each, found.flagged[back]
+    return Found(
+        found.score[back],
+        found.flagged[back],
+        {name: said[back] for name, said in found.each.items()},
+        {name: said[back] for name, said in found.together.items()},
+    )
 
 
 Peer = Callable[[Float64, Float64], Float64]

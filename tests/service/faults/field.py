@@ -88,6 +88,13 @@ class Row:
     seconds_to_live: float = 0.0
     more: dict[str, Any] = field(default_factory=dict)
 
+    def accounted(self) -> bool:
+        """Whether something was sent, and each event of it is in one place; `duplicates_*` of
+        `more` are events that were sent twice."""
+        repeats = sum(n for name, n in self.more.items() if name.startswith("duplicates_"))
+        found = self.scored + self.dead_lettered + self.gap + repeats
+        return self.sent == found > 0 and not self.lost and not self.twice
+
     def json(self) -> dict[str, Any]:
         """As plain data, `more` among the rest."""
         found = asdict(self)
@@ -103,12 +110,14 @@ class Servers:
     redis: Redis
 
 
-def wait(holds: Callable[[], bool], what: str, limit_s: float = WAIT_S) -> float:
+def wait(
+    holds: Callable[[], bool], what: str, limit_s: float = WAIT_S, every_s: float = 0.1
+) -> float:
     """Wait until something holds; the seconds it took. AssertionError where it does not."""
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < limit_s, f"{limit_s:.0f} s passed before {what}"
-        time.sleep(0.1)
+        time.sleep(every_s)
     return time.monotonic() - begun
 
 
