@@ -689,8 +689,7 @@ def _compare(
     compared: dict[str, float] = {}
     constant: dict[str, float] = {}
     for event, n in rows.counts.items():
-        features = catalog.features(event)
-        names = catalog.names(event)
+        features, names = catalog.features(event), catalog.names(event)
         asked = _asked(features, not_compared)
         read = {name for feature in asked for name in operands(feature)}
         for number, feature in enumerate(asked, 1):
