@@ -211,7 +211,8 @@ class Plot:
         width = 640.0
         top, right, below, left = _MARGIN
         below += 14.0 if self.x_label else 0.0
-        x_low, x_high = self.x_range or _range([line.x for line in self.lines], 0.0)
+        wide = _MOMENT_US if self.is_time else None
+        x_low, x_high = self.x_range or _range([line.x for line in self.lines], 0.0, wide)
         y_low, y_high = self.y_range or _range([line.y for line in self.lines], 0.06)
 
         at_x = _Scale(x_low, x_high, left, width - right)
@@ -323,15 +324,24 @@ def bars(title: str, note: str, items: Sequence[Bar], most: float) -> str:
     )
 
 
-def _range(columns: Sequence[Float64], room: float) -> tuple[float, float]:
-    """Lowest and highest of some columns, with a share of room on both sides; never empty."""
+_MOMENT_US = 30e6
+"""Room on both sides of a drawing of one moment; chosen: a minute in all."""
+
+
+def _range(
+    columns: Sequence[Float64], room: float, wide: float | None = None
+) -> tuple[float, float]:
+    """Lowest and highest of some columns, with a share of room on both sides; never empty.
+
+    Where they are one value it has `wide` on both sides, a tenth of it where that is None.
+    """
     known = [c[np.isfinite(c)] for c in columns]
     known = [c for c in known if len(c)]
     if not known:
         return 0.0, 1.0
     low, high = min(float(c.min()) for c in known), max(float(c.max()) for c in known)
     if high - low <= 1e-12 * max(abs(high), 1.0):
-        wide = abs(high) * 0.1 or 1.0
+        wide = wide or abs(high) * 0.1 or 1.0
         return low - wide, high + wide
     return low - room * (high - low), high + room * (high - low)
 

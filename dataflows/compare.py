@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from dataflows.arrivals import Arrivals
 from dataflows.certify import last_us, stretch_between
 from dataflows.comparison import EXAMPLES_MAX, Compared, Comparison, verdicts_of
@@ -20,6 +22,7 @@ from dataflows.context import Replaying
 from dataflows.elsewhere import Remotes
 from dataflows.evaluation import load_warm
 from dataflows.history import run_history
+from dataflows.known import Met
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
@@ -136,9 +139,12 @@ class _Both:
     live: Scorer
     candidate: Scorer
     found: Comparison
+    met: Met | None = None
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """One batch."""
+        if self.met is not None:
+            self.met.see(batch.frame["event_id"])
         made = []
         for scorer in (self.live, self.candidate):
             decisions = scorer.decide(scorer.score(features, {}), {})
@@ -188,13 +194,15 @@ def compare_files(
     named = {k: v for event in cat.event_types for k, v in verdicts_of(event, verdicts).items()}
     found = Comparison(cat, named, examples_max)
     arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
+    met = Met(pl.Series(list(verdicts), dtype=pl.String)) if verdicts else None
+    both = _Both(live, beside, found, met)
     try:
-        run_history(
-            settings, cat, reader, _Both(live, beside, found), begin=begin, arrivals=arrivals
-        )
+        run_history(settings, cat, reader, both, begin=begin, arrivals=arrivals)
     finally:
         reader.close()
         remotes.close()
+    if met is not None:
+        say(met.told())
     return {
         "candidate": beside.bundle.id,
         "live": [live.bundle.id],

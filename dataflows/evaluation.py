@@ -16,6 +16,7 @@ from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.elsewhere import Remotes
 from dataflows.history import Pass, run_history
+from dataflows.known import Met
 from dataflows.settings import Settings
 from dataflows.sources.files import FileReader, truth_names
 from dataflows.sources.simulator import time_us_of
@@ -385,6 +386,8 @@ def evaluate_files(
     finally:
         reader.close()
         remotes.close()
+    if judge.met is not None:
+        say(judge.met.told())
     found = judge.tally.report()
     if not found:
         raise ConfigError(
@@ -414,7 +417,9 @@ class _Labelled(_Judge):
         super().__init__(scorer, deep, names)
         self.names = names
         self._known: pl.DataFrame | None = None
+        self.met: Met | None = None
         if labels is not None:
+            self.met = Met(labels["event_id"])
             word = pl.col("attack") if "attack" in labels.columns else pl.lit("labelled")
             code = word.replace_strict(codes, return_dtype=pl.Int16).alias("code")
             self._known = labels.select("event_id", code).unique("event_id", keep="first")
@@ -423,6 +428,8 @@ class _Labelled(_Judge):
         """Take in one batch and its features."""
         if self._known is not None and batch.event_type not in made_types():
             ids = batch.frame.select("event_id")
+            if self.met is not None:
+                self.met.see(ids["event_id"])
             code = ids.join(self._known, "event_id", "left", maintain_order="left")["code"]
             batch = replace(batch, truth=code.fill_null(0).to_numpy().astype(np.int16))
         super().add(batch, features)

@@ -20,6 +20,7 @@ import polars as pl
 from dataflows.admission import Admission, Admitted
 from dataflows.arrivals import Arrivals, Stretch
 from dataflows.currencies import base_of, rates_of, write_rates
+from dataflows.known import Met
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, LaneReader
 from dataflows.state.declared import write_declared
@@ -70,6 +71,11 @@ class Collector:
     from_us : rows before it only warm the state up
     share : share of genuine rows to keep, of all event types or by event type
     labels : event ids of known anomalies, where the events themselves do not carry their truth
+
+    Attributes
+    ----------
+    known : whether anything said which rows are anomalies
+    met : which of the labels are of events that came; None without labels
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class Collector:
         self._catalog = catalog
         self._from_us = from_us
         self._share = share
-        self._labels = labels
+        self.met = None if labels is None else Met(labels)
         self._kept: dict[str, _Kept] = {}
         self._seen: dict[str, tuple[int, int]] = {}
         self.known = False
@@ -90,12 +96,11 @@ class Collector:
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """Take in one batch and its features."""
         n = len(batch)
+        labelled = None if self.met is None else self.met.see(batch.frame["event_id"])
         if batch.truth is not None:
             attack, known = batch.truth, True
-        elif self._labels is not None:
-            found = batch.frame["event_id"].is_in(self._labels.implode())
-            attack = found.to_numpy().astype(np.int16)
-            known = True
+        elif labelled is not None:
+            attack, known = labelled.to_numpy().astype(np.int16), True
         else:
             attack, known = np.zeros(n, np.int16), False
         self.known |= known

@@ -205,7 +205,8 @@ def _series_plot(
         x, y = _broken(x, y)
     line = Line(x, y, dots=dots, marks=marks, told=texts)
     count = int(alert.sum())
-    note = f"{count:,} alert{'' if count == 1 else 's'} of {part.height:,} events"
+    events = f"{part.height:,} event{'' if part.height == 1 else 's'}"
+    note = f"{count:,} alert{'' if count == 1 else 's'} of {events}"
     return Plot(name.replace("|", " · "), [line], note, True, bands).svg()
 
 

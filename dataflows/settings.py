@@ -12,7 +12,7 @@ import pkgutil
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -69,10 +69,14 @@ line with every new name: state of before holds the old one."""
 _MASK = "********"
 
 _SECRET = re.compile(
-    "password|passwd|secret|key$|key[.]pem|token|jaas|oauthbearer|credential|user[.]info",
+    "password|passwd|secret|key$|key[.]pem|token|jaas|oauthbearer|credential|user[.]info"
+    "|signature|^sig$",
     re.IGNORECASE,
 )
 """Names whose values are never shown: ours, librdkafka's and those of the registry's client."""
+
+_TABLES = ("kafka_options", "kafka_registry_options")
+"""Tables with passwords among their values: of one that is none, nothing tells which part is."""
 
 _ASKED = re.compile(r"([?&])([^?&=\s]+)=(.*?)(?=&[^&=\s]+=|$)", re.DOTALL)
 """What an address asks for: name and value, with every `&` in it that no name follows."""
@@ -852,9 +856,7 @@ def recorded(settings: Settings) -> dict[str, Any]:
 
     Secrets are left out, and whatever may hold one: addresses with a password, options of clients.
     """
-    values: dict[str, Any] = settings.model_dump(
-        mode="json", exclude={"kafka_options", "kafka_registry_options"}
-    )
+    values: dict[str, Any] = settings.model_dump(mode="json", exclude=set(_TABLES))
     found: dict[str, Any] = {}
     for name, value in values.items():
         raw = getattr(settings, name)
@@ -900,8 +902,15 @@ def _fault(fault: Mapping[str, Any], where: Mapping[str, str]) -> str:
     name = str(fault["loc"][0])
     at = ".".join(str(part) for part in fault["loc"])
     message = str(fault["msg"]).removeprefix("Value error, ")
-    got = shown(at, fault.get("input"))
+    value = fault.get("input")
+    got = _size(value) if at in _TABLES else shown(at, value)
     return f"{where.get(name, 'default')}: {at}: {message}; got {got}"
+
+
+def _size(value: Any) -> str:
+    """What is said of a value that may hold a password anywhere: its type and length."""
+    length = f" of length {len(value)}" if isinstance(value, Sized) else ""
+    return f"{type(value).__name__}{length}, not shown: it may hold a password"
 
 
 def _table(path: Path | str) -> dict[str, Any]:

@@ -55,8 +55,6 @@ __all__ = [
     "moment_us",
     "money_of",
     "options_of",
-    "read_attacks",
-    "read_labels",
     "run_simulated",
     "simulated",
     "train_files",
@@ -239,6 +237,8 @@ def train_files(
         done = after_rows(run)
     finally:
         reader.close()
+    if collector.met is not None:
+        say(collector.met.told())
     warm = warm_folder(settings)
     save_warm(warm, settings, cat, done)
     history_s = time.perf_counter() - begun
@@ -359,50 +359,6 @@ def later_rows(rows: TrainingSet) -> TrainingSet:
     features."""
     first, last = int(rows.time_us.min()), int(rows.time_us.max())
     return select_rows(rows, np.flatnonzero(rows.time_us >= first + (last - first) // 3))
-
-
-_SCAN: dict[str, Callable[[Path], pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    ".csv": pl.scan_csv,
-    ".jsonl": pl.scan_ndjson,
-}
-
-
-def _scan(path: Path) -> pl.LazyFrame:
-    """A file as polars reads it, ConfigError where it cannot."""
-    if path.suffix not in _SCAN:
-        raise ConfigError(f"{path}: expected a name that ends in {', '.join(_SCAN)}")
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    return _SCAN[path.suffix](path)
-
-
-def read_labels(path: Path) -> pl.Series:
-    """Event ids of known anomalies: column `event_id` of a Parquet, CSV or JSONL file.
-
-    Raises
-    ------
-    ConfigError : no such file, not readable, no such column
-    """
-    return read_attacks(path)["event_id"]
-
-
-def read_attacks(path: Path) -> pl.DataFrame:
-    """Known anomalies: `event_id` and, where the file has it, `attack`, both text.
-
-    Raises
-    ------
-    ConfigError : as of `read_labels`
-    """
-    try:
-        frame = _scan(path)
-        told = [name for name in ("attack",) if name in frame.collect_schema().names()]
-        wanted = [pl.col(name).cast(pl.String) for name in ("event_id", *told)]
-        return frame.select(wanted).collect()
-    except pl.exceptions.PolarsError as error:
-        raise ConfigError(
-            f"labels {path}: expected a column event_id: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def run_simulated(

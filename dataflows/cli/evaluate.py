@@ -43,7 +43,8 @@ def add_parser(subparsers: Any) -> None:
     add("--data", metavar="D", action="append", default=[],
         help="folder of files named after event types, or [EVENT_TYPE=]file")  # fmt: skip
     add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
-    add("--labels", metavar="F", help="file with event_id, and perhaps attack, of anomalies")
+    add("--labels", metavar="F",
+        help="file with event_id, and perhaps attack, of anomalies, or of verdicts")  # fmt: skip
     add("--hours", type=float, metavar="N", help="of simulated traffic (default 24)")
     add("--seed", type=int, metavar="N", help="seed of the traffic (default: sim_seed)")
     add("--cold", action="store_true", help="start without warm state")
@@ -167,7 +168,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _labels(args: argparse.Namespace) -> pl.DataFrame | None:
     """Known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
-    from dataflows.training import read_attacks
+    from dataflows.known import read_attacks
 
     if args.labels:
         return read_attacks(Path(args.labels))

@@ -116,7 +116,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="F", action="append", default=[],
         help="files in place of a journal: [EVENT_TYPE=]file, or a folder of them")  # fmt: skip
     add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
-    add("--labels", metavar="F", help="with --data: file with the event_id of known frauds")
+    add("--labels", metavar="F",
+        help="with --data: file with the event_id of known frauds, or of verdicts")  # fmt: skip
     add("--examples", type=int, default=5, metavar="N",
         help="examples of each anomaly type and direction (default 5)")  # fmt: skip
     add(
@@ -144,12 +145,12 @@ def _compare(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json == "-" else sys.stdout
     if args.data:
         from dataflows.cli.run import check_outputs, settings_of
-        from dataflows.training import read_attacks
+        from dataflows.known import read_labels
 
         settings = settings_of(args)
         check_outputs(args, settings, "--html", "--json")
-        frauds = read_attacks(Path(args.labels))["event_id"].to_list() if args.labels else []
-        verdicts = dict.fromkeys(map(str, frauds), True)
+        frauds = read_labels(Path(args.labels)).to_list() if args.labels else []
+        verdicts = dict.fromkeys(frauds, True)
 
         def say(text: str) -> None:
             print(f"waxwing: {text}", file=out, flush=True)

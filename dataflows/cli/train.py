@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     add("--data", metavar="HISTORY", action="append", default=[],
         help="folder of files named after event types, or [EVENT_TYPE=]file")  # fmt: skip
     add("--mapping", metavar="M", help="mapping of foreign columns: shipped name or file")
-    add("--labels", metavar="F", help="file with the event_id of known anomalies")
+    add("--labels", metavar="F", help="file with the event_id of known anomalies, or of verdicts")
     add("--from", dest="learn_from", metavar="T",
         help="learn from this event time on, ISO 8601; what is before only warms up")  # fmt: skip
     add("--days", type=float, metavar="N", help="days of simulated history (default 14)")
@@ -139,7 +139,7 @@ def _of_journal(args: argparse.Namespace, say: Any) -> Trained:
 
 def _labels(args: argparse.Namespace) -> pl.Series | None:
     """Event ids of known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
-    from dataflows.training import read_labels
+    from dataflows.known import read_labels
 
     if args.labels:
         return read_labels(Path(args.labels))

@@ -20,6 +20,7 @@ import polars as pl
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.mapping import (
+    LABEL_WORDS,
     ROW,
     UNITS,
     Column,
@@ -570,10 +571,12 @@ class _File:
 
 
 def _truth(column: pl.Series) -> npt.NDArray[np.int16]:
-    """int16 (n,), codes of a column of labels: 0 where it says 0, false or nothing."""
+    """int16 (n,), codes of a column of labels: 0 where it says 0, false, genuine or nothing; see
+    `LABEL_WORDS`."""
     if column.dtype == pl.String:
         word = column.str.to_lowercase().str.strip_chars()
-        column = word.replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
+        codes_of = {name: str(code) for name, code in LABEL_WORDS.items()}
+        column = word.replace(codes_of).cast(pl.Float64, strict=False)
     codes = column.cast(pl.Int16, strict=False).fill_null(0)
     return codes.to_numpy().astype(np.int16)
 

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from dataflows.sources.mapping import (
+    LABEL_WORDS,
     ROW,
     SERIES_BYTES_MAX,
     SERIES_MAX,
@@ -66,7 +67,8 @@ _HOSTS = ("host", "hostname", "machine", "server", "node", "pod", "device", "uni
           "instance", "station", "file", "source", "asset", "location", "site")  # fmt: skip
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "payment": {
-        "event_id": ("transaction_id", "payment_id", "order_id", "tx_id", "trans_num", "id"),
+        "event_id": ("event_id", "transaction_id", "payment_id", "order_id", "tx_id", "trans_num",
+                     "id"),
         "card_id": ("card_id", "card", "cc_num", "card_number", "pan", "account_id", "account",
                     "customer_id", "customer", "nameorig", "client_id", "payer"),
         "user_id": ("user_id", "user", "customer_id", "customer", "client_id", "holder",
@@ -84,7 +86,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "declined": ("declined", "is_declined", "rejected"),
     },
     "login": {
-        "event_id": ("login_id", "attempt_id", "session_id", "event_id", "id"),
+        "event_id": ("event_id", "login_id", "attempt_id", "session_id", "id"),
         "user_id": ("user_id", "user", "username", "account", "login", "email"),
         "device_id": ("device_id", "device", "user_agent"),
         "ip": ("ip", "ip_address", "client_ip", "source_ip", "src_ip", "remote_addr"),
@@ -437,12 +439,19 @@ class _Finder:
     def _find_labels(self) -> None:
         """The column of labels, and those that say the same and are no series."""
         found = []
-        for seen, _ in self._named(_LABELS):
+        for seen, whole in self._named(_LABELS):
             known = seen.numbers.drop_nulls()
+            texts = seen.values.dtype == pl.String and not seen.is_number
+            said = seen.values.drop_nulls().str.to_lowercase() if texts else pl.Series()
             words = seen.values.dtype == pl.Boolean or (
-                seen.values.dtype == pl.String
-                and bool(seen.values.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all())
+                len(said) > 0 and bool(said.is_in(list(LABEL_WORDS)).all())
             )
+            if whole and texts and not words and seen.distinct == 2:
+                one, other = sorted(seen.values.drop_nulls().unique())
+                self._notes.append(
+                    f"{seen.name}: labels, by its name? Not taken, since {one!r} and {other!r} do"
+                    " not say which is genuine: write 0 for genuine and 1 for the other."
+                )
             if seen not in found and (words or (seen.is_whole and _all_codes(known))):
                 found.append(seen)
         if found:

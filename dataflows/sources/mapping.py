@@ -42,6 +42,7 @@ from features.errors import ConfigError
 from features.events import EventType, Field, event_type, event_types
 
 __all__ = [
+    "LABEL_WORDS",
     "ROW",
     "UNITS",
     "Column",
@@ -51,6 +52,14 @@ __all__ = [
     "masked",
     "own_mapping",
 ]
+
+LABEL_WORDS = {
+    "true": 1, "yes": 1, "y": 1, "t": 1, "fraud": 1, "fraudulent": 1, "anomaly": 1, "anomalous": 1,
+    "abnormal": 1, "attack": 1, "outlier": 1, "false": 0, "no": 0, "n": 0, "f": 0, "genuine": 0,
+    "legit": 0, "legitimate": 0, "normal": 0, "nominal": 0,
+}  # fmt: skip
+"""Words in small letters of a column of labels, and their codes; 0 is genuine. Chosen: those that
+public tables have, and no word that means one thing here and another there."""
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 

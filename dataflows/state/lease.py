@@ -133,8 +133,12 @@ def _alive(record: Record) -> bool | None:
     if record.place != _place():
         return None
     try:
-        begun_s = psutil.Process(record.pid).create_time()
+        process = psutil.Process(record.pid)
+        begun_s, status = process.create_time(), process.status()
     except psutil.Error:
+        return False
+    # Killed, and whoever started it has not asked what became of it yet: it writes no more.
+    if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         return False
     return abs(begun_s - record.begun_s) < 1.0
 

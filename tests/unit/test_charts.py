@@ -66,6 +66,12 @@ def test_no_text_becomes_an_element_or_an_attribute(made: Callable[[str], str]) 
     assert HOSTILE not in made(HOSTILE)
 
 
+def test_a_drawing_of_one_moment_is_a_minute_wide() -> None:
+    at = Line(np.array([1_772_409_600e6]), np.array([206.0]), dots=True)
+    drawing = Plot("c-1", [at], is_time=True).svg()
+    assert ">00:00:00<" in drawing and "2025" not in drawing
+
+
 def test_no_text_of_a_comparison_is_an_escape_of_the_terminal() -> None:
     assert not any("\x1b" in line for line in comparison_lines(compared(HOSTILE)))
 

@@ -119,6 +119,41 @@ def test_made_files_of_every_shape_are_known(
     assert taken == 300 and refused == 0
 
 
+@pytest.mark.parametrize(
+    ("genuine", "odd"), [("no", "yes"), ("Genuine", "Fraud"), ("false", "true"), ("0", "1")]
+)
+def test_payments_with_an_id_and_labels_in_words_are_read_as_they_are(
+    tmp_path: Path, genuine: str, odd: str
+) -> None:
+    lines = [f"p-{i:x},2026-03-02T00:{i // 60:02}:{i % 60:02}Z,c-{i % 7},u-{i % 5},m-1,{i}.5,"
+             f"{odd if i % 20 == 0 else genuine}" for i in range(400)]  # fmt: skip
+    header = "event_id,time,card_id,user_id,merchant_id,amount,is_fraud"
+    (tmp_path / "pay.csv").write_text("\n".join([header, *lines]) + "\n")
+    found = guess_mapping(tmp_path / "pay.csv")
+    assert source(found, "event_id") == '"event_id"' and source(found, "truth") == '"is_fraud"'
+    assert found.unused == [] and found.refused == 0
+    (tmp_path / "m.toml").write_text(found.toml())
+    settings = load(
+        None, {}, source="file", file_paths={"payment": str(tmp_path / "pay.csv")},
+        event_types=["payment"], file_mapping=str(tmp_path / "m.toml"),
+    )  # fmt: skip
+    reader = FileReader(settings)
+    batch = reader.take(1_000).batches["payment"]
+    reader.close()
+    assert batch.truth is not None
+    assert batch.truth.tolist() == [int(i % 20 == 0) for i in range(400)]
+    assert batch.frame["event_id"][255] == "p-ff"
+
+
+def test_labels_of_which_nobody_says_which_is_genuine_are_asked_about(tmp_path: Path) -> None:
+    lines = [f"2026-03-02T00:00:{i:02}Z,{i % 7}.5,{'AB'[i % 2]}" for i in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["time,value,label", *lines]) + "\n")
+    found = guess_mapping(tmp_path / "a.csv")
+    assert not [line for line in found.lines if line.field == "truth"]
+    assert any("label: labels, by its name?" in note and "'A' and 'B'" in note
+               for note in found.notes)  # fmt: skip
+
+
 def test_json_lines_and_names_that_toml_must_quote_are_no_trouble(tmp_path: Path) -> None:
     rows = 200
     frame = pl.DataFrame(

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from dataflows import context as context_module
@@ -93,6 +94,13 @@ def test_the_lease_of_a_process_killed_here_is_taken_at_once(tmp_path: Path) -> 
     with holder(tmp_path, "dies") as first:
         assert first.wait() == -signal.SIGKILL
     assert take_lease(tmp_path, rest=never).token == 2
+
+
+def test_a_killed_holder_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+    with holder(tmp_path, "dies") as first:
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE
+        assert take_lease(tmp_path, rest=never).token == 2
 
 
 def test_a_process_id_given_out_again_is_no_holder(tmp_path: Path) -> None:

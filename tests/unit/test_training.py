@@ -11,11 +11,11 @@ import pytest
 from dataflows import training
 from dataflows.cli.main import main
 from dataflows.evaluation import evaluate_simulated, load_warm
+from dataflows.known import Met, read_attacks, read_labels
 from dataflows.settings import Settings, load
 from dataflows.sources.simulator import make_simulator, time_us_of
 from dataflows.training import (
     is_trained,
-    read_labels,
     train_files,
     train_simulated,
     warm_folder,
@@ -184,6 +184,91 @@ def test_a_folder_that_is_no_bundle_is_refused_before_the_work(
         assert "no bundle and holds 'thesis.txt'" in capsys.readouterr().err
     assert (precious / "thesis.txt").read_text() == "ten years"
     assert not (tmp_path / "warm").exists() and not (tmp_path / "out.csv").exists()
+
+
+@pytest.fixture
+def history(settings: Settings, tmp_path: Path) -> Path:
+    """A folder with an hour of logins."""
+    start = time_us_of("2026-02-01T12:00:00Z")
+    made = make_simulator(settings, seed=3).span(start, start + 3_600_000_000)
+    folder = tmp_path / "history"
+    folder.mkdir()
+    made["login"].frame.write_parquet(folder / "login.parquet")
+    return folder
+
+
+def test_labels_that_match_no_event_are_refused_and_others_counted(
+    settings: Settings, history: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {**SMALL, "detectors": "zscore,iqr"}
+    options = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    ids = pl.read_parquet(history / "login.parquet")["event_id"].unique(maintain_order=True)
+    (tmp_path / "foreign.csv").write_text("event_id\nTX-1\nTX-2\n")
+    (tmp_path / "some.csv").write_text(f"event_id\nTX-1\n{ids[0]}\n{ids[1]}\n{ids[1]}\n")
+    told = ["--data", str(history), *options]
+    train = ["train", *told, "--set", f"bundle={tmp_path / 'new' / 'bundle'}"]
+    judge = ["evaluate", *told, "--cold", "--set", f"bundle={settings.bundle}"]
+    compare = ["model", "compare", str(settings.bundle), *told, "--set", "warm_state=none"]
+    compare += ["--set", f"bundle={settings.bundle}"]
+    for command in (train, judge, compare):
+        assert main([*command, "--labels", str(tmp_path / "foreign.csv")]) == 2
+        fault = capsys.readouterr().err
+        assert "none of 2 is of an event" in fault and "'TX-1'" in fault, command
+        assert f"{ids[0]!r}" in fault, command
+    assert not (tmp_path / "new").exists()
+    assert main([*judge, "--labels", str(tmp_path / "some.csv")]) == 0
+    assert "2 of 3 labels found" in capsys.readouterr().out
+    assert main([*train, "--labels", str(tmp_path / "some.csv")]) == 2  # too few rows
+    assert "2 of 3 labels found" in capsys.readouterr().out
+
+
+def test_labels_are_counted_once_however_often_they_and_their_events_come() -> None:
+    met = Met(pl.Series(["a", "b", "b", "z"]))
+    assert met.see(pl.Series(["a", "c"])).to_list() == [True, False]
+    met.see(pl.Series(["a", "b"]))
+    assert met.told().startswith("2 of 3 labels")
+    assert Met(pl.Series([], dtype=pl.String)).told().startswith("0 of 0")
+    with pytest.raises(ConfigError, match="labels have 'a', no event came"):
+        Met(pl.Series(["a"])).told()
+
+
+VERDICTS = """event_id,verdict,time,source
+p-1,fraud,2026-03-09T08:00:00Z,issuer
+p-2,genuine,2026-03-09T08:00:00Z,analyst
+p-3,genuine,2026-03-11T08:00:00+02:00,analyst
+p-3,fraud,2026-03-11T07:00:00+00:00,issuer
+p-4,genuine,1773302400000000,analyst
+p-4,fraud,2026-03-11T08:00:00Z,issuer
+007,fraud,2026-03-11T08:00:00Z,issuer
+"""
+
+
+def test_of_verdicts_those_count_that_call_a_fraud_last(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(VERDICTS)
+    assert sorted(read_labels(tmp_path / "labels.csv")) == ["007", "p-1", "p-3"]
+    rows = [line.split(",") for line in VERDICTS.splitlines()]
+    said = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    said[0] |= {"entities": {"card": "c-1"}, "event_type": "payment"}
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
+    assert sorted(read_labels(tmp_path / "labels.jsonl")) == ["007", "p-1", "p-3"]
+    (tmp_path / "untimed.csv").write_text("event_id,verdict\na,fraud\nb,fraud\na,genuine\n")
+    assert read_labels(tmp_path / "untimed.csv").to_list() == ["b"]
+    (tmp_path / "named.csv").write_text("event_id,attack,verdict\na,theft,fraud\nb,,genuine\n")
+    assert read_attacks(tmp_path / "named.csv").rows() == [("a", "theft")]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("event_id,verdict\n1,fraud\n2,maybe\n", "verdict 'maybe': expected fraud or genuine"),
+        ("event_id,verdict\n1,\n", "verdict '': expected fraud or genuine"),
+        ("event_id,verdict,time\n1,fraud,soon\n2,fraud,0\n", "`time` of 1 of 2 labels is none"),
+    ],
+)
+def test_a_verdict_nobody_can_read_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_labels(tmp_path / "labels.csv")
 
 
 def test_labels_that_cannot_be_read_say_why(tmp_path: Path) -> None:
