@@ -22,7 +22,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ __all__ = [
     "LEASE_S",
     "Lease",
     "Record",
+    "give_back_of",
     "locked",
     "read_lease",
     "superseded",
@@ -233,6 +234,20 @@ class Lease:
             record = read_lease(self.folder)
             if record is not None and record.token == self.token:
                 _write(self.folder, replace(record, held=False))
+
+
+def give_back_of(folder: Path, pids: Collection[int]) -> None:
+    """Give back the lease that one of these processes, dead by now, has left held: whoever comes
+    next on another machine need not watch it."""
+    with contextlib.suppress(StateError, OSError):
+        if read_lease(folder) is None:
+            return
+        with locked(folder):
+            record = read_lease(folder)
+            if record is None or not record.held or record.pid not in pids:
+                return
+            if _alive(record) is False:
+                _write(folder, replace(record, held=False))
 
 
 def superseded(folder: Path, token: int) -> StateError:

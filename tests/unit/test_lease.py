@@ -25,7 +25,16 @@ from dataflows.settings import Settings, load
 from dataflows.state import lease as lease_module
 from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
-from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, locked, read_lease, take_lease
+from dataflows.state.lease import (
+    BEAT_S,
+    CHECK_S,
+    LEASE_S,
+    Lease,
+    give_back_of,
+    locked,
+    read_lease,
+    take_lease,
+)
 from dataflows.state.manifest import (
     Manifest,
     go_back,
@@ -78,6 +87,22 @@ def elsewhere(folder: Path, **changed: Any) -> None:
 def manifest(round_: int, lease: Lease) -> Manifest:
     """A manifest as the holder of a lease writes it."""
     return Manifest(round_, 16, 2, "abc", token=lease.token)
+
+
+def test_the_lease_of_a_dead_process_is_given_back_by_whoever_started_it(tmp_path: Path) -> None:
+    with holder(tmp_path, "lives") as living:
+        give_back_of(tmp_path, [living.pid])
+        lease = read_lease(tmp_path)
+        assert lease is not None and lease.held, "it lives"
+        living.kill()
+        living.wait()
+        give_back_of(tmp_path, [living.pid + 1])
+        assert read_lease(tmp_path) == lease, "it is another's"
+        give_back_of(tmp_path, [living.pid])
+        lease = read_lease(tmp_path)
+        assert lease is not None and not lease.held
+    give_back_of(tmp_path / "none", [1])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_second_start_is_refused_and_the_first_is_unhurt(tmp_path: Path) -> None:
