@@ -485,6 +485,11 @@ class Settings(BaseSettings):
     sim_anomaly_share: float = Field(
         0.001, ge=0, le=0.5, description="share of events that belong to an attack"
     )
+    sim_attacks: list[str] = Field(
+        [],
+        description="attacks that are simulated, by name; none: those of the default mix"
+        " (`slow_ramp` is not among them)",
+    )
     sim_repeat_share: float = Field(
         0.002, ge=0, le=0.5, description="share of events that the producer sends twice"
     )
@@ -705,6 +710,12 @@ class Settings(BaseSettings):
             raise ValueError("expected either labels_topic or labels_file, both are set")
         if value == "":
             raise ValueError("expected the name of a topic, or no such line")
+        return value
+
+    @field_validator("sim_attacks")
+    @classmethod
+    def _attacks_exist(cls, value: list[str]) -> list[str]:
+        _known(value, _modules("features.simulate.attacks"), "attack")
         return value
 
     @field_validator("sim_strength")
