@@ -78,11 +78,14 @@ __all__ = [
     "Context",
     "Replaying",
     "StopSwitch",
+    "ended_before",
     "lanes_of",
+    "let_go",
     "make_context",
     "open_lane",
     "open_reader",
     "stop_on_signals",
+    "stop_switch",
     "withheld_of",
 ]
 
@@ -102,6 +105,11 @@ class StopSwitch:
     def __call__(self) -> bool:
         return self._event.is_set() or (self._shared is not None and self._shared.exists())
 
+    @property
+    def asked_here(self) -> bool:
+        """Whether this process was asked; what another one has left in the file does not count."""
+        return self._event.is_set()
+
     def wait(self, seconds: float) -> None:
         """Wait until somebody asks in this process, at most so long."""
         self._event.wait(seconds)
@@ -112,6 +120,11 @@ class StopSwitch:
         if self._shared is not None:
             with contextlib.suppress(OSError):  # a full disk; whoever stops one stops the others
                 self._shared.touch()
+
+
+def stop_switch(settings: Settings) -> StopSwitch:
+    """The switch of a flow, made before its context: a start can be asked to stop, too."""
+    return StopSwitch(_stop_file(settings) if in_cluster() else None)
 
 
 def stop_on_signals(stop: StopSwitch) -> None:
@@ -659,9 +672,8 @@ def _opened(
 
         store = StoreWriter(settings, cat, telemetry.say)
     book = None if manifest is None else RateBook(settings, telemetry.say)
-    stop = StopSwitch(_stop_file(settings) if in_cluster() else None)
     context = Context(
-        settings, cat, scorer, manifest, telemetry, store, book, lease, stop,
+        settings, cat, scorer, manifest, telemetry, store, book, lease, stop_switch(settings),
         restored=restored, remotes=remotes,
     )  # fmt: skip
     if store is not None:
@@ -707,6 +719,26 @@ def _begin(
     with _held(lease):
         _first_base(settings, found)
     return found, lease, restored
+
+
+def let_go(context: Context) -> None:
+    """Close all of a flow, the lease last: closing writes, and the folder is ours until then."""
+    try:
+        if context.store is not None:
+            context.store.close()
+        context.close()
+    finally:
+        if context.lease is not None:
+            context.lease.give_back()
+
+
+def ended_before(state_dir: Path) -> str:
+    """What to say of a flow that was asked to stop before its first round."""
+    with contextlib.suppress(StateError):
+        manifest = read_manifest(state_dir)
+        if manifest is not None and manifest.round:
+            return f"stopped before it went on; the next start goes on from round {manifest.round}"
+    return "stopped before the first round"
 
 
 def open_reader(context: Context, lane: int) -> LaneReader:

@@ -19,7 +19,15 @@ from bytewax.dataflow import Dataflow
 from bytewax.operators import KeyedStream
 
 from dataflows.commit import COMMIT_KEY, CommitSink, Store
-from dataflows.context import Context, lanes_of, open_lane, stop_on_signals
+from dataflows.context import (
+    Context,
+    ended_before,
+    lanes_of,
+    let_go,
+    open_lane,
+    stop_on_signals,
+    stop_switch,
+)
 from dataflows.entry import end_with, epoch_a_round, started_by_bytewax, told_as_sentences
 from dataflows.guard import Guard, StepFault
 from dataflows.observe.telemetry import Telemetry
@@ -44,9 +52,16 @@ def build(config: str | Path | None = None) -> Dataflow:
         Bytewax's command is the program, a sentence each and status 2
     """
     with told_as_sentences():
-        context = settled_context(load(config), Telemetry())
+        settings = load(config)
+        stop = stop_switch(settings)
+        stop_on_signals(stop)
+        context = settled_context(settings, Telemetry())
+        context.stop = stop
+        if stop.asked_here:
+            let_go(context)
+            context.telemetry.say(ended_before(settings.state_dir))
+            raise SystemExit(0)
         epoch_a_round()
-        stop_on_signals(context.stop)
         if context.lease is not None:
             context.lease.keep(end_with)
             atexit.register(context.lease.give_back)

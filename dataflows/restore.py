@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.settings import Settings
-from dataflows.state.deltas import Arrays, ShardStore
+from dataflows.state.deltas import Arrays, NewerState, ShardStore
 from dataflows.state.logs import LogStore
 from dataflows.state.manifest import Manifest
 from features.catalog import Catalog
@@ -56,7 +56,8 @@ def restore(
     Raises
     ------
     Damaged : a checksum is wrong or a file is missing
-    StateError : it is the state of a catalogue from which there is no way to this one
+    StateError : it is the state of a catalogue from which there is no way to this one, or a newer
+        version wrote it
     """
 
     def one(name: tuple[str, int]) -> GroupEngine | Admission:
@@ -109,6 +110,8 @@ def _group_arrays(
     folder = settings.state_dir / "deltas" / f"g{group:03d}"
     try:
         base, deltas, _ = ShardStore(folder, settings.deltas_max).load(manifest.round)
+    except NewerState:
+        raise
     except StateError as error:
         raise Damaged(str(error)) from None
     return base, deltas
@@ -118,6 +121,8 @@ def _door_arrays(settings: Settings, manifest: Manifest, lane: int) -> list[Arra
     """What the filter of a lane is made of."""
     try:
         return LogStore(settings.state_dir / "deltas" / f"in{lane:02d}").load(manifest.round)
+    except NewerState:
+        raise
     except StateError as error:
         raise Damaged(str(error)) from None
 

@@ -12,7 +12,7 @@ from typing import Any
 from bytewax.dataflow import Dataflow
 from bytewax.run import cli_main
 
-from dataflows.context import Context, StopSwitch, stop_on_signals
+from dataflows.context import Context, ended_before, let_go, stop_on_signals, stop_switch
 from dataflows.detect import build_flow
 from dataflows.entry import end_with
 from dataflows.guard import Guard, StepFault
@@ -66,15 +66,18 @@ def run_flow(
     ------
     WaxwingError : the fault that ended the flow
     """
-    stop: StopSwitch | None = None
+    stop = stop_switch(settings)
+    stop_on_signals(stop)
     while True:
         context = settled_context(settings, telemetry)
-        context.stop = stop or context.stop
+        context.stop = stop
+        if stop.asked_here:
+            let_go(context)
+            telemetry.stood(context.manifest.round, context.manifest.totals)
+            telemetry.say(ended_before(settings.state_dir))
+            return context
         if peers is not None and len(peers.addresses) == 1:
             restore_all(context)
-        if stop is None:
-            stop = context.stop
-            stop_on_signals(stop)
         fault = _run_once(context, watch, watch_every_s, peers)
         if isinstance(fault, StepFault):
             quarantine(context, fault)
@@ -114,13 +117,8 @@ def _run_once(
             ended.set()
             if watcher is not None:
                 watcher.join(timeout=5)
-            if context.store is not None:
-                context.store.close()
-            context.close()
         finally:
-            # Closing writes what was still waiting: the folder is ours until then.
-            if context.lease is not None:
-                context.lease.give_back()
+            let_go(context)
     return guard.fault
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from dataflows.alerts.base import printable_lines
 from dataflows.poison import POISON_FILE
+from dataflows.state.lease import give_back_of
 from dataflows.state.manifest import read_manifest
 from features.errors import ConfigError, StateError, WaxwingError
 
@@ -49,6 +50,10 @@ BACKOFF_S = (0.5, 15.0)
 
 STOP_S_MAX = 90.0
 """Longest wait for a clean end: the last round, its snapshot, 30 s for a store that is away."""
+
+START_STOP_S = 20.0
+"""Longest wait for processes that a stop meets before they have met: what they load and restore.
+Chosen; whoever waits for the others already is ended at once."""
 
 WORDS_MAX = 200
 """Lines kept of what a process says that are no sentences of ours. Chosen: two backtraces."""
@@ -146,7 +151,9 @@ class Supervisor:
                 finally:
                     self._end(workers)
                 if died is None:
-                    return merged([worker.report for worker in workers])
+                    # Those that a stop met before they had met may have none.
+                    reports = [worker.report for worker in workers if worker.report]
+                    return merged(reports) if reports else {}
                 deaths = 1 if self._gained() > before else deaths + 1
                 pause_s = self._why(workers, died, deaths)
                 if self._rest(pause_s):
@@ -278,11 +285,28 @@ class Supervisor:
         self._asked.append(number)
         if len(self._asked) > 1:
             raise Interrupted(number)
-        if not all(worker.ready for worker in workers):
-            return True
+        met = all(worker.ready for worker in workers)
         for worker in workers:
             worker.process.send_signal(signal.SIGTERM)
-        return False
+        if not met:
+            self._let_start(workers)
+        return not met
+
+    def _let_start(self, workers: list[_Worker]) -> None:
+        """Give those who have not met yet the time to give back what they have claimed.
+
+        Raises
+        ------
+        Interrupted : a second signal
+        """
+        until = time.monotonic() + START_STOP_S
+        while time.monotonic() < until:
+            if all(worker.ended is not None or worker.ready for worker in workers):
+                return
+            with contextlib.suppress(queue.Empty):
+                kind, what = self._events.get(timeout=_LOOK_S)
+                if kind == "signal":
+                    raise Interrupted(what)
 
     def _show(self, workers: list[_Worker], until: float) -> None:
         """Pass on what has waited since `until`: a warning of a library, of one that lives on."""
@@ -302,6 +326,7 @@ class Supervisor:
             for pipe in (worker.process.stdin, worker.process.stdout, worker.process.stderr):
                 if pipe is not None:
                     pipe.close()
+        give_back_of(self._state_dir, [worker.process.pid for worker in workers])
 
     def _why(self, workers: list[_Worker], died: _Worker, deaths: int) -> float:
         """Say why one died; the pause before all start again.

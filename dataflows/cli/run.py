@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
             _end_notify(notify)
     if report:
         _tell(report, settings, args.json)
-    write_json(args.json, report)
+        write_json(args.json, report)
     return 0
 
 
@@ -282,6 +282,7 @@ def _check_workers(workers: int | None) -> None:
 
 def _run_workers(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """Run the flow in processes of its own; their report, empty where they never met."""
+    from dataflows.context import ended_before
     from dataflows.supervisor import Supervisor
 
     options = passed_on(args)
@@ -291,7 +292,7 @@ def _run_workers(args: argparse.Namespace, settings: Settings) -> dict[str, Any]
         options += ["--mapping", args.mapping]
     found = Supervisor(options, args.workers, settings.state_dir, _say).run()
     if not found:
-        _say("stopped before the first round")
+        _say(ended_before(settings.state_dir))
     return found
 
 

@@ -201,6 +201,11 @@ class Telemetry:
             )
         self.labels_passed_over = passed_over
 
+    def stood(self, round_: int, totals: Mapping[str, int]) -> None:
+        """A flow ended before its first round: what there is to report is that of its manifest."""
+        with self._lock:
+            self.round_done, self.totals = round_, dict(totals)
+
     def committed(self, round_: int) -> None:
         """A manifest was written."""
         self.committed_round = round_

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -53,6 +53,11 @@ COMMIT_S = 5.0
 
 PARTITIONS_S = 60.0
 """New partitions are looked for this often. Chosen."""
+
+IDS_S = 2.0
+"""The topics' ids are asked for again this often, beside the reading: a topic made anew must not be
+taken for the old one. Chosen: an answer costs a hundredth of it or less.
+"""
 
 RETAKE_S = 30.0
 """Longest wait without a message while journaled offsets are read again; a broker restart."""
@@ -136,6 +141,8 @@ class _Topic:
     at : int64 (partitions,), next offset to take; END where the partition is another lane's
     ends : int64 (partitions,), offset at which a bounded run stops; END where there is none
     id : the broker's id of the topic, empty where it gives none
+    in_doubt : whether it was gone when it was asked for: no record is taken before it is known
+        again, for what comes may be another topic's
     """
 
     event_type: str
@@ -143,6 +150,7 @@ class _Topic:
     at: Int64
     ends: Int64
     id: str = ""
+    in_doubt: bool = False
 
 
 @dataclass(slots=True)
@@ -216,10 +224,13 @@ class KafkaReader:
         self._paused: set[Place] = set()
         self._resumed: set[Place] = set()
         self._marks: dict[Place, int] = {}
+        self._stuck: set[Place] = set()
         self._fresh: dict[str, str] = {}
         self._catch_up = CatchUp(lane, pace or Pace(), slack_of(settings.late_s))
         self._standing = self._aimed = False
-        self._commit_at = self._look_at = 0.0
+        self._commit_at = self._look_at = self._ids_at = 0.0
+        self._asking: AdminClient | None = None
+        self._ids: dict[str, Any] = {}
         group = f"{settings.kafka_group}-replay" if replay else settings.kafka_group
         fixed = {**_FIXED, "group.id": group,
                  "enable.partition.eof": settings.kafka_until_end}  # fmt: skip
@@ -316,6 +327,8 @@ class KafkaReader:
         together = self._catch_up.active(time.monotonic())
         together |= any(p not in self._held for p in self._back)
         messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)
+        if messages:
+            self._be_sure({message.topic() or "" for message in messages})
         full = len(messages) >= rows_max
         self.unpaced = full or (together and bool(messages))
         self._cut_us = max(self._cut_us, time.time_ns() // 1000)
@@ -324,6 +337,8 @@ class KafkaReader:
             self._mend(message)
         for place in [p for p in self._marks if not self._back.get(p)]:
             self._end(place, self._marks.pop(place))
+        if self._stuck:
+            self._pass_gaps({(m.topic() or "", m.partition() or 0) for m in messages})
         self._release()
         if full and self._by_time:
             self._aim(self._places())
@@ -408,24 +423,48 @@ class KafkaReader:
         self._ask_ids()
 
     def _ask_ids(self) -> None:
-        """Ask for the ids of topics that have none yet; `_collect_ids` takes the answers."""
-        lacking = [name for name, topic in self._topics.items() if not topic.id]
-        self._ids = {}
-        if lacking:
-            self._asking = self._admin()  # its answers die with it
-            # A copy: the client itself looks answers up in the dict it gave.
-            self._ids = dict(
-                self._asking.describe_topics(TopicCollection(lacking), request_timeout=ANSWER_S)
-            )
+        """Ask for the ids of all topics; `_collect_ids` takes the answers."""
+        if self._asking is None:
+            # One for good: a connection each time costs more, and answers die with their client.
+            # Its troubles are its own: the consumer says when brokers are away.
+            options = client_options(self._settings, Troubles(self._settings.kafka_brokers), {}, {})
+            self._asking = make_client(AdminClient, options)
+        self._asking.poll(0)
+        names = TopicCollection(list(self._topics))
+        # A copy: the client itself looks answers up in the dict it gave.
+        self._ids = dict(self._asking.describe_topics(names, request_timeout=ANSWER_S))
+        self._ids_at = time.monotonic() + IDS_S
 
     def _collect_ids(self, wait_s: float) -> None:
-        """Note the topics' ids, as far as the broker has told them."""
+        """Note the topics' ids, as far as the broker has told them.
+
+        Raises
+        ------
+        SourceError : another id than the known one: the topic was made anew
+        """
         for name in [n for n, answer in self._ids.items() if wait_s or answer.done()]:
-            answer = self._ids.pop(name)
+            answer, topic = self._ids.pop(name), self._topics[name]
             try:
-                self._topics[name].id = str(answer.result(wait_s).topic_id)
+                topic_id = answer.result(wait_s).topic_id
             except (KafkaException, TimeoutError) as error:
-                _log.info("Kafka topic %r: no id (%s)", name, error)
+                topic.in_doubt = _is_unknown(error)
+                _log.debug("Kafka topic %r: no id (%s)", name, error)
+                continue
+            topic.in_doubt = False
+            # Brokers before 2.8 have no ids: all of theirs are zero.
+            told = str(topic_id) if topic_id.get_most_significant_bits() else ""
+            if told and topic.id not in ("", told):
+                raise _made_anew(name, topic.id, told)
+            topic.id = told or topic.id
+
+    def _be_sure(self, names: Collection[str]) -> None:
+        """Before records are taken of a topic that may be another one by now: ask, and wait.
+
+        A broker that does not answer in time is believed: it gave the records.
+        """
+        if any(self._topics[name].in_doubt for name in names):
+            self._ask_ids()
+            self._collect_ids(ANSWER_S)
 
     def _admin(self) -> AdminClient:
         """A client for questions about topics."""
@@ -440,12 +479,11 @@ class KafkaReader:
                 self._collect_ids(ANSWER_S)
         for name, topic_id in journaled.items():
             topic = self._topics.get(name)
-            if topic is not None and topic.id and topic.id != topic_id:
-                raise SourceError(
-                    f"Kafka topic {name!r} was deleted and made anew since the journal was written"
-                    f" (its id was {topic_id}, is {topic.id}); start with an empty state_dir, or go"
-                    " on with the others: take its event type out of event_types"
-                )
+            if topic is None:
+                continue
+            if topic.id not in ("", topic_id):
+                raise _made_anew(name, topic_id, topic.id)
+            topic.id = topic_id  # where the broker has not told it yet, it is held against this
 
     def _first(self, places: list[Place]) -> dict[Place, int]:
         """Where the settings let partitions begin that have no position."""
@@ -511,6 +549,7 @@ class KafkaReader:
         self._paused.clear()
         self._resumed.clear()
         self._marks.clear()
+        self._stuck.clear()
         self._catch_up.clear()
         self._assign()
 
@@ -902,9 +941,12 @@ class KafkaReader:
             else:
                 self._end(place, message.offset() or 0)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._skip(place)
+            self._topics[place[0]].in_doubt = True
+            self._be_sure([place[0]])
+            self._stuck.add(place)
         else:
             self._raise_if_gone(message)
+            self._ids_at = 0.0
             self._troubles.last = str(error.str())
 
     def _raise_if_gone(self, message: Message) -> None:
@@ -917,12 +959,22 @@ class KafkaReader:
                 " type out of event_types"
             )
 
+    def _pass_gaps(self, taken: set[Place]) -> None:
+        """Go on after offsets that are gone, where nothing is kept of before them.
+
+        Not in a round that takes records of before: it could not be taken again, for its positions
+        say that it began after the gap. Until then nobody fetches of such a partition.
+        """
+        free = [p for p in self._stuck if p not in taken and not self._back.get(p)]
+        for place in free:
+            self._stuck.discard(place)
+            self._skip(place)
+
     def _skip(self, place: Place) -> None:
         """Go on after offsets that are gone, and say which."""
         name, p = place
         topic = self._topics[name]
-        back = self._back.get(place)
-        wanted = (back[-1].offset() or 0) + 1 if back else int(topic.at[p])
+        wanted = int(topic.at[p])
         low, high = self._watermarks(place)
         if wanted > high:
             raise SourceError(
@@ -936,14 +988,13 @@ class KafkaReader:
                 " they were read; going on at %d; lengthen retention.ms, or make no long breaks",
                 name, p, wanted, low - 1, low - wanted, low,
             )  # fmt: skip
-            if not back:
-                self._gaps.append(Gap(name, p, wanted, low - 1))
-                topic.at[p] = low
-                self._began[place] = low
+            self._gaps.append(Gap(name, p, wanted, low - 1))
+            topic.at[p] = low
+            self._began[place] = low
         self._assign()
 
     def _now_and_then(self) -> None:
-        """What is done every few seconds: commit offsets, look for new partitions."""
+        """What is done every few seconds: commit offsets, ask for ids and new partitions."""
         now = time.monotonic()
         if now >= self._commit_at:
             self._commit_at = now + COMMIT_S
@@ -951,8 +1002,9 @@ class KafkaReader:
         if now >= self._look_at:
             if self._look_at and not self._troubles.down:
                 self._look_for_partitions()
-                self._ask_ids()
             self._look_at = now + PARTITIONS_S
+        if now >= self._ids_at and not self._ids:
+            self._ask_ids()
 
     def _commit(self) -> None:
         """Commit where we stand, for lag tools; nobody depends on it."""
@@ -997,6 +1049,21 @@ def _gaps(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Gap]:
             wanted = before.get(name, {}).get(p)
             if wanted is not None and int(wanted) < offset:
                 yield Gap(name, int(p), int(wanted), offset - 1)
+
+
+def _made_anew(name: str, was: str, now: str) -> SourceError:
+    """The fault of a topic that is another one than what was read of it."""
+    return SourceError(
+        f"Kafka topic {name!r} was deleted and made anew since the journal was written (its id was"
+        f" {was}, is {now}); start with an empty state_dir, or go on with the others: take its"
+        " event type out of event_types"
+    )
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether a broker says that there is no such topic."""
+    said = error.args[0] if error.args else None
+    return isinstance(said, KafkaError) and said.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
 
 
 def _passes(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
@@ -24,14 +25,21 @@ import numpy.typing as npt
 from dataflows.state.journal import fsync_folder
 from features.errors import StateError
 
-__all__ = ["Arrays", "ShardStore", "read_arrays", "within", "write_arrays"]
+__all__ = ["Arrays", "NewerState", "ShardStore", "read_arrays", "within", "write_arrays"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 _MAGIC = b"WXA1"
+_LATER = re.compile(rb"WXA[2-9]")
+"""How files of later versions begin."""
+
 _HEAD = struct.Struct("<II")
 _AFTER = "_after"
 """Key of the meta that names the round of the file before."""
+
+
+class NewerState(StateError):
+    """A file that a newer version wrote: not damaged, and no reason to go back to an older one."""
 
 
 def write_arrays(path: Path, arrays: Arrays, meta: dict[str, Any]) -> int:
@@ -81,7 +89,8 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
     Raises
     ------
-    StateError : missing, truncated, of another format, or any checksum wrong
+    StateError : missing, truncated, or any checksum wrong
+    NewerState : a newer version wrote it
     """
     fault = StateError(
         f"state file {path} is damaged (checksum); restore it from a copy, or start from an empty"
@@ -93,6 +102,12 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise StateError(f"state file {path} is missing; start from an empty state_dir") from None
     with file:
         begin = file.read(len(_MAGIC) + _HEAD.size)
+        if _LATER.match(begin):
+            raise NewerState(
+                f"state file {path} is of another format ({begin[: len(_MAGIC)].decode()}, this"
+                f" version reads {_MAGIC.decode()}): one of a newer version; run the version that"
+                " wrote it, or start with an empty state_dir"
+            )
         if not begin.startswith(_MAGIC) or len(begin) < len(_MAGIC) + _HEAD.size:
             raise fault
         length, crc = _HEAD.unpack_from(begin, len(_MAGIC))

@@ -22,7 +22,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ __all__ = [
     "LEASE_S",
     "Lease",
     "Record",
+    "give_back_of",
     "locked",
     "read_lease",
     "superseded",
@@ -133,8 +134,12 @@ def _alive(record: Record) -> bool | None:
     if record.place != _place():
         return None
     try:
-        begun_s = psutil.Process(record.pid).create_time()
+        process = psutil.Process(record.pid)
+        begun_s, status = process.create_time(), process.status()
     except psutil.Error:
+        return False
+    # Killed, and whoever started it has not asked what became of it yet: it writes no more.
+    if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         return False
     return abs(begun_s - record.begun_s) < 1.0
 
@@ -229,6 +234,20 @@ class Lease:
             record = read_lease(self.folder)
             if record is not None and record.token == self.token:
                 _write(self.folder, replace(record, held=False))
+
+
+def give_back_of(folder: Path, pids: Collection[int]) -> None:
+    """Give back the lease that one of these processes, dead by now, has left held: whoever comes
+    next on another machine need not watch it."""
+    with contextlib.suppress(StateError, OSError):
+        if read_lease(folder) is None:
+            return
+        with locked(folder):
+            record = read_lease(folder)
+            if record is None or not record.held or record.pid not in pids:
+                return
+            if _alive(record) is False:
+                _write(folder, replace(record, held=False))
 
 
 def superseded(folder: Path, token: int) -> StateError:

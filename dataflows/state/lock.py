@@ -7,6 +7,7 @@ and a process that it starts does not inherit it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -58,7 +59,7 @@ def lock_state(folder: Path) -> None:
 
     Raises
     ------
-    StateError : another process has it
+    StateError : another process has it, or it cannot be locked
     """
     path = (folder / f"lock-{this_process()}").resolve()
     if (os.getpid(), path) in _HELD:
@@ -73,9 +74,14 @@ def lock_state(folder: Path) -> None:
         ) from error
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         owner = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
         os.close(handle)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # no locks left, or none on this disk
+            raise StateError(
+                f"state_dir {folder} cannot be locked: {error.strerror}; choose a folder on a disk"
+                " that knows locks"
+            ) from error
         raise StateError(
             f"state_dir {folder} is in use by another process (id {owner}); stop it first, or give"
             " this one a state_dir of its own"

@@ -426,6 +426,41 @@ def test_a_topic_made_anew_is_not_taken_for_the_old_one(
         reader.seek(takes[-1].positions)
 
 
+@pytest.mark.parametrize("seen", [False, True], ids=["at_once", "seen_gone"])
+def test_a_topic_made_anew_while_it_is_read_stops_the_reader_however_full_it_is(
+    settings: Settings, kafka: Kafka, seed: int, seen: bool
+) -> None:
+    settings = with_(settings, kafka_format="json")
+    (batch,) = simulated(seed, names=["payment"])
+    topic = settings.kafka_topic_prefix + "payments"
+    with producer_of(settings) as producer:
+        producer.send(batch)
+    with reader_of(settings) as reader:
+        takes = read(reader, len(batch))
+        give_up = time.monotonic() + WAIT_S
+        while "@ids" not in takes[-1].positions:
+            assert time.monotonic() < give_up
+            takes.append(reader.take(1))
+        kafka.delete_topic(topic)
+        while seen and not reader._topics[topic].in_doubt:
+            assert time.monotonic() < give_up
+            assert reader.take(1000).received == 0
+            time.sleep(0.05)
+        kafka.create_topic(topic)
+        with producer_of(settings) as producer:
+            producer.send(batch)
+            producer.send(batch)  # the offsets that were read are there again, and more
+        told = r"deleted and made anew .*its id was .*empty state_dir, or"
+        give_up = time.monotonic() + WAIT_S
+        with pytest.raises(SourceError, match=told):
+            while time.monotonic() < give_up:
+                taken = reader.take(1000)
+                assert not seen or taken.received == 0, "nothing of another topic"
+                time.sleep(0.05)
+    with reader_of(settings) as again, pytest.raises(SourceError, match="made anew"):
+        again.seek(takes[-1].positions)
+
+
 def test_an_end_below_what_the_journal_has_read_is_refused_with_the_cures(
     settings: Settings, kafka: Kafka, seed: int
 ) -> None:

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflows.state.deltas import Arrays, ShardStore, read_arrays, write_arrays
+from dataflows.restore import check
+from dataflows.settings import load
+from dataflows.state.deltas import Arrays, NewerState, ShardStore, read_arrays, write_arrays
+from dataflows.state.manifest import Manifest
 from features.errors import StateError
 
 
@@ -62,6 +65,19 @@ def test_a_file_cut_short_or_changed_at_any_byte_is_refused(tmp_path: Path) -> N
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
         with pytest.raises(StateError, match="damaged"):
             read_arrays(path)
+
+
+def test_a_file_of_a_newer_version_is_not_said_to_be_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "deltas" / "g000"
+    ShardStore(folder, 4).write(5, "base", some_arrays(5), {})
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"WXA1", b"WXA2", 1))
+    told = r"WXA2.* newer version; run the version that wrote it"
+    with pytest.raises(NewerState, match=told):
+        read_arrays(path)
+    # Nor does an older manifest serve, whose flow would remove it.
+    with pytest.raises(NewerState, match=told):
+        check(load(None, {}, state_dir=tmp_path), Manifest(5, 1, 1, "abc"))
 
 
 def test_a_missing_file_says_which(tmp_path: Path) -> None:

@@ -141,6 +141,48 @@ def test_partitions_that_fill_what_is_kept_do_not_keep_out_the_one_all_wait_for(
     assert event_ids(takes) == sorted(json.loads(v)["event_id"] for v in values)
 
 
+def test_offsets_gone_behind_what_is_kept_are_named_once_and_the_round_is_taken_again(
+    producer: Producer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(kafka, "ANSWER_S", 1.0)  # librdkafka's broker has no ids
+    values = payments(300)
+    for begin in range(0, 260, 10):  # a fetch brings so many of them, and all 40 of the later ones
+        for value in values[begin : begin + 10]:
+            producer.produce("payments", value, partition=1)
+        assert producer.flush(WAIT_S) == 0
+    for value in values[260:]:
+        producer.produce("payments", value, partition=0)
+    assert producer.flush(WAIT_S) == 0
+    reader = KafkaReader(settings, 0)
+    takes = [reader.take(50)]
+    give_up = time.monotonic() + WAIT_S
+    while len(reader._back.get(("payments", 0), ())) < 40:  # kept: the others are older
+        assert time.monotonic() < give_up
+        takes.append(reader.take(50))
+    # Not fetched until the next take, while so much is added that the broker lets go of some.
+    reader._pause([("payments", 0)])
+    for _ in range(12):
+        producer.produce("payments", b"x" * 900_000, partition=0)
+        assert producer.flush(WAIT_S) == 0
+    low, high = reader._watermarks(("payments", 0))
+    assert 40 < low < high == 52
+    with caplog.at_level("WARNING"):
+        while sum(t.received for t in takes) < 300 + high - low:
+            assert time.monotonic() < give_up
+            takes.append(reader.take(2))
+    reader.close()
+    said = [r.getMessage() for r in caplog.records if "were deleted" in r.getMessage()]
+    assert len(said) == 1 and f"offsets 40 to {low - 1}" in said[0], said
+    assert [(g.partition, g.first, g.last) for t in takes for g in t.gaps] == [(0, 40, low - 1)]
+    assert event_ids(takes) == sorted(json.loads(v)["event_id"] for v in values)
+    begins = [i for i, t in enumerate(takes) if t.gaps]
+    before, after = takes[begins[0] - 1].positions, takes[begins[0]].positions
+    assert before["payments"]["0"] == 40 and after["@from"]["payments"] == {"0": low}
+
+
 def test_a_lane_without_partitions_is_quiet(settings: Settings) -> None:
     reader = KafkaReader(with_(settings, lanes=32), 20)
     taken = reader.take(100)

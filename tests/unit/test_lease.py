@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from dataflows import context as context_module
@@ -24,7 +25,16 @@ from dataflows.settings import Settings, load
 from dataflows.state import lease as lease_module
 from dataflows.state.bases import held_rounds, keep_base
 from dataflows.state.journal import Cut, LaneJournal, read_cuts
-from dataflows.state.lease import BEAT_S, CHECK_S, LEASE_S, Lease, locked, read_lease, take_lease
+from dataflows.state.lease import (
+    BEAT_S,
+    CHECK_S,
+    LEASE_S,
+    Lease,
+    give_back_of,
+    locked,
+    read_lease,
+    take_lease,
+)
 from dataflows.state.manifest import (
     Manifest,
     go_back,
@@ -79,6 +89,22 @@ def manifest(round_: int, lease: Lease) -> Manifest:
     return Manifest(round_, 16, 2, "abc", token=lease.token)
 
 
+def test_the_lease_of_a_dead_process_is_given_back_by_whoever_started_it(tmp_path: Path) -> None:
+    with holder(tmp_path, "lives") as living:
+        give_back_of(tmp_path, [living.pid])
+        lease = read_lease(tmp_path)
+        assert lease is not None and lease.held, "it lives"
+        living.kill()
+        living.wait()
+        give_back_of(tmp_path, [living.pid + 1])
+        assert read_lease(tmp_path) == lease, "it is another's"
+        give_back_of(tmp_path, [living.pid])
+        lease = read_lease(tmp_path)
+        assert lease is not None and not lease.held
+    give_back_of(tmp_path / "none", [1])
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_second_start_is_refused_and_the_first_is_unhurt(tmp_path: Path) -> None:
     with holder(tmp_path, "lives") as first:
         before = read_lease(tmp_path)
@@ -93,6 +119,13 @@ def test_the_lease_of_a_process_killed_here_is_taken_at_once(tmp_path: Path) -> 
     with holder(tmp_path, "dies") as first:
         assert first.wait() == -signal.SIGKILL
     assert take_lease(tmp_path, rest=never).token == 2
+
+
+def test_a_killed_holder_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+    with holder(tmp_path, "dies") as first:
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE
+        assert take_lease(tmp_path, rest=never).token == 2
 
 
 def test_a_process_id_given_out_again_is_no_holder(tmp_path: Path) -> None:

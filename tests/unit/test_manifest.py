@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -194,6 +195,20 @@ def test_a_second_process_on_the_same_state_is_refused(tmp_path: Path) -> None:
     third = [sys.executable, "-c", code, "-i", "1"]
     assert subprocess.run(third, cwd=ROOT, timeout=60, check=False).returncode == 0
     assert (tmp_path / "lock-0").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, errno.EACCES, errno.EAGAIN])
+def test_a_folder_that_cannot_be_locked_is_not_said_to_be_in_use(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("dataflows.state.lock.fcntl.lockf", refused)
+    used = number in (errno.EACCES, errno.EAGAIN)
+    told = "is in use by another" if used else f"cannot be locked: {os.strerror(number)}; choose"
+    with pytest.raises(StateError, match=re.escape(told)):
+        lock_state(tmp_path)
 
 
 def test_a_full_disk_under_the_lock_is_a_sentence_and_the_lock_is_free(

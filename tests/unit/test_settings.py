@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from dataflows.cli.check import markdown, missing_files, sections
 from dataflows.cli.main import main
 from dataflows.recorded import load_recorded
-from dataflows.settings import PREFIX, RENAMED, Settings, load, recorded, shown, sources_of
+from dataflows.settings import PREFIX, REMOVED, RENAMED, Settings, load, recorded, shown, sources_of
 from features.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,48 @@ def test_table_variable_is_toml() -> None:
     assert got.kafka_options == {"fetch.wait.max.ms": "20"}
 
 
+@pytest.mark.parametrize("text", ["{card = 24, ip = 1.5}", '{"card": 24, "ip": 1.5}'])
+def test_a_table_of_the_command_line_is_toml_or_json(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(None, {"WAXWING_ENTITY_TTL_H": text}).entity_ttl_h == {"card": 24.0, "ip": 1.5}
+    assert main(["check", "--set", f"entity_ttl_h={text}"]) == 0
+    capsys.readouterr()
+    for wrong in ("card=24", "{card: 24}", "24", '{"card": "x'):
+        assert main(["check", "--set", f"entity_ttl_h={wrong}"]) == 2
+        (told,) = (line for line in capsys.readouterr().err.splitlines() if "entity_ttl_h" in line)
+        assert "; write a table, {NAME = VALUE} of TOML or" in told
+        assert "[entity_ttl_h] with a line for each in a settings file" in told
+
+
+READ_FIRST = {"event_paths", "feature_paths", "detector_paths"}
+"""Settings that `dataflows.settings` itself reads, before it makes any."""
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    read = set(READ_FIRST)
+    for folder in ("features", "models", "dataflows"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path != ROOT / "dataflows" / "settings.py":
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert set(Settings.model_fields) - read == set()
+
+
+def test_a_setting_that_is_no_more_is_told_and_older_state_is_read(tmp_path: Path) -> None:
+    assert all(old not in Settings.model_fields for old in REMOVED)
+    (fault,) = faults_of(scores_log="x")
+    assert fault.endswith(
+        "setting 'scores_log' is no more: it did nothing; `waxwing score` writes the scores of a"
+        " file"
+    )
+    said: list[str] = []
+    found = load_recorded({"scores_log": None, "groups": 8}, tmp_path, None, {}, said.append)
+    assert found.groups == 8 and said == []
+    load_recorded({"scores_log": "x", "groups": 8}, tmp_path, None, {}, said.append)
+    assert len(said) == 1 and "does not have: scores_log; they are left out" in said[0]
+
+
 def test_variables_for_the_tests_are_no_settings() -> None:
     load(None, {"WAXWING_REQUIRE_SERVICES": "1", "WAXWING_SHARED_DATA": "x"})
 
@@ -199,6 +242,61 @@ def test_secrets_are_masked_in_repr_check_and_faults(capsys: pytest.CaptureFixtu
     assert main(["check", "--json", "-", *arguments]) == 0
     out = capsys.readouterr().out
     assert "hunter2" not in out and "cache:6379" in out
+
+
+MALFORMED = (
+    "{sasl.password: hunter2}",
+    '{"sasl.password"="hunter2"',
+    "basic.auth.user.info=a:hunter2",
+    "acks=all,sasl.password=hunter2",
+    "hunter2",
+    '["hunter2"]',
+    "",
+)
+"""Tables that are none."""
+
+
+@pytest.mark.parametrize("name", ["kafka_options", "kafka_registry_options"])
+@pytest.mark.parametrize("way", ["variable", "file of a variable", "--set", "settings file"])
+def test_of_a_table_with_passwords_that_is_none_nothing_is_shown(
+    name: str,
+    way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "given"
+    for text in MALFORMED:
+        arguments = ["check"]
+        if way == "variable":
+            monkeypatch.setenv(f"WAXWING_{name.upper()}", text)
+        elif way == "file of a variable":
+            path.write_text(text, encoding="utf-8")
+            monkeypatch.setenv(f"WAXWING_{name.upper()}_FILE", str(path))
+        elif way == "--set":
+            arguments += ["--set", f"{name}={text}"]
+        else:
+            path.write_text(f"{name} = {json.dumps(text)}\n", encoding="utf-8")
+            arguments += ["--config", str(path)]
+        assert main(arguments) == 2, text
+        said = "".join(capsys.readouterr())
+        assert f"{name}: Input should be a valid dictionary; got " in said, said
+        assert "of length" in said and "hunter2" not in said, said
+    with pytest.raises(ConfigError, match=rf"{name}: .*; got int, not shown"):
+        load(None, {}, **{name: 7})
+
+
+@pytest.mark.parametrize("asked", ["X-Amz-Signature", "X-Amz-Credential", "sv=1&sig", "Signature"])
+def test_what_signs_an_address_is_neither_shown_nor_recorded(
+    asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"https://h/x?{asked}=hunter2"
+    assert main(["check", "--set", f"remote_url={address}"]) == 0
+    said = "".join(capsys.readouterr())
+    assert f"{asked}=********" in said and "hunter2" not in said
+    assert "remote_url" not in recorded(load(None, {}, remote_url=address))
+    # Kept by versions that took the address of a bundle as it was.
+    assert "hunter2" not in shown("bundle", Path(f"s3://b/x?{asked}=hunter2"))
 
 
 def test_what_may_hold_a_secret_is_not_recorded_not_even_masked() -> None:

@@ -206,8 +206,8 @@ def retention(make: Make, short: bool) -> Row:
 
 
 def topic_made_anew(make: Make, short: bool) -> Row:
-    """The topic is deleted and made again: the flow refuses to take it for the old one, and does
-    what it says may be done."""
+    """The topic is deleted and made again under the flow: it stops, refuses to take the new one for
+    the old one, and does what it says may be done."""
     field = make()
     field.flow.start()
     field.live()
@@ -215,14 +215,15 @@ def topic_made_anew(make: Make, short: bool) -> Row:
     time.sleep(1.0)  # the topic's id is learnt beside the first rounds
     field.live()
     field.sender.end()
-    field.flow.stop()
+    wait(lambda: field.has(field.sender.acked), "everything is through")
     before = field.account()
     field.servers.kafka.delete_topic(field.topic)
     field.servers.kafka.create_topic(field.topic, PARTITIONS)
-    assert field.flow.start().ended() == 2
-    last = field.flow.said().strip().splitlines()[-1]
-    assert "was deleted and made anew" in last and "empty state_dir" in last, last
-    assert "event_types" in last, "the other cure"
+    assert field.flow.ended() == 2, "while it runs"
+    assert field.flow.start().ended() == 2, "and at the start"
+    for last in field.flow.said().strip().splitlines()[-2:]:
+        assert "was deleted and made anew" in last and "empty state_dir" in last, last
+        assert "event_types" in last, "the other cure"
     field.begin_anew()
     field.flow.start()
     seconds = field.live()
