@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.alerts.base import printable_lines
-from dataflows.settings import RENAMED, Settings, load
+from dataflows.settings import REMOVED, RENAMED, Settings, load
 
 __all__ = ["as_named_now", "load_recorded"]
 
@@ -57,6 +57,8 @@ def as_named_now(recorded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     --------
     >>> as_named_now({"rows_sample": 0.5, "rollback_missed_percent": 5.0, "lanes": 2, "sparkle": 1})
     ({'rows_share': 0.5, 'rollback_missed_share': 0.05, 'lanes': 2}, ['sparkle'])
+    >>> as_named_now({"scores_log": None})
+    ({}, [])
     """
     known: dict[str, Any] = {}
     unknown = []
@@ -66,7 +68,7 @@ def as_named_now(recorded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         elif name in RENAMED:
             now, times = RENAMED[name]
             known[now] = value if times == 1.0 or value is None else value * times
-        else:
+        elif name not in REMOVED or value is not None:
             unknown.append(name)
     return known, unknown
 

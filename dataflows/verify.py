@@ -181,6 +181,11 @@ def verify(
             )
         for sentence in one["failed"]:
             say(sentence)
+        if one["constant"]:
+            say(
+                f"{name}: beside them {len(one['constant'])} features that have one value in all"
+                " rows, here and there, which shows little"
+            )
         keep(_together(catalog, found, [other for other in variants if other not in found]))
     return _together(catalog, found, [])
 
@@ -232,6 +237,7 @@ def _together(
     events = {event for one in variants.values() for event in one["event_types"]}
     declared = {f"{event}.{name}" for event in events for name in catalog.names(event)}
     reasons = {name: why for one in variants.values() for name, why in one["not_compared"].items()}
+    constant = {name: value for one in variants.values() for name, value in one["constant"].items()}
     return {
         "rows": sum(one["rows"] for one in variants.values()),
         "declared": len(declared),
@@ -239,7 +245,10 @@ def _together(
         "features": len(compared),
         "mismatches": sum(one["mismatches"] for one in variants.values()),
         "max_rel_error": max(one["max_rel_error"] for one in variants.values()),
-        "not_compared": {name: why for name, why in reasons.items() if name not in compared},
+        "constant": {name: value for name, value in constant.items() if name not in compared},
+        "not_compared": {
+            name: why for name, why in reasons.items() if name not in {*compared, *constant}
+        },
         "failed": [sentence for one in variants.values() for sentence in one["failed"]],
         "left": left,
         "variants": variants,
@@ -656,6 +665,12 @@ class _Found:
     known: int
     expected: Float64 = field(repr=False)
 
+    @property
+    def constant(self) -> bool:
+        """Whether all rows have one value, here and there."""
+        first = np.full(len(self.expected), self.expected[0])
+        return not len(self.wrong) and np.array_equal(self.expected, first, equal_nan=True)
+
 
 def _compare(
     oracle: duckdb.DuckDBPyConnection,
@@ -672,9 +687,9 @@ def _compare(
     approximated: list[dict[str, Any]] = []
     estimated: list[dict[str, Any]] = []
     compared: dict[str, float] = {}
+    constant: dict[str, float] = {}
     for event, n in rows.counts.items():
-        features = catalog.features(event)
-        names = catalog.names(event)
+        features, names = catalog.features(event), catalog.names(event)
         asked = _asked(features, not_compared)
         read = {name for feature in asked for name in operands(feature)}
         for number, feature in enumerate(asked, 1):
@@ -704,6 +719,9 @@ def _compare(
                     # What reads it is exact, of what it is.
                     _put(oracle, answer_table(event, feature.name), actual)
                 continue
+            if found.constant:
+                constant[f"{event}.{feature.name}"] = float(found.expected[0])
+                continue
             compared[f"{event}.{feature.name}"] = found.rel_error
             if len(found.wrong):
                 mismatched.append(_about(rows, feature, found, actual))
@@ -720,6 +738,7 @@ def _compare(
         "estimated": estimated,
         "estimated_one_in_max": sampled.one_in_max,
         "compared": compared,
+        "constant": constant,
         "not_compared": not_compared,
         "hottest_per_h": rows.hottest_per_h(),
     }

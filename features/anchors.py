@@ -10,6 +10,11 @@ level of the last day (at least of 8 events) is from the anchor: while a ramp go
 what the ramp gains on the anchor. `tests/unit/test_ramp.py` shows it pass 2.5 deviations for ramps
 of 0.2 deviations a day and more, while usual traffic stays below 1.2.
 
+Of the first 16 values of an anchor the one that is furthest off is left out until the others say
+how far: one wild value at the beginning (a payment of a million that was declined) would be
+remembered for months, and a ramp below it not seen. From the sixth on they weigh for the faster
+baselines by what is known by then, six deviations at most.
+
 A change that lasts is accepted. Up to some 3 deviations the anchor follows by itself within three
 to six weeks (eight for values with heavy tails). Beyond, a rival is noted where the level of the
 day stands; when that level has stayed within 1.5 deviations of its rival for 28 days (an event
@@ -81,7 +86,13 @@ ABS_MEAN = 0.7978845608028654
 """Mean of |z| of a normal law."""
 
 ANCHOR_FROM = 16.0
-"""Values from which an anchor is known; they are taken as they come. Chosen as `CLIP_FROM`."""
+"""Values from which an anchor is known; of those before all but the wildest are taken as they come.
+Chosen as `CLIP_FROM`."""
+
+EARLY_FROM, EARLY_CLIP = 5.0, 6.0
+"""Before it is known, a value is held at so many deviations for the faster baselines (in a cell of
+the week: at all), once so many are there. Chosen: the deviation of five values is good to a third,
+and a wild value is far beyond."""
 
 RIVAL_FROM, RIVAL_BAND = 2.0, 1.5
 """A level of the day so many deviations off has a rival; one that strays so far from its rival
@@ -145,14 +156,50 @@ def _weight(row, x, recent, flag):
 
 
 @inlined
+def _early(d, spread):
+    """What a value weighs for faster baselines while the anchor is not known: held, never less."""
+    return min(1.0, EARLY_CLIP * spread / abs(d)) if d != 0.0 else 1.0
+
+
+@inlined
+def _begin(row, x):
+    """Take x into an anchor that is not known yet, and the level of the day: all values but the one
+    furthest off, which waits in the rival's place (its time is 1), and comes in at last at three
+    deviations at most."""
+    n = row[0]
+    if n == 1.0:
+        row[6], row[7] = x, 1.0
+    elif n == 2.0:
+        low, high = min(row[1], row[6]), max(row[1], row[6])
+        middle = max(low, min(high, x))
+        low, high = min(low, x), max(high, x)
+        near, row[6] = (low, high) if high - middle > middle - low else (high, low)
+        row[1] = middle + (near - middle) / 2.0
+        row[2] = abs(near - middle) / ABS_MEAN
+        row[3] = row[1]
+    else:
+        y = x
+        if abs(x - row[1]) > abs(row[6] - row[1]):
+            y, row[6] = row[6], x
+        d = y - row[1]
+        row[2] += (abs(d) / ABS_MEAN - row[2]) / (n - 1.0)
+        row[1] += d / n
+        row[3] += (y - row[3]) / min(n, RECENT_EVENTS)
+    row[0] = n + 1.0
+    if row[0] == ANCHOR_FROM:
+        d = _held(row[6] - row[1], RECENT_CLIP * _spread(row[2], row[1]))
+        row[2] += (abs(d) / ABS_MEAN - row[2]) / (ANCHOR_FROM - 1.0)
+        row[1] += d / ANCHOR_FROM
+        row[6] = row[7] = 0.0
+
+
+@inlined
 def _learn(row, x, now, flag, weight):
     """Take x into the anchor of one instance; its level of the day already holds x. The deviation
     of a flag is that of its share."""
     n, age_us, since_us = row[0], now - row[5], now - row[4]
     d = x - row[1]
-    if n < ANCHOR_FROM:
-        if not flag:
-            row[2] += (abs(d) / ABS_MEAN - row[2]) / n
+    if n < ANCHOR_FROM:  # of a flag
         row[1] += d / (n + 1.0)
     else:
         share = _share(n, ANCHOR_EVENTS, since_us, min(age_us, ANCHOR_US))
@@ -197,7 +244,7 @@ def accept(state: npt.NDArray[np.float64]) -> None:
     state : float64 (n, instances * 8), rows of `run_anchors`, changed
     """
     rows = state.reshape(-1, ANCHOR_FLOATS)
-    known = rows[:, 7] > 0.0
+    known = (rows[:, 7] > 0.0) & (rows[:, 0] >= ANCHOR_FROM)
     rows[known, 0] = np.minimum(rows[known, 0], ACCEPTED_EVENTS)
     rows[known, 1] = rows[known, 3]
     rows[known, 5] = np.maximum(rows[known, 5], rows[known, 4] - ACCEPTED_US)
@@ -249,6 +296,8 @@ def run_anchors(
             recent = _recent(row, x, now, flags[b])
             if n >= ANCHOR_FROM:
                 weights[i, b] = _weight(row, x, recent, flags[b])
+            elif n >= EARLY_FROM and not flags[b]:
+                weights[i, b] = _early(x - row[1], _spread(row[2], row[1]))
             for k in range(e0, e1):
                 op, to = plan[k, 0], plan[k, 3]
                 if op == 0:
@@ -260,9 +309,13 @@ def run_anchors(
                     else:
                         out[i, to] = (recent - row[1]) / spread
             if feeds[b, code]:
-                row[3] = recent
-                if learns(head, i):
-                    _learn(row, x, now, flags[b], weights[i, b])
+                if n < ANCHOR_FROM and not flags[b]:
+                    if learns(head, i):
+                        _begin(row, x)
+                else:
+                    row[3] = recent
+                    if learns(head, i):
+                        _learn(row, x, now, flags[b], weights[i, b])
                 row[4] = now
 
 
@@ -298,7 +351,11 @@ def run_weeks(
             cell = state[slots[i], first : first + 3]
             n, level, deviation = float(cell[0]), float(cell[1]), float(cell[2])
             d, spread = x - level, _spread(deviation, level)
-            weights[i, b] = weight_of(d, spread) if n >= ANCHOR_FROM else 1.0
+            weights[i, b] = 1.0
+            if n >= ANCHOR_FROM:
+                weights[i, b] = weight_of(d, spread)
+            elif n >= EARLY_FROM:
+                weights[i, b] = _early(d, spread)
             if n >= WEEK_FROM:
                 for k in range(e0, e1):
                     out[i, plan[k, 3]] = level if plan[k, 0] == 0 else as_sigma(d / spread, n)
@@ -312,7 +369,8 @@ def run_weeks(
                     passed_us = min(float(taken_us[i] - last_us[slots[i], b]), 3_600_000_000.0)
                     slow = min(1.0 / WEEK_EVENTS, passed_us / memory_us)
                     share = max(1.0 / (n + 1.0), slow)
-                    limit = HUBER * spread if n >= ANCHOR_FROM else np.inf
+                    limit = EARLY_CLIP * spread if n >= EARLY_FROM else np.inf
+                    limit = HUBER * spread if n >= ANCHOR_FROM else limit
                     mean = HUBER_MEAN if n >= ANCHOR_FROM else ABS_MEAN
                     cell[1] = level + share * _held(d, limit)
                     share = max(1.0 / n, slow / SPREAD_TIMES)

@@ -81,6 +81,9 @@ a twin that was still for long does not lock its baseline."""
 MAD_SIGMA = 1.4826
 """A normal law's deviation is this many median absolute deviations: 1 / 0.6745."""
 
+SIZE_MAX = 1e150
+"""What is squared is held at this: its square is still a number."""
+
 SHARE_EVENTS = 128.0
 """The deviation of a flag is that of its share, as if one more yes and one more no were known among
 the values, of which so many count at most: one that never was yes is not known to be never yes."""
@@ -106,6 +109,7 @@ def as_sigma(t, n):
     freedom is about a normal deviate of (8 f + 1) / (8 f + 3) sqrt(f log(1 + t^2 / f)).
     """
     f = min(max(n - 1.0, 1.0), FREEDOM_MAX)
+    t = min(max(t, -SIZE_MAX), SIZE_MAX)
     size = (8.0 * f + 1.0) / (8.0 * f + 3.0) * np.sqrt(f * np.log1p(t * t / f))
     return np.copysign(size, t)
 
@@ -190,7 +194,7 @@ def _update(row, x, flag, weight):
     if n == 0.0:
         row[1] = row[3] = x
     else:
-        d = weight * (x - row[1])
+        d = min(max(weight * (x - row[1]), -SIZE_MAX), SIZE_MAX)
         if n >= CLIP_FROM and not flag:
             limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
             d = min(max(d, -limit), limit)
@@ -376,7 +380,7 @@ def run_seasons(
                 if row[0] == 0.0:
                     row[1] = x
                 else:
-                    d = x - row[1]
+                    d = min(max(x - row[1], -SIZE_MAX), SIZE_MAX)
                     if slow[b] >= 0:
                         d *= weights[i, slow[b]]
                     if row[0] >= CLIP_FROM:

@@ -438,7 +438,7 @@ _RISK = (
         4,
         "share of frauds among its events whose verdict is known: all of the window's full days"
         " (UTC) that end a week ago (genuine unless called a fraud), and the frauds known of the"
-        " days since; as if 10 more events were known, 0.01 of them fraud",
+        " days since; as if 10 more events were known, and a hundredth of one event were fraud",
         window=True,
     ),
     Operation(
@@ -565,7 +565,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 """Operation by name."""
 
-SEMANTICS = 3
+SEMANTICS = 4
 """Part of the catalogue's version; raised when an operation, a derived column or a constant of a
 kernel comes to mean something else, so that old bundles and state are not taken for new ones."""
 

@@ -123,9 +123,9 @@ def _files(
     """The files that two settings name, each once, in their order; what is not there."""
     found: dict[Path, _File] = {}
     faults: list[str] = []
-    for setting, paths, name in (
-        ("event_paths", event_paths, "EVENT"),
-        ("feature_paths", feature_paths, "FEATURES"),
+    for setting, paths, names in (
+        ("event_paths", event_paths, {"EVENT"}),
+        ("feature_paths", feature_paths, {"FEATURES", "DERIVED"}),
     ):
         for path in paths:
             inside, wrong = python_files(setting, path)
@@ -133,7 +133,7 @@ def _files(
             for one in inside:
                 file = found.setdefault(one.resolve(), _File(one.resolve(), set()))
                 # A file of a folder may be there for the other setting's sake.
-                file.wanted |= set(_NAMES) if path.is_dir() else {name}
+                file.wanted |= set(_NAMES) if path.is_dir() else names
     if len(found) > FILES_MAX:
         faults.append(
             f"event_paths, feature_paths: {len(found)} files, at most {FILES_MAX} are loaded; name"

@@ -66,6 +66,10 @@ _DECLARED = "features.json"
 _MADE_BY = "waxwing"
 """Key in bundle.json of the version that trained it."""
 
+_MARK = ".waxwing-own"
+"""File by which the demo claims a folder before it trains (`dataflows.state.own`): no work of
+anyone."""
+
 _UNSEALED = ("voting.toml", "metrics.json", "card.md")
 """Not part of the id: thresholds are a person's to edit, metrics and card are words about the
 models."""
@@ -227,7 +231,8 @@ def check_place(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise BundleError(f"bundle {path}: there is a file of that name; {cure}")
     try:
-        first = next(path.iterdir(), None) if path.is_dir() else None
+        there = (p for p in path.iterdir() if p.name != _MARK)
+        first = next(there, None) if path.is_dir() else None
     except OSError as error:
         raise BundleError(f"bundle {path}: cannot be looked into ({error.strerror})") from None
     if first is not None and not (path / "bundle.json").is_file():

@@ -42,6 +42,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, default=SEED, help=f"seed of all seeded tests (default {SEED})"
     )
+    parser.addoption(
+        "--examples", type=int, metavar="N", help="examples of each property (default: few)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have `--seed` and `--examples` hold for properties too."""
+    seed, examples = config.getoption("--seed"), config.getoption("--examples")
+    for item in items:
+        test: Any = getattr(item, "function", None)
+        if test is None or not hypothesis.is_hypothesis_test(test):
+            continue
+        if seed != SEED:
+            hypothesis.seed(seed + zlib.crc32(test.__qualname__.encode()))(test)
+        if examples is not None:
+            now = getattr(test, "_hypothesis_internal_use_settings", hypothesis.settings.default)
+            more = hypothesis.settings(now, max_examples=examples)
+            test._hypothesis_internal_use_settings = more
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

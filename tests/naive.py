@@ -219,7 +219,7 @@ def _clipped_mean(
     """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations."""
     mean, var = values[0], 0.0
     for n, x in enumerate(values[1:], start=1):
-        d = (x - mean) * (weights[n] if weights else 1.0)
+        d = max(-1e150, min(1e150, (x - mean) * (weights[n] if weights else 1.0)))
         if n >= clip_from and not flag:
             limit = clip * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
             d = max(-limit, min(limit, d))

@@ -34,6 +34,7 @@ HELD_MEAN = 2 * (PHI.pdf(0.0) - PHI.pdf(1.5)) + 2 * 1.5 * (1 - PHI.cdf(1.5))
 def as_sigma(t: float, n: float) -> float:
     """Wallace's normal deviate of Student's t on n values."""
     f = min(max(n - 1.0, 1.0), 200.0)
+    t = max(-1e150, min(1e150, t))
     size = (8 * f + 1) / (8 * f + 3) * math.sqrt(f * math.log1p(t * t / f))
     return math.copysign(size, t)
 
@@ -115,11 +116,13 @@ class Anchor:
         self.level = self.deviation = self.recent = self.rival = 0.0
         self.first_us = 0
         self.stood_us = 0
+        self.early: list[float] = []
 
     def step(self, now: int, x: float) -> dict[str, float]:
         """What the operations give for x, which then is taken in."""
         if not self.times:
             self.times, self.n, self.level, self.recent, self.first_us = [now], 1, x, x, now
+            self.early = [x]
             self.deviation = share_deviation(x, 1) if self.flag else 0.0
             return {"anchor": NAN, "anchor_z": NAN, "creep": NAN}
         known = self.n >= 16
@@ -133,11 +136,18 @@ class Anchor:
             recent = self.recent + max(1 / (self.n + 1), 1 / 8) * (x - self.recent)
         off, usual = (recent - self.level, spread / 4) if self.flag else (x - self.level, spread)
         self.weight = weight(off, usual) if known else 1.0
+        if not known and self.n >= 5 and not self.flag and off != 0:
+            self.weight = min(1.0, 6 * spread / abs(off))
         found = {
             "anchor": self.level,
             "anchor_z": as_sigma((x - self.level) / spread, self.n) if known else NAN,
             "creep": (recent - self.level) / spread if known else NAN,
         }
+        if not known and not self.flag:
+            self._begin(x)
+            self.n += 1
+            self.times.append(now)
+            return found
         self.recent = recent
         self._learn(x, known, age_us, since_us, spread)
         if self.flag:
@@ -150,11 +160,35 @@ class Anchor:
         self.times.append(now)
         return found
 
+    def _begin(self, x: float) -> None:
+        """The first 16 values, all but the wildest: `early` holds those taken in, `rival` that."""
+        if self.n == 1:
+            self.rival = x
+            return
+        if self.n == 2:
+            low, middle, high = sorted([self.level, self.rival, x])
+            near, self.rival = (low, high) if high - middle > middle - low else (high, low)
+            self.early = [middle, near]
+        elif abs(x - self.level) > abs(self.rival - self.level):
+            self.early.append(self.rival)
+            self.rival = x
+        else:
+            self.early.append(x)
+        self.level, sizes, self.recent = self.early[0], [], self.early[0]
+        for i, y in enumerate(self.early[1:], 1):
+            sizes.append(abs(y - self.level) / ABS_MEAN)
+            self.level += (y - self.level) / (i + 1)
+            self.recent += (y - self.recent) / min(i + 1, 8)
+        self.deviation = statistics.fmean(sizes)
+        if self.n == 15:
+            d = held(self.rival - self.level, 3 * spread_of(self.deviation, self.level))
+            self.deviation += (abs(d) / ABS_MEAN - self.deviation) / 15
+            self.level += d / 16
+
     def _learn(self, x: float, known: bool, age_us: int, since_us: int, spread: float) -> None:
         """Level and deviation take x in."""
         d = x - self.level
         if not known:
-            self.deviation += 1 / self.n * (abs(d) / ABS_MEAN - self.deviation)
             self.level += d / (self.n + 1)
             return
         share = slower(self.n, 128, since_us, age_us, 28 * DAY_US)
@@ -199,10 +233,12 @@ class Week:
         level, deviation = float(level32), float(deviation32)
         d, spread = x - level, spread_of(deviation, level)
         self.weight = weight(d, spread) if n >= 16 else 1.0
+        if 5 <= n < 16 and d != 0:
+            self.weight = min(1.0, 6 * spread / abs(d))
         found = {"week_usual": NAN, "week_z": NAN}
         if n >= 8:
             found = {"week_usual": level, "week_z": as_sigma(d / spread, n)}
-        limit = 1.5 * spread if n >= 16 else math.inf
+        limit = 1.5 * spread if n >= 16 else 6 * spread if n >= 5 else math.inf
         mean = HELD_MEAN if n >= 16 else ABS_MEAN
         slow = min(1 / 128, min(now - self.last_us, HOUR_US) / ((8 if weekend else 20) * HOUR_US))
         if n == 0:

@@ -42,9 +42,10 @@ ROUNDS = (5_000, 20_000)
 CARDS = 100_000
 """Live cards of the figure that counts, asked for by the issue."""
 
-GROWTH_CARDS = (4_000, 40_000, 120_000, 400_000)
+GROWTH_CARDS = (2_000, 25_000, 80_000, 350_000)
 """Cards of the growth curve; with their users, devices, addresses and merchants about 10,000,
-100,000, 300,000 and 1 million entities. The third is the one whose snapshots are timed."""
+100,000, 300,000 and 1 million entities are live once it is warm (counted in what is simulated,
+2026-11-30). The third is the one whose snapshots are timed."""
 
 SNAPSHOT_OF = 2
 """Point of the growth curve whose snapshots are timed."""

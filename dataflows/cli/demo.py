@@ -33,10 +33,7 @@ OWN: dict[str, Any] = {
 }
 """Settings that only `--set` changes; no console sink, the live view shows the alerts."""
 
-OWN_UNSET = (
-    "dead_letters_topic", "control_topic", "control_file", "labels_topic", "labels_file",
-    "scores_log",
-)  # fmt: skip
+OWN_UNSET = ("dead_letters_topic", "control_topic", "control_file", "labels_topic", "labels_file")
 """Settings that are unset unless `--set` gives them."""
 
 RATE_OVER_S = 2.0

@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     add("--cards", type=int, metavar="N", help="cards of the population")
     add("--anomaly-share", type=float, metavar="S", help="share of events that are attacks")
     add("--repeat-share", type=float, metavar="S", help="share of events that are sent twice")
-    add("--attacks", metavar="A,B", help="attacks to use; all if not given")
+    add("--attacks", metavar="A,B", help="attacks to use; those of the default mix if not given")
     add("--strength", metavar="S|LOW,HIGH", help="strength of all attacks, in 0.1 to 1")
     add("--event-types", metavar="A,B", help="event types to make")
     add(
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
         anomaly_share=settings.sim_anomaly_share,
         repeat_share=settings.sim_repeat_share,
         event_types=settings.event_types,
-        attacks=_words(args.attacks),
+        attacks=_words(args.attacks) or settings.sim_attacks or None,
         strength=_strength(args.strength),
         local_money=settings.sim_local_money,
     )

@@ -39,6 +39,7 @@ def make_simulator(settings: Settings, seed: int | None = None) -> Simulator:
         anomaly_share=settings.sim_anomaly_share,
         repeat_share=settings.sim_repeat_share,
         event_types=tuple(settings.event_types),
+        attacks=settings.sim_attacks or None,
         strength=(settings.sim_strength[0], settings.sim_strength[1])
         if settings.sim_strength
         else None,

@@ -6,6 +6,6 @@ frozen default mix, `traffic/` one module per event type, `attacks/` one file pe
 
 from __future__ import annotations
 
-from features.simulate.simulator import ATTACKS, SILENCES, Simulator
+from features.simulate.simulator import ATTACKS, IN_MIX, SILENCES, Simulator
 
-__all__ = ["ATTACKS", "SILENCES", "Simulator"]
+__all__ = ["ATTACKS", "IN_MIX", "SILENCES", "Simulator"]

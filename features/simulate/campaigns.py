@@ -64,7 +64,9 @@ class Timetable:
         self._world, self._attacks, self._codes = world, attacks, codes
         self._strength, self._block_us = strength, block_us
         # Silences label no event, so they take nothing of the share.
-        size = _events_of(attacks) or _events_of(all_attacks())
+        size = _events_of(attacks) or _events_of(
+            {name: attack for name, attack in all_attacks().items() if attack.by_default}
+        )
         self.stretch_us = round(1e6 * size / per_s) if per_s > 0 and attacks else 0
         quiet_us = max(self.stretch_us, SILENCE_SAMPLES_MIN * world.infrastructure.interval_us)
         self._stretch_us = {

@@ -22,7 +22,7 @@ from features.simulate.strings import numbered
 from features.simulate.traffic import traffic
 from features.simulate.world import Block, Rows, World, take_rows
 
-__all__ = ["ATTACKS", "SILENCES", "Simulator"]
+__all__ = ["ATTACKS", "IN_MIX", "SILENCES", "Simulator"]
 
 SILENCES_FROM = 1_001
 """Code of the first silence; chosen: beyond all attacks that anyone will add."""
@@ -32,6 +32,9 @@ ATTACKS: dict[str, int] = {
     for code, name in enumerate((n for n, a in all_attacks().items() if any(a.events)), start=1)
 }
 """Attack that labels events -> its code in `EventBatch.truth`; 0 is genuine."""
+
+IN_MIX: tuple[str, ...] = tuple(name for name in ATTACKS if all_attacks()[name].by_default)
+"""Those of them that happen where none are named."""
 
 SILENCES: dict[str, int] = {
     name: code
@@ -159,7 +162,11 @@ class Simulator:
             _BLOCK_MS[0], *(m for m in _BLOCK_MS if m * events_per_s <= 1000 * BLOCK_EVENTS), 0
         )
         self.block_us = 1000 * length_ms
-        chosen = {n: a for n, a in all_attacks().items() if attacks is None or n in attacks}
+        chosen = {
+            n: a
+            for n, a in all_attacks().items()
+            if (a.by_default if attacks is None else n in attacks)
+        }
         self.timetable = Timetable(
             self.world,
             chosen,

@@ -24,7 +24,6 @@ notify = ["pagerduty"]
 dead_letters_topic = "letters"
 control_topic = "control"
 labels_topic = "labels"
-scores_log = "real/scores"
 store = "redis"
 redis_url = "redis://127.0.0.1:9/0"
 """

@@ -115,13 +115,14 @@ def test_windows_end_where_sql_says_at_ties_and_at_the_very_edge(
 def assert_declared(report: dict[str, Any]) -> None:
     """What is declared is compared, or it is said why not."""
     for one in report["variants"].values():
-        names = {*one["compared"], *one["not_compared"]}
+        names = {*one["compared"], *one["constant"], *one["not_compared"]}
         assert one["declared"] == len(names) >= one["features"] == len(one["compared"])
     shipped = {f"{e}.{n}" for e in ("payment", "login") for n in catalog().names(e)}
     compared = {name for one in report["variants"].values() for name in one["compared"]}
     assert report["declared"] == len(shipped) < report["features"], "`long` has more windows"
     assert report["declared_compared"] == len(shipped & compared)
-    assert report["declared_compared"] + len(set(report["not_compared"]) & shipped) == len(shipped)
+    rest = {*report["not_compared"], *report["constant"]}
+    assert report["declared_compared"] + len(rest & shipped) == len(shipped)
 
 
 def test_a_hot_variant_in_which_nobody_is_hot_fails(
@@ -257,6 +258,15 @@ def test_more_than_samples_explain_is_a_mismatch(
     assert wrong >= set(spoil), set(spoil) - wrong
 
 
+def test_what_has_one_value_in_all_rows_is_named_and_counts_for_nothing(tmp_path: Path) -> None:
+    declined = pl.Series([False] * 3_000)
+    one = without_mismatch(tmp_path, payments_of_three_hours(6, declined=declined))
+    assert one["constant"]["payment.merchant_declined_count_1h"] == 0.0
+    assert "payment.card_count_5m" in one["compared"]
+    assert not set(one["constant"]) & {*one["compared"], *one["not_compared"]}
+    assert one["features"] == len(one["compared"])
+
+
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: Path) -> None:
     arguments = ("features", "verify", "--data", f"payment={grid}", "--variant", "hot")
     own = tmp_path / "own"
@@ -320,7 +330,8 @@ def test_simulated_traffic_of_all_types_and_its_absences_have_what_sql_finds(
     assert report["mismatches"] == 0, report["variants"]["as_is"]["mismatched"]
     assert report["variants"]["as_is"]["event_types"] == [*event_types(), "absence"]
     absent = {f"absence.{name}" for name in catalog().names("absence")}
-    assert absent <= set(report["variants"]["as_is"]["compared"])
+    one = report["variants"]["as_is"]
+    assert absent <= {*one["compared"], *one["constant"]} and "absence.gap_s" in one["compared"]
     payment = [n for n in report["not_compared"] if n.startswith("payment.")]
     assert len(catalog().names("payment")) - len(payment) >= 70
     assert all(report["not_compared"].values()), "each says why"

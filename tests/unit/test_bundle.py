@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataflows.state.own import mark_own
 from features.catalog import Catalog, catalog, declared_features
 from features.errors import BundleError, ConfigError
 from models import swap
@@ -121,10 +122,12 @@ def test_what_is_no_bundle_is_never_written_over(tmp_path: Path, rows: TrainingS
         fresh.write(precious / "thesis.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
     assert (precious / "thesis.txt").read_text() == "ten years"
-    empty = tmp_path / "empty"
+    empty, claimed = tmp_path / "empty", tmp_path / "claimed"
     empty.mkdir()
-    fresh.write(empty)
-    assert Bundle.load(empty, catalog()).detectors == ("zscore",)
+    mark_own(claimed)
+    for folder in (empty, claimed):
+        fresh.write(folder)
+        assert Bundle.load(folder, catalog()).detectors == ("zscore",)
 
 
 def test_a_link_to_a_bundle_stays_a_link(copy: Path, rows: TrainingSet, tmp_path: Path) -> None:

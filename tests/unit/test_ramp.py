@@ -110,6 +110,52 @@ def test_a_slow_ramp_that_trains_the_plain_baseline_is_seen(
         assert plain_alarms((values + ramp)[: since + len(at) // 4], since) <= usual + 1
 
 
+@pytest.mark.parametrize("wild", [50.0, 1_000.0])
+@pytest.mark.parametrize("number", [1, 2, 6, 15, 16])
+def test_one_wild_value_at_the_beginning_blinds_no_anchor(
+    wild: float, number: int, seed: int
+) -> None:
+    for kind, per_day, days in (("payments", 0.2, 35), ("samples", 0.3, 21), ("seasons", 0.5, 12)):
+        at, values = traffic(kind, np.random.default_rng(seed), 120.0)
+        values[number - 1] += wild
+        usual = np.abs(anchored(at, values)[:, 2])
+        assert usual[at > 30.0].max() < CALM
+        ramp = per_day * np.clip(at - 60.0, 0.0, None)
+        creep = anchored(at, values + ramp)[:, 2]
+        seen = at[(np.abs(creep) > ALARM) & (at > 30.0)]
+        assert 60.0 < seen[0] <= 60.0 + days
+        assert (creep[at > 60.0 + days] > ALARM).all()
+
+
+def test_a_declined_payment_of_a_million_among_the_first_five_hides_no_ramp(seed: int) -> None:
+    at, found = card_of(0.3, seed, wild=4)
+    creep = found.column("card_amount_creep")
+    assert np.nanmax(np.abs(creep[(at > 30.0) & (at < 60.0)])) < CALM
+    assert 60.0 < at[(creep > ALARM) & (at > 30.0)][0] <= 81.0
+    assert (creep[at > 81.0] > ALARM).all()
+
+
+@pytest.mark.parametrize("number", [6, 15])
+def test_a_wild_value_is_held_in_a_fast_mean_that_is_young(number: int, seed: int) -> None:
+    at, values = traffic("payments", np.random.default_rng(seed), 40.0)
+    usual = fast(at, values).column("z")
+    values[number - 1] += 1_000.0
+    z = fast(at, values).column("z")
+    assert np.abs(z[100:] - usual[100:]).max() < 1.0
+    assert z[number - 1] > 3.0, "it is told"
+
+
+def test_a_value_beyond_all_bounds_leaves_no_mean_without_a_number(seed: int) -> None:
+    at, values = traffic("payments", np.random.default_rng(seed), 40.0)
+    for number in (2, 11, 200):
+        spoilt = values.copy()
+        spoilt[number] = 1e200
+        found = fast(at, spoilt)
+        for op in ("z", "drift", "season_z"):
+            assert not np.isinf(found.column(op)).any()
+        assert number < 5 or np.abs(found.column("z")[number + 1 :]).max() > 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_usual_traffic_does_not_alarm(kind: str, seed: int) -> None:
     for number in range(10):
@@ -197,9 +243,9 @@ SPREAD = 0.4
 """Deviation of the logarithm of an amount."""
 
 
-def card_of(per_day: float, seed: int) -> tuple[Floats, FeatureMatrix]:
+def card_of(per_day: float, seed: int, wild: int = -1) -> tuple[Floats, FeatureMatrix]:
     """Payments of a card, ten a day for 120 days, raised by so many deviations a day from the 60th
-    on: days, and all features that are shipped."""
+    on, number `wild` a declined one of a million: days, and all features that are shipped."""
     rng = np.random.default_rng(seed)
     at, values = traffic("payments", rng, 120.0)
     ramp = per_day * np.clip(at - 60.0, 0.0, None)
@@ -207,7 +253,8 @@ def card_of(per_day: float, seed: int) -> tuple[Floats, FeatureMatrix]:
         {
             "event_id": f"p{i}",
             "time_us": int(START_US + day * DAY_US),
-            "amount": float(np.exp(3.0 + SPREAD * (x - 20.0))),
+            "amount": 1e6 if i == wild else float(np.exp(3.0 + SPREAD * (x - 20.0))),
+            "declined": i == wild,
         }
         for i, (day, x) in enumerate(zip(at.tolist(), (values + ramp).tolist(), strict=True))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from dataflows.cli.check import markdown, missing_files, sections
 from dataflows.cli.main import main
 from dataflows.recorded import load_recorded
-from dataflows.settings import PREFIX, RENAMED, Settings, load, recorded, shown, sources_of
+from dataflows.settings import PREFIX, REMOVED, RENAMED, Settings, load, recorded, shown, sources_of
 from features.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +129,48 @@ def test_list_variable_is_toml_or_words_with_commas(text: str, value: list[str])
 def test_table_variable_is_toml() -> None:
     got = load(None, {"WAXWING_KAFKA_OPTIONS": '{"fetch.wait.max.ms" = "20"}'})
     assert got.kafka_options == {"fetch.wait.max.ms": "20"}
+
+
+@pytest.mark.parametrize("text", ["{card = 24, ip = 1.5}", '{"card": 24, "ip": 1.5}'])
+def test_a_table_of_the_command_line_is_toml_or_json(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load(None, {"WAXWING_ENTITY_TTL_H": text}).entity_ttl_h == {"card": 24.0, "ip": 1.5}
+    assert main(["check", "--set", f"entity_ttl_h={text}"]) == 0
+    capsys.readouterr()
+    for wrong in ("card=24", "{card: 24}", "24", '{"card": "x'):
+        assert main(["check", "--set", f"entity_ttl_h={wrong}"]) == 2
+        (told,) = (line for line in capsys.readouterr().err.splitlines() if "entity_ttl_h" in line)
+        assert "; write a table, {NAME = VALUE} of TOML or" in told
+        assert "[entity_ttl_h] with a line for each in a settings file" in told
+
+
+READ_FIRST = {"event_paths", "feature_paths", "detector_paths"}
+"""Settings that `dataflows.settings` itself reads, before it makes any."""
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    read = set(READ_FIRST)
+    for folder in ("features", "models", "dataflows"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path != ROOT / "dataflows" / "settings.py":
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert set(Settings.model_fields) - read == set()
+
+
+def test_a_setting_that_is_no_more_is_told_and_older_state_is_read(tmp_path: Path) -> None:
+    assert all(old not in Settings.model_fields for old in REMOVED)
+    (fault,) = faults_of(scores_log="x")
+    assert fault.endswith(
+        "setting 'scores_log' is no more: it did nothing; `waxwing score` writes the scores of a"
+        " file"
+    )
+    said: list[str] = []
+    found = load_recorded({"scores_log": None, "groups": 8}, tmp_path, None, {}, said.append)
+    assert found.groups == 8 and said == []
+    load_recorded({"scores_log": "x", "groups": 8}, tmp_path, None, {}, said.append)
+    assert len(said) == 1 and "does not have: scores_log; they are left out" in said[0]
 
 
 def test_variables_for_the_tests_are_no_settings() -> None:

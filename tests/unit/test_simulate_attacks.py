@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from features.batch import EventBatch
-from features.simulate import ATTACKS, Simulator
+from features.simulate import ATTACKS, IN_MIX, Simulator
 from features.simulate.attacks import attacks
 from features.simulate.attacks.base import Campaign
 
@@ -107,22 +107,22 @@ def contrast(attack: str, strength: float) -> float:
 
 
 def test_every_attack_has_a_mark() -> None:
-    assert set(MARKS) == set(ATTACKS)
+    assert set(MARKS) == set(IN_MIX)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", IN_MIX)
 def test_a_plain_attack_moves_its_mark(attack: str) -> None:
     assert contrast(attack, 1.0) > 0.85
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", IN_MIX)
 def test_the_mark_grows_with_strength(attack: str) -> None:
     weak, middle, plain = (contrast(attack, s) for s in (0.1, 0.5, 1.0))
     assert weak - 0.03 <= middle <= plain + 0.03
     assert plain - weak > 0.1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", IN_MIX)
 def test_only_its_own_events_differ_from_the_traffic_without_it(attack: str) -> None:
     quiet = Simulator(**SETTINGS | {"anomaly_share": 0.0}).span(MONDAY_US, MONDAY_US + 2 * DAY_US)
     for name, batch in struck(attack, 1.0).items():
@@ -137,7 +137,7 @@ def test_only_its_own_events_differ_from_the_traffic_without_it(attack: str) -> 
         assert touched <= len(missing) <= touched + hidden
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", IN_MIX)
 def test_campaigns_have_their_size_and_end_in_time(attack: str) -> None:
     simulator = Simulator(**SETTINGS, attacks=[attack])
     labels = simulator.labels(MONDAY_US, MONDAY_US + 2 * DAY_US)
@@ -195,15 +195,39 @@ def test_a_plain_flat_line_sticks_at_zero() -> None:
     assert frame("flat_line", 1.0).filter(pl.col("truth"))["value"].unique().to_list() == [0.0]
 
 
+def test_a_slow_ramp_happens_where_it_is_asked_for_and_grows_for_weeks() -> None:
+    assert "slow_ramp" not in IN_MIX
+    small = {"seed": 4, "cards": 200, "events_per_s": 0.2, "repeat_share": 0.0}
+    span = (MONDAY_US, MONDAY_US + 6 * DAY_US)
+    asked = Simulator(**small, attacks=["slow_ramp"], strength=(1.0, 1.0), anomaly_share=0.01)
+    labels = asked.labels(*span)
+    assert set(labels["attack"]) == {"slow_ramp"}
+    whole = labels.group_by("campaign").agg(
+        pl.col("event_id"), pl.col("time_us").max() - pl.col("time_us").min()
+    ).filter(pl.col("event_id").list.len() >= 60)  # fmt: skip
+    assert whole.height >= 3
+    payments = asked.span(*span)["payment"].frame
+    week_us = 7 * DAY_US * asked.world.pace
+    grown = []
+    for ids, lasts_us in whole.select("event_id", "time_us").rows():
+        rows = payments.filter(pl.col("event_id").is_in(ids))
+        assert rows["card_id"].n_unique() == 1 and 2 * week_us < lasts_us <= 3 * week_us
+        third, log = rows.height // 3, rows["amount"].log()
+        grown.append(log[-third:].mean() - log[:third].mean())
+        part = rows.group_by(pl.col("time_us") // int(week_us / 7)).len()
+        assert part["len"].max() <= 12, "as a card pays, no burst"
+    assert np.mean(grown) == pytest.approx(2.0 * 2 / 3, abs=0.5)
+
+
 def test_weak_campaigns_come_round_to_all_attacks() -> None:
     simulator = Simulator(seed=2)
     weak = {
         name
-        for name in ATTACKS
+        for name in IN_MIX
         for number in range(100, 123)
         if simulator.timetable.campaign(name, number).strength <= 0.4
     }
-    assert weak == set(ATTACKS)
+    assert weak == set(IN_MIX)
 
 
 def test_attackers_of_another_seed_have_other_devices_and_addresses() -> None:

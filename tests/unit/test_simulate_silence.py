@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from features.batch import EventBatch
-from features.simulate import ATTACKS, SILENCES, Simulator
+from features.simulate import IN_MIX, SILENCES, Simulator
 from models.absences import SilenceTally
 from tests.streams import make_batch
 
@@ -56,7 +56,7 @@ def test_who_is_silenced_says_nothing_and_the_others_go_on(
 
 
 def test_silences_take_nothing_of_the_share_of_other_attacks(simulator: Simulator) -> None:
-    plain = Simulator(**WORLD, event_types=TYPES, attacks=tuple(ATTACKS))
+    plain = Simulator(**WORLD, event_types=TYPES, attacks=IN_MIX)
     same = ["time_us", "event_type", "attack", "campaign", "strength"]
     span = (MONDAY_US, MONDAY_US + DAY_US)
     without, with_them = (s.labels(*span).select(same) for s in (plain, simulator))

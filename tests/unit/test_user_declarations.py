@@ -335,7 +335,7 @@ EXPECTED = (
     "own/entity.py:9: event type 'order': primary entity 'usr' is not one of user, shop",
     "own/torn.py:1: syntax error: '(' was never closed",
     "own/raises.py:2: KeyError: 'x'",
-    "own/empty.py:1: declares no FEATURES",
+    "own/empty.py:1: declares no DERIVED or FEATURES",
     "own/word.py:1: FEATURES: expected a tuple of Feature, got str",
     "own/wrong.py:6: column order.odd: ColumnNotFoundError",
     "own/wrong.py:23: column order.few: a real is an array float64 of one value a row, (3,);",
@@ -401,6 +401,14 @@ def test_a_folder_is_its_files_but_those_that_begin_with_an_underscore(
     forget()
     (tmp_path / "bare").mkdir()
     assert own({}, ("own",), ("bare",)) == ["feature_paths: folder 'bare' has no file *.py"]
+
+
+def test_a_file_of_columns_alone_is_one_of_features(own: Callable[..., list[str]]) -> None:
+    text = "from features.columns import Derived\n\n\ndef twice(columns):\n"
+    text += '    return 2.0 * columns.real("amount")\n\n\n'
+    text += 'DERIVED = (Derived("payment", "twice", "real", twice, "twice the amount"),)\n'
+    assert own({"own/twice.py": text}, (), ("own/twice.py",)) == []
+    assert "twice" in real_names("payment")
 
 
 def test_what_was_read_is_not_declared_anew(own: Callable[..., list[str]]) -> None:

@@ -32,6 +32,7 @@ _FIRST = (
     "host_silence",
     "series_silence",
     "service_silence",
+    "slow_ramp",
 )
 
 

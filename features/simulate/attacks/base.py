@@ -122,6 +122,7 @@ class Attack:
     events : fewest and most events a campaign labels, about; none where it silences
     lasts_s_max : longest time from a campaign's start to its last event, given the world
     plan : what a campaign does
+    by_default : whether it happens where no attacks are named
     """
 
     name: str
@@ -130,6 +131,7 @@ class Attack:
     events: tuple[int, int]
     lasts_s_max: Callable[[World], float]
     plan: Callable[[World, Campaign], Plan]
+    by_default: bool = True
 
 
 def shows(rng: np.random.Generator, strength: float, n: int) -> npt.NDArray[np.bool_]:
