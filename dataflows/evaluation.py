@@ -40,7 +40,7 @@ from models.calibration import score_of
 from models.costs import Costs, Held, amounts, choose, curve_report
 from models.coverage import coverage_of
 from models.evaluate import Tally
-from models.scoring import Scorer, take_rows
+from models.scoring import Scorer, detectors_of, take_rows
 from models.voting import ENSEMBLE, Voting
 
 __all__ = ["Deep", "evaluate_files", "evaluate_simulated", "load_warm"]
@@ -328,7 +328,7 @@ def _scorer(settings: Settings, cat: Catalog, remotes: Remotes) -> Scorer:
     """The models and rules of the settings."""
     bundle = remotes.placed(Bundle.load(settings.bundle, cat))
     voting = None if settings.voting is None else Voting.load(settings.voting)
-    return Scorer(bundle, settings.detectors, voting)
+    return Scorer(bundle, detectors_of(bundle, settings.detectors_asked), voting)
 
 
 def evaluate_files(

@@ -33,7 +33,7 @@ from features.events import event_type, made_types
 from models.base import Decisions
 from models.bundle import Bundle
 from models.decisions.reasons import reasons
-from models.scoring import Scorer
+from models.scoring import Scorer, detectors_of
 from models.voting import Voting
 
 __all__ = ["SCORED", "ScoredTable", "score_table", "write_table"]
@@ -151,7 +151,7 @@ def _opened(settings: Settings, cat: Catalog, remotes: Remotes) -> tuple[Scorer,
     try:
         bundle = remotes.placed(Bundle.load(settings.bundle, cat))
         voting = None if settings.voting is None else Voting.load(settings.voting)
-        scorer = Scorer(bundle, settings.detectors, voting)
+        scorer = Scorer(bundle, detectors_of(bundle, settings.detectors_asked), voting)
     except WaxwingError as error:
         faults += faults_of(error)
     try:

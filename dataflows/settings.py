@@ -133,6 +133,11 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=True
     )
 
+    @property
+    def detectors_asked(self) -> list[str] | None:
+        """Setting `detectors` where somebody has set it, else None: all that a bundle has."""
+        return list(self.detectors) if "detectors" in self.model_fields_set else None
+
     # -- where things lie -------------------------------------------------------------------------
     state_dir: Path = Field(
         Path(".waxwing/state"), description="journal, deltas, manifest, alert log"

@@ -22,7 +22,7 @@ from models.calibration import score_of
 from models.recalibration import margins_of, shifted
 from models.voting import ENSEMBLE, AnomalyType, Voting
 
-__all__ = ["Ask", "Raw", "Scorer", "Stages", "in_canary", "take_rows"]
+__all__ = ["Ask", "Raw", "Scorer", "Stages", "detectors_of", "in_canary", "take_rows"]
 
 Stages = Mapping[str, tuple[str, float]]
 """Detector -> (stage, percent of entities for a canary); a detector that is not named is live."""
@@ -85,6 +85,24 @@ class GateCount:
 
     rows: int = 0
     opened: int = 0
+
+
+def detectors_of(bundle: Bundle, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Detectors to run of a bundle: those asked for, else all but those that only stand in.
+
+    Parameters
+    ----------
+    asked : None where nobody has said which
+    """
+    if asked is not None:
+        return tuple(asked)
+    standing_in = {
+        name
+        for models in bundle.models.values()
+        for name, one in models.detectors.items()
+        if getattr(one, "fallback", False)
+    }
+    return tuple(name for name in bundle.detectors if name not in standing_in)
 
 
 class Scorer:

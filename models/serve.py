@@ -1,8 +1,9 @@
 """A bundle behind KServe: the models of `models.served` on its server, over REST and gRPC.
 
 The Open Inference Protocol v2 as kserve speaks it, with three differences: it listens where it is
-told to, a request that cannot be answered is always 400 with a sentence, and a binary tensor stays
-binary (kserve makes a list of it: 15 to 45 ms for 1,000 rows).
+told to, a request of the protocol that cannot be answered is always 400 with a sentence (what is no
+such request, JSON that is none or lacks `inputs`, is kserve's own 422 with a list of faults), and a
+binary tensor stays binary (kserve makes a list of it: 15 to 45 ms for 1,000 rows).
 """
 
 from __future__ import annotations

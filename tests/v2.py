@@ -36,9 +36,9 @@ class Script:
         self.answer, self.bundle, self.output = answer, bundle, "raw"
         self.faults: list[str] = []
         """What to do wrong, a request each: 500, 503, 400, rubbish, shape, name, bundle, infinite,
-        slow, close (without an answer), left (closed in silence after an answer), plain (numbers
-        not as bytes), column (a column beside it), gzip (says so, and is not), wraps and nowhere
-        (shapes that no array has)."""
+        nan (for one row), slow, close (without an answer), left (closed in silence after an
+        answer), plain (numbers not as bytes), column (a column beside it), gzip (says so, and is
+        not), wraps and nowhere (shapes that no array has)."""
         self.encodings: set[str] = set()
         """Those of a reply that were asked for over HTTP."""
         self.asked: list[tuple[str, dict[str, tuple[str, tuple[int, ...]]]]] = []
@@ -74,6 +74,8 @@ class Script:
             values = values[:-1]
         if fault == "infinite":
             values = np.full_like(values, np.inf)
+        if fault == "nan":
+            values = np.where(np.arange(len(values)) == len(values) // 2, np.nan, 0.0)
         if fault == "column":
             values = np.column_stack((np.zeros_like(values), values))
         name = "other" if fault == "name" else self.output

@@ -88,8 +88,8 @@ def models_of(config: str | None, overrides: tuple[tuple[str, Any], ...]) -> Map
     settings = load(config, **dict(overrides))
     voting = None if settings.voting is None else Voting.load(settings.voting)
     # Where nobody has said otherwise the whole bundle answers, also detectors of one's own in it.
-    detectors = settings.detectors if "detectors" in settings.model_fields_set else None
-    return served_models(Bundle.load(settings.bundle, catalog()), voting, detectors)
+    asked = settings.detectors_asked
+    return served_models(Bundle.load(settings.bundle, catalog()), voting, asked)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -258,6 +258,7 @@ class Client:
 
         Parameters
         ----------
+        detector : of `remote` every row must have a number; of another NaN is one that cannot tell
         bundle : id of the bundle that must answer; empty takes any
 
         Raises
@@ -272,7 +273,8 @@ class Client:
             self._count("open")
             raise AnswerError("open", f"{model} at {self.endpoint.url}: left alone after faults")
         try:
-            answer = self._asked(model, bundle, features)
+            # What a detector of ours cannot tell is NaN; a model of somebody else has no such word.
+            answer = self._asked(model, bundle, features, detector == Model.name)
         except AnswerError as error:
             self._count(error.kind)
             if error.kind == "busy":
@@ -325,8 +327,8 @@ class Client:
         with self._lock:
             self.tally.unanswered[kind] = self.tally.unanswered.get(kind, 0) + 1
 
-    def _asked(self, model: str, bundle: str, features: FeatureMatrix) -> Float64:
-        """The answers, batch by batch side by side."""
+    def _asked(self, model: str, bundle: str, features: FeatureMatrix, every: bool) -> Float64:
+        """The answers, batch by batch side by side; `every`: all rows must have a number."""
         until = self._clock() + self.endpoint.timeout_s
         tensors = self._tensors(features)
         wide = sum(array.nbytes for array in tensors.values()) // len(features)
@@ -336,7 +338,7 @@ class Client:
         for at in range(0, len(features), step):
             part = {name: array[at : at + step] for name, array in tensors.items()}
             rows = min(step, len(features) - at)
-            futures.append(self._pool.submit(self._batch, model, bundle, part, rows, until))
+            futures.append(self._pool.submit(self._batch, model, bundle, part, rows, every, until))
         try:
             for future in futures:
                 left_s = max(until - self._clock(), 0.001)
@@ -360,7 +362,13 @@ class Client:
         return tensors
 
     def _batch(
-        self, model: str, bundle: str, tensors: Mapping[str, Any], rows: int, until: float
+        self,
+        model: str,
+        bundle: str,
+        tensors: Mapping[str, Any],
+        rows: int,
+        every: bool,
+        until: float,
     ) -> Float64:
         """One request, with its retries."""
         if self._clock() >= until:  # it has waited for a thread, and nobody was asked
@@ -375,10 +383,10 @@ class Client:
                 if tried == self.endpoint.retries or self._clock() >= until:
                     raise AnswerError(error.kind, str(error)) from None
                 continue
-            return self._checked(reply, bundle, rows)
+            return self._checked(reply, bundle, rows, every)
         raise AnswerError("connection", "no tries left")
 
-    def _checked(self, reply: Reply, bundle: str, rows: int) -> Float64:
+    def _checked(self, reply: Reply, bundle: str, rows: int, every: bool) -> Float64:
         """float64 (rows,), an answer that can be used."""
         if bundle and reply.bundle != bundle:
             said = f"bundle {reply.bundle}" if reply.bundle else "a model that names no bundle"
@@ -394,6 +402,9 @@ class Client:
             )
         if np.isinf(values).any():
             raise AnswerError("rubbish", "infinite numbers")
+        lost = int(np.isnan(values).sum())
+        if every and lost:
+            raise AnswerError("rubbish", f"NaN for {lost:,} of {rows:,} rows")
         return np.ascontiguousarray(values)
 
 

@@ -170,6 +170,10 @@ def test_what_cannot_be_answered_is_400_with_a_sentence(
     ):
         assert reply.status_code == 400, reply.text
         assert said in reply.json()["error"]
+    texts = json.dumps({"inputs": [one | {"shape": ["a", "b"]}]})
+    for body in ("rubbish", "[]", "{}", texts):
+        reply = httpx.post(where, content=body, headers={"Content-Type": "application/json"})
+        assert reply.status_code == 422, (body, reply.text)
     assert httpx.post(where.replace("payment", "other"), json={"inputs": [one]}).status_code == 404
 
 

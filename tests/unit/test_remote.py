@@ -140,6 +140,21 @@ def test_a_wrong_answer_is_no_answer_and_is_not_asked_for_again(
     one.close()
 
 
+@pytest.mark.parametrize("fault", ["nan", "plain"])
+def test_a_row_without_a_number_is_no_answer_of_somebody_elses_model(
+    script: Script, protocol: str, fault: str
+) -> None:
+    one = client(script, protocol, breaker_faults=1)
+    script.faults = [fault, fault]
+    assert np.isnan(ask(one)).sum() == 1, "a detector of ours may be unable to tell"
+    with pytest.raises(AnswerError, match="NaN for 1 of 250 rows") as told:
+        one.ask("payment", "remote", "", features())
+    assert told.value.kind == "rubbish" and one.tally.unanswered == {"rubbish": 1}
+    with pytest.raises(AnswerError, match="left alone"):
+        one.ask("payment", "remote", "", features())
+    one.close()
+
+
 def test_numbers_that_do_not_come_as_bytes_are_read_too(script: Script, protocol: str) -> None:
     one = client(script, protocol)
     script.faults = ["plain"]

@@ -108,6 +108,28 @@ def test_the_evaluate_command_writes_what_it_shows(
     assert main(["evaluate", "--hours", "-1", *options]) == 2
 
 
+def test_a_bundle_of_few_detectors_is_judged_and_scores_as_it_is(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {name: value for name, value in SMALL.items() if name != "detectors"}
+    sets |= {"bundle": settings.bundle}
+    options = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    out = tmp_path / "out.json"
+    assert main(["evaluate", "--hours", "0.2", *options, "--json", str(out)]) == 0
+    assert set(json.loads(out.read_text())["detectors"]) == {"zscore", "iqr", "ensemble"}
+    options += ["--set", "detectors=zscore,transformer"]
+    assert main(["evaluate", "--hours", "0.2", *options]) == 2
+    assert "'transformer' is not in the bundle" in capsys.readouterr().err
+    start = time_us_of("2026-02-01T12:00:00Z")
+    made = make_simulator(settings, seed=3).span(start, start + 1_200_000_000)
+    made["login"].frame.write_parquet(tmp_path / "login.parquet")
+    table = ["score", "--data", f"login={tmp_path / 'login.parquet'}", "--set", "groups=2"]
+    table += ["--bundle", str(settings.bundle), "--out", str(tmp_path / "scores.parquet")]
+    assert main(table) == 0
+    columns = pl.read_parquet(tmp_path / "scores.parquet").columns
+    assert {name for name in columns if name.endswith("_vote")} == {"zscore_vote", "iqr_vote"}
+
+
 def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) -> None:
     simulator = make_simulator(settings, seed=3)
     start = time_us_of("2026-02-01T00:00:00Z")
