@@ -2,7 +2,7 @@
 
 The commit step shows it every round. What it decides is a control record like a person's: written
 where those are, journaled by the lane that reads them, and in force from that round on. A replay
-finds it there and decides nothing.
+finds it there and decides nothing. What it has to know after a restart is in the manifest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +58,26 @@ class AutoRollback:
     ----------
     settings : the limits, and where control records are written
     say : takes a sentence
+    kept : of the manifest that the flow goes on from, as `kept` gave it
+    control : what was in force then
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        say: Callable[[str], None],
+        kept: Mapping[str, Any] | None = None,
+        control: Control | None = None,
+    ) -> None:
+        kept = kept or {}
         self._settings, self._say = settings, say
         self._watched: dict[str, _Watched] = {}
         self._usual: deque[tuple[int, int, int]] = deque(maxlen=ROUNDS_KEPT_MAX)
-        self._usual_rate: float | None = None
-        self._live: str | None = None
-        self._settled: str | None = None
-        """Live when this process began, or by a rollback: it is not newly promoted, and nobody
-        knows what was usual before it."""
-        self._control: Control | None = None
+        self._usual_rate: float | None = kept.get("usual_rate")
+        self._live: str | None = kept.get("live")
+        self._settled: str | None = kept.get("settled")
+        """Live by a rollback, or since nobody knows when: it is not newly promoted."""
+        self._control = control
         self._asked: set[str] = set()
 
     def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
@@ -84,13 +92,16 @@ class AutoRollback:
         control, before = outs[0].control, self._control
         self._control = control
         if live.bundle != self._live:
-            self._changed(live.bundle, before is not None and _is_rollback(before, control))
+            rolled_back = before is not None and _is_rollback(before, control)
+            self._changed(live.bundle, rolled_back, _promoted_us(control, live.bundle))
         self._asked &= bundles.keys()
         self._watched = {k: v for k, v in self._watched.items() if k in bundles}
         for name, one in bundles.items():
             watched = self._watched.get(name)
             if watched is None or watched.stage != one.stage:
-                watched = self._watched[name] = _Watched(one.stage, cut_time_us)
+                promoted_us = _promoted_us(control, name) if one.stage == "live" else None
+                watched = _Watched(one.stage, cut_time_us if promoted_us is None else promoted_us)
+                self._watched[name] = watched
                 self._asked.discard(name)
             watched.flagged += one.flagged
             watched.rows += one.rows
@@ -104,13 +115,18 @@ class AutoRollback:
         while self._usual[0][0] < cut_time_us - watch_us:
             self._usual.popleft()
 
-    def _changed(self, live: str, rolled_back: bool) -> None:
+    def kept(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {"live": self._live, "settled": self._settled, "usual_rate": self._usual_rate}
+
+    def _changed(self, live: str, rolled_back: bool, promoted_us: int | None) -> None:
         """Another bundle is live: what the one before did is the usual."""
         rows = sum(n for _, _, n in self._usual)
         flagged = sum(n for _, n, _ in self._usual)
         if self._live is not None and rows:
             self._usual_rate = (flagged + 1) / rows
-        self._settled = live if self._live is None or rolled_back else None
+        unknown = self._live is None and promoted_us is None
+        self._settled = live if unknown or rolled_back else None
         self._live = live
         self._usual.clear()
 
@@ -183,6 +199,12 @@ class AutoRollback:
         if watched.stage == "live" and self._usual_rate is not None:
             return self._usual_rate * watched.rows
         return None
+
+
+def _promoted_us(control: Control, bundle: str) -> int | None:
+    """Cut time of the round in which a bundle got its stage; None where that is not known."""
+    told = (r for r in control.noted() if r["kind"] == "bundle" and r["bundle"] == bundle)
+    return next((r.get("at_us") for r in told), None)
 
 
 def _is_rollback(before: Control, now: Control) -> bool:

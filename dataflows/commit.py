@@ -129,6 +129,7 @@ class _Snapshot:
     last: bool
     cut_time_us: int
     recalibration: dict[str, Any]
+    rollback: dict[str, Any]
 
 
 class Commit(StatefulSinkPartition[Any, int]):
@@ -154,9 +155,10 @@ class Commit(StatefulSinkPartition[Any, int]):
                 truncate(manifest.logs.get(sink.name, 0))
         self._certificate = open_certificate(context) if settings.retention_h else None
         self._kept = KeptRows.opened(context)
-        self._bundles = Control.of(manifest.control).bundles
+        control = Control.of(manifest.control)
+        self._bundles = control.bundles
         say = context.telemetry.say
-        self._rollback = AutoRollback(settings, say)
+        self._rollback = AutoRollback(settings, say, manifest.rollback, control)
         self._recalibration = AutoRecalibration(
             settings, say, manifest.recalibration, self._rule_of, context.fence
         )
@@ -242,7 +244,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                     logs[sink.name] = position()
             self._snapshots[round_] = _Snapshot(
                 dict(self._totals), outs[0].control.kept(), logs, last, outs[0].cut_time_us,
-                self._recalibration.kept(),
+                self._recalibration.kept(), self._rollback.kept(),
             )  # fmt: skip
 
     def _rule_of(self, name: str, control: Control) -> str:
@@ -298,6 +300,7 @@ class Commit(StatefulSinkPartition[Any, int]):
                 currency=base_of(settings),
                 token=self._token,
                 recalibration=snapshot.recalibration,
+                rollback=snapshot.rollback,
             )
             # As far apart as two bases of state.
             hold_rounds = (settings.deltas_max + 1) * settings.snapshot_rounds

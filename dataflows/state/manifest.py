@@ -62,6 +62,7 @@ class Manifest:
     currency : the currency of all amounts in the state; empty where they are as they were paid
     token : of the lease its writer held; 0 where nobody else can write there
     recalibration : anomaly type -> what its rule knows of the traffic it follows
+    rollback : what the flow's own rollbacks know of the live bundle and the one before it
     """
 
     round: int
@@ -76,6 +77,7 @@ class Manifest:
     currency: str = ""
     token: int = 0
     recalibration: dict[str, Any] = field(default_factory=dict)
+    rollback: dict[str, Any] = field(default_factory=dict)
 
 
 def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> None:

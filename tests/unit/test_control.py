@@ -287,15 +287,39 @@ class Watch:
         self.rollback = AutoRollback(self.settings, self.said.append)
         self.second = 0
 
-    def look(self, control: Control, *lanes: dict[str, float]) -> None:
-        """Twenty rounds in which each lane's scores take so long, by bundle."""
+    @property
+    def now_us(self) -> int:
+        """Cut time of the last round."""
+        return self.second * 1_000_000
+
+    def restart(self, control: Control) -> None:
+        """Go on from a manifest, in which `control` is in force."""
+        kept = json.loads(json.dumps([self.rollback.kept(), control.kept()]))
+        self.rollback = AutoRollback(self.settings, self.said.append, kept[0], Control.of(kept[1]))
+
+    def look(
+        self,
+        control: Control,
+        *lanes: dict[str, float],
+        rows: int = 1,
+        missed: str = "",
+        flagged: str = "",
+    ) -> None:
+        """Twenty rounds of so many rows in which each lane's scores take so long, by bundle."""
         stages = {"s": "live"} | {k[0]: stage for k, (stage, _) in control.bundles.items()}
         for _ in range(SLOW_ROUNDS):
             self.second += 1
             outs = [
                 SimpleNamespace(
                     beside=[
-                        Beside(name * 16, stages[name], rows=1, score_ms=ms)
+                        Beside(
+                            name * 16,
+                            stages[name],
+                            rows=rows,
+                            flagged=rows if name in flagged else 0,
+                            missed=rows if name in missed else 0,
+                            score_ms=ms,
+                        )
                         for name, ms in taken_ms.items()
                     ],
                     control=control,
@@ -303,7 +327,7 @@ class Watch:
                 )
                 for taken_ms in lanes
             ]
-            self.rollback.look(self.second * 1_000_000, cast("list[RoundOut]", outs))
+            self.rollback.look(self.now_us, cast("list[RoundOut]", outs))
 
     def asked(self) -> list[dict[str, Any]]:
         """The records it has written."""
@@ -343,6 +367,56 @@ def test_what_a_rollback_brings_back_is_not_newly_promoted(
     assert len(watch.asked()) == 1, "the machine is slow, not the bundle"
     watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
     assert len(watch.asked()) == 2, "promoted again"
+
+
+@pytest.mark.parametrize("passed_s", [10, 590, 700])
+def test_a_bundle_is_watched_after_a_restart_as_long_as_it_would_have_been_without(
+    tmp_path: Path, passed_s: int
+) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("a", "live")])
+    watch.look(control, {"a": 1.0}, rows=100)
+    control = control.apply(_bundle("b", "live"), watch.now_us)
+    watch.look(control, {"b": 1.0}, rows=100)
+    watch.second += passed_s - 40
+    watch.restart(control)
+    watch.look(control, {"b": 1.0}, rows=100, missed="b")
+    assert len(watch.asked()) == (passed_s < 600)
+
+
+def test_a_bundle_that_was_promoted_before_anything_was_kept_is_watched(tmp_path: Path) -> None:
+    for passed_s, asked in ((700, 0), (10, 1)):
+        watch = Watch(tmp_path)
+        watch.second = passed_s
+        control = Control().apply(_bundle("b", "live"), 1)
+        watch.look(control, {"b": 1.0}, rows=100, missed="b")
+        assert len(watch.asked()) == asked
+
+
+def test_what_a_rollback_brought_back_is_not_newly_promoted_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    watch = Watch(tmp_path)
+    control = Control().apply(_bundle("a", "live"), 1)
+    watch.look(control, {"a": 1.0}, rows=100)
+    before = control = control.apply(_bundle("b", "live"), watch.now_us)
+    watch.look(control, {"b": 1.0}, rows=100, missed="b")
+    (asked,) = watch.asked()
+    control = control.apply(asked, watch.now_us)
+    for manifest_of in (before, control):
+        watch.restart(manifest_of)
+        watch.look(control, {"a": 1.0}, rows=100, missed="a")
+        assert len(watch.asked()) == 1, "all of a detector is missing, not of the bundle"
+
+
+def test_what_was_usual_before_a_promotion_is_known_after_a_restart(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("a", "live")])
+    watch.look(control, {"a": 1.0}, rows=1000)
+    control = control.apply(_bundle("b", "live"), watch.now_us)
+    watch.look(control, {"b": 1.0}, rows=1000)
+    watch.restart(control)
+    watch.look(control, {"b": 1.0}, rows=1000, flagged="b")
+    (asked,) = watch.asked()
+    assert "are usual (rollback_alerts_ratio_max = 10)" in asked["why"]
 
 
 def test_lanes_beside_each_other_take_no_longer_than_the_longest(tmp_path: Path) -> None:
