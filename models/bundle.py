@@ -283,7 +283,7 @@ def _edited(path: Path, head: Mapping[str, Any]) -> bool:
     rules = kept_rules(path)
     if rules is None:
         rules = (path / "voting.toml").read_bytes()
-    return hashlib.sha256(rules).hexdigest() != head["files"].get("voting.toml")
+    return bool(hashlib.sha256(rules).hexdigest() != head["files"].get("voting.toml"))
 
 
 def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
