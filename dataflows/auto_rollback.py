@@ -37,6 +37,11 @@ SLOW_ROUNDS = 20
 ROUNDS_KEPT_MAX = 36_000
 """Most rounds of which the usual is remembered; chosen: an hour."""
 
+AGAIN_S = 30.0
+"""Wait (cut time) before a record that could not be written is tried again. Chosen: a broker that
+does not answer is asked once in a while, and a bad bundle is live no longer than that once it does.
+"""
+
 
 @dataclass(slots=True)
 class _Watched:
@@ -51,6 +56,18 @@ class _Watched:
     score_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A rollback that was asked for, at a cut time."""
+
+    at_us: int
+    failed: bool = False
+
+    def holds(self, now_us: int) -> bool:
+        """Whether nothing more is to be asked."""
+        return not self.failed or now_us < self.at_us + AGAIN_S * 1e6
+
+
 class AutoRollback:
     """See the module.
 
@@ -60,6 +77,7 @@ class AutoRollback:
     say : takes a sentence
     kept : of the manifest that the flow goes on from, as `kept` gave it
     control : what was in force then
+    fence : called before a record is written; raises where another flow has the folder now
     """
 
     def __init__(
@@ -68,9 +86,10 @@ class AutoRollback:
         say: Callable[[str], None],
         kept: Mapping[str, Any] | None = None,
         control: Control | None = None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         kept = kept or {}
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._fence = settings, say, fence
         self._watched: dict[str, _Watched] = {}
         self._usual: deque[tuple[int, int, int]] = deque(maxlen=ROUNDS_KEPT_MAX)
         self._usual_rate: float | None = kept.get("usual_rate")
@@ -78,7 +97,7 @@ class AutoRollback:
         self._settled: str | None = kept.get("settled")
         """Live by a rollback, or since nobody knows when: it is not newly promoted."""
         self._control = control
-        self._asked: set[str] = set()
+        self._asked: dict[str, _Asked] = {}
 
     def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
         """Take in a round of all lanes, and ask for a rollback where one is due."""
@@ -94,7 +113,7 @@ class AutoRollback:
         if live.bundle != self._live:
             rolled_back = before is not None and _is_rollback(before, control)
             self._changed(live.bundle, rolled_back, _promoted_us(control, live.bundle))
-        self._asked &= bundles.keys()
+        self._asked = {k: v for k, v in self._asked.items() if k in bundles}
         self._watched = {k: v for k, v in self._watched.items() if k in bundles}
         for name, one in bundles.items():
             watched = self._watched.get(name)
@@ -102,7 +121,7 @@ class AutoRollback:
                 promoted_us = _promoted_us(control, name) if one.stage == "live" else None
                 watched = _Watched(one.stage, cut_time_us if promoted_us is None else promoted_us)
                 self._watched[name] = watched
-                self._asked.discard(name)
+                self._asked.pop(name, None)
             watched.flagged += one.flagged
             watched.rows += one.rows
             watched.missed += one.missed
@@ -131,15 +150,16 @@ class AutoRollback:
         self._usual.clear()
 
     def _judge(self, name: str, watched: _Watched, now_us: int) -> None:
-        """Ask for a rollback of a bundle where a limit is passed, once."""
+        """Ask for a rollback of a bundle where a limit is passed, until it is written."""
         passed_us = now_us - watched.since_us
         settled = name == self._settled or passed_us > self._settings.rollback_watch_s * 1e6
-        if name in self._asked or (watched.stage == "live" and settled):
+        before = self._asked.get(name)
+        if (watched.stage == "live" and settled) or (before and before.holds(now_us)):
             return
         why = self._too_many(watched) or self._too_silent(watched) or self._too_slow(watched)
         if not why:
             return
-        self._asked.add(name)
+        asked = self._asked[name] = _Asked(now_us)
         record = {
             "kind": "rollback",
             "bundle": name,
@@ -149,17 +169,19 @@ class AutoRollback:
             "why": why,
         }
         self._say(f"bundle {name} ({watched.stage}) is rolled back: {why}")
-        threading.Thread(target=self._ask, args=(record,), name="waxwing-rollback").start()
+        threading.Thread(target=self._ask, args=(record, asked), name="waxwing-rollback").start()
 
-    def _ask(self, record: dict[str, Any]) -> None:
+    def _ask(self, record: dict[str, Any], asked: _Asked) -> None:
         """Write the record; a broker may let one wait."""
         try:
+            self._fence()
             write_record(self._settings, record)
         except WaxwingError as error:
             self._say(
-                f"bundle {record['bundle']} is NOT rolled back: {error}; do it with `waxwing model"
-                " rollback`"
+                f"bundle {record['bundle']} is NOT rolled back: {error}; it is tried again after"
+                f" {AGAIN_S:g} s, or do it with `waxwing model rollback`"
             )
+            asked.failed = True
 
     def _too_many(self, watched: _Watched) -> str:
         """What is said of its alerts; empty where there are no more than may be."""

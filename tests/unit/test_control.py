@@ -329,11 +329,15 @@ class Watch:
             ]
             self.rollback.look(self.now_us, cast("list[RoundOut]", outs))
 
-    def asked(self) -> list[dict[str, Any]]:
-        """The records it has written."""
+    def settle(self) -> None:
+        """Wait for what is being written."""
         for thread in threading.enumerate():
             if thread.name == "waxwing-rollback":
                 thread.join()
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The records it has written."""
+        self.settle()
         path = self.settings.control_file
         assert path is not None
         return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
@@ -367,6 +371,36 @@ def test_what_a_rollback_brings_back_is_not_newly_promoted(
     assert len(watch.asked()) == 1, "the machine is slow, not the bundle"
     watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
     assert len(watch.asked()) == 2, "promoted again"
+
+
+def test_a_rollback_that_cannot_be_written_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+    path = watch.settings.control_file
+    assert path is not None
+    path.mkdir()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.settle()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.settle()
+    told = [one for one in watch.said if "NOT rolled back" in one]
+    assert len(told) == 1 and "tried again after 30 s" in told[0], watch.said
+    path.rmdir()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert [record["bundle"] for record in watch.asked()] == ["b" * 16]
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert len(watch.asked()) == 1, "once it is written"
+
+
+def test_a_flow_that_was_superseded_rolls_nothing_back(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+
+    def fence() -> None:
+        raise StateError("another has taken over")
+
+    watch.rollback = AutoRollback(watch.settings, watch.said.append, fence=fence)
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert watch.asked() == [] and "NOT rolled back: another has taken over" in watch.said[-1]
 
 
 @pytest.mark.parametrize("passed_s", [10, 590, 700])

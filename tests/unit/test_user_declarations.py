@@ -254,12 +254,17 @@ def test_the_catalogue_follows_the_code_of_a_column_and_not_its_comments(
         text.replace('Field("express", "bool"', 'Field("express", "int64"').replace(
             "default=False", "default=0"
         ),
+        *(
+            text.replace('log_total, "', f'lambda c: {times} * c.real("total"), "')
+            for times in (2, 3)
+        ),
+        text.replace('log_total, "log(1 + total)"', 'log_total, "its logarithm"'),
     ):
         forget()
         assert own(FILES | {"own/order.py": changed}) == []
         versions.append(catalog().version)
-    assert versions[0] == versions[1] == versions[3]
-    assert len({versions[0], versions[2], versions[4]}) == 3
+    assert versions[0] == versions[1] == versions[3] == versions[7]
+    assert len(set(versions)) == 5
 
 
 def test_nothing_comes_onto_the_path_and_neighbours_shadow_nothing(
