@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ ROWS_MIN = 1_000
 SLOW_ROUNDS = 20
 """Rounds over which the time of scoring is averaged. Chosen: two seconds, longer than a pause."""
 
+SLOW_TIMES = 3.0
+"""How much longer than usual the scores of an event take where a bundle is to blame. Chosen: rounds
+of a backlog, or a busy machine, make all bundles take long; what runs beside it may double it."""
+
 ROUNDS_KEPT_MAX = 36_000
 """Most rounds of which the usual is remembered; chosen: an hour."""
 
@@ -53,7 +57,8 @@ class _Watched:
     rows: int = 0
     missed: int = 0
     live_flagged: int = 0
-    score_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
+    rounds: deque[tuple[Beside, Beside]] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
+    """What it made of the last ones, and what the live bundle did."""
 
 
 @dataclass(slots=True)
@@ -91,8 +96,10 @@ class AutoRollback:
         kept = kept or {}
         self._settings, self._say, self._fence = settings, say, fence
         self._watched: dict[str, _Watched] = {}
-        self._usual: deque[tuple[int, int, int]] = deque(maxlen=ROUNDS_KEPT_MAX)
+        self._usual: deque[tuple[int, Beside]] = deque(maxlen=ROUNDS_KEPT_MAX)
         self._usual_rate: float | None = kept.get("usual_rate")
+        self._usual_ms: float | None = kept.get("usual_ms")
+        """Alerts, and milliseconds of scoring, an event, before the live bundle was."""
         self._live: str | None = kept.get("live")
         self._settled: str | None = kept.get("settled")
         """Live by a rollback, or since nobody knows when: it is not newly promoted."""
@@ -126,24 +133,29 @@ class AutoRollback:
             watched.rows += one.rows
             watched.missed += one.missed
             watched.live_flagged += live.flagged
-            watched.score_ms.append(one.score_ms)
+            watched.rounds.append((one, live))
             if name in control.bundles and not any(out.replayed for out in outs):
                 self._judge(name, watched, cut_time_us)
         watch_us = round(self._settings.rollback_watch_s * 1e6)
-        self._usual.append((cut_time_us, live.flagged, live.rows))
+        self._usual.append((cut_time_us, live))
         while self._usual[0][0] < cut_time_us - watch_us:
             self._usual.popleft()
 
     def kept(self) -> dict[str, Any]:
         """What the manifest holds."""
-        return {"live": self._live, "settled": self._settled, "usual_rate": self._usual_rate}
+        return {
+            "live": self._live,
+            "settled": self._settled,
+            "usual_rate": self._usual_rate,
+            "usual_ms": self._usual_ms,
+        }
 
     def _changed(self, live: str, rolled_back: bool, promoted_us: int | None) -> None:
         """Another bundle is live: what the one before did is the usual."""
-        rows = sum(n for _, _, n in self._usual)
-        flagged = sum(n for _, n, _ in self._usual)
+        rows = sum(one.rows for _, one in self._usual)
         if self._live is not None and rows:
-            self._usual_rate = (flagged + 1) / rows
+            self._usual_rate = (sum(one.flagged for _, one in self._usual) + 1) / rows
+            self._usual_ms = _ms_a_row(one for _, one in self._usual)
         unknown = self._live is None and promoted_us is None
         self._settled = live if unknown or rolled_back else None
         self._live = live
@@ -207,11 +219,20 @@ class AutoRollback:
 
     def _too_slow(self, watched: _Watched) -> str:
         """What is said of the time it takes."""
-        limit, rounds = self._settings.rollback_score_ms, len(watched.score_ms)
-        taken_ms = sum(watched.score_ms) / rounds
+        limit, rounds = self._settings.rollback_score_ms, len(watched.rounds)
+        taken_ms = sum(one.score_ms for one, _ in watched.rounds) / rounds
         if not limit or rounds < SLOW_ROUNDS or taken_ms <= limit:
             return ""
-        return f"its scores take {taken_ms:,.0f} ms a round (rollback_score_ms = {limit:g})"
+        mine = _ms_a_row(one for one, _ in watched.rounds)
+        usual = self._usual_ms
+        if watched.stage != "live":
+            usual = _ms_a_row(live for _, live in watched.rounds)
+        if not mine or not usual or mine <= SLOW_TIMES * usual:
+            return ""
+        return (
+            f"its scores take {taken_ms:,.0f} ms a round (rollback_score_ms = {limit:g}), and an"
+            f" event {mine / usual:,.1f} times as long as usual"
+        )
 
     def _usual_alerts(self, watched: _Watched) -> float | None:
         """Alerts that as many rows usually have; None where that is not known or not asked."""
@@ -221,6 +242,13 @@ class AutoRollback:
         if watched.stage == "live" and self._usual_rate is not None:
             return self._usual_rate * watched.rows
         return None
+
+
+def _ms_a_row(rounds: Iterable[Beside]) -> float | None:
+    """Milliseconds of scoring an event; None where there was none."""
+    told = [(one.score_ms, one.rows) for one in rounds]
+    rows = sum(n for _, n in told)
+    return sum(ms for ms, _ in told) / rows if rows else None
 
 
 def _promoted_us(control: Control, bundle: str) -> int | None:
