@@ -77,7 +77,7 @@ class WithBundles:
             what = "for a rollback" if bundle is None else f"for bundle {bundle}"
             self._say(
                 f"{count} control record{'s'[: count != 1]} {what} had to wait until the flow ended"
-                " and came into force in none of its rounds; the next start hears of it"
+                " and came into force in no round; the next start that cuts rounds hears of it"
             )
         self._reader.close()
 
