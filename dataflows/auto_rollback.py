@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,17 @@ ROWS_MIN = 1_000
 SLOW_ROUNDS = 20
 """Rounds over which the time of scoring is averaged. Chosen: two seconds, longer than a pause."""
 
+SLOW_TIMES = 3.0
+"""How much longer than usual the scores of an event take where a bundle is to blame. Chosen: rounds
+of a backlog, or a busy machine, make all bundles take long; what runs beside it may double it."""
+
 ROUNDS_KEPT_MAX = 36_000
 """Most rounds of which the usual is remembered; chosen: an hour."""
+
+AGAIN_S = 30.0
+"""Wait (cut time) before a record that could not be written is tried again. Chosen: a broker that
+does not answer is asked once in a while, and a bad bundle is live no longer than that once it does.
+"""
 
 
 @dataclass(slots=True)
@@ -48,7 +57,20 @@ class _Watched:
     rows: int = 0
     missed: int = 0
     live_flagged: int = 0
-    score_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
+    rounds: deque[tuple[Beside, Beside]] = field(default_factory=lambda: deque(maxlen=SLOW_ROUNDS))
+    """What it made of the last ones, and what the live bundle did."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A rollback that was asked for, at a cut time."""
+
+    at_us: int
+    failed: bool = False
+
+    def holds(self, now_us: int) -> bool:
+        """Whether nothing more is to be asked."""
+        return not self.failed or now_us < self.at_us + AGAIN_S * 1e6
 
 
 class AutoRollback:
@@ -60,6 +82,7 @@ class AutoRollback:
     say : takes a sentence
     kept : of the manifest that the flow goes on from, as `kept` gave it
     control : what was in force then
+    fence : called before a record is written; raises where another flow has the folder now
     """
 
     def __init__(
@@ -68,17 +91,20 @@ class AutoRollback:
         say: Callable[[str], None],
         kept: Mapping[str, Any] | None = None,
         control: Control | None = None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         kept = kept or {}
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._fence = settings, say, fence
         self._watched: dict[str, _Watched] = {}
-        self._usual: deque[tuple[int, int, int]] = deque(maxlen=ROUNDS_KEPT_MAX)
+        self._usual: deque[tuple[int, Beside]] = deque(maxlen=ROUNDS_KEPT_MAX)
         self._usual_rate: float | None = kept.get("usual_rate")
+        self._usual_ms: float | None = kept.get("usual_ms")
+        """Alerts, and milliseconds of scoring, an event, before the live bundle was."""
         self._live: str | None = kept.get("live")
         self._settled: str | None = kept.get("settled")
         """Live by a rollback, or since nobody knows when: it is not newly promoted."""
         self._control = control
-        self._asked: set[str] = set()
+        self._asked: dict[str, _Asked] = {}
 
     def look(self, cut_time_us: int, outs: Sequence[RoundOut]) -> None:
         """Take in a round of all lanes, and ask for a rollback where one is due."""
@@ -94,7 +120,7 @@ class AutoRollback:
         if live.bundle != self._live:
             rolled_back = before is not None and _is_rollback(before, control)
             self._changed(live.bundle, rolled_back, _promoted_us(control, live.bundle))
-        self._asked &= bundles.keys()
+        self._asked = {k: v for k, v in self._asked.items() if k in bundles}
         self._watched = {k: v for k, v in self._watched.items() if k in bundles}
         for name, one in bundles.items():
             watched = self._watched.get(name)
@@ -102,44 +128,50 @@ class AutoRollback:
                 promoted_us = _promoted_us(control, name) if one.stage == "live" else None
                 watched = _Watched(one.stage, cut_time_us if promoted_us is None else promoted_us)
                 self._watched[name] = watched
-                self._asked.discard(name)
+                self._asked.pop(name, None)
             watched.flagged += one.flagged
             watched.rows += one.rows
             watched.missed += one.missed
             watched.live_flagged += live.flagged
-            watched.score_ms.append(one.score_ms)
+            watched.rounds.append((one, live))
             if name in control.bundles and not any(out.replayed for out in outs):
                 self._judge(name, watched, cut_time_us)
         watch_us = round(self._settings.rollback_watch_s * 1e6)
-        self._usual.append((cut_time_us, live.flagged, live.rows))
+        self._usual.append((cut_time_us, live))
         while self._usual[0][0] < cut_time_us - watch_us:
             self._usual.popleft()
 
     def kept(self) -> dict[str, Any]:
         """What the manifest holds."""
-        return {"live": self._live, "settled": self._settled, "usual_rate": self._usual_rate}
+        return {
+            "live": self._live,
+            "settled": self._settled,
+            "usual_rate": self._usual_rate,
+            "usual_ms": self._usual_ms,
+        }
 
     def _changed(self, live: str, rolled_back: bool, promoted_us: int | None) -> None:
         """Another bundle is live: what the one before did is the usual."""
-        rows = sum(n for _, _, n in self._usual)
-        flagged = sum(n for _, n, _ in self._usual)
+        rows = sum(one.rows for _, one in self._usual)
         if self._live is not None and rows:
-            self._usual_rate = (flagged + 1) / rows
+            self._usual_rate = (sum(one.flagged for _, one in self._usual) + 1) / rows
+            self._usual_ms = _ms_a_row(one for _, one in self._usual)
         unknown = self._live is None and promoted_us is None
         self._settled = live if unknown or rolled_back else None
         self._live = live
         self._usual.clear()
 
     def _judge(self, name: str, watched: _Watched, now_us: int) -> None:
-        """Ask for a rollback of a bundle where a limit is passed, once."""
+        """Ask for a rollback of a bundle where a limit is passed, until it is written."""
         passed_us = now_us - watched.since_us
         settled = name == self._settled or passed_us > self._settings.rollback_watch_s * 1e6
-        if name in self._asked or (watched.stage == "live" and settled):
+        before = self._asked.get(name)
+        if (watched.stage == "live" and settled) or (before and before.holds(now_us)):
             return
         why = self._too_many(watched) or self._too_silent(watched) or self._too_slow(watched)
         if not why:
             return
-        self._asked.add(name)
+        asked = self._asked[name] = _Asked(now_us)
         record = {
             "kind": "rollback",
             "bundle": name,
@@ -149,17 +181,19 @@ class AutoRollback:
             "why": why,
         }
         self._say(f"bundle {name} ({watched.stage}) is rolled back: {why}")
-        threading.Thread(target=self._ask, args=(record,), name="waxwing-rollback").start()
+        threading.Thread(target=self._ask, args=(record, asked), name="waxwing-rollback").start()
 
-    def _ask(self, record: dict[str, Any]) -> None:
+    def _ask(self, record: dict[str, Any], asked: _Asked) -> None:
         """Write the record; a broker may let one wait."""
         try:
+            self._fence()
             write_record(self._settings, record)
         except WaxwingError as error:
             self._say(
-                f"bundle {record['bundle']} is NOT rolled back: {error}; do it with `waxwing model"
-                " rollback`"
+                f"bundle {record['bundle']} is NOT rolled back: {error}; it is tried again after"
+                f" {AGAIN_S:g} s, or do it with `waxwing model rollback`"
             )
+            asked.failed = True
 
     def _too_many(self, watched: _Watched) -> str:
         """What is said of its alerts; empty where there are no more than may be."""
@@ -185,11 +219,20 @@ class AutoRollback:
 
     def _too_slow(self, watched: _Watched) -> str:
         """What is said of the time it takes."""
-        limit, rounds = self._settings.rollback_score_ms, len(watched.score_ms)
-        taken_ms = sum(watched.score_ms) / rounds
+        limit, rounds = self._settings.rollback_score_ms, len(watched.rounds)
+        taken_ms = sum(one.score_ms for one, _ in watched.rounds) / rounds
         if not limit or rounds < SLOW_ROUNDS or taken_ms <= limit:
             return ""
-        return f"its scores take {taken_ms:,.0f} ms a round (rollback_score_ms = {limit:g})"
+        mine = _ms_a_row(one for one, _ in watched.rounds)
+        usual = self._usual_ms
+        if watched.stage != "live":
+            usual = _ms_a_row(live for _, live in watched.rounds)
+        if not mine or not usual or mine <= SLOW_TIMES * usual:
+            return ""
+        return (
+            f"its scores take {taken_ms:,.0f} ms a round (rollback_score_ms = {limit:g}), and an"
+            f" event {mine / usual:,.1f} times as long as usual"
+        )
 
     def _usual_alerts(self, watched: _Watched) -> float | None:
         """Alerts that as many rows usually have; None where that is not known or not asked."""
@@ -199,6 +242,13 @@ class AutoRollback:
         if watched.stage == "live" and self._usual_rate is not None:
             return self._usual_rate * watched.rows
         return None
+
+
+def _ms_a_row(rounds: Iterable[Beside]) -> float | None:
+    """Milliseconds of scoring an event; None where there was none."""
+    told = [(one.score_ms, one.rows) for one in rounds]
+    rows = sum(n for _, n in told)
+    return sum(ms for ms, _ in told) / rows if rows else None
 
 
 def _promoted_us(control: Control, bundle: str) -> int | None:

@@ -158,7 +158,7 @@ class Commit(StatefulSinkPartition[Any, int]):
         control = Control.of(manifest.control)
         self._bundles = control.bundles
         say = context.telemetry.say
-        self._rollback = AutoRollback(settings, say, manifest.rollback, control)
+        self._rollback = AutoRollback(settings, say, manifest.rollback, control, context.fence)
         self._recalibration = AutoRecalibration(
             settings, say, manifest.recalibration, self._rule_of, context.fence
         )

@@ -406,8 +406,9 @@ class Settings(BaseSettings):
     rollback_score_ms: float = Field(
         500.0,
         ge=0,
-        description="limit: time its scores of a round take, on average over twenty; for a shadow"
-        " too, which alerts wait for; 0: none",
+        description="limit: time its scores of a round take, on average over twenty, where those"
+        " of an event also take three times as long as the live bundle's, or as of the one before;"
+        " for a shadow too, which alerts wait for; 0: none",
     )
 
     # -- models that are asked elsewhere ----------------------------------------------------------

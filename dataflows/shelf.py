@@ -153,6 +153,8 @@ def load_scorer(
         scorer = Scorer(bundle, detectors_of(bundle, base))
     except ConfigError as error:
         raise BundleError(f"bundle {path}: {'; '.join(error.faults)}") from None
+    for sentence in scorer.unheard():
+        _log.warning("bundle %s: %s", path, sentence)
     scorer.warm_up()
     return scorer
 

@@ -154,6 +154,7 @@ class Bundle:
     declared : event type -> feature -> what was declared of it (`Catalog.declarations`); empty in
         bundles of before 2026-12
     made_by : version of waxwing that trained it; empty in bundles of before 2026-12
+    edited : whether the rules are others than training wrote beside the models
     """
 
     id: str
@@ -164,6 +165,7 @@ class Bundle:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     declared: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = ""
+    edited: bool = False
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -194,7 +196,7 @@ class Bundle:
                 f"bundle {path} could not be written ({error.strerror}); free space, or name"
                 " another folder with the setting `bundle`"
             ) from error
-        return replace(self, id=id_)
+        return replace(self, id=id_, edited=False)
 
     @classmethod
     def load(cls, path: Path, catalog: Catalog) -> Bundle:
@@ -216,7 +218,7 @@ class Bundle:
         metrics = _json(path / "metrics.json")
         return cls(
             head["id"], head["catalog_version"], models, voting, head["training"], metrics,
-            _declared(path, head), str(head.get(_MADE_BY, "")),
+            _declared(path, head), str(head.get(_MADE_BY, "")), _edited(path, head),
         )  # fmt: skip
 
 
@@ -256,13 +258,32 @@ def rules_of(path: Path) -> Voting:
     Raises
     ------
     ConfigError : missing, or they do not hold together
-    BundleError : those that a flow keeps are not as they were kept
+    BundleError : those that a flow keeps are not as they were kept; others than training wrote,
+        with none for events that it made models for
     """
     kept = path / RULES_KEPT
-    if not kept.is_file():
-        return Voting.load(path / "voting.toml")
-    _check_kept(path)
-    return Voting.load(kept)
+    if kept.is_file():
+        _check_kept(path)
+        return Voting.load(kept)
+    voting, head = Voting.load(path / "voting.toml"), read_head(path)
+    bare = [event for event in head["names"] if not voting.of(event)]
+    # Half a file is TOML as well, and who has no rule never alerts.
+    if bare and _edited(path, head):
+        raise BundleError(
+            f"bundle {path}: voting.toml is not as training wrote it and has no rule for"
+            f" {', '.join(bare)}, which it has models for: nothing would alert on them. Put the"
+            " file back; where this is meant, keep rules of your own in another file and name it"
+            " with the setting `voting`"
+        )
+    return voting
+
+
+def _edited(path: Path, head: Mapping[str, Any]) -> bool:
+    """Whether the rules in force are not, byte by byte, those that training wrote."""
+    rules = kept_rules(path)
+    if rules is None:
+        rules = (path / "voting.toml").read_bytes()
+    return bool(hashlib.sha256(rules).hexdigest() != head["files"].get("voting.toml"))
 
 
 def _declared(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,6 +384,10 @@ def _card(bundle: Bundle) -> str:
         bundle.metrics,
         bundle.voting,
         {event: tuple(m.detectors) for event, m in models.items()},
+        {
+            event: dict(zip(m.ensemble.detectors, m.ensemble.weights.tolist(), strict=True))
+            for event, m in models.items()
+        },
         {event: m.segments for event, m in models.items()},
         bundle.made_by,
     )
@@ -422,7 +447,8 @@ def copy_bundle(path: Path, target: Path) -> None:
 
     Raises
     ------
-    BundleError : bundle.json is damaged, or names files outside the bundle
+    BundleError : bundle.json is damaged, or names files outside the bundle; see `rules_of`
+    ConfigError : the rules do not hold together
     OSError : a file is missing or cannot be copied
     """
     names = [*read_head(path)["files"], "bundle.json"]
@@ -438,6 +464,7 @@ def copy_bundle(path: Path, target: Path) -> None:
             f"bundle {path} is damaged: {', '.join(missing)} missing; copy it again or train again"
             " with `waxwing train`"
         )
+    rules_of(path)
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / name, target / name)

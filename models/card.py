@@ -22,6 +22,7 @@ def card_text(
     metrics: Mapping[str, Any],
     voting: Voting,
     detectors: Mapping[str, tuple[str, ...]],
+    weights: Mapping[str, Mapping[str, float]],
     segments: Mapping[str, Segments | None],
     made_by: str,
 ) -> str:
@@ -32,6 +33,7 @@ def card_text(
     catalog_version : of the features
     training, metrics, voting : of the bundle
     detectors : event type -> names
+    weights : event type -> detector -> weight of its surprise in the vote
     segments : event type -> its scales by segment, None where it has none
     made_by : version of waxwing that trained it; empty where it is not known
     """
@@ -46,6 +48,8 @@ def card_text(
         *_figures(metrics.get("detectors", {})),
         "## Thresholds\n",
         *_thresholds(voting, metrics.get("asked", {})),
+        "## Weights in the vote\n",
+        *_weights(weights),
         "## Scales\n",
         *_scales(segments),
         "## What it does not say\n",
@@ -103,6 +107,13 @@ def _thresholds(voting: Voting, asked: Mapping[str, Mapping[str, Any]]) -> Itera
             f"- {rule.name}: the vote from {rule.ensemble:.6g} on{told}, {rule.votes_needed} of"
             f" {len(rule.thresholds)} detectors"
         )
+    yield ""
+
+
+def _weights(weights: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A line for each event type: training sets them, and they are no one's to edit."""
+    for name, mine in weights.items():
+        yield f"- {name}: {', '.join(f'{one} {weight:.3g}' for one, weight in mine.items())}"
     yield ""
 
 

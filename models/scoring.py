@@ -173,11 +173,12 @@ class Scorer:
             yield rule, [name for name in of if name in running], gone
 
     def unheard(self) -> list[str]:
-        """One sentence for each rule that is fitted to more detectors than run.
+        """One sentence for each rule that is fitted to more detectors than run, for each event type
+        that no rule looks at, and for each rule that an edit left detectors without a vote.
 
         The vote as a whole adds up what all of them say, so it asks more of those that are left.
         """
-        return [
+        return self._unruled() + [
             f"{rule.name} counts on {', '.join(gone)} too, which the setting `detectors` leaves"
             f" out: {', '.join(here)} with {rule.votes_needed} of {len(here)} votes needed will"
             " alert more seldom than it was fitted to; train with these alone for thresholds of"
@@ -185,6 +186,27 @@ class Scorer:
             for rule, here, gone in self._heard()
             if gone
         ]
+
+    def _unruled(self) -> list[str]:
+        """One sentence for each event type or detector that the rules pass over."""
+        told = []
+        for event, models in self.bundle.models.items():
+            rules = self.voting.of(event)
+            if not rules:
+                told.append(
+                    f"no voting rule looks for anything in {event} events, which the bundle has"
+                    " models for: they are scored, and nothing alerts on them"
+                )
+            if self.voting is not self.bundle.voting or not self.bundle.edited:
+                continue  # rules of one's own, or those that training wrote
+            for rule in rules:
+                mute = [name for name in self._names(models) if name not in rule.thresholds]
+                if mute:
+                    told.append(
+                        f"voting.toml was edited: {rule.name} has no threshold for"
+                        f" {', '.join(mute)}, without a vote therefore"
+                    )
+        return told
 
     def warm_up(self) -> None:
         """Score a dummy batch of each event type, so that the first round does not pay for it."""

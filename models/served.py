@@ -8,6 +8,7 @@ the features as detectors see them (`models.view`) and gives its raw number: tha
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ __all__ = ["ROWS_MAX", "Served", "Tensor", "served_models"]
 
 ROWS_MAX = 50_000
 """Most rows of one request. Chosen: more than a round has, and an answer still takes a second."""
+
+_log = logging.getLogger(__name__)
 
 _DTYPES: dict[str, type[np.generic]] = {"FP64": np.float64, "FP32": np.float32, "BOOL": np.bool_}
 
@@ -175,6 +178,8 @@ def served_models(
     }
     wanted = bundle.detectors if detectors is None else detectors
     scorer = Scorer(bundle, [name for name in wanted if name not in standing_in], voting)
+    for sentence in scorer.unheard():
+        _log.warning("bundle %s: %s", bundle.id, sentence)
     scorer.warm_up()
     found: dict[str, Served] = {}
     for event, models in models_of:

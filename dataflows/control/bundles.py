@@ -71,7 +71,14 @@ class WithBundles:
         self._reader.open()
 
     def close(self) -> None:
-        """Close the reader; the shelf is its owner's to close."""
+        """Close the reader, and say what still waits; the shelf is its owner's to close."""
+        for bundle in dict.fromkeys(record.get("bundle") for record in self._waiting):
+            count = sum(record.get("bundle") == bundle for record in self._waiting)
+            what = "for a rollback" if bundle is None else f"for bundle {bundle}"
+            self._say(
+                f"{count} control record{'s'[: count != 1]} {what} had to wait until the flow ended"
+                " and came into force in no round; the next start that cuts rounds hears of it"
+            )
         self._reader.close()
 
     def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:

@@ -206,10 +206,11 @@ def test_a_bundle_that_loses_votes_or_takes_too_long_is_rolled_back_by_the_flow(
     limits = {"rollback_score_ms": 20.0, "rollback_missed_share": 0.001}
     # Six minutes a second, for as long as it takes: cut time is that of the events.
     more = PACED | {"sim_speed": 360.0, "round_rows_max": 1000, "rollback_watch_s": 86_400} | limits
-    run = Run(bench, state, more, ("--json", str(tmp_path / "r.json")), broken="bundle_fails=30")
+    run = Run(bench, state, more, ("--json", str(tmp_path / "r.json")), broken="bundle_fails=400")
     said = {
         "raises": r"[\d,]+ votes missing on [\d,]+ events \(rollback_missed_share = 0\.001\)",
-        "sleeps": r"its scores take [\d,]+ ms a round \(rollback_score_ms = 20\)",
+        "sleeps": r"its scores take [\d,]+ ms a round \(rollback_score_ms = 20\), and an event"
+        r" [\d,.]+ times as long as usual",
     }
     with running(*run.command(), cwd=bench.folder) as process:
         wait_for(lambda: alerts_of(state), "an alert", process, 120)

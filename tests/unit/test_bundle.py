@@ -19,9 +19,10 @@ from features.catalog import Catalog, catalog, declared_features
 from features.errors import BundleError, ConfigError
 from models import swap
 from models.base import TrainingSet
-from models.bundle import Bundle, code_version
+from models.bundle import Bundle, code_version, copy_bundle
 from models.scoring import Scorer
 from models.train import train
+from models.voting import Voting
 from tests.rows import training_set
 
 DETECTORS = ("zscore", "isolation_forest", "gradient_boosting")
@@ -94,6 +95,9 @@ def test_a_bundle_and_its_card_say_which_version_trained_it(folder: Path, tmp_pa
     assert json.loads((folder / "bundle.json").read_text())["waxwing"] == made.made_by
     card = (folder / "card.md").read_text()
     assert f"Trained by waxwing {made.made_by} on features" in card
+    vote = made.models["login"].ensemble
+    told = [f"{n} {w:.3g}" for n, w in zip(vote.detectors, vote.weights, strict=True)]
+    assert f"## Weights in the vote\n\n- login: {', '.join(told)}\n" in card
     other = replace(made, made_by="99.1").write(tmp_path / "other")
     assert Bundle.load(tmp_path / "other", catalog()).made_by == "99.1"
     unknown = replace(made, made_by="").write(tmp_path / "unknown")
@@ -306,6 +310,50 @@ def test_a_vote_edited_into_nonsense_tells_its_faults(copy: Path) -> None:
     file.write_text(file.read_text().replace("votes_needed = 1", "votes_needed = 9"))
     with pytest.raises(ConfigError, match="can never be reached"):
         Bundle.load(copy, catalog())
+
+
+@pytest.fixture(scope="module")
+def both(rows: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two event types."""
+    path = tmp_path_factory.mktemp("both") / "bundle"
+    payments = training_set(np.random.default_rng(4), "payment", rows=1_000, odd=80)
+    train({"login": rows, "payment": payments}, catalog(), ("zscore", "iqr"), 1).write(path)
+    return path
+
+
+def test_wherever_rules_are_cut_off_it_is_refused_or_told(both: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(both, tmp_path / "copy"))
+    whole = Bundle.load(copy, catalog())
+    assert not whole.edited and Scorer(whole, whole.detectors).unheard() == []
+    file = copy / "voting.toml"
+    text = file.read_text().rstrip()
+    lines = text.splitlines()
+    said = []
+    for length in range(len(lines)):
+        file.write_text("\n".join(lines[:length]) + "\n")
+        try:
+            bundle = Bundle.load(copy, catalog())
+        except (BundleError, ConfigError) as error:
+            said.append(str(error))
+            with pytest.raises((BundleError, ConfigError)):
+                copy_bundle(copy, tmp_path / f"taken{length}")
+            continue
+        assert bundle.edited
+        said += Scorer(bundle, bundle.detectors).unheard() or [""]
+    assert len(said) == len(lines) and all(said)
+    assert said[-1] == (
+        "voting.toml was edited: payment_fraud has no threshold for iqr, without a vote therefore"
+    )
+    begun = lines.index("[payment_fraud]")
+    assert "has no rule for payment, which it has models for" in said[begun]
+    assert "holds no anomaly type" in said[0]
+
+
+def test_event_types_that_rules_of_ones_own_leave_out_are_told(both: Path) -> None:
+    bundle = Bundle.load(both, catalog())
+    mine = Voting({rule.name: rule for rule in bundle.voting.of("login")})
+    (told,) = Scorer(bundle, bundle.detectors, mine).unheard()
+    assert told.startswith("no voting rule looks for anything in payment events")
 
 
 def test_a_disk_that_refuses_leaves_the_old_bundle(

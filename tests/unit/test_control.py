@@ -329,11 +329,15 @@ class Watch:
             ]
             self.rollback.look(self.now_us, cast("list[RoundOut]", outs))
 
-    def asked(self) -> list[dict[str, Any]]:
-        """The records it has written."""
+    def settle(self) -> None:
+        """Wait for what is being written."""
         for thread in threading.enumerate():
             if thread.name == "waxwing-rollback":
                 thread.join()
+
+    def asked(self) -> list[dict[str, Any]]:
+        """The records it has written."""
+        self.settle()
         path = self.settings.control_file
         assert path is not None
         return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
@@ -355,7 +359,7 @@ def test_what_a_rollback_brings_back_is_not_newly_promoted(
     tmp_path: Path, extra: list[dict[str, Any]]
 ) -> None:
     watch, control = Watch(tmp_path), Control.of([_bundle("a", "live")])
-    watch.look(control, {"a": 50.0})
+    watch.look(control, {"a": 15.0})
     assert watch.asked() == [], "live when the flow began"
     before = [record for record in extra if record["stage"] == "canary"]
     for record in (*before, _bundle("b", "live"), *[r for r in extra if r not in before]):
@@ -365,8 +369,59 @@ def test_what_a_rollback_brings_back_is_not_newly_promoted(
     control = control.apply(asked)
     watch.look(control, {"a": 50.0})
     assert len(watch.asked()) == 1, "the machine is slow, not the bundle"
-    watch.look(control.apply(_bundle("b", "live")), {"b": 50.0})
+    watch.look(control.apply(_bundle("b", "live")), {"b": 200.0})
     assert len(watch.asked()) == 2, "promoted again"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize(("usual_ms", "rows", "asked"), [(600, 10, 0), (50, 10, 1), (50, 100, 0)])
+def test_a_bundle_is_slow_where_an_event_takes_it_longer_and_not_where_there_are_more_of_them(
+    tmp_path: Path, restarted: bool, usual_ms: float, rows: int, asked: int
+) -> None:
+    for stage in ("live", "canary"):
+        watch, control = Watch(tmp_path / stage), Control.of([_bundle("a", "live")])
+        watch.settings.state_dir.mkdir()
+        watch.look(control, {"a": usual_ms}, rows=10)
+        control = control.apply(_bundle("b", stage), watch.now_us)
+        if restarted:
+            watch.look(control, {"a": usual_ms, "b": 1.0} if stage == "canary" else {"b": 1.0})
+            watch.restart(control)
+        live_ms = usual_ms * rows / 10
+        taken_ms = {"b": 600.0} | ({"a": live_ms} if stage == "canary" else {})
+        watch.look(control, taken_ms, rows=rows)
+        assert len(watch.asked()) == asked, stage
+        for record in watch.asked():
+            assert record["why"].endswith("and an event 12.0 times as long as usual")
+
+
+def test_a_rollback_that_cannot_be_written_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+    path = watch.settings.control_file
+    assert path is not None
+    path.mkdir()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.settle()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.settle()
+    told = [one for one in watch.said if "NOT rolled back" in one]
+    assert len(told) == 1 and "tried again after 30 s" in told[0], watch.said
+    path.rmdir()
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert [record["bundle"] for record in watch.asked()] == ["b" * 16]
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert len(watch.asked()) == 1, "once it is written"
+
+
+def test_a_flow_that_was_superseded_rolls_nothing_back(tmp_path: Path) -> None:
+    watch, control = Watch(tmp_path), Control.of([_bundle("b", "canary")])
+
+    def fence() -> None:
+        raise StateError("another has taken over")
+
+    watch.rollback = AutoRollback(watch.settings, watch.said.append, fence=fence)
+    watch.look(control, {"s": 1.0, "b": 50.0})
+    assert watch.asked() == [] and "NOT rolled back: another has taken over" in watch.said[-1]
 
 
 @pytest.mark.parametrize("passed_s", [10, 590, 700])

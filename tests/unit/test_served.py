@@ -22,6 +22,7 @@ from models.scoring import Scorer
 from models.serve import THREADS, _Asked
 from models.served import ROWS_MAX, Served, served_models
 from models.train import train
+from models.voting import Voting
 from tests.rows import training_set
 
 DETECTORS = ("zscore", "isolation_forest", "transformer")
@@ -53,6 +54,15 @@ def tensors(features: FeatureMatrix) -> dict[str, np.ndarray]:
     """The inputs of a request."""
     assert features.sequence is not None
     return {"features": features.values, "sequence": features.sequence}
+
+
+def test_rules_that_pass_over_what_is_served_are_told(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert served_models(bundle) and not caplog.messages
+    served_models(bundle, Voting({}))
+    (told,) = caplog.messages
+    assert "no voting rule looks for anything in login events" in told and bundle.id in told
 
 
 def test_the_whole_bundle_answers_what_the_operator_scores(

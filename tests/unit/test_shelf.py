@@ -119,6 +119,25 @@ def test_a_bundle_is_heard_once_it_can_score_and_others_pass_meanwhile(
     assert [seat.base for seat in field.shelf.lineup(back)] == [True]
 
 
+def test_what_still_waits_when_a_flow_ends_is_told(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    new = id_of(bundles[1])
+    record = field.ask(new, bundles[1])
+    field.ask(new, stage="live")
+    assert field.reader.take() == ([], [])
+    at = field.reader.position
+    field.reader.close()
+    (said,) = field.said
+    assert said.startswith(f"2 control records for bundle {new} had to wait until the flow ended")
+    field.reader = field.open()
+    field.reader.seek(at)
+    records, _ = field.until(lambda records, _: len(records) == 2)
+    assert records[0] == record, "the next start hears of it"
+    field.reader.close()
+    assert len(field.said) == 1, "nothing waits any more"
+
+
 def test_what_changes_bundles_keeps_its_order_while_one_is_awaited(
     field: Field, bundles: tuple[Path, Path]
 ) -> None:
