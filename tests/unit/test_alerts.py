@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dataflows.alerts import console, jsonl, open_sinks, sink_names
 from dataflows.alerts.base import Alert, Reason, alert_id, printable
-from dataflows.certify import _then
+from dataflows.certify import _told_then
 from dataflows.settings import Settings
 from features.errors import ConfigError, ContractError, SinkError
 from tests.alerts import Time, an_alert, nasty_alert
@@ -117,8 +117,8 @@ def test_the_log_of_a_live_flow_is_read_up_to_a_line_that_is_half_there(
     assert list(jsonl.alerts_with(settings.state_dir, told.id)) == [told]
     for n in (1, 2, 3):
         event_id = an_alert(n).event_id
-        assert _then(settings.state_dir, event_id, "distance_km") == {1: 8210.0}.get(n)
-    assert _then(settings.state_dir, told.event_id, "amount") is None
+        assert _told_then(settings.state_dir, event_id, "distance_km") == {1: 8210.0}.get(n)
+    assert _told_then(settings.state_dir, told.event_id, "amount") is None
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "ab', b"x" * 200_000])
