@@ -22,8 +22,8 @@ def small() -> Catalog:
     both = ("payment", "login")
     return Catalog(
         [
-            Feature("card", "payment", "card", "entropy", "{value}", "bit", "geo", other="device"),
-            Feature("user", "payment", "user", "entropy", "{value}", "bit", "geo", both,
+            Feature("of_card", "payment", "card", "entropy", "{value}", "bit", "geo", other="device"),
+            Feature("of_user", "payment", "user", "entropy", "{value}", "bit", "geo", both,
                     other="device"),
             Feature("seen", "payment", "user", "entropy", "{value}", "bit", "geo", ("login",),
                     other="device"),
@@ -74,9 +74,9 @@ def test_many_values_have_five_bits_and_one_has_none() -> None:
         for i in range(200)
     ]  # fmt: skip
     found = OfflineEngine(small(), 1).process({"payment": make_batch("payment", rows)})
-    values = found["payment"].column("card")
+    values = found["payment"].column("of_card")
     assert values[99] == 5.0
     assert values[-1] == 0.0
     rows = [row | {"device_id": "d"} for row in rows]
     found = OfflineEngine(small(), 1).process({"payment": make_batch("payment", rows)})
-    assert not found["payment"].column("card").any(), "none to the last bit"
+    assert not found["payment"].column("of_card").any(), "none to the last bit"
