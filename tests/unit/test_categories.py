@@ -22,7 +22,8 @@ def small() -> Catalog:
     both = ("payment", "login")
     return Catalog(
         [
-            Feature("of_card", "payment", "card", "entropy", "{value}", "bit", "geo", other="device"),
+            Feature("of_card", "payment", "card", "entropy", "{value}", "bit", "geo",
+                    other="device"),
             Feature("of_user", "payment", "user", "entropy", "{value}", "bit", "geo", both,
                     other="device"),
             Feature("seen", "payment", "user", "entropy", "{value}", "bit", "geo", ("login",),
