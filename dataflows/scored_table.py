@@ -23,7 +23,7 @@ from dataflows.history import Pass, run_history
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, LaneReader
 from dataflows.sources.files import FileReader
-from dataflows.together import Together, surprises_of
+from dataflows.together import Together
 from dataflows.warm import COLD, warm_folder
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog, catalog
@@ -32,6 +32,7 @@ from features.errors import ConfigError, WaxwingError
 from features.events import event_type, made_types
 from models.base import Decisions
 from models.bundle import Bundle
+from models.calibration import surprises_of
 from models.decisions.reasons import reasons
 from models.scoring import Scorer, detectors_of
 from models.voting import Voting

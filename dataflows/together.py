@@ -9,19 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from features.batch import Float64, Int64
-from models.calibration import SURPRISE_MAX
 
-__all__ = ["SHARE", "Together", "surprises_of"]
+__all__ = ["SHARE", "Together"]
 
 SHARE = 0.05
 """Only cells that no more than this share of usual ones reach are counted. Origin: the paper's own
 choice of tau; never tried at another value here but for 0.01."""
-
-
-def surprises_of(score: Float64) -> Float64:
-    """-log10 of the tail probability, in [0, SURPRISE_MAX], of scores in [0, 1]; NaN stays NaN."""
-    found: Float64 = -np.log10(np.maximum(1.0 - score, 10.0**-SURPRISE_MAX))
-    return found
 
 
 class Together:

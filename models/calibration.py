@@ -17,7 +17,7 @@ from features.batch import Float64
 from features.errors import ShapeError
 from models.base import Arrays
 
-__all__ = ["SURPRISE_MAX", "Calibration", "score_of", "surprise_of"]
+__all__ = ["SURPRISE_MAX", "Calibration", "score_of", "surprise_of", "surprises_of"]
 
 SURPRISE_MAX = 12.0
 """Largest surprise given, 1e-12; chosen: more than that no tail fitted on 1e5 rows can tell apart,
@@ -54,8 +54,13 @@ def surprise_of(score: float) -> float:
     >>> round(surprise_of(0.999), 6)
     3.0
     """
-    tail = 1.0 - score
-    return SURPRISE_MAX if tail <= 10.0**-SURPRISE_MAX else float(-np.log10(tail))
+    return float(surprises_of(np.asarray(score, np.float64)))
+
+
+def surprises_of(score: Float64) -> Float64:
+    """`surprise_of` of each score, in [0, SURPRISE_MAX]; NaN stays NaN."""
+    found: Float64 = -np.log10(np.maximum(1.0 - score, 10.0**-SURPRISE_MAX))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

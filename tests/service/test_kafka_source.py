@@ -406,6 +406,16 @@ def test_deleted_records_are_named_counted_and_gone_past(
             again.retake(start.positions, after, takes[-1].cut_time_us, {})
 
 
+def read_with_ids(reader: KafkaReader, count: int) -> list[Taken]:
+    """`read`, and on until the positions hold the ids of the topics."""
+    takes = read(reader, count)
+    give_up = time.monotonic() + WAIT_S
+    while "@ids" not in takes[-1].positions:
+        assert time.monotonic() < give_up
+        takes.append(reader.take(1))
+    return takes
+
+
 def test_a_topic_made_anew_is_not_taken_for_the_old_one(
     settings: Settings, kafka: Kafka, seed: int
 ) -> None:
@@ -415,11 +425,7 @@ def test_a_topic_made_anew_is_not_taken_for_the_old_one(
     with producer_of(settings) as producer:
         producer.send(batch)
     with reader_of(settings) as reader:
-        takes = read(reader, len(batch))
-        give_up = time.monotonic() + WAIT_S
-        while "@ids" not in takes[-1].positions:
-            assert time.monotonic() < give_up
-            takes.append(reader.take(1))
+        takes = read_with_ids(reader, len(batch))
     kafka.delete_topic(topic)
     kafka.create_topic(topic)
     with reader_of(settings) as reader, pytest.raises(SourceError, match="made anew"):
@@ -436,11 +442,8 @@ def test_a_topic_made_anew_while_it_is_read_stops_the_reader_however_full_it_is(
     with producer_of(settings) as producer:
         producer.send(batch)
     with reader_of(settings) as reader:
-        takes = read(reader, len(batch))
+        takes = read_with_ids(reader, len(batch))
         give_up = time.monotonic() + WAIT_S
-        while "@ids" not in takes[-1].positions:
-            assert time.monotonic() < give_up
-            takes.append(reader.take(1))
         kafka.delete_topic(topic)
         while seen and not reader._topics[topic].in_doubt:
             assert time.monotonic() < give_up

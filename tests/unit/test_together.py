@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataflows.together import SHARE, Together, surprises_of
-from models.calibration import SURPRISE_MAX
+from dataflows.together import SHARE, Together
+from models.calibration import SURPRISE_MAX, surprises_of
 
 
 def slow(cells: list[float]) -> float:

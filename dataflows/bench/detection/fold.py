@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dataflows.history import Collector
-from dataflows.together import Together, surprises_of
+from dataflows.together import Together
 from dataflows.training import TRAINING_SEED
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.errors import ConfigError
 from features.events import made_types
+from models.calibration import surprises_of
 from models.scoring import Scorer, take_rows
 from models.train import train
 from models.voting import ENSEMBLE
