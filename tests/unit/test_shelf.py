@@ -713,11 +713,11 @@ def test_a_candidate_in_another_currency_is_refused_as_the_flow_would(
     replace(made, training={**made.training, "currency": {"base": "EUR"}}).write(tmp_path / "eur")
     settings = Settings(bundle=bundles[0], detectors=list(DETECTORS), warm_state="cold")
     with pytest.raises(BundleError, match="trained on amounts in EUR"):
-        compare_files(settings, tmp_path / "eur", {})
+        compare_files(settings, tmp_path / "eur", None)
 
     def refuse(*_: object) -> Scorer:
         raise ConfigError("nobody knows this detector")
 
     monkeypatch.setattr("dataflows.shelf.Scorer", refuse)
     with pytest.raises(BundleError, match="nobody knows this detector"):
-        compare_files(settings, bundles[1], {})
+        compare_files(settings, bundles[1], None)
