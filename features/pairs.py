@@ -171,14 +171,15 @@ def owners(entries: Int64) -> Int64:
 
 
 @inlined
-def _gone(entry, newest_us, ttl_us, born, heads, saved):
+def _gone(entry, latest_us, newest_us, ttl_us, born, heads, saved):
     """Whether no row can ask for an entry; see `move_pairs`."""
     column = (entry[WHOSE] >> SEQ_BITS) & 15
     slot = entry[WHOSE] >> (SEQ_BITS + 4)
     seq, last_us = met_at(entry, np.int64(0))
     if saved and last_us == LONG_AGO and entry[WHEN] & _STAMPS != 0:
         return False
-    if len(newest_us) > 0 and newest_us[slot] - last_us > ttl_us[column]:
+    # Asked first without the slot, which is another line of memory.
+    if latest_us - last_us > ttl_us[column] and newest_us[slot] - last_us > ttl_us[column]:
         return True
     if len(born) == 0:
         return False
@@ -187,23 +188,23 @@ def _gone(entry, newest_us, ttl_us, born, heads, saved):
 
 
 @kernel
-def _count_pairs(table, newest_us, ttl_us, born, heads, saved):
+def _count_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved):
     """Entries that `move_pairs` takes along."""
     found = 0
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], newest_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(table[at], latest_us, newest_us, ttl_us, born, heads, saved):
             found += 1
     return found
 
 
 @kernel
-def move_pairs(table, newest_us, ttl_us, born, heads, saved, to):
+def move_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved, to):
     """Put the entries that may be asked for into an empty table with room.
 
     Parameters
     ----------
-    newest_us : int64 by slot, time of the oldest row that may come of the slot's entity; empty
-        where that is not known
+    newest_us : int64 by slot, time of the oldest row that may come of the slot's entity
+    latest_us : the largest of them, LONG_AGO where they are not known
     ttl_us : int64 by pair column, how long after it was met an entry may be asked for
     born, heads : int64 by slot, first record of the slot's entity and number of its next; empty
         where no slot has gone from one entity to another
@@ -211,7 +212,7 @@ def move_pairs(table, newest_us, ttl_us, born, heads, saved, to):
         then stays until the next has it, too
     """
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], newest_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(table[at], latest_us, newest_us, ttl_us, born, heads, saved):
             place = find_pair(table[at, KEY], to)
             for k in range(COLUMNS):
                 to[place, k] = table[at, k]
@@ -323,10 +324,11 @@ class PairTable:
 
         Parameters
         ----------
-        newest_us, born, heads : see `move_pairs`
+        newest_us, born, heads : see `move_pairs`; none where they are not known
         """
         self._scan(len(self.table))
-        gone = (newest_us, self._ttl_us, born, heads, self._saved)
+        latest_us = int(newest_us.max(initial=LONG_AGO))
+        gone = (latest_us, newest_us, self._ttl_us, born, heads, self._saved)
         live = _count_pairs(self.table, *gone)
         before = self.table
         self._new_table(max(PAIRS_MIN, int((live + incoming) * GROWTH / FULL) + 1))
