@@ -5,8 +5,9 @@ fourth, so its size is no power of two. A key's home is where its upper bits lie
 that a table that grows is copied from front to back and waits for little memory.
 
 What no later row can ask for is let go when the table is full: that is said by the time of the
-pair's own entity alone, so that when the table was full never shows in a feature. A snapshot takes what has changed
-since the one before: each entry carries the number of the snapshot that it waits for.
+pair's own entity alone, so that when the table was full never shows in a feature. A snapshot takes
+what has changed since the one before: each entry carries the number of the snapshot that it waits
+for.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -192,7 +193,9 @@ def _count_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved):
     """Entries that `move_pairs` takes along."""
     found = 0
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], latest_us, newest_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(
+            table[at], latest_us, newest_us, ttl_us, born, heads, saved
+        ):
             found += 1
     return found
 
@@ -212,7 +215,9 @@ def move_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved, to):
         then stays until the next has it, too
     """
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], latest_us, newest_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(
+            table[at], latest_us, newest_us, ttl_us, born, heads, saved
+        ):
             place = find_pair(table[at, KEY], to)
             for k in range(COLUMNS):
                 to[place, k] = table[at, k]

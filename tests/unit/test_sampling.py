@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from dataflows.settings import Settings
-from features import plan, state
+from features import plan
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
