@@ -26,7 +26,7 @@ from dataflows.known import Met, labels_of
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf, load_scorer
+from dataflows.shelf import Shelf, load_scorer, with_own_detectors
 from dataflows.sources.files import FileReader
 from dataflows.sources.rounds import journal_folder
 from dataflows.state.bases import base_states
@@ -176,6 +176,7 @@ def compare_files(
     voting = None if settings.voting is None else Voting.load(settings.voting)
     remotes = Remotes(settings, patient=True)
     bundle = remotes.placed(Bundle.load(settings.bundle, cat))
+    settings = with_own_detectors(settings, bundle)
     live = Scorer(bundle, settings.detectors, voting)
     beside = load_scorer(candidate, cat, live, remotes.beside)
     live.warm_up()

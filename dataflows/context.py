@@ -34,7 +34,7 @@ from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
 from dataflows.row_choice import RowChoice
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf
+from dataflows.shelf import Shelf, with_own_detectors
 from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
@@ -623,6 +623,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     try:
         bundle = remotes.placed(Bundle.load(settings.bundle, cat))
         remotes.begin()
+        settings = with_own_detectors(settings, bundle)
         voting = None if settings.voting is None else Voting.load(settings.voting)
         scorer = Scorer(bundle, settings.detectors, voting)
     except ConfigError as error:

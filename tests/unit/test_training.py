@@ -23,6 +23,7 @@ from dataflows.training import (
 from features.catalog import catalog
 from features.errors import ConfigError
 from models.bundle import Bundle
+from tests.flow.harness import call
 
 SMALL = {
     "detectors": ["zscore", "iqr"],
@@ -128,6 +129,18 @@ def test_a_bundle_of_few_detectors_is_judged_and_scores_as_it_is(
     assert main(table) == 0
     columns = pl.read_parquet(tmp_path / "scores.parquet").columns
     assert {name for name in columns if name.endswith("_vote")} == {"zscore_vote", "iqr_vote"}
+
+    # The flow, its replay and what is beside it take the bundle's own as well.
+    flow = ["--data", f"login={tmp_path / 'login.parquet'}", "--set", "groups=2"]
+    flow += ["--set", f"bundle={settings.bundle}", "--set", "warm_state=cold"]
+    flow += ["--set", f"state_dir={tmp_path / 'state'}"]
+    ran = call("run", *flow, "--json", "-", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout[ran.stdout.index("{") :])["scored"] > 0
+    assert main(["control", *flow[2:], "stage", "transformer", "off"]) == 2
+    assert "there are zscore, iqr" in capsys.readouterr().err
+    assert main(["model", "compare", str(settings.bundle), *flow]) == 0
+    assert "+0 alerts" in capsys.readouterr().out
 
 
 def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) -> None:
