@@ -43,10 +43,10 @@ PACED: dict[str, Any] = {
     "snapshot_rounds": 20,
     "retention_h": 2_000,
 }
+"""An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
 
 PATIENT = PACED | {"rollback_score_ms": 0.0, "rollback_missed_share": 0.0}
 """A busy machine may take its time: too many alerts alone are rolled back."""
-"""An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
 
 
 TWO_HOURS: dict[str, Any] = {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}
