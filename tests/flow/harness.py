@@ -100,11 +100,12 @@ def running(*arguments: str, cwd: Path, **extra: str) -> Iterator[subprocess.Pop
 
 
 def alerts_of(state_dir: Path) -> list[dict[str, Any]]:
-    """The alert log, line by line."""
+    """The alert log, line by line; without a last one that is being written."""
     path = state_dir / "alerts.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
 
 
 def without_clock(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
