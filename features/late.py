@@ -17,9 +17,10 @@ it: a generation goes when the bound is past all that came before the next one b
 goes by the place furthest behind of those heard of, not by the newest: a partition may be minutes
 behind another, and rows of entities they share are in time for their own. Rows ahead of the clock,
 as of a producer whose clock is wrong, keep the generations they came in until the clock has passed
-them. Of both so much is waited for, and no more (`APART_US`). An entity with many rows gets a checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few.
-Rings keep the records that their oldest checkpoint counts. A row for which no checkpoint is old
-enough is put behind the oldest and counted apart (`beyond`).
+them. Of both so much is waited for, and no more (`APART_US`). An entity with many rows gets a
+checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few. Rings keep the
+records that their oldest checkpoint counts. A row for which no checkpoint is old enough is put
+behind the oldest and counted apart (`beyond`).
 
 What labels change is no row and has a place among them: counts of frauds are told to checkpoints,
 too, and a corrected row keeps what it was given of them, as of its own round; what a verdict makes
@@ -270,7 +271,7 @@ class LateRows:
             meta[at, ROW] = places[len(places) - len(logged) :]
 
     def since_us(self, clock_us: int, due_us: int) -> int:
-        """Time before which nothing is in time any more: the bound before the place furthest behind.
+        """Before this nothing is in time any more: the bound before the place furthest behind.
 
         Parameters
         ----------
