@@ -266,9 +266,7 @@ def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_sam
     turn = cycle([*steps, "restart"])
     with pytest.MonkeyPatch.context() as patch:
         small_slices(patch)
-        for batches, labels, cut_us in parts_of(
-            number, seed, [8, *sizes], late_s, 0.05, early_s
-        ):
+        for batches, labels, cut_us in parts_of(number, seed, [8, *sizes], late_s, 0.05, early_s):
             step = next(turn)
             if step == "restart":
                 flow.restart()
