@@ -17,7 +17,7 @@ it: a generation goes when the bound is past all that came before the next one b
 goes by the place furthest behind of those heard of, not by the newest: a partition may be minutes
 behind another, and rows of entities they share are in time for their own. Rows ahead of the clock,
 as of a producer whose clock is wrong, keep the generations they came in until the clock has passed
-them. Of both so much is waited for, and no more (`APART_US`). An entity with many rows gets a
+them. Of both a quarter of an hour is waited for (`clock.APART_US`). An entity with many rows gets a
 checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few. Rings keep the
 records that their oldest checkpoint counts. A row for which no checkpoint is old enough is put
 behind the oldest and counted apart (`beyond`).
@@ -30,8 +30,7 @@ Rows of the same time stand by event code, partition, offset and lane; so a row 
 that comes later and sorts before counts as late, or a stream would depend on how it was cut.
 
 Memory, at most, beside 32 bytes an entity, where no place is behind another and no row ahead of the
-clock; where they are, by as much time more: so many seconds in place of 2 late_s, 30 minutes more
-at the most.
+clock; where they are, by so much time more in place of 2 late_s: a quarter of an hour each.
 rows/s x 2 late_s x (44 + 8 x (other keys + reals) + 12 x pairs of a row) bytes
 + entities touched in late_s x 2 x (96 + what of their state is not 0) bytes,
 and a tenth of that which lies idle. Of a payment these are 592 bytes in all its entity types where
@@ -51,6 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.checkpoints import Checkpoints
+from features.clock import APART_US
 from features.errors import ConfigError
 from features.events import event_types
 from features.logged import (
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from features.rhythms import Rhythms
     from features.state import EntityState
 
-__all__ = ["APART_US", "Changed", "LateRows"]
+__all__ = ["Changed", "LateRows"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 Int64 = npt.NDArray[np.int64]
@@ -109,13 +109,6 @@ _CODE = (1 << CODE_BITS) - 1
 EVERY = 128
 """Rows of an entity after which it gets another checkpoint; chosen: a tenth of a millisecond to
 repeat, and a checkpoint of 1.5 kB adds 12 bytes a row."""
-
-
-APART_US = 900_000_000
-"""A place so far behind the newest one, or a row so far ahead of the clock (or `late_us`, where
-that is more), is waited for. Chosen: clocks that are set by hand are minutes wrong, and a quarter
-of an hour at 1,000 payments/s takes half a gigabyte of log; it and the longest bound, a day, are
-within the hour more than a day for which those who fell silent are kept (`features.expiry`)."""
 
 
 @dataclass(frozen=True, slots=True)
