@@ -22,7 +22,7 @@ from dataflows.sources.simulator import time_us_of
 from dataflows.state.journal import read_cuts
 from dataflows.state.row_log import kept_span, read_blocks, rows_folder
 from features.catalog import catalog
-from models.bundle import Bundle
+from models.bundle import Bundle, read_head
 from models.voting import Voting
 from tests.flow.harness import (
     Bench,
@@ -269,6 +269,14 @@ def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
     assert f"+{new:,}" in page.read_text(encoding="utf-8")
     best = max((e for e in found["examples"]), key=lambda e: e["score"])
     assert best["change"] == "new" and best["reasons"] and best["entity"] in done.stdout
+
+    # Asked for before the start: the first round waits for it, though two hours pass in seconds.
+    other, new = tmp_path / "other", read_head(folder)["id"]
+    other.mkdir()
+    asked = {"kind": "bundle", "bundle": new, "stage": "live", "path": str(folder)}
+    (other / "control.jsonl").write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    Run(bench, other, TWO_HOURS).to_end()
+    assert {alert["bundle_id"] for alert in alerts_of(other)} == {new}
 
     swapped = call(
         "model", *bench.sets(bundle=folder, state_dir=state), "compare", bench.settings["bundle"],
