@@ -264,7 +264,7 @@ def test_a_candidate_is_compared_with_the_live_bundle_before_it_is_promoted(
     assert new > 0 and total["candidate"] == live + new
     assert total["frauds"] >= total["won"] + total["missed"] > 0, "the simulator knows its attacks"
     assert new == total["won"] + total["new_genuine"]
-    said = f"+{new:,} alerts, -0, 0 known frauds lost, {total['won']:,} won"
+    said = f"+{new:,} alerts, none gone, 0 known frauds lost, {total['won']:,} won"
     assert said in done.stdout
     assert f"+{new:,}" in page.read_text(encoding="utf-8")
     best = max((e for e in found["examples"]), key=lambda e: e["score"])
