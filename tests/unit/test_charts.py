@@ -88,7 +88,7 @@ def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> N
 
 
 def test_names_of_entities_are_not_broken_at_their_hyphens() -> None:
-    name, why = "card c-b7374d3a-of-the-house", "paid far more than it ever does " * 9
+    name, why = "card c-b7374d3a-of-the-house-at-the-lake", "paid far more than it ever does " * 9
     assert f'<td class="t">{name}</td>' in table(["entity", "why"], [[name, why]])
     at = datetime(2026, 3, 2)
     one = {"begin": at, "end": at, "entity": name, "rows": 12_345, "top_reason": why}
