@@ -26,11 +26,12 @@ from dataflows.sources.base import LaneReader, Taken
 from dataflows.sources.simulator import SimulatorReader
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
+from features.columns import Columns, Derived, made_by_user
 from features.derivation import in_order, operands
 from features.errors import ConfigError
 from features.events import event_code, event_type, event_types, made_types
 from features.operations import OPERATIONS
-from features.oracle import Question, answer_table, question, why_not
+from features.oracle import Question, answer_table, made_column, question, why_not
 from features.panes import PANE_US, pane_exact_us
 from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
@@ -561,7 +562,8 @@ class _Rows:
         kinds = (*event_types().values(), *made_types().values())
         fields = {n: t for declared in kinds for n, t in declared.schema.items()}
         own: dict[str, Any] = {"n": pl.Int64, "event": pl.String, "i": pl.Int64}
-        self._schema = own | fields
+        made = {made_column(d.name, d.kind): _KINDS[d.kind] for t in kinds for d in _own_of(t.name)}
+        self._schema = own | fields | made
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
 
     def _insert(self, frame: pl.DataFrame, verb: str) -> None:
@@ -587,7 +589,8 @@ class _Rows:
             name, n = batch.event_type, len(batch)
             begin = self.counts.get(name, 0)
             numbers = pl.int_range(begin, begin + n, dtype=pl.Int64, eager=True)
-            frames.append(batch.frame.with_columns(event=pl.lit(name), i=numbers))
+            told = batch.frame.with_columns(event=pl.lit(name), i=numbers)
+            frames.append(told.with_columns(_made_of(batch)))
             code = np.full(n, event_code(name))
             keys.append(np.stack([batch.offset, batch.partition, code, batch.time_us]))
             self.counts[name] = begin + n
@@ -654,6 +657,25 @@ class _Rows:
         query = "SELECT event_id FROM events WHERE event = ? AND i = ?"
         (found,) = self._oracle.execute(query, [event, row]).fetchall()
         return str(found[0])
+
+
+_KINDS: Mapping[str, Any] = {"real": pl.Float64, "flag": pl.Boolean}
+
+
+def _own_of(event: str) -> list[Derived]:
+    """Derived columns of an event type that a user declared."""
+    return list(made_by_user(event).values())
+
+
+def _made_of(batch: EventBatch) -> list[pl.Series]:
+    """What the user's functions make of a batch, NULL where it is not known."""
+    columns, found = Columns(batch), []
+    for derived in _own_of(batch.event_type):
+        make = columns.real if derived.kind == "real" else columns.flag
+        values = make(derived.name)
+        series = pl.Series(made_column(derived.name, derived.kind), values)
+        found.append(series.fill_nan(None) if derived.kind == "real" else series)
+    return found
 
 
 @dataclass(slots=True)

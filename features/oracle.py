@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM, MAD_SIGMA
 from features.catalog import inputs_of
 from features.categories import CATEGORIES
-from features.columns import flag_names, real_names
+from features.columns import flag_names, made_by_user, real_names
 from features.derivation import operands
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
@@ -29,7 +29,7 @@ from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
 from features.spec import Feature
 
-__all__ = ["Question", "answer_table", "question", "why_not"]
+__all__ = ["Question", "answer_table", "made_column", "question", "why_not"]
 
 SQL_COLUMNS: Mapping[str, str] = {
     "hour": "(time_us % 86400000000) / 3.6e9",
@@ -107,6 +107,12 @@ def answer_table(event: str, name: str) -> str:
     return f'"answer {event} {name}"'
 
 
+def made_column(name: str, kind: str) -> str:
+    """Column of `events` that holds what a user's function makes of each row, NULL where it is not
+    known: nobody writes such a column down in SQL, so both sides have it from the function."""
+    return f"made {kind} {name}"
+
+
 def why_not(feature: Feature) -> str | None:
     """Why a feature has no meaning in SQL; None where it has one."""
     op = OPERATIONS[feature.op]
@@ -164,7 +170,21 @@ def question(feature: Feature, ties: int) -> Question:
 
 
 def _column(feature: Feature, name: str) -> str | None:
-    """A column as SQL; None where nobody wrote it down."""
+    """A column as SQL; None where nobody wrote it down. Each row has that of its event type."""
+    written = _written(feature, name)
+    events = dict.fromkeys((feature.event, *feature.feeds))
+    made = {event: made_by_user(event)[name] for event in events if name in made_by_user(event)}
+    if not made:
+        return written
+    column = f'"{made_column(name, next(iter(made.values())).kind)}"'
+    if written is None or len(made) == len(events):
+        return column
+    theirs = ", ".join(f"'{event}'" for event in made)
+    return f"CASE WHEN event IN ({theirs}) THEN {column} ELSE {written} END"
+
+
+def _written(feature: Feature, name: str) -> str | None:
+    """A field, or one of our own derived columns, as SQL; None where nobody wrote it down."""
     fields = [f.name for f in event_type(feature.event).fields]
     for event in feature.feeds:
         fields += [f.name for f in event_type(event).fields]
