@@ -24,6 +24,7 @@ from dataflows.history import run_history
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader, Taken
 from dataflows.sources.simulator import SimulatorReader
+from dataflows.verify_labels import Verdicts, spoken, verdict_table
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
 from features.columns import Columns, Derived, made_by_user
@@ -133,7 +134,7 @@ def verify(
 
     Parameters
     ----------
-    settings : `groups`, `dedup_horizon_s`
+    settings : `groups`, `dedup_horizon_s`, `label_delay_s`
     catalog : the features
     open_reader : gives the rows, from the start, once a variant
     variants : what is done with them
@@ -308,7 +309,9 @@ def _verify_one(
             far.tell(f"{events:,} rows through the kernels")
 
         slower = reader if divide == 1 else _Divided(reader, divide)
-        done = run_history(settings, catalog, slower, rows, progress=cut)
+        delay_us = round(settings.label_delay_s * 1e6)
+        verdicts = Verdicts(catalog, delay_us)
+        done = run_history(settings, catalog, slower, rows, progress=cut, arrivals=verdicts)
         reader.close()
         merged = _Merged(frozenset(), 0)
         if settings.exact_events_max:
@@ -317,7 +320,7 @@ def _verify_one(
         one_in = max(one.one_in_max for one in done.engine.engines)
         names = sampled_features(catalog) if one_in else frozenset()
         sampled = _Sampled(names, one_in, settings.distinct_exact_max)
-        return _compare(oracle, rows, catalog, rows.close(), far, merged, sampled)
+        return _compare(oracle, rows, catalog, rows.close(delay_us), far, merged, sampled)
 
 
 PANE_S = PANE_US // 1_000_000
@@ -565,6 +568,7 @@ class _Rows:
         made = {made_column(d.name, d.kind): _KINDS[d.kind] for t in kinds for d in _own_of(t.name)}
         self._schema = own | fields | made
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
+        oracle.execute("CREATE TABLE said (event VARCHAR, i BIGINT, fraud BIGINT)")
 
     def _insert(self, frame: pl.DataFrame, verb: str) -> None:
         """Lay rows into the table `taken`."""
@@ -594,6 +598,10 @@ class _Rows:
             code = np.full(n, event_code(name))
             keys.append(np.stack([batch.offset, batch.partition, code, batch.time_us]))
             self.counts[name] = begin + n
+            said, fraud = spoken(batch)
+            about = pl.DataFrame({"event": name, "i": begin + said, "fraud": fraud})
+            if len(about):
+                self._insert(about, "INSERT INTO said")
         place = np.empty(sum(len(f) for f in frames), np.int64)
         place[np.lexsort(np.concatenate(keys, axis=1))] = np.arange(len(place)) + self._count
         self._count += len(place)
@@ -606,8 +614,12 @@ class _Rows:
         self._insert(rows.with_columns(absent).select(*self._schema), "INSERT INTO taken")
         self._batches = []
 
-    def close(self) -> int:
-        """Make the table `events`; returns `ties` (see `features.oracle`).
+    def close(self, delay_us: int) -> int:
+        """Make the tables `events` and `verdicts`; returns `ties` (see `features.oracle`).
+
+        Parameters
+        ----------
+        delay_us : from an event to the word that it is a fraud
 
         Raises
         ------
@@ -627,6 +639,7 @@ class _Rows:
             f" (time_us - (SELECT min(time_us) FROM tied)) * {ties} + tie AS k FROM tied"
         )
         self._oracle.execute("DROP TABLE tied")
+        self._oracle.execute(verdict_table(delay_us))
         return ties
 
     def column(self, event: str, at: int) -> Float64:

@@ -4,7 +4,8 @@ Pure text, nothing is run here. `waxwing features verify` gives the queries to D
 answers against what the kernels computed: two programs by different people, told the same sentence.
 
 The events lie in one table, `events`: the declared fields of all event types, `event` (the type),
-`i` (number of the row among those of its type), `k` and `tie`.
+`i` (number of the row among those of its type), `k` and `tie`. What was said of them later lies in
+a second one, `verdicts`.
 
 SQL's `RANGE` takes in every row of the same time, ours only those that came before in the
 journal's order. So the windows are not ordered by time but by `k`, which is the time in
@@ -25,8 +26,10 @@ from features.derivation import operands
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
 from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_AGE_S, PRIOR_EVENTS
+from features.oracle_risk import risk_values
 from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
+from features.risk import DAY_US
 from features.spec import Feature
 
 __all__ = ["Question", "answer_table", "made_column", "question", "why_not"]
@@ -64,13 +67,13 @@ SQL_COLUMNS: Mapping[str, str] = {
 
 EXACT = (
     "count", "share", "max", "min", "distinct", "distinct_share", "first_time", "since_pair",
-    "distinct_ever", "since", "age", "ever", "since_place",
+    "distinct_ever", "since", "age", "ever", "since_place", "run_length", "risk_count",
+    "risk_count_ever", "last_label", "since_fraud", "genuine_since_fraud",
 )  # fmt: skip
 """Operations that count, choose or subtract times: every bit of the answer must be the same."""
 
 NO_SQL: Mapping[str, str] = {
     "home_km": "the home is a running mean that takes in one place after another",
-    "run_length": "the length of a run is found value by value",
     "usual": "an exponentially weighted mean that holds outliers back, value by value",
     "season_usual": "an exponentially weighted mean by hour that holds outliers back",
     "anchor": "a level that holds values back by their own deviation, one after another",
@@ -119,12 +122,10 @@ def why_not(feature: Feature) -> str | None:
     own = feature.feeds in ((), (feature.event,))
     if op.name in NO_SQL:
         return NO_SQL[op.name]
-    if op.family == "baseline" and op.code < HISTORY_FROM and op.name != "last":
+    if op.family == "baseline" and op.code < HISTORY_FROM and op.name not in ("last", "run_length"):
         return NO_SQL["usual"]
     firsts = {"season": "season_usual", "anchor": "anchor", "week": "week_usual"}
     firsts |= {"trend": "trend", "members": "peer_mean"}
-    if op.family == "risk":
-        return "labels come by the control lane, not as events"
     if op.family in firsts:
         return NO_SQL[firsts[op.family]]
     name = inputs_of(feature.column or "")[0]
@@ -165,6 +166,7 @@ def question(feature: Feature, ties: int) -> Question:
         "geo": _place,
         "baseline": _history,
         "categories": _entropy,
+        "risk": _risk,
     }
     return Question(feature, families[op.family](feature, ties), exact)
 
@@ -329,6 +331,8 @@ def _history(feature: Feature, ties: int) -> str:
     x = f"sign{column} * ln(1 + abs{column})" if log else column
     rows = _rows(feature, f"{x} AS x")
     # The quartiles of the last values, and how many they are; a row without a value is no value.
+    if feature.op == "run_length":
+        return _select(feature, *_run_length(rows))
     known = (
         f"(SELECT *, count(x) OVER ({_LAST}) AS n, list(x) OVER ({_LAST}) AS l, lag(x) OVER"
         f" (PARTITION BY e ORDER BY k) AS x0, quantile_cont(x, [0.25, 0.5, 0.75]) OVER ({_LAST})"
@@ -355,6 +359,28 @@ def _history(feature: Feature, ties: int) -> str:
     if feature.op != "last":
         value = f"CASE WHEN n >= {KNOWN_FROM:g} THEN {value} END"
     return _select(feature, value, known)
+
+
+def _run_length(rows: str) -> tuple[str, str]:
+    """Gaps and islands: a value that differs from the one before begins a run."""
+    order = "PARTITION BY e ORDER BY k"
+    begins = (
+        f"(SELECT *, x IS DISTINCT FROM lag(x) OVER ({order}) AS b FROM {rows} WHERE x IS NOT NULL)"
+    )
+    runs = f"(SELECT *, sum(b::INT) OVER ({order}) AS run FROM {begins})"
+    return "row_number() OVER (PARTITION BY e, run ORDER BY k)", runs
+
+
+def _risk(feature: Feature, ties: int) -> str:
+    """What late verdicts say of the entity, see `features.oracle_risk`."""
+    fed = ", ".join(f"'{name}'" for name in feature.feeds or (feature.event,))
+    day = f"time_us // {DAY_US} AS day"
+    said = (
+        f"(SELECT {_key(feature, feature.entity)} AS e, {day}, time_us, heard_us, fraud"
+        f" FROM verdicts WHERE event IN ({fed}) AND e IS NOT NULL)"
+    )
+    inner = risk_values(feature, _rows(feature, day), said)
+    return f"SELECT i, v::DOUBLE AS v, v AS size FROM ({inner}) WHERE event = '{feature.event}'"
 
 
 def _entropy(feature: Feature, ties: int) -> str:
