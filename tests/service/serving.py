@@ -20,7 +20,7 @@ from tests.rows import training_set
 
 __all__ = ["Serving", "free_port", "small_bundle"]
 
-READY_S = 120.0
+READY_S = 300.0
 """Longest wait until it answers. Chosen: 40 times what it takes on two cores at rest."""
 
 
@@ -72,7 +72,7 @@ class Serving:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/v2/health/ready", timeout=5.0).status_code == 200
+            return httpx.get(f"{self.url}/v2/health/ready", timeout=30.0).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -84,7 +84,7 @@ class Serving:
         """Ask it to end, and wait; its exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(60.0)
+        return self._process.wait(READY_S)
 
     def kill(self) -> None:
         """End it at once."""
