@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +20,7 @@ from dataflows.state.manifest import read_manifest
 from dataflows.supervisor import Supervisor
 from features.errors import StateError
 from tests.flow.harness import TIMEOUT_S, Bench, Run, call, running, wait_for, without_clock
+from tests.ports import free_port
 
 DAY = {
     "sim_seconds": 6,
@@ -94,7 +93,11 @@ def test_a_process_killed_by_kill_9_is_said_and_changes_nothing(
             assert len(peers) == 2 and all(peer.startswith("127.0.0.1:") for peer in peers), (
                 "what they say to each other is unpickled: nobody else may"
             )
+        # Who watches hears of both ends at once: that of the peer, too, which ends for its loss.
+        process.send_signal(signal.SIGSTOP)
         first[1].kill()
+        wait_for(lambda: first[0].status() == psutil.STATUS_ZOMBIE, "its peer's end", process)
+        process.send_signal(signal.SIGCONT)
         go_on.touch()
         out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out
@@ -252,11 +255,7 @@ def test_a_stop_of_one_process_stops_the_whole_cluster(
     bench: Bench, whole: Run, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        addresses = ";".join(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+    addresses = ";".join(f"127.0.0.1:{free_port()}" for _ in range(2))
     table: dict[str, object] = {"state_dir": str(state), "snapshot_rounds": 1000, **SLOWLY}
     with (
         by_bytewax(bench, tmp_path, table, "-i", "0", "-a", addresses) as first,
