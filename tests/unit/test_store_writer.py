@@ -31,7 +31,7 @@ CARD = ("payment", "card")
 USER = ("login", "user")
 WIDTH = {view: len(layout.features) for view, layout in layouts(catalog()).items()}
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 """Longest wait for what takes milliseconds on a quiet machine."""
 
 NAMES = ("u0", "u1", *(f"c{i}" for i in range(8)))
@@ -223,12 +223,10 @@ def test_a_writer_with_much_to_do_puts_the_next_flush_off(open_writer: Open) -> 
 def test_a_flush_that_is_waited_for_is_not_put_off(
     open_writer: Open, server: EmbeddedRedis
 ) -> None:
-    to = open_writer(store_rows_s_max=100, store_flush_ms=60_000)
+    to = open_writer(store_rows_s_max=20, store_flush_ms=60_000)
     names = [f"c{i}" for i in range(3000)]
     put(to, names, [1.0] * len(names), 1)
-    begun = time.monotonic()
-    assert to.flush(WAIT_S)
-    assert time.monotonic() - begun < 25.0, "3,000 rows at 100 a second are half a minute"
+    assert to.flush(WAIT_S), "3,000 rows at 20 a second are longer than that"
     assert len(stored(server.url, names)) == to.stats().written == 3000
 
 
