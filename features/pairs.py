@@ -4,8 +4,10 @@ One open-addressing table a ring, of 24 bytes a place, two thirds to four fifths
 fourth, so its size is no power of two. A key's home is where its upper bits lie in the table, so
 that a table that grows is copied from front to back and waits for little memory.
 
-What no later row can ask for is let go when the table is full. A snapshot takes what has changed
-since the one before: each entry carries the number of the snapshot that it waits for.
+What no later row can ask for is let go when the table is full: that is said by the time of the
+pair's own entity alone, so that when the table was full never shows in a feature. A snapshot takes
+what has changed since the one before: each entry carries the number of the snapshot that it waits
+for.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -170,38 +172,42 @@ def owners(entries: Int64) -> Int64:
 
 
 @inlined
-def _gone(entry, since_us, ttl_us, born, heads, saved):
-    """Whether no row from `since_us` on can ask for an entry; `born` is empty where none can."""
+def _gone(entry, latest_us, newest_us, ttl_us, born, heads, saved):
+    """Whether no row can ask for an entry; see `move_pairs`."""
     column = (entry[WHOSE] >> SEQ_BITS) & 15
+    slot = entry[WHOSE] >> (SEQ_BITS + 4)
     seq, last_us = met_at(entry, np.int64(0))
     if saved and last_us == LONG_AGO and entry[WHEN] & _STAMPS != 0:
         return False
-    if since_us - last_us > ttl_us[column]:
+    # Asked first without the slot, which is another line of memory.
+    if latest_us - last_us > ttl_us[column] and newest_us[slot] - last_us > ttl_us[column]:
         return True
     if len(born) == 0:
         return False
-    slot = entry[WHOSE] >> (SEQ_BITS + 4)
     seq, last_us = met_at(entry, heads[slot])
     return seq < born[slot]
 
 
 @kernel
-def _count_pairs(table, since_us, ttl_us, born, heads, saved):
+def _count_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved):
     """Entries that `move_pairs` takes along."""
     found = 0
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(
+            table[at], latest_us, newest_us, ttl_us, born, heads, saved
+        ):
             found += 1
     return found
 
 
 @kernel
-def move_pairs(table, since_us, ttl_us, born, heads, saved, to):
+def move_pairs(table, latest_us, newest_us, ttl_us, born, heads, saved, to):
     """Put the entries that may be asked for into an empty table with room.
 
     Parameters
     ----------
-    since_us : time of the oldest row that may come
+    newest_us : int64 by slot, time of the oldest row that may come of the slot's entity
+    latest_us : the largest of them, LONG_AGO where they are not known
     ttl_us : int64 by pair column, how long after it was met an entry may be asked for
     born, heads : int64 by slot, first record of the slot's entity and number of its next; empty
         where no slot has gone from one entity to another
@@ -209,7 +215,9 @@ def move_pairs(table, since_us, ttl_us, born, heads, saved, to):
         then stays until the next has it, too
     """
     for at in range(len(table)):
-        if table[at, KEY] != 0 and not _gone(table[at], since_us, ttl_us, born, heads, saved):
+        if table[at, KEY] != 0 and not _gone(
+            table[at], latest_us, newest_us, ttl_us, born, heads, saved
+        ):
             place = find_pair(table[at, KEY], to)
             for k in range(COLUMNS):
                 to[place, k] = table[at, k]
@@ -316,15 +324,16 @@ class PairTable:
         """Bytes of the table."""
         return self.table.nbytes
 
-    def grow(self, incoming: int, since_us: int, born: Int64, heads: Int64) -> None:
-        """Make room for new pairs, and let go those that no row from `since_us` on can ask for.
+    def grow(self, incoming: int, newest_us: Int64, born: Int64, heads: Int64) -> None:
+        """Make room for new pairs, and let go those that no row can ask for.
 
         Parameters
         ----------
-        born, heads : see `move_pairs`
+        newest_us, born, heads : see `move_pairs`; none where they are not known
         """
         self._scan(len(self.table))
-        gone = (since_us, self._ttl_us, born, heads, self._saved)
+        latest_us = int(newest_us.max(initial=LONG_AGO))
+        gone = (latest_us, newest_us, self._ttl_us, born, heads, self._saved)
         live = _count_pairs(self.table, *gone)
         before = self.table
         self._new_table(max(PAIRS_MIN, int((live + incoming) * GROWTH / FULL) + 1))
@@ -381,7 +390,7 @@ class PairTable:
         done = insert_pairs(entries, 0, self.table, self.numbers)
         while done < len(entries):
             # Once for all that is left: step by step it was half of a restart's work on state.
-            self.grow(len(entries) - done, LONG_AGO, nobody, nobody)
+            self.grow(len(entries) - done, nobody, nobody, nobody)
             done = insert_pairs(entries, done, self.table, self.numbers)
 
 
@@ -389,4 +398,4 @@ def warm_up() -> None:
     """Compile (or load from the cache) what only runs once a table is full."""
     pairs = PairTable(np.ones(1, np.int64))
     nobody = np.zeros(0, np.int64)
-    pairs.grow(1, 0, nobody, nobody)
+    pairs.grow(1, nobody, nobody, nobody)

@@ -186,6 +186,20 @@ UNTWINNED = (
 """Operations without a slow twin, and why they need none."""
 
 
+FIRST_VALUES = (
+    "Of the first five values of a mean, of an hour of the day or of the week, the wildest",
+    "waits: it comes in after the other four, at six of their deviations at most, and so is",
+    "held what comes next until sixteen are known. A trend lets the wildest of eight wait, an",
+    "anchor that of sixteen. So no one value of 50 or 1,000 deviations blinds what is told of",
+    "the entity later on. `step` and `flatness` are held only where it is one of the first",
+    "four: of 1,000 deviations as the fifth or later it blunts them for hundreds of events (a",
+    "step of ten is told as 0.6 an hour later, by a sample a minute). Where the first values",
+    "are all equal but one, that one counts whole: nothing says how wild it is.",
+    "",
+)
+"""How first values are held, where nothing is known yet that could hold them."""
+
+
 def _usual() -> list[str]:
     """How what is usual is learned, frozen, and borrowed by new entities."""
     return [
@@ -211,6 +225,7 @@ def _usual() -> list[str]:
         "0.25. Of a flag (`merchant_strangers`) no value is an outlier: it weighs by how far the",
         "share of the last day is from that of weeks.",
         "",
+        *FIRST_VALUES,
         "What has no slow twin, and why it needs none:",
         "",
         "| operations | why |",

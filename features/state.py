@@ -45,7 +45,6 @@ from features.pairs import (
     ESTIMATED,
     FILLED,
     LEVELED,
-    LONG_AGO,
     ONE_IN,
     ROOM,
     PairTable,
@@ -102,6 +101,7 @@ from features.windows import (
     HEAD,
     KEPT,
     LOGGED,
+    NEWEST,
     NOTED,
     PLACED,
     SAVED,
@@ -145,14 +145,14 @@ says, and there are few of them, but most of the memory is theirs."""
 SLICE_MIN = 1 << 6
 """Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
 
-PURGE_SLACK_US = 3_600_000_000
-"""A pair is forgotten this much after it has stopped to matter to the oldest row of a round;
-chosen: an hour is far beyond the usual lateness, so that forgetting never shows in a feature. Where
-more lateness is accepted it is `PURGE_LATE` times that."""
+PURGE_SLACK_US = 60_000_000
+"""A pair is forgotten at least so much after it has stopped to matter to its entity's newest row;
+chosen: a pane counts records for up to 10 s more than its window."""
 
 PURGE_LATE = 3
-"""See `PURGE_SLACK_US`; chosen: a late row comes a bound behind the clock, rows that made the table
-grow may have been a bound ahead of it, and one more is to spare."""
+"""A pair is forgotten so many times the accepted lateness after it has stopped to matter to its
+entity's newest row; chosen: a late row comes a bound behind the clock, the newest may have been a
+bound ahead of it, and one more is to spare."""
 
 
 class RingState:
@@ -249,13 +249,15 @@ class RingState:
             self._arena.resize((size, self._arena.shape[1]), refcheck=False)
             self._view()
 
-    def _grow_pairs(self, since_us: int) -> None:
-        """Make room for a row's pairs, forgetting those no row from `since_us` on can ask for."""
+    def _grow_pairs(self) -> None:
+        """Make room for a row's pairs, forgetting those that no row can ask for."""
         born = self.ints[:, BORN].copy()
         if not born.any():
             born = born[:0]
         heads = self.ints[: len(born), HEAD].copy()
-        self.pairs.grow(len(self.ring.others), since_us - self._slack_us, born, heads)
+        # An entity's rows are taken no earlier than its newest, but for late ones.
+        newest_us = self.ints[:, NEWEST] - self._slack_us
+        self.pairs.grow(len(self.ring.others), newest_us, born, heads)
 
     def run(
         self,
@@ -299,7 +301,7 @@ class RingState:
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
                 continue
             if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
-                self._grow_pairs(int(taken_us.min()))
+                self._grow_pairs()
                 continue
             if self.pairs.numbers[LEVELED] == CROWDED:
                 self.pairs.numbers[LEVELED] = 1
@@ -342,7 +344,7 @@ class RingState:
             pairs.settle()
             if pairs.numbers[FILLED] + many > pairs.numbers[ROOM]:
                 nobody = np.zeros(0, np.int64)
-                pairs.grow(many, LONG_AGO, nobody, nobody)
+                pairs.grow(many, nobody, nobody, nobody)
         for one in items:
             state = (self.ints, self.arena_ints, pairs.table, pairs.numbers)
             put_back(one.slot, one.column, one.entries, heads[one.slot], first, *state)

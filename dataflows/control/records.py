@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -552,25 +553,39 @@ class Control:
         and where it is to be off then, without it."""
         if bundle is not None and bundle not in self.bundles:
             return self
+        if bundle is not None and off:
+            return self._forgotten(bundle)
         if not self.undo:
-            return self._without(bundle) if bundle is not None and off else self
+            return self
         stages, bundles = self.undo[-1]
-        if bundle is not None:
-            # What was changed last was another, or leaves it a say: only this one goes off.
-            other = bundles.get(bundle) == self.bundles[bundle]
-            if other or (off and bundle in bundles):
-                return self._without(bundle)
+        if bundle is not None and bundles.get(bundle) == self.bundles[bundle]:
+            # What was changed last was another: only this one goes off.
+            return self._changed(self.stages, self._without(bundle))
         return replace(self, stages=stages, bundles=bundles, undo=self.undo[:-1])
 
-    def _without(self, bundle: str) -> Control:
-        """Without a bundle; where it is live, with the one that was live before it."""
+    def _without(self, bundle: str) -> Stages:
+        """The bundles without one; where it is live, with the one that was live before it."""
         kept = {k: v for k, v in self.bundles.items() if k != bundle}
-        if self.bundles[bundle][0] == "live":
+        if self.bundles.get(bundle, ("off",))[0] == "live":
             lives = (_live(bundles) for _, bundles in reversed(self.undo))
             before = next((name for name in lives if name != bundle), None)
             if before is not None:
                 kept = _staged(kept, {"bundle": before, "stage": "live"})
-        return self._changed(self.stages, kept)
+        return kept
+
+    def _forgotten(self, bundle: str) -> Control:
+        """Without a bundle, in what can be rolled back to as well: whoever rolls back beside the
+        flow, or after it, does not bring it back."""
+        steps = [
+            (stages, replace(self, bundles=bundles, undo=self.undo[:i])._without(bundle))
+            for i, (stages, bundles) in enumerate(self.undo)
+        ]
+        now = (self.stages, self._without(bundle))
+        kept = [
+            step for step, after in pairwise([*steps, now])
+            if (step[0], list(step[1].items())) != (after[0], list(after[1].items()))
+        ]  # fmt: skip
+        return replace(self, bundles=now[1], undo=tuple(kept))
 
     def expire(self, cut_time_us: int) -> Control:
         """The same without mutes that have ended by `cut_time_us`."""

@@ -20,7 +20,6 @@ import polars as pl
 from dataflows.settings import Settings
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.mapping import (
-    LABEL_WORDS,
     ROW,
     UNITS,
     Column,
@@ -33,6 +32,7 @@ from dataflows.sources.mapping import (
 )
 from dataflows.sources.simulator import time_us_of
 from dataflows.sources.tables import LineTable, Stretch, Table, columns_of_lines, open_table
+from dataflows.sources.truth import check_labels, codes_of, unknown_label
 from features.batch import EventBatch, Int64, concat_batches
 from features.decode import check_contract, decode
 from features.errors import ConfigError, SourceError
@@ -288,7 +288,7 @@ class _File:
 
     Raises
     ------
-    ConfigError : no such column, or one that is not made of whole numbers
+    ConfigError : no such column, one that is not made of whole numbers, labels that mean nothing
     """
 
     def __init__(
@@ -305,6 +305,8 @@ class _File:
         self.labelled = mapping is not None and mapping.truth is not None
         times, unread = self._times()
         self._check_unit(times[~unread])
+        if mapping is not None:
+            check_labels(table, mapping, path)
         self.width = 1 if mapping is None else mapping.width
         self._off = _off(times, unread, past_us)
         self.keys = _keys(times, unread | (self._off != 0))
@@ -498,7 +500,12 @@ class _File:
                     got = repr(frame[column][row])[:60]
                     said = f"{field.name}: expected {field.kind}, got {got} in column {column}"
                     faults.setdefault(row, ("wrong_type", said))
-        truth = None if mapping.truth is None else _truth(frame[mapping.truth])
+        truth = None
+        if mapping.truth is not None:
+            truth, unknown = codes_of(frame[mapping.truth], mapping)
+            for row in np.flatnonzero(unknown).tolist():  # of a file that has grown since
+                said = unknown_label(frame[mapping.truth][row], mapping)
+                faults.setdefault(row, ("wrong_type", f"column {mapping.truth}: {said}"))
         if mapping.wide is not None:
             return self._series(events, frame, mapping.wide, stretch.numbers, due_ns, faults, truth)
         _, broken = check_contract(
@@ -568,17 +575,6 @@ class _File:
     def close(self) -> None:
         """Let go of the file and of what was read."""
         self._stream = self._rest = self._whole = None
-
-
-def _truth(column: pl.Series) -> npt.NDArray[np.int16]:
-    """int16 (n,), codes of a column of labels: 0 where it says 0, false, genuine or nothing; see
-    `LABEL_WORDS`."""
-    if column.dtype == pl.String:
-        word = column.str.to_lowercase().str.strip_chars()
-        codes_of = {name: str(code) for name, code in LABEL_WORDS.items()}
-        column = word.replace(codes_of).cast(pl.Float64, strict=False)
-    codes = column.cast(pl.Int16, strict=False).fill_null(0)
-    return codes.to_numpy().astype(np.int16)
 
 
 def _off(times: Int64, unread: npt.NDArray[np.bool_], past_us: int) -> npt.NDArray[np.int8]:

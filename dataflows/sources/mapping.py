@@ -19,6 +19,7 @@ r"""Foreign column names to our fields: a small TOML table, shipped or one's own
     [truth]                                        # optional: labels; evaluation only
     column = "fraud"                               # 0 or false is genuine, else the code
     names = { 1 = "stolen_card" }                  # what the codes mean
+    words = { ok = 0, chargeback = 1 }             # codes of words that are not `LABEL_WORDS`
 
 Shipped ones lie in `dataflows/mappings`. What a table leaves out takes the default of its field.
 """
@@ -42,6 +43,7 @@ from features.errors import ConfigError
 from features.events import EventType, Field, event_type, event_types
 
 __all__ = [
+    "LABEL_CODE_MAX",
     "LABEL_WORDS",
     "ROW",
     "UNITS",
@@ -60,6 +62,13 @@ LABEL_WORDS = {
 }  # fmt: skip
 """Words in small letters of a column of labels, and their codes; 0 is genuine. Chosen: those that
 public tables have, and no word that means one thing here and another there."""
+
+LABEL_CODE_MAX = 9999
+"""Largest code of a label; chosen: nobody names more kinds of attacks, and a larger number is an
+amount or an id."""
+
+LABEL_WORDS_MAX = 1_000
+"""Words that a mapping may explain; chosen: a column with more of them is none of labels."""
 
 FOLDER = Path(__file__).resolve().parent.parent / "mappings"
 
@@ -179,6 +188,7 @@ class TableMapping:
     fields : field -> where its value comes from; fields left out take their default
     truth : column of labels, None where there is none
     truth_names : code -> what it means
+    truth_words : word in small letters -> code, beside `LABEL_WORDS`
     wide : columns that are a series each; None where a row is one event
     pattern : named groups that a raw line is cut into; None where the file has columns
     """
@@ -187,6 +197,7 @@ class TableMapping:
     fields: Mapping[str, Column]
     truth: str | None = None
     truth_names: Mapping[int, str] = field(default_factory=dict)
+    truth_words: Mapping[str, int] = field(default_factory=dict)
     wide: Wide | None = None
     pattern: str | None = None
 
@@ -445,7 +456,7 @@ def _parse(table: dict[str, Any], where: str, at: _Place) -> TableMapping:
     tables = ("event", "fields", "wide", "lines", "truth", "doc")
     faults = _unknown(table, tables, where, lambda key: at("", key))
     fields = _table(table, "fields", where, faults)
-    truth, names = _labels(_table(table, "truth", where, faults), where, at, faults)
+    truth, names, words = _labels(_table(table, "truth", where, faults), where, at, faults)
     pattern = _pattern(_table(table, "lines", where, faults), where, at, faults)
     name = table.get("event")
     if not isinstance(name, str) or name not in event_types():
@@ -473,7 +484,7 @@ def _parse(table: dict[str, Any], where: str, at: _Place) -> TableMapping:
         faults += _lacking(event, (*fields, *filled), where)
     if faults:
         raise ConfigError(faults)
-    return TableMapping(event.name, columns, truth, names, wide, pattern)
+    return TableMapping(event.name, columns, truth, names, words, wide, pattern)
 
 
 def _wide(
@@ -543,12 +554,14 @@ def _table(
 
 def _labels(
     truth: dict[str, Any] | None, place: str, at: _Place, faults: list[str]
-) -> tuple[str | None, dict[int, str]]:
-    """Column of the labels and what its codes mean; faults go to the list."""
+) -> tuple[str | None, dict[int, str], dict[str, int]]:
+    """Column of the labels, what its codes mean and codes of its words; faults go to the list."""
     if truth is None:
-        return None, {}
+        return None, {}, {}
     where = f"{place}, truth"
-    faults += _unknown(truth, ("column", "names"), where, lambda k: f"{at('truth', k)}, truth")
+    faults += _unknown(
+        truth, ("column", "names", "words"), where, lambda k: f"{at('truth', k)}, truth"
+    )
     column = truth.get("column")
     if column is not None and not isinstance(column, str):
         faults.append(f"{where}.column: expected the name of a column, got {column!r}")
@@ -560,7 +573,19 @@ def _labels(
             faults.append(f"{where}.names.{code}: expected a text, got {meaning!r}")
         else:
             names[int(code)] = meaning
-    return column, names
+    words: dict[str, int] = {}
+    listed = _table(truth, "words", where, faults) or {}
+    if len(listed) > LABEL_WORDS_MAX:
+        faults.append(f"{where}.words: {len(listed)} words, the most are {LABEL_WORDS_MAX}")
+    for word, code in listed.items():
+        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= LABEL_CODE_MAX:
+            faults.append(
+                f"{where}.words.{word}: expected 0 (genuine) or a code up to {LABEL_CODE_MAX},"
+                f" got {code!r}"
+            )
+        else:
+            words[word.strip().lower()] = code
+    return column, names, words
 
 
 def _unknown(

@@ -102,12 +102,12 @@ def running(*arguments: str, cwd: Path, **extra: str) -> Iterator[subprocess.Pop
 
 
 def alerts_of(state_dir: Path) -> list[dict[str, Any]]:
-    """The alert log, line by line; what a live flow has half written of a line is not there yet."""
+    """The alert log, line by line; without a last one that is being written."""
     path = state_dir / "alerts.jsonl"
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
 
 
 def without_clock(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:

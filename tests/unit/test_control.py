@@ -267,6 +267,25 @@ def test_a_bundle_that_is_rolled_back_to_be_off_is_no_canary_again() -> None:
     assert alone.apply(back | {"off": True}).bundles == {}, "that of the settings is live"
 
 
+def test_what_the_flow_took_off_is_not_brought_back_by_a_rollback_beside_it() -> None:
+    """A person and the flow roll the same bundle back in one moment, in either order."""
+    off = {"kind": "rollback", "bundle": "b" * 16, "off": True}
+    tried = [_bundle("b", "canary"), _bundle("b", "live")]
+    assert Control.of([*tried, off, {"kind": "rollback"}]) == Control()
+    assert Control.of([*tried, {"kind": "rollback"}, off]) == Control()
+    first = Control.of([_bundle("a", "live")])
+    after = Control.of([_bundle("a", "live"), *tried, off])
+    assert (after.bundles, after.undo) == (first.bundles, first.undo)
+    stage = {**STAGE, "detector": "z", "stage": "off"}
+    between = Control.of([_bundle("a", "live"), tried[0], stage, tried[1], _bundle("c", "shadow")])
+    for step in range(len(between.undo)):
+        rolled = Control.of([*between.kept(), off, *[{"kind": "rollback"}] * step])
+        assert "b" * 16 not in rolled.bundles, step
+    back = between.apply(off).apply({"kind": "rollback"})
+    assert back.stages == between.stages and back.bundles == first.bundles, "c goes, z stays off"
+    assert back.apply({"kind": "rollback"}) == first, "no step that changes nothing"
+
+
 def test_a_live_bundle_that_is_rolled_back_gives_way_to_the_one_before_it() -> None:
     promoted = [_bundle("a", "live"), _bundle("b", "live"), _bundle("c", "shadow")]
     back = {"kind": "rollback", "bundle": "b" * 16}

@@ -17,8 +17,9 @@ from polars.testing import assert_frame_equal
 from dataflows.settings import Settings, load
 from dataflows.sources.base import DeadLetter, Taken
 from dataflows.sources.files import FileReader, mapping_event_type, truth_names
-from dataflows.sources.mapping import load_mapping
+from dataflows.sources.mapping import TableMapping, load_mapping
 from dataflows.sources.rounds import Lane
+from dataflows.sources.truth import codes_of
 from dataflows.state.journal import LaneJournal
 from features.batch import EventBatch, concat_batches
 from features.encode import json_bodies
@@ -335,6 +336,58 @@ def test_foreign_columns_are_read_through_a_mapping(tmp_path: Path, suffix: str)
     assert letter.reason == "out_of_range" and b"-1.0" in letter.raw
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_label_that_nobody_explained_is_refused_with_its_row_until_the_mapping_explains_it(
+    tmp_path: Path, suffix: str
+) -> None:
+    verdicts = ["ok", "Fraud", "", "Chargeback ", "no"]
+    frame = pl.DataFrame(
+        {
+            "no": range(5), "shop": ["a"] * 5, "at": [1.5e9 + i for i in range(5)],
+            "card": ["7"] * 5, "sum": [1.0] * 5, "refused": [False] * 5, "bad": verdicts,
+        }
+    )  # fmt: skip
+    mapping = tmp_path / "mine.toml"
+    mapping.write_text(MAPPING, encoding="utf-8")
+    path = write(tmp_path, "orders", frame, suffix)
+    settings = settings_of({"payment": path}, file_mapping=str(mapping))
+    with pytest.raises(ConfigError) as caught:
+        FileReader(settings)
+    (fault,) = caught.value.faults
+    for piece in (
+        "orders", "column 'bad'", "in 2 rows", "row 0: 'ok'", "'Chargeback '", "fraudulent",
+        "genuine", "[truth] words = {",
+    ):  # fmt: skip
+        assert piece in fault, (piece, fault)
+
+    mapping.write_text(f"{MAPPING}words = {{ OK = 0, chargeback = 3 }}\n", encoding="utf-8")
+    batches, takes = all_of(FileReader(settings))
+    truth = batches["payment"].truth
+    assert rejects_of(takes) == [] and truth is not None
+    assert truth.tolist() == [0, 1, 0, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words", "codes", "unknown"),
+    [
+        ([True, False, None], {}, [1, 0, 0], []),
+        ([0.0, 1.0, float("nan"), 0.5], {}, [0, 1, 0, 0], [3]),
+        ([1, -1, 70_000], {}, [1, 0, 0], [1, 2]),
+        ([1, -1, 2], {"1": 0, "-1": 1}, [0, 1, 2], []),
+        ([1.0, -1.0, None], {"1": 0, "-1": 1}, [0, 1, 0], []),
+        (["1", "-1", "2.0", "x"], {"1": 0, "-1": 1}, [0, 1, 2, 0], [3]),
+        (["normal", "Outlier"], {"normal": 4}, [4, 1], []),
+        ([None, None], {}, [0, 0], []),
+    ],
+)  # fmt: skip
+def test_a_label_is_a_known_word_or_a_code_and_nothing_else(
+    labels: list[object], words: dict[str, int], codes: list[int], unknown: list[int]
+) -> None:
+    found, strange = codes_of(pl.Series(labels), TableMapping("payment", {}, truth_words=words))
+    assert found.tolist() == codes
+    assert [i for i, odd in enumerate(strange) if odd] == unknown
+
+
 @pytest.mark.parametrize(
     ("text", "time_us"),
     [
@@ -423,6 +476,8 @@ def test_all_that_is_wrong_with_a_mapping_is_said_at_once(tmp_path: Path) -> Non
         ("event = 'payment'\n[truth]\ncolumn = 3\nnames = 3",
          ["truth.column: expected the name", "truth, names: expected a table, got 3"]),
         ("event = 'payment'\n[truth]\nnames = { 1 = 2 }", ["names.1: expected a text, got 2"]),
+        ("event = 'payment'\n[truth]\nwords = { a = -1, b = true, c = 0 }",
+         ["words.a: expected 0 (genuine) or a code", "words.b: expected 0"]),
     ],
 )  # fmt: skip
 def test_a_mapping_of_another_shape_is_told_whole(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import late, shelf, state
+from features import late, pairs, shelf, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import (
@@ -381,6 +381,33 @@ def test_a_pair_is_kept_for_rows_as_late_as_are_accepted(cat: Catalog) -> None:
         found.feed({"payment": batch.take(part)})
     last, whole = found.given[-1]["payment"].values, expected.given[0]["payment"].values
     np.testing.assert_array_equal(last, whole[2:3])
+
+
+def test_when_the_table_of_pairs_was_full_shows_in_no_row_however_late(
+    cat: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is too late, partitions are read hours apart; a restart makes other tables."""
+    hour_us = 3_600_000_000
+    distinct = Catalog(tuple(f for f in cat.features("payment") if f.op == "distinct"))
+    ahead = [(5 * hour_us + 1_000_000 * i, f"c{i}", f"m{i}") for i in range(1_500)]
+    behind = [(60_000_000 * i, "c", f"m{i % 3}") for i in range(100)]
+    rows = [
+        {"event_id": f"e{i}", "time_us": START_US + at_us, "card_id": card, "merchant_id": merchant}
+        for i, (at_us, card, merchant) in enumerate([*behind, *ahead])
+    ]
+    batch = make_batch("payment", rows, partitions=1)
+    order = np.r_[np.arange(50), np.arange(100, len(rows)), np.arange(50, 100)]
+    found = []
+    for places in (1 << 10, 1 << 20):
+        monkeypatch.setattr(pairs, "PAIRS_MIN", places)
+        flow = Stream(distinct, 1, 0.0)
+        for part in np.array_split(order, 40):
+            flow.feed({"payment": batch.take(part)})
+        found.append(flow)
+        grown = [len(r.pairs.table) > places for r in flow.engines[0]._states["card"].rings]
+        assert any(grown) == (places == 1 << 10)
+    values = [np.concatenate([m["payment"].values for m in flow.given]) for flow in found]
+    np.testing.assert_array_equal(*values)
 
 
 def in_time_and_late(

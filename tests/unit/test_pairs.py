@@ -33,7 +33,7 @@ Meeting = tuple[int, int, int]
 def meet(table: PairTable, met: Meeting, seq: int, time_us: int) -> None:
     """What the kernel does with a pair, the table growing as a ring lets it."""
     if table.numbers[FILLED] + 1 > table.numbers[ROOM]:
-        table.grow(1, time_us, NOBODY, NOBODY)
+        table.grow(1, np.full(64, time_us), NOBODY, NOBODY)
     slot, column, value = met
     at = find_pair(pair_key(slot, column, value), table.table)
     entry = table.table[at]
@@ -90,7 +90,7 @@ def test_pairs_of_the_entity_that_had_the_slot_before_are_let_go() -> None:
     for i in range(40):
         meet(table, (i % 2, 0, i), i, i)
     born, heads = np.array([0, 21]), np.array([40, 40])
-    table.grow(1, 40, born, heads)
+    table.grow(1, NOBODY, born, heads)
     left = owners(table.table[table.table[:, KEY] != 0])
     assert sorted((left >> 4).tolist()) == [0] * 20 + [1] * 10
 

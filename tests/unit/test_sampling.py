@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from dataflows.settings import Settings
-from features import plan, state
+from features import plan
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.engine import GroupEngine, OfflineEngine, split
@@ -63,7 +63,6 @@ NAMES = CATALOG.names("payment")
 def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pairs be forgotten within the streams of these tests."""
     monkeypatch.setattr(plan, "PAIR_TTL_S", KNOWN_S)
-    monkeypatch.setattr(state, "PURGE_SLACK_US", 120_000_000)
 
 
 def payments(rng: np.random.Generator, n: int, card: str = "c") -> list[dict[str, Any]]:
