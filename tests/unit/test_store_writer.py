@@ -223,11 +223,11 @@ def test_a_writer_with_much_to_do_puts_the_next_flush_off(open_writer: Open) -> 
 def test_a_flush_that_is_waited_for_is_not_put_off(
     open_writer: Open, server: EmbeddedRedis
 ) -> None:
-    to = open_writer(store_rows_s_max=20, store_flush_ms=60_000)
-    names = [f"c{i}" for i in range(3000)]
+    to = open_writer(store_rows_s_max=100, store_flush_ms=60_000)
+    names = [f"c{i}" for i in range(14_000)]
     put(to, names, [1.0] * len(names), 1)
-    assert to.flush(WAIT_S), "3,000 rows at 20 a second are longer than that"
-    assert len(stored(server.url, names)) == to.stats().written == 3000
+    assert to.flush(WAIT_S), "14,000 rows at 100 a second take longer"
+    assert len(stored(server.url, names)) == to.stats().written == 14_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness of a thread is known to Linux alone")
