@@ -200,7 +200,7 @@ class GroupEngine:
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted, changed = state.process(
-                head, rows.reals[entity], rows.round, rows.clock_us
+                head, rows.reals[entity], rows.round, rows.clock_us, rows.due_us
             )
             self._home(state, rows.lane, head, out, emitted, results)
             for lane, correction in [] if changed is None else _corrections(state.plan, changed):
@@ -285,6 +285,7 @@ class GroupEngine:
                 rows.reals.get(entity, _NO_REALS),
                 rows.ends.get(entity, np.zeros(len(clocks), np.int64)),
                 rows.clock_us,
+                rows.due_us,
                 dues,
                 rows.names.get(entity),
                 after,
