@@ -794,6 +794,12 @@ def open_lane(context: Context, lane: int) -> Lane:
         context.telemetry.left_out(
             getattr(reader, "in_history", {}), context.manifest.until_us or 0
         )
+    if lane == 0 and context.replaying is None and getattr(reader, "spread", False):
+        context.telemetry.say(
+            f"repeats are found within a lane, of which there are {settings.lanes} (partition p is"
+            f" in lane p % {settings.lanes}): an event sent again without its key, to a partition"
+            " of another, is a new event. Give messages a key, or begin with lanes = 1"
+        )
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
