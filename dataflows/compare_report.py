@@ -106,8 +106,8 @@ def _about(found: Mapping[str, Any]) -> str:
     about = f"candidate {found['candidate']} beside {live}: {found['events']:,} events"
     if "rounds" in found:
         about += (
-            f" of {found['rounds']:,} rounds, cut from {time_text(found['from_us'])} to"
-            f" {time_text(found['until_us'])} UTC"
+            f" of {found['rounds']:,} round{'s'[: found['rounds'] != 1]}, cut from"
+            f" {time_text(found['from_us'])} to {time_text(found['until_us'])} UTC"
         )
     return f"{about}; took {found['seconds']:.1f} s"
 

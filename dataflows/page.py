@@ -65,7 +65,9 @@ def page_of(found: dict[str, Any]) -> str:
         f"<p class=facts>Replayed: <span class={'ok' if same else 'bad'}>{verdict}</span></p>",
         "<h2>Vote</h2>",
         f"<p>Score {_number(vote['score'])}, needs {_number(vote['threshold'])} and"
-        f" {vote['votes_needed']} of the detectors. {_text(vote['action'])}</p>",
+        f" {vote['votes_needed']} of the detectors."
+        + (f" What to do: {_text(vote['action'])}." if vote["action"] else "")
+        + "</p>",
         _table(
             ("detector", "score", "threshold", "votes", "share of the score", ""),
             (
