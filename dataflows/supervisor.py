@@ -447,7 +447,9 @@ def _print(text: str) -> None:
     print("".join(shown), file=sys.stderr, flush=True)
 
 
-_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated", "estimated")
+_SUMS = (
+    "cpu_s", "rss_mb_max", "expired", "late_beyond", "late_forgotten", "approximated", "estimated",
+)  # fmt: skip
 _LARGEST = ("approximated_excess_max", "estimated_one_in_max")
 """What each process counts for itself."""
 

@@ -379,7 +379,8 @@ def assert_same_absences(found: Flow, expected: Flow, since_us: int = 0) -> None
 
 def _by_key(flow: Flow) -> dict[tuple[str, int], dict[str, bytes]]:
     """State of each entity that lives, by array but for rings and the log."""
-    apart = ("slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts")
+    apart = ("slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts",
+             "ended")  # fmt: skip
     found = {}
     for engine in flow.engines:
         dump = engine.full()

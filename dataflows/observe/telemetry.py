@@ -112,7 +112,7 @@ class Telemetry:
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
-        self.late_beyond = 0
+        self.late_beyond = self.late_forgotten = 0
         self.approximated = 0
         self.approximated_excess_max = 0
         self.estimated = 0
@@ -165,10 +165,12 @@ class Telemetry:
         with self._lock:
             self.expired += entities
 
-    def out_of_place(self, rows: int) -> None:
-        """Rows were so far behind others of their entity that they could not be put in place."""
+    def out_of_place(self, rows: int, forgotten: int) -> None:
+        """Rows were so far behind others of their entity that they could not be put in place; late
+        ones found it forgotten that it was known at their time."""
         with self._lock:
             self.late_beyond += rows
+            self.late_forgotten += forgotten
 
     def merged(self, rows: int, excess_max: int) -> None:
         """Rows had a longest window that was too long, by so many events at most."""
@@ -303,6 +305,7 @@ class Telemetry:
                     for one in self.beside.values()
                 ],
                 "late_beyond": self.late_beyond,
+                "late_forgotten": self.late_forgotten,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,
                 "estimated": self.estimated,
