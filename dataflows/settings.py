@@ -332,7 +332,8 @@ class Settings(BaseSettings):
     # -- models -----------------------------------------------------------------------------------
     detectors: list[str] = Field(
         ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
-        description="detectors that score; names of files in models/detectors or `detector_paths`",
+        description="detectors that are trained and score, names of files in models/detectors or"
+        " `detector_paths`; where nobody sets it all that the bundle has score",
     )
     detector_options: dict[str, float] = Field(
         {},

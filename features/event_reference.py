@@ -32,10 +32,11 @@ report's `in` is the sum of `scored`, `duplicates` and `dead_lettered`.
 **Repeated.** An event id that its event type has had within `dedup_horizon_s` (an hour) is counted
 as `duplicates` and touches neither features nor votes, however late or early it says it is. One
 that became a dead letter has not been had: sent again, put right or once it is time, it is new.
-Each lane knows the ids it has seen itself. A producer's retry and a topic sent again bring an event
-to the partition it was in, and so to its lane; sent with another key it may reach a partition of
-another lane, where it is a new event. Asking across lanes would put one more exchange of all ids
-between workers before every round; `lanes = 1` finds these, too.
+Each lane knows the ids it has seen itself, whichever of its partitions they were in. A producer's
+retry and a topic sent again bring an event to the partition it was in, and so to its lane; sent
+with another key, or with none, it may reach a partition of another lane, where it is a new event:
+a flow of several lanes says so at its start. Asking across lanes would put one more exchange of all
+ids between workers before every round; `lanes = 1` finds these, too.
 
 **The clock.** What is late is held against the event time of the stream, not against the wall
 clock: a backlog of yesterday is read as if it were live. Each partition of each topic has its own
