@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from dataflows.known import labels_of
 from features.batch import EventBatch
 from features.catalog import Catalog
 from features.events import event_code, event_type, event_types
@@ -54,7 +55,7 @@ class Arrivals:
     ----------
     catalog : says which event types these are
     delay_us : from an event to its label
-    known : event ids of known anomalies, where the events do not carry their truth
+    known : known anomalies (`dataflows.known`), where the events do not carry their truth
     takes : whether what the data say is taken in; else only what is under way already arrives
 
     Attributes
@@ -66,7 +67,7 @@ class Arrivals:
         self,
         catalog: Catalog,
         delay_us: int,
-        known: pl.Series | None = None,
+        known: pl.DataFrame | None = None,
         takes: bool = True,
     ) -> None:
         self._delay_us = delay_us
@@ -192,7 +193,8 @@ class Arrivals:
         if batch.truth is not None:
             rows = np.flatnonzero(batch.truth > 0)
         elif self._known is not None:
-            rows = np.flatnonzero(ids.is_in(self._known.implode()).to_numpy())
+            mine = labels_of(self._known, batch.event_type)["event_id"]
+            rows = np.flatnonzero(ids.is_in(mine.implode()).to_numpy())
         else:
             return
         if not len(rows):

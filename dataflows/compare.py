@@ -8,7 +8,7 @@ alerts: those that come, those that go, and the known frauds won and lost with t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from dataflows.context import Replaying
 from dataflows.elsewhere import Remotes
 from dataflows.evaluation import load_warm
 from dataflows.history import run_history
-from dataflows.known import Met
+from dataflows.known import Met, labels_of
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf, load_scorer
+from dataflows.shelf import Shelf, load_scorer, with_own_detectors
 from dataflows.sources.files import FileReader
 from dataflows.sources.rounds import journal_folder
 from dataflows.state.bases import base_states
@@ -144,7 +144,7 @@ class _Both:
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """One batch."""
         if self.met is not None:
-            self.met.see(batch.frame["event_id"])
+            self.met.see(batch.event_type, batch.frame["event_id"])
         made = []
         for scorer in (self.live, self.candidate):
             decisions = scorer.decide(scorer.score(features, {}), {})
@@ -155,7 +155,7 @@ class _Both:
 def compare_files(
     settings: Settings,
     candidate: Path,
-    verdicts: Mapping[str, bool],
+    frauds: pl.DataFrame | None,
     say: Callable[[str], None] = lambda _: None,
     examples_max: int = EXAMPLES_MAX,
 ) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def compare_files(
     ----------
     settings : `file_paths`, `file_mapping`, `bundle`, `detectors`, `voting`, `warm_state`,
         `remote_*`
-    verdicts : event id -> whether it is a fraud, beside what the mapping's labels say
+    frauds : known ones (`dataflows.known`), beside what the mapping's labels say
 
     Raises
     ------
@@ -176,6 +176,7 @@ def compare_files(
     voting = None if settings.voting is None else Voting.load(settings.voting)
     remotes = Remotes(settings, patient=True)
     bundle = remotes.placed(Bundle.load(settings.bundle, cat))
+    settings = with_own_detectors(settings, bundle)
     live = Scorer(bundle, settings.detectors, voting)
     beside = load_scorer(candidate, cat, live, remotes.beside)
     live.warm_up()
@@ -191,10 +192,14 @@ def compare_files(
             " `--set file_from=TIME`, or start cold (`--set warm_state=cold`)"
         )
     say(f"files from {reader.span}, {'cold' if begin is None else f'warm state of {warm}'}")
-    named = {k: v for event in cat.event_types for k, v in verdicts_of(event, verdicts).items()}
+    named: dict[int, bool] = {}
+    if frauds is not None:
+        for event in cat.event_types:
+            mine = labels_of(frauds, event)["event_id"].to_list()
+            named |= verdicts_of(event, dict.fromkeys(mine, True))
     found = Comparison(cat, named, examples_max)
     arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
-    met = Met(pl.Series(list(verdicts), dtype=pl.String)) if verdicts else None
+    met = None if frauds is None or frauds.is_empty() else Met(frauds)
     both = _Both(live, beside, found, met)
     try:
         run_history(settings, cat, reader, both, begin=begin, arrivals=arrivals)

@@ -24,16 +24,17 @@ import numpy.typing as npt
 
 from dataflows.arrivals import LABEL_STEP_US
 from dataflows.ballots import Ballots
-from dataflows.control.bundles import WithBundles
+from dataflows.control.bundles import START_S, WithBundles
 from dataflows.control.labels import WithLabels, open_labels
 from dataflows.control.records import Control, ControlFile, ControlReader, Names
 from dataflows.currencies import RateBook, base_of, rates_log, rates_of
 from dataflows.elsewhere import Remotes
+from dataflows.fetching import FETCH_S
 from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
 from dataflows.row_choice import RowChoice
 from dataflows.settings import Settings
-from dataflows.shelf import Shelf
+from dataflows.shelf import Shelf, with_own_detectors
 from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
@@ -622,6 +623,7 @@ def make_context(settings: Settings, telemetry: Telemetry) -> Context:
     try:
         bundle = remotes.placed(Bundle.load(settings.bundle, cat))
         remotes.begin()
+        settings = with_own_detectors(settings, bundle)
         voting = None if settings.voting is None else Voting.load(settings.voting)
         scorer = Scorer(bundle, settings.detectors, voting)
     except ConfigError as error:
@@ -792,6 +794,12 @@ def open_lane(context: Context, lane: int) -> Lane:
         context.telemetry.left_out(
             getattr(reader, "in_history", {}), context.manifest.until_us or 0
         )
+    if lane == 0 and context.replaying is None and getattr(reader, "spread", False):
+        context.telemetry.say(
+            f"repeats are found within a lane, of which there are {settings.lanes} (partition p is"
+            f" in lane p % {settings.lanes}): an event sent again without its key, to a partition"
+            " of another, is a new event. Give messages a key, or begin with lanes = 1"
+        )
     finished = getattr(reader, "finished", "") if opened.pending is None else ""
     if context.manifest.round and finished:
         context.telemetry.say(f"already finished: {finished}; give another state_dir to begin anew")
@@ -857,5 +865,9 @@ def _open_control(context: Context) -> WithLabels:
     else:
         path = settings.control_file or settings.state_dir / "control.jsonl"
         reader = ControlFile(path, names)
-    records = WithBundles(reader, context.shelf, context.telemetry.say, in_cluster())
+    # Where nothing is live nobody waits for the first round, and the run may be over soon.
+    start_s = START_S if settings.source == "kafka" else FETCH_S
+    records = WithBundles(
+        reader, context.shelf, context.telemetry.say, in_cluster(), start_s, lambda: context.stop()
+    )
     return WithLabels(records, open_labels(settings))

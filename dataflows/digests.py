@@ -267,7 +267,9 @@ def header_of(context: Context, control: Control) -> dict[str, Any]:
         "catalog": catalog.version,
         "bundle": context.scorer.bundle.id,
         "voting": [
-            {**asdict(rule), "thresholds": dict(rule.thresholds)}
+            # Weights only where there are some: rounds of before there were any are of one flow
+            # with those after.
+            {k: v for k, v in asdict(rule).items() if k != "weights" or v}
             for rule in context.scorer.voting.anomaly_types.values()
         ],
         "groups": settings.groups,

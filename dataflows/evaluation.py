@@ -16,7 +16,7 @@ from dataflows.admission import Admission
 from dataflows.arrivals import Arrivals
 from dataflows.elsewhere import Remotes
 from dataflows.history import Pass, run_history
-from dataflows.known import Met
+from dataflows.known import Met, labels_of
 from dataflows.settings import Settings
 from dataflows.sources.files import FileReader, truth_names
 from dataflows.sources.simulator import time_us_of
@@ -344,8 +344,8 @@ def evaluate_files(
     Parameters
     ----------
     settings : `file_paths`, `file_mapping`, `bundle`, `detectors`, `voting`, `warm_state`
-    labels : `event_id` and, where there is one, `attack` (a word) of known anomalies; None where
-        the mapping names a column of labels
+    labels : known anomalies (`dataflows.known`), with an `attack` (a word) where it is known; None
+        where the mapping names a column of labels
     cold, deep : as of `evaluate_simulated`
 
     Raises
@@ -380,7 +380,7 @@ def evaluate_files(
     if labels is None:
         arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6))
     elif labels.height:
-        arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels["event_id"])
+        arrivals = Arrivals(cat, round(settings.label_delay_s * 1e6), labels)
     try:
         done = run_history(settings, cat, reader, judge, begin=begin, arrivals=arrivals)
     finally:
@@ -416,23 +416,32 @@ class _Labelled(_Judge):
     ) -> None:
         super().__init__(scorer, deep, names)
         self.names = names
-        self._known: pl.DataFrame | None = None
+        self._labels = labels
+        self._codes: dict[str, pl.DataFrame] = {}
         self.met: Met | None = None
         if labels is not None:
-            self.met = Met(labels["event_id"])
+            self.met = Met(labels)
             word = pl.col("attack") if "attack" in labels.columns else pl.lit("labelled")
             code = word.replace_strict(codes, return_dtype=pl.Int16).alias("code")
-            self._known = labels.select("event_id", code).unique("event_id", keep="first")
+            self._labels = labels.with_columns(code)
 
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """Take in one batch and its features."""
-        if self._known is not None and batch.event_type not in made_types():
+        if self._labels is not None and batch.event_type not in made_types():
             ids = batch.frame.select("event_id")
             if self.met is not None:
-                self.met.see(ids["event_id"])
-            code = ids.join(self._known, "event_id", "left", maintain_order="left")["code"]
+                self.met.see(batch.event_type, ids["event_id"])
+            known = self._known(self._labels, batch.event_type)
+            code = ids.join(known, "event_id", "left", maintain_order="left")["code"]
             batch = replace(batch, truth=code.fill_null(0).to_numpy().astype(np.int16))
         super().add(batch, features)
+
+    def _known(self, labels: pl.DataFrame, name: str) -> pl.DataFrame:
+        """Labelled ids of an event type, each once, with the codes of their attacks."""
+        if name not in self._codes:
+            mine = labels_of(labels, name).select("event_id", "code")
+            self._codes[name] = mine.unique("event_id", keep="first")
+        return self._codes[name]
 
 
 def load_warm(folder: Path, settings: Settings, cat: Catalog) -> Pass | None:

@@ -70,7 +70,7 @@ class Collector:
     catalog : what the columns mean
     from_us : rows before it only warm the state up
     share : share of genuine rows to keep, of all event types or by event type
-    labels : event ids of known anomalies, where the events themselves do not carry their truth
+    labels : known anomalies (`dataflows.known`), where the events do not carry their truth
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Collector:
         catalog: Catalog,
         from_us: int,
         share: float | Mapping[str, float],
-        labels: pl.Series | None = None,
+        labels: pl.DataFrame | None = None,
     ) -> None:
         self._catalog = catalog
         self._from_us = from_us
@@ -96,7 +96,9 @@ class Collector:
     def add(self, batch: EventBatch, features: FeatureMatrix) -> None:
         """Take in one batch and its features."""
         n = len(batch)
-        labelled = None if self.met is None else self.met.see(batch.frame["event_id"])
+        labelled = (
+            None if self.met is None else self.met.see(batch.event_type, batch.frame["event_id"])
+        )
         if batch.truth is not None:
             attack, known = batch.truth, True
         elif labelled is not None:

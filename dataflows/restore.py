@@ -97,7 +97,7 @@ def restore_group(
     """A group's engine."""
     base, deltas = _group_arrays(settings, manifest, group)
     bounds = settings.exact_events_max, settings.distinct_exact_max
-    how = (settings.late_s, settings.entity_ttl_h, emptied_max, *bounds)
+    how = (settings.late_s, settings.entity_ttl_h, emptied_max, *bounds, settings.groups)
     if base is None:
         return GroupEngine(catalog, group, *how)
     return GroupEngine.restore(catalog, group, base, deltas, *how)

@@ -332,7 +332,8 @@ class Settings(BaseSettings):
     # -- models -----------------------------------------------------------------------------------
     detectors: list[str] = Field(
         ["zscore", "iqr", "isolation_forest", "gradient_boosting", "transformer"],
-        description="detectors that score; names of files in models/detectors or `detector_paths`",
+        description="detectors that are trained and score, names of files in models/detectors or"
+        " `detector_paths`; where nobody sets it all that the bundle has score",
     )
     detector_options: dict[str, float] = Field(
         {},
@@ -762,6 +763,15 @@ class Settings(BaseSettings):
                 f"remote_timeout_s {self.remote_timeout_s:g}: expected less than detector_timeout_s"
                 f" ({self.detector_timeout_s:g}), after which nobody waits for it"
             )
+        if self.late_s and self.early_s > self.late_s:
+            from features.clock import APART_US
+
+            most_s = max(self.late_s, APART_US / 1e6)
+            if self.early_s > most_s:
+                raise ValueError(
+                    f"early_s {self.early_s:g}: expected at most {most_s:g}, or late_s as large:"
+                    " for what is further ahead, late events do not find their place"
+                )
         if (self.cost_miss is None) != (self.cost_alarm is None):
             raise ValueError("cost_miss and cost_alarm go together: set both, or neither")
         return self

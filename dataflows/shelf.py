@@ -26,13 +26,23 @@ import numpy.typing as npt
 
 from dataflows.control.records import Control, Stages
 from dataflows.fetching import FETCH_S, brought
+from dataflows.settings import Settings
 from features.catalog import Catalog
 from features.errors import BundleError, ConfigError
 from features.keys import UInt64
 from models.bundle import Bundle, copy_bundle, kept_rules, read_head
 from models.scoring import Scorer, in_canary
+from models.scoring import detectors_of as asked_of
 
-__all__ = ["Seat", "Shelf", "detectors_of", "load_scorer", "owners", "shelf_folder"]
+__all__ = [
+    "Seat",
+    "Shelf",
+    "detectors_of",
+    "load_scorer",
+    "owners",
+    "shelf_folder",
+    "with_own_detectors",
+]
 
 KEPT_MAX = 16
 """Most bundles on the shelf; beyond it those that came or were asked for first are removed, but not
@@ -116,6 +126,16 @@ def detectors_of(bundle: Bundle, base: Scorer) -> tuple[str, ...]:
         if getattr(model, "fallback", False)
     }
     return tuple(name for name in bundle.detectors if name not in left_out | stand_in)
+
+
+def with_own_detectors(settings: Settings, bundle: Bundle) -> Settings:
+    """The settings with the detectors that run: those somebody has asked for, else all that the
+    bundle has, in the order of the default."""
+    if settings.detectors_asked is not None:
+        return settings
+    own, usual = asked_of(bundle, None), settings.detectors
+    names = [name for name in usual if name in own] + [name for name in own if name not in usual]
+    return settings.model_copy(update={"detectors": names})
 
 
 def load_scorer(

@@ -447,7 +447,10 @@ def _print(text: str) -> None:
     print("".join(shown), file=sys.stderr, flush=True)
 
 
-_SUMS = ("cpu_s", "rss_mb_max", "expired", "late_beyond", "approximated", "estimated")
+_SUMS = (
+    *("cpu_s", "rss_mb_max", "expired", "late_beyond", "labels_unknown"),
+    *("approximated", "estimated"),
+)
 _LARGEST = ("approximated_excess_max", "estimated_one_in_max")
 """What each process counts for itself."""
 

@@ -196,7 +196,7 @@ def _world(settings: Settings) -> dict[str, Any]:
 def train_files(
     settings: Settings,
     say: Say = lambda _: None,
-    labels: pl.Series | None = None,
+    labels: pl.DataFrame | None = None,
     learn_from: str | None = None,
     *,
     blind: bool = False,
@@ -207,7 +207,7 @@ def train_files(
     Parameters
     ----------
     settings : `file_paths`, `file_mapping`, `detectors`, `bundle`, `warm_state`, `groups`
-    labels : event ids of known anomalies; without them, and without a label in the files,
+    labels : known anomalies (`dataflows.known`); without them, and without a label in the files,
         thresholds are set by the share of events they flag
     learn_from : event time, ISO 8601, before which rows only warm up; None leaves out the first
         third

@@ -24,13 +24,15 @@ from dataflows.history import run_history
 from dataflows.settings import Settings
 from dataflows.sources.base import LaneReader, Taken
 from dataflows.sources.simulator import SimulatorReader
+from dataflows.verify_labels import Verdicts, spoken, verdict_table
 from features.batch import EventBatch, FeatureMatrix, Float64, Int64
 from features.catalog import Catalog
+from features.columns import Columns, Derived, made_by_user
 from features.derivation import in_order, operands
 from features.errors import ConfigError
 from features.events import event_code, event_type, event_types, made_types
 from features.operations import OPERATIONS
-from features.oracle import Question, answer_table, question, why_not
+from features.oracle import Question, answer_table, made_column, question, why_not
 from features.panes import PANE_US, pane_exact_us
 from features.plan import plan_of
 from features.simulate.mix import TYPE_SHARES
@@ -132,7 +134,7 @@ def verify(
 
     Parameters
     ----------
-    settings : `groups`, `dedup_horizon_s`
+    settings : `groups`, `dedup_horizon_s`, `label_delay_s`
     catalog : the features
     open_reader : gives the rows, from the start, once a variant
     variants : what is done with them
@@ -307,7 +309,9 @@ def _verify_one(
             far.tell(f"{events:,} rows through the kernels")
 
         slower = reader if divide == 1 else _Divided(reader, divide)
-        done = run_history(settings, catalog, slower, rows, progress=cut)
+        delay_us = round(settings.label_delay_s * 1e6)
+        verdicts = Verdicts(catalog, delay_us)
+        done = run_history(settings, catalog, slower, rows, progress=cut, arrivals=verdicts)
         reader.close()
         merged = _Merged(frozenset(), 0)
         if settings.exact_events_max:
@@ -316,7 +320,7 @@ def _verify_one(
         one_in = max(one.one_in_max for one in done.engine.engines)
         names = sampled_features(catalog) if one_in else frozenset()
         sampled = _Sampled(names, one_in, settings.distinct_exact_max)
-        return _compare(oracle, rows, catalog, rows.close(), far, merged, sampled)
+        return _compare(oracle, rows, catalog, rows.close(delay_us), far, merged, sampled)
 
 
 PANE_S = PANE_US // 1_000_000
@@ -561,8 +565,10 @@ class _Rows:
         kinds = (*event_types().values(), *made_types().values())
         fields = {n: t for declared in kinds for n, t in declared.schema.items()}
         own: dict[str, Any] = {"n": pl.Int64, "event": pl.String, "i": pl.Int64}
-        self._schema = own | fields
+        made = {made_column(d.name, d.kind): _KINDS[d.kind] for t in kinds for d in _own_of(t.name)}
+        self._schema = own | fields | made
         self._insert(pl.DataFrame(schema=self._schema), "CREATE TABLE taken AS")
+        oracle.execute("CREATE TABLE said (event VARCHAR, i BIGINT, fraud BIGINT)")
 
     def _insert(self, frame: pl.DataFrame, verb: str) -> None:
         """Lay rows into the table `taken`."""
@@ -587,10 +593,15 @@ class _Rows:
             name, n = batch.event_type, len(batch)
             begin = self.counts.get(name, 0)
             numbers = pl.int_range(begin, begin + n, dtype=pl.Int64, eager=True)
-            frames.append(batch.frame.with_columns(event=pl.lit(name), i=numbers))
+            told = batch.frame.with_columns(event=pl.lit(name), i=numbers)
+            frames.append(told.with_columns(_made_of(batch)))
             code = np.full(n, event_code(name))
             keys.append(np.stack([batch.offset, batch.partition, code, batch.time_us]))
             self.counts[name] = begin + n
+            said, fraud = spoken(batch)
+            about = pl.DataFrame({"event": name, "i": begin + said, "fraud": fraud})
+            if len(about):
+                self._insert(about, "INSERT INTO said")
         place = np.empty(sum(len(f) for f in frames), np.int64)
         place[np.lexsort(np.concatenate(keys, axis=1))] = np.arange(len(place)) + self._count
         self._count += len(place)
@@ -603,8 +614,12 @@ class _Rows:
         self._insert(rows.with_columns(absent).select(*self._schema), "INSERT INTO taken")
         self._batches = []
 
-    def close(self) -> int:
-        """Make the table `events`; returns `ties` (see `features.oracle`).
+    def close(self, delay_us: int) -> int:
+        """Make the tables `events` and `verdicts`; returns `ties` (see `features.oracle`).
+
+        Parameters
+        ----------
+        delay_us : from an event to the word that it is a fraud
 
         Raises
         ------
@@ -624,6 +639,7 @@ class _Rows:
             f" (time_us - (SELECT min(time_us) FROM tied)) * {ties} + tie AS k FROM tied"
         )
         self._oracle.execute("DROP TABLE tied")
+        self._oracle.execute(verdict_table(delay_us))
         return ties
 
     def column(self, event: str, at: int) -> Float64:
@@ -654,6 +670,25 @@ class _Rows:
         query = "SELECT event_id FROM events WHERE event = ? AND i = ?"
         (found,) = self._oracle.execute(query, [event, row]).fetchall()
         return str(found[0])
+
+
+_KINDS: Mapping[str, Any] = {"real": pl.Float64, "flag": pl.Boolean}
+
+
+def _own_of(event: str) -> list[Derived]:
+    """Derived columns of an event type that a user declared."""
+    return list(made_by_user(event).values())
+
+
+def _made_of(batch: EventBatch) -> list[pl.Series]:
+    """What the user's functions make of a batch, NULL where it is not known."""
+    columns, found = Columns(batch), []
+    for derived in _own_of(batch.event_type):
+        make = columns.real if derived.kind == "real" else columns.flag
+        values = make(derived.name)
+        series = pl.Series(made_column(derived.name, derived.kind), values)
+        found.append(series.fill_nan(None) if derived.kind == "real" else series)
+    return found
 
 
 @dataclass(slots=True)

@@ -38,11 +38,14 @@ import numpy as np
 import numpy.typing as npt
 
 from features.baselines import (
+    EARLY_CLIP,
+    EARLY_FROM,
     FLOOR,
     FLOOR_SHARE,
     WEIGHT_SIGMA,
     as_sigma,
     deviation_of_share,
+    near_two,
     value_of,
     weight_of,
 )
@@ -89,11 +92,6 @@ ANCHOR_FROM = 16.0
 """Values from which an anchor is known; of those before all but the wildest are taken as they come.
 Chosen as `CLIP_FROM`."""
 
-EARLY_FROM, EARLY_CLIP = 5.0, 6.0
-"""Before it is known, a value is held at so many deviations for the faster baselines (in a cell of
-the week: at all), once so many are there. Chosen: the deviation of five values is good to a third,
-and a wild value is far beyond."""
-
 RIVAL_FROM, RIVAL_BAND = 2.0, 1.5
 """A level of the day so many deviations off has a rival; one that strays so far from its rival
 begins another."""
@@ -104,8 +102,9 @@ RIVAL_US, RIVAL_STEP_US = 28.0 * DAY_US, DAY_US
 ACCEPTED_EVENTS, ACCEPTED_US = 32.0, 7.0 * DAY_US
 """How old an accepted anchor is taken to be."""
 
-WEEK_FLOATS = 48 * 3
-"""Per instance: n, level, deviation of each hour of working days, then of weekends."""
+WEEK_FLOATS = 48 * 4
+"""Per instance: n, level, deviation, wildest of the first values of each hour of working days, then
+of weekends."""
 
 WEEK_EVENTS = 128.0
 WEEK_US, WEEKEND_US = 20 * 3_600_000_000.0, 8 * 3_600_000_000.0
@@ -170,10 +169,7 @@ def _begin(row, x):
     if n == 1.0:
         row[6], row[7] = x, 1.0
     elif n == 2.0:
-        low, high = min(row[1], row[6]), max(row[1], row[6])
-        middle = max(low, min(high, x))
-        low, high = min(low, x), max(high, x)
-        near, row[6] = (low, high) if high - middle > middle - low else (high, low)
+        middle, near, row[6] = near_two(row[1], row[6], x)
         row[1] = middle + (near - middle) / 2.0
         row[2] = abs(near - middle) / ABS_MEAN
         row[3] = row[1]
@@ -320,6 +316,36 @@ def run_anchors(
 
 
 @kernel
+def _begin_cell(cell, x):
+    """Take one of the first five values of an hour into its cell: all but the wildest, which comes
+    in last, at six deviations of the others at most (whole where they are all equal). In single
+    precision, as they wait."""
+    n, level = np.float64(cell[0]), np.float64(cell[1])
+    deviation, wild = np.float64(cell[2]), np.float64(cell[3])
+    x = np.float64(np.float32(x))
+    if n == 0.0:
+        level = x
+    elif n == 1.0:
+        wild = x
+    elif n == 2.0:
+        middle, near, wild = near_two(level, wild, x)
+        level = middle + (near - middle) / 2.0
+        deviation = abs(near - middle) / ABS_MEAN
+    else:
+        y = x
+        if abs(x - level) > abs(wild - level):
+            y, wild = wild, x
+        deviation += (abs(y - level) / ABS_MEAN - deviation) / (n - 1.0)
+        level += (y - level) / n
+    if n + 1.0 == EARLY_FROM:
+        limit = EARLY_CLIP * _spread(deviation, level) if deviation > 0.0 else np.inf
+        d = _held(wild - level, limit)
+        deviation += (abs(d) / ABS_MEAN - deviation) / n
+        level += d / (n + 1.0)
+    cell[0], cell[1], cell[2], cell[3] = n + 1.0, level, deviation, wild
+
+
+@kernel
 def run_weeks(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, state,
     last_us, weights, out
@@ -328,7 +354,7 @@ def run_weeks(
 
     Parameters
     ----------
-    state : float32 (slots, instances * 144)
+    state : float32 (slots, instances * 192)
     last_us : int64 (slots, instances), time of the last value
     """
     reals_in, head, state, last_us, weights, out = borrowed(
@@ -339,7 +365,7 @@ def run_weeks(
         code, hours = head[i, 2], taken_us[i] // 3_600_000_000
         # 1970-01-01 was a Thursday.
         weekend = (hours // 24 + 3) % 7 >= 5
-        at = (24 * weekend + hours % 24) * 3
+        at = (24 * weekend + hours % 24) * 4
         for b in range(instances):
             e0, e1 = plan_at[code * instances + b], plan_at[code * instances + b + 1]
             if e0 == e1 and not feeds[b, code]:
@@ -348,7 +374,7 @@ def run_weeks(
             if x != x:
                 continue
             first = b * WEEK_FLOATS + at
-            cell = state[slots[i], first : first + 3]
+            cell = state[slots[i], first : first + 4]
             n, level, deviation = float(cell[0]), float(cell[1]), float(cell[2])
             d, spread = x - level, _spread(deviation, level)
             weights[i, b] = 1.0
@@ -362,18 +388,17 @@ def run_weeks(
             if not feeds[b, code]:
                 continue
             if learns(head, i):
-                if n == 0.0:
-                    cell[1] = x
+                if n < EARLY_FROM:
+                    _begin_cell(cell, x)
                 else:
                     memory_us = WEEKEND_US if weekend else WEEK_US
                     passed_us = min(float(taken_us[i] - last_us[slots[i], b]), 3_600_000_000.0)
                     slow = min(1.0 / WEEK_EVENTS, passed_us / memory_us)
                     share = max(1.0 / (n + 1.0), slow)
-                    limit = EARLY_CLIP * spread if n >= EARLY_FROM else np.inf
-                    limit = HUBER * spread if n >= ANCHOR_FROM else limit
+                    limit = (HUBER if n >= ANCHOR_FROM else EARLY_CLIP) * spread
                     mean = HUBER_MEAN if n >= ANCHOR_FROM else ABS_MEAN
                     cell[1] = level + share * _held(d, limit)
                     share = max(1.0 / n, slow / SPREAD_TIMES)
                     cell[2] = deviation + share * (min(abs(d), limit) / mean - deviation)
-                cell[0] = n + 1.0
+                    cell[0] = n + 1.0
             last_us[slots[i], b] = taken_us[i]

@@ -5,6 +5,10 @@ deviation take in an outlier at no more than three deviations, so that one wild 
 make the next one look usual. The row of a frozen entity (`features.freeze`) changes only what is of
 late: the mean of the last eight values, the last value and its run.
 
+Before so much is known that an outlier can be told, the wildest value waits (`_begin`): of the
+first five of a mean, and of those of an hour, it comes in after the other four, at six of their
+deviations at most. What is read before holds it whole: of four values none says which is wild.
+
 Each baseline stands beside a slower one of the same column, its slow twin: a mean beside an anchor
 of weeks, an hour of the day beside the same hour of working days or weekends (`features.anchors`).
 A value weighs by its own robust z against the slow one (Huber's weight, `weight_of`): whole within
@@ -29,11 +33,14 @@ from features.speed import AHEAD, borrowed, inlined, kernel, prefetch
 
 __all__ = [
     "BASE_FLOATS",
+    "EARLY_CLIP",
+    "EARLY_FROM",
     "HISTORY",
     "SEASON_FLOATS",
     "WEIGHT_SIGMA",
     "as_sigma",
     "deviation_of_share",
+    "near_two",
     "run_baselines",
     "run_seasons",
     "value_of",
@@ -41,7 +48,8 @@ __all__ = [
 ]
 
 BASE_FLOATS = 8
-"""Per instance: n, slow mean, variance, fast mean, last value, run length, slow and fast step."""
+"""Per instance: n, slow mean, variance, fast mean, last value, run length, slow and fast step. Of
+up to four values both steps are the same, and the wildest value stands in the latter's place."""
 
 HISTORY = 32
 """Values kept for quantiles; chosen: 256 bytes and 32 for their order, and quartiles of 32 values
@@ -57,6 +65,15 @@ CLIP_SIGMA = 3.0
 CLIP_FROM = 16.0
 """An outlier enters the slow mean at this many deviations, once so many values are known (Huber's
 weight with k = 3)."""
+
+EARLY_FROM, EARLY_CLIP = 5.0, 6.0
+"""So many values are waited for, the wildest of which comes in last, at so many deviations of the
+others at most. Chosen: the deviation of five values is good to a third, and a wild value is far
+beyond."""
+
+EARLY_STEP = 2.5
+"""The mean step between five values is at most this many of their deviations: 2 n / (n - 1). It is
+held there, for the steps to a wild value and back are as wild."""
 
 KNOWN_FROM = 3.0
 """Values needed before anything is called unusual."""
@@ -88,8 +105,8 @@ SHARE_EVENTS = 128.0
 """The deviation of a flag is that of its share, as if one more yes and one more no were known among
 the values, of which so many count at most: one that never was yes is not known to be never yes."""
 
-SEASON_FLOATS = 24 * 3
-"""Per instance: n, mean, variance of each hour of the day (UTC)."""
+SEASON_FLOATS = 24 * 4
+"""Per instance: n, mean, variance, wildest of the first values of each hour of the day (UTC)."""
 
 SEASON_EVENTS = 128.0
 SEASON_FROM = 8.0
@@ -187,12 +204,73 @@ def _remember(ring, order, n, x):
     order[at] = place
 
 
+@kernel
+def near_two(a, b, c):
+    """Of three values the middle one, the one nearer to it, the one further off."""
+    low, high = min(a, b), max(a, b)
+    middle = max(low, min(high, c))
+    low, high = min(low, c), max(high, c)
+    return (middle, low, high) if high - middle > middle - low else (middle, high, low)
+
+
+@kernel
+def _begin(row, at, x):
+    """Take one of the first five values into n (not raised), mean and variance, which lead `row`:
+    all but the wildest, which waits at row[at]. Where the other four are all equal nothing says
+    what is wild."""
+    n = row[0]
+    if n == 0.0:
+        row[1] = x
+    elif n == 1.0:
+        row[at] = x
+    elif n == 2.0:
+        middle, near, row[at] = near_two(row[1], row[at], x)
+        half = min(abs(near - middle) / 2.0, SIZE_MAX)
+        row[1] = middle + (near - middle) / 2.0
+        row[2] = half * half
+    else:
+        y = x
+        if abs(x - row[1]) > abs(row[at] - row[1]):
+            y, row[at] = row[at], x
+        _take(row, y, 1.0 / n, SIZE_MAX)
+    if n + 1.0 == EARLY_FROM:
+        limit = EARLY_CLIP * (np.sqrt(row[2]) + _floor(row[1])) if row[2] > 0.0 else SIZE_MAX
+        _take(row, row[at], 1.0 / EARLY_FROM, limit)
+
+
+@kernel
+def _take(row, x, share, limit):
+    """Take x, so far off at most, into mean and variance."""
+    d = min(max(x - row[1], -limit), limit)
+    row[1] += share * d
+    row[2] = (1.0 - share) * (row[2] + share * d * d)
+
+
+@inlined
+def _learn_step(row, step, early, weight):
+    """Take a step into the slow mean of steps and into that of late."""
+    n = row[0]
+    if early:
+        row[6] += (step - row[6]) / n
+        if n + 1.0 == EARLY_FROM:
+            row[7] = row[6]
+            row[6] = min(row[6], EARLY_STEP * (np.sqrt(row[2]) + _floor(row[1])))
+    else:
+        row[6] += weight * max(1.0 / n, 1.0 / SLOW_EVENTS) * (step - row[6])
+        row[7] += max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
+
+
 @inlined
 def _update(row, x, flag, weight):
     """Take x into the running means of one instance; what is of late takes it as it comes."""
     n = row[0]
+    early = n < EARLY_FROM and not flag
     if n == 0.0:
-        row[1] = row[3] = x
+        row[3] = x
+    if early:
+        _begin(row, 7, x)
+    elif n == 0.0:
+        row[1] = x
     else:
         d = min(max(weight * (x - row[1]), -SIZE_MAX), SIZE_MAX)
         if n >= CLIP_FROM and not flag:
@@ -203,10 +281,9 @@ def _update(row, x, flag, weight):
         row[2] = (1.0 - a) * (row[2] + a * d * d)
         if flag:
             row[2] = deviation_of_share(row[1], n + 1.0) ** 2
+    if n > 0.0:
         row[3] += max(1.0 / (n + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
-        step = abs(x - row[4])
-        row[6] += weight * max(1.0 / n, 1.0 / SLOW_EVENTS) * (step - row[6])
-        row[7] += max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
+        _learn_step(row, abs(x - row[4]), early, weight)
     row[5] = row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
     row[4] = x
     row[0] = n + 1.0
@@ -222,34 +299,40 @@ def _pass_by(row, x):
 
 
 @inlined
-def _running(op, row, x):
+def _running(op, row, x, flag):
     """A statistic of the running means; NaN where not enough is known."""
-    n = row[0]
+    n, mean, variance, fast_step = row[0], row[1], row[2], row[7]
+    if n < EARLY_FROM and not flag:
+        fast_step = row[6]
+        if n >= 2.0:
+            d = min(max(row[7] - mean, -SIZE_MAX), SIZE_MAX)
+            mean += d / n
+            variance = (1.0 - 1.0 / n) * (variance + d * d / n)
     if op == 5:
         return row[5] + 1.0 if n > 0.0 and x == row[4] else 1.0
     if n == 0.0:
         return np.nan
     if op == 0:
-        return row[1]
+        return mean
     if op == 3:
         return row[3]
     if op == 8:
         return row[4]
     if n < KNOWN_FROM:
         return np.nan
-    deviation = np.sqrt(row[2])
+    deviation = np.sqrt(variance)
     if op == 1:
         return deviation
     if op == 2:
-        return as_sigma((x - row[1]) / (deviation + _floor(row[1])), n)
+        return as_sigma((x - mean) / (deviation + _floor(mean)), n)
     if op == 4:
         fast = row[3] + max(1.0 / (n + 1.0), 1.0 / FAST_EVENTS) * (x - row[3])
-        return as_sigma((fast - row[1]) / (deviation + _floor(row[1])), n)
+        return as_sigma((fast - mean) / (deviation + _floor(mean)), n)
     step = abs(x - row[4])
     if op == 6:
-        fast_step = row[7] + max(1.0 / n, 1.0 / STEP_EVENTS) * (step - row[7])
-        return fast_step / (row[6] + _floor(row[1]))
-    return (x - row[4]) / (row[6] + _floor(row[1]))
+        fast_step += max(1.0 / n, 1.0 / STEP_EVENTS) * (step - fast_step)
+        return fast_step / (row[6] + _floor(mean))
+    return (x - row[4]) / (row[6] + _floor(mean))
 
 
 @inlined
@@ -336,7 +419,7 @@ def run_baselines(
             for k in range(e0, e1):
                 op, to = plan[k, 0], plan[k, 3]
                 if op < 9:
-                    out[i, to] = _running(op, row, x)
+                    out[i, to] = _running(op, row, x, flags[b])
                 else:
                     out[i, to] = _ranked(op, kept, ranks, min(n, HISTORY), x)
             if not feeds[b, code]:
@@ -354,7 +437,7 @@ def run_seasons(
     slots, taken_us, head, reals_in, feeds, sources, logs, histories, plan, plan_at, slow, state,
     weights, out
 ):  # fmt: skip
-    """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 72)."""
+    """Usual values by hour of the day; parameters as in `run_baselines`, state (slots, n * 96)."""
     reals_in, head, state, weights, out = borrowed(reals_in, head, state, weights, out)
     instances = len(logs)
     for i in range(len(slots)):
@@ -367,8 +450,8 @@ def run_seasons(
             x = value_of(sources[b, code], logs[b], i, reals_in, out)
             if x != x:
                 continue
-            at = b * SEASON_FLOATS + hour * 3
-            row = state[slots[i], at : at + 3]
+            at = b * SEASON_FLOATS + hour * 4
+            row = state[slots[i], at : at + 4]
             if row[0] >= SEASON_FROM:
                 for k in range(e0, e1):
                     usual = row[1]
@@ -377,14 +460,15 @@ def run_seasons(
                         usual = as_sigma(usual, row[0])
                     out[i, plan[k, 3]] = usual
             if feeds[b, code] and learns(head, i):
-                if row[0] == 0.0:
-                    row[1] = x
+                if row[0] < EARLY_FROM:
+                    _begin(row, 3, x)
                 else:
                     d = min(max(x - row[1], -SIZE_MAX), SIZE_MAX)
                     if slow[b] >= 0:
                         d *= weights[i, slow[b]]
-                    if row[0] >= CLIP_FROM:
-                        limit = CLIP_SIGMA * (np.sqrt(row[2]) + _floor(row[1]))
+                    if row[0] >= CLIP_FROM or row[2] > 0.0:
+                        held = CLIP_SIGMA if row[0] >= CLIP_FROM else EARLY_CLIP
+                        limit = held * (np.sqrt(row[2]) + _floor(row[1]))
                         d = min(max(d, -limit), limit)
                     a = max(1.0 / (row[0] + 1.0), 1.0 / SEASON_EVENTS)
                     row[1] += a * d

@@ -13,7 +13,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from typing import Any
@@ -219,28 +219,31 @@ def _faults(declared: tuple[Feature, ...]) -> list[str]:
     for feature in declared:
         wrong = _type_faults(feature)
         at = place_of(feature.declared_at)
-        faults += [f"{at}: feature {feature.name!r}: {fault}" for fault in wrong]
-        sound += [] if wrong else [feature]
+        faults += [f"{at}: feature {feature.name!r}: {said}" for said in wrong.values()]
+        sound.append(_mended(feature, wrong) if wrong else feature)
     known = {(f.event, f.name): f for f in sound}
     seen: dict[tuple[str, str], str] = {}
     for feature in sound:
         at = place_of(feature.declared_at)
         place = f"{at}: " if at else ""
         known_types = (*event_types(), *made_types())
+        if feature.event == _UNSAID:
+            continue
         if feature.event not in known_types:
             faults.append(
                 f"{place}feature {feature.name!r}: unknown event type {feature.event!r}; event"
                 f" types are {', '.join(known_types)}"
             )
             continue
-        if (feature.event, feature.name) in seen:
+        if feature.name != _UNSAID and (feature.event, feature.name) in seen:
             first = seen[feature.event, feature.name]
             faults.append(
                 f"{place}{feature.event}.{feature.name}: declared twice, first at {first}"
             )
         seen.setdefault((feature.event, feature.name), at)
         found = [*_name_faults(feature), *_feature_faults(feature, known)]
-        faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in found]
+        told = [fault for fault in found if repr(_UNSAID) not in fault]
+        faults += [f"{place}{feature.event}.{feature.name}: {fault}" for fault in told]
     for event in dict.fromkeys(feature.event for feature in sound):
         for circle in circles(f for f in sound if f.event == event):
             faults.append(_circle_fault(circle))
@@ -251,8 +254,31 @@ _TEXTS = ("name", "event", "entity", "op", "why", "unit", "group")
 _TEXTS_OR_NONE = ("column", "where", "other", "baseline", "count")
 
 
-def _type_faults(feature: Feature) -> list[str]:
-    """Values of a declaration that are of no type that they may be of."""
+_UNSAID = "\0"
+"""Stands in for a text that is none, so that all else of the declaration is looked at; what is said
+of it itself is left out."""
+
+
+def _mended(feature: Feature, wrong: Iterable[str]) -> Feature:
+    """The declaration with other values in place of those whose type is wrong."""
+    op = OPERATIONS.get(feature.op) if isinstance(feature.op, str) else None
+    fitting: dict[str, Any] = {
+        "feeds": (),
+        "window_s": 86_400 if op is not None and op.window else None,
+        "high_is_odd": None,
+        "why": "{value}" if feature.baseline is None else "{value} {baseline}",
+        "baseline": _UNSAID if "{baseline}" in str(feature.why) else None,
+        "column": _UNSAID if op is not None and op.column else None,
+        "where": _UNSAID if op is not None and op.where_needed else None,
+        "other": _UNSAID if op is not None and op.other else None,
+        "count": _UNSAID if op is not None and op.count else None,
+        "group": GROUPS[0],
+    }
+    return replace(feature, **{name: fitting.get(name, _UNSAID) for name in wrong})
+
+
+def _type_faults(feature: Feature) -> dict[str, str]:
+    """Values of a declaration that are of no type that they may be of: what is wrong, by name."""
     wanted = dict.fromkeys(_TEXTS, "a text")
     wanted |= dict.fromkeys(_TEXTS_OR_NONE, "a text or None")
     wrong = [
@@ -273,11 +299,13 @@ def _type_faults(feature: Feature) -> list[str]:
         "window_s": "a whole number of seconds or None",
         "high_is_odd": "True, False or None",
     }
-    return [f"{name}: expected {wanted[name]}, got {getattr(feature, name)!r}" for name in wrong]
+    return {n: f"{n}: expected {wanted[n]}, got {getattr(feature, n)!r}" for n in wrong}
 
 
 def _name_faults(feature: Feature) -> list[str]:
     """What is wrong with the name of a feature whose event type exists."""
+    if feature.name == _UNSAID:
+        return []
     if not NAME.fullmatch(feature.name):
         return [
             "the name may hold small letters, digits and underscores, at most 63, and begins with a"
@@ -311,6 +339,7 @@ def _feature_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> 
     op = OPERATIONS.get(feature.op)
     if op is None:
         faults.append(f"unknown operation {feature.op!r}; operations are {', '.join(OPERATIONS)}")
+        faults += _faults_of_any(feature, known)
     if feature.group not in GROUPS:
         faults.append(f"unknown group {feature.group!r}; groups are {', '.join(GROUPS)}")
     if not feature.unit:
@@ -362,6 +391,38 @@ def _why_faults(feature: Feature, known: dict[tuple[str, str], Feature]) -> list
     return faults
 
 
+def _faults_of_any(feature: Feature, known: dict[tuple[str, str], Feature]) -> list[str]:
+    """What no operation could read or be over, where it is not known which one is meant."""
+    faults = []
+    if feature.window_s is not None and not 0 < feature.window_s <= WINDOW_S_MAX:
+        faults.append(_no_window(feature.window_s))
+    event, features = feature.event, [name for of, name in known if of == feature.event]
+    read = feature.feeds or (event,)
+    numbers = [n for name in read if name in event_types() for n in real_names(name)]
+    conditions = [n for name in read if name in event_types() for n in flag_names(name)]
+    keys = [n for name in (event, *read) if name in event_types() for n in key_names(name)]
+    column = inputs_of(feature.column or "")[0]
+    if feature.column is not None and column not in (*numbers, *conditions, *features):
+        faults.append(_no_column(event, column, tuple(dict.fromkeys(numbers))))
+    if feature.where is not None and feature.where not in conditions:
+        valid = ", ".join(dict.fromkeys(conditions))
+        faults.append(f"{event!r} has no condition {feature.where!r}; conditions are {valid}")
+    if feature.other is not None and feature.other not in (*keys, *features, *numbers):
+        valid = ", ".join(dict.fromkeys(keys))
+        faults.append(
+            f"{event!r} has no entity, string column or feature {feature.other!r}; entities and"
+            f" columns are {valid}"
+        )
+    if feature.count is not None and feature.count not in features:
+        faults.append(f"count {feature.count!r} names no feature of {event!r}")
+    return faults
+
+
+def _no_window(window_s: int) -> str:
+    """The sentence for a window that is none, or too long."""
+    return f"window_s is {window_s}; it must be in 1..{WINDOW_S_MAX}"
+
+
 _OF_THE_ROW = frozenset(
     ("baseline", "season", "anchor", "week", "trend", "geo", "members", "correlations",
      "categories")
@@ -391,7 +452,7 @@ def _operand_faults(
     elif not op.window and feature.window_s is not None:
         faults.append(f"operation {op.name!r} takes no `window_s`")
     if feature.window_s is not None and not 0 < feature.window_s <= WINDOW_S_MAX:
-        faults.append(f"window_s is {feature.window_s}; it must be in 1..{WINDOW_S_MAX}")
+        faults.append(_no_window(feature.window_s))
     if op.family == "risk" and (feature.window_s or 0) % 86_400:
         faults.append(
             f"window_s is {feature.window_s}; operation {op.name!r} goes by days of 86400"

@@ -33,6 +33,7 @@ __all__ = [
     "has_key",
     "has_real",
     "key_names",
+    "made_by_user",
     "meaning_of",
     "real_names",
     "unit_of",
@@ -284,6 +285,12 @@ def derived_columns() -> tuple[Derived, ...]:
 def _derived(event: str) -> dict[str, Derived]:
     """Derived columns of an event type by name."""
     return {d.name: d for d in derived_columns() if d.event == event}
+
+
+@cache
+def made_by_user(event: str) -> dict[str, Derived]:
+    """Derived columns of an event type that a user declared, by name."""
+    return {d.name: d for d in own().derived if d.event == event}
 
 
 @cache

@@ -21,6 +21,7 @@ from features.batch import EventBatch, FeatureMatrix, sample_batch
 from features.catalog import Catalog
 from features.errors import StateError
 from features.events import event_code, event_types
+from features.keys import group_of
 from features.labels import Label
 from features.late import Changed
 from features.layout import LAYOUT, carry_over, layout_array
@@ -80,6 +81,7 @@ class GroupEngine:
         panes of 10 s (`features.panes`); 0: never
     distinct_max : different others of an entity in its longest window above which it keeps a sample
         of its pairs and its counts are estimates (`features.sampling`); 0: never
+    groups : how many groups share the entities
     """
 
     def __init__(
@@ -91,10 +93,13 @@ class GroupEngine:
         emptied_max: int = 0,
         exact_max: int = 0,
         distinct_max: int = DISTINCT_MAX,
+        groups: int = 1,
     ) -> None:
         self.catalog = catalog
-        self.group = group
+        self.group, self.groups = group, groups
         self.labels = 0
+        self.labels_unknown = 0
+        """Entities of this group that labels named and that were not there."""
         self._emptied_max = emptied_max
         self._plan = plan_of(catalog)
         late_us = round(1e6 * late_s)
@@ -195,12 +200,11 @@ class GroupEngine:
         present = lanes or ((rows.lane,) if rows.lane >= 0 else ())
         results = {lane: GroupFeatures(lane) for lane in sorted(present)}
         if rows.labels:
-            for state in self._states.values():
-                self.labels += state.label(rows.labels)
+            self._hear(rows.labels)
         for entity, head in rows.heads.items():
             state = self._states[entity]
             out, emitted, changed = state.process(
-                head, rows.reals[entity], rows.round, rows.clock_us
+                head, rows.reals[entity], rows.round, rows.clock_us, rows.due_us
             )
             self._home(state, rows.lane, head, out, emitted, results)
             for lane, correction in [] if changed is None else _corrections(state.plan, changed):
@@ -215,6 +219,15 @@ class GroupEngine:
         for state in self._states.values():
             state.expire(self.clock_us)
         return results
+
+    def _hear(self, labels: Sequence[Label]) -> None:
+        """Let verdicts become known, and count whom they do not reach."""
+        for entity, state in self._states.items():
+            self.labels += state.label(labels)
+            named = [key for one in labels for of, key in one.entities if of == entity]
+            keys = np.array(named, np.int64).view(np.uint64)
+            mine = keys[group_of(keys, self.groups) == self.group]
+            self.labels_unknown += int(np.count_nonzero(state.table.find(mine) < 0))
 
     def process_span(
         self,
@@ -259,8 +272,7 @@ class GroupEngine:
         told: list[dict[int, list[Absences]]] = [{lane: [] for lane in here} for here in lanes]
         corrected: list[list[tuple[int, Correction]]] = [[] for _ in lanes]
         if rows.labels and rows.labels[0]:
-            for state in self._states.values():
-                self.labels += state.label(rows.labels[0])
+            self._hear(rows.labels[0])
         for entity, state in self._states.items():
 
             def after(
@@ -285,6 +297,7 @@ class GroupEngine:
                 rows.reals.get(entity, _NO_REALS),
                 rows.ends.get(entity, np.zeros(len(clocks), np.int64)),
                 rows.clock_us,
+                rows.due_us,
                 dues,
                 rows.names.get(entity),
                 after,
@@ -396,6 +409,7 @@ class GroupEngine:
         emptied_max: int = 0,
         exact_max: int = 0,
         distinct_max: int = DISTINCT_MAX,
+        groups: int = 1,
     ) -> GroupEngine:
         """The engine as it was after the last delta: every later feature is the same bit for bit.
 
@@ -405,7 +419,7 @@ class GroupEngine:
         ------
         StateError : a snapshot of another format, or one that cannot go over to the catalogue
         """
-        engine = cls(catalog, group, late_s, ttl_h, emptied_max, exact_max, distinct_max)
+        engine = cls(catalog, group, late_s, ttl_h, emptied_max, exact_max, distinct_max, groups)
         dumps = ([] if base is None else [base]) + deltas
         for arrays in dumps:
             found = int(arrays["format"][0])
@@ -539,9 +553,7 @@ class OfflineEngine:
     ) -> None:
         self.catalog = catalog
         self.engines = [
-            GroupEngine(
-                catalog, group, late_s, ttl_h, exact_max=exact_max, distinct_max=distinct_max
-            )
+            GroupEngine(catalog, group, late_s, ttl_h, 0, exact_max, distinct_max, groups)
             for group in range(groups)
         ]
         self._round = 0

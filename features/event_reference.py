@@ -32,10 +32,11 @@ report's `in` is the sum of `scored`, `duplicates` and `dead_lettered`.
 **Repeated.** An event id that its event type has had within `dedup_horizon_s` (an hour) is counted
 as `duplicates` and touches neither features nor votes, however late or early it says it is. One
 that became a dead letter has not been had: sent again, put right or once it is time, it is new.
-Each lane knows the ids it has seen itself. A producer's retry and a topic sent again bring an event
-to the partition it was in, and so to its lane; sent with another key it may reach a partition of
-another lane, where it is a new event. Asking across lanes would put one more exchange of all ids
-between workers before every round; `lanes = 1` finds these, too.
+Each lane knows the ids it has seen itself, whichever of its partitions they were in. A producer's
+retry and a topic sent again bring an event to the partition it was in, and so to its lane; sent
+with another key, or with none, it may reach a partition of another lane, where it is a new event:
+a flow of several lanes says so at its start. Asking across lanes would put one more exchange of all
+ids between workers before every round; `lanes = 1` finds these, too.
 
 **The clock.** What is late is held against the event time of the stream, not against the wall
 clock: a backlog of yesterday is read as if it were live. Each partition of each topic has its own
@@ -71,9 +72,11 @@ it takes the oldest of what it has read first, and the lanes of a process go tog
 at its end holds nobody up, nor does one that has given nothing for ten seconds, nor a wrong clock.
 Live events of the others wait meanwhile. With `late_s = 0` partitions are read as they come,
 but for what a break has left over. What can still be too late: events that come to a
-partition after others have gone on without it, as from a producer or a broker that was away alone,
-and partitions of lanes in different processes. They go to the oldest place their entity still
-knows: windows count them there and not in their own minute. They are counted as `late_beyond`.
+partition after others have gone on without it, as from a producer or a broker that was away alone.
+Of live partitions, also of lanes in different processes, one may be 15 minutes behind another: late
+is held against the one furthest behind of those heard of in the last ten seconds. What is beyond
+that goes to the oldest place its entity still knows: windows count it there and not in its own
+minute. It is counted as `late_beyond`, and said at the end of a run.
 
 The rhythm of who is listened for is as had the late event come in time, but what was told of
 silence stays told: an absence is not taken back, and one of a silence that was over by then is not
@@ -85,7 +88,11 @@ more than it gives.
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,
 against which `time_future_s_max` was held before, so `early_s` refuses more only where it is the
-smaller of the two; a file is held against the rows around each row.
+smaller of the two; a file is held against the rows around each row. One that is let in ahead of the
+clock, as of a producer that is fast by less, or in a backlog that is hours behind the wall clock,
+moves nobody else's time: events in time are put before it, up to 15 minutes (or `late_s`, where
+that is more) ahead of the clock. Further ahead, it makes the rows of its own entities `late_beyond`
+until the clock has passed it. `early_s` may be no larger than that.
 
 The dead letter names topic, partition and offset, or the row of the file; the event itself stands
 in `raw` as JSON of its fields, whatever it was encoded in, and can be sent again at any time: one

@@ -13,10 +13,14 @@ the late one in place of it, so that only late rows cost. To take late values of
 exact for sums alone: baselines, histories and homes depend on the order.
 
 Two to three generations are kept, so that a row within the bound always finds a checkpoint before
-it: a generation goes when the bound is past all that came before the next one began. An entity with
-many rows gets a checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few.
-Rings keep the records that their oldest checkpoint counts. A row for which no checkpoint is old
-enough is put behind the oldest and counted apart (`beyond`).
+it: a generation goes when the bound is past all that came before the next one began. What is past
+goes by the place furthest behind of those heard of, not by the newest: a partition may be minutes
+behind another, and rows of entities they share are in time for their own. Rows ahead of the clock,
+as of a producer whose clock is wrong, keep the generations they came in until the clock has passed
+them. Of both a quarter of an hour is waited for (`clock.APART_US`). An entity with many rows gets a
+checkpoint each `EVERY` rows, too, so that a row that is a little late repeats few. Rings keep the
+records that their oldest checkpoint counts. A row for which no checkpoint is old enough is put
+behind the oldest and counted apart (`beyond`).
 
 What labels change is no row and has a place among them: counts of frauds are told to checkpoints,
 too, and a corrected row keeps what it was given of them, as of its own round; what a verdict makes
@@ -25,7 +29,8 @@ usual it makes so again behind the rows that were before it (`features.verdicts`
 Rows of the same time stand by event code, partition, offset and lane; so a row of the same time
 that comes later and sorts before counts as late, or a stream would depend on how it was cut.
 
-Memory, at most, beside 32 bytes an entity:
+Memory, at most, beside 32 bytes an entity, where no place is behind another and no row ahead of the
+clock; where they are, by so much time more in place of 2 late_s: a quarter of an hour each.
 rows/s x 2 late_s x (44 + 8 x (other keys + reals) + 12 x pairs of a row) bytes
 + entities touched in late_s x 2 x (96 + what of their state is not 0) bytes,
 and a tenth of that which lies idle. Of a payment these are 592 bytes in all its entity types where
@@ -45,6 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.checkpoints import Checkpoints
+from features.clock import APART_US
 from features.errors import ConfigError
 from features.events import event_types
 from features.logged import (
@@ -153,7 +159,7 @@ class LateRows:
         self.late_us = late_us
         self.placed = self.beyond = 0
         self._state = state
-        self._clock_us = self._newest_us = 0
+        self._clock_us = self._newest_us = self._due_us = 0
         self._generations: list[_Generation] = []
         plan = state.plan
         self._rows = Shelf(
@@ -229,6 +235,11 @@ class LateRows:
         return self._clock_us
 
     @property
+    def due_us(self) -> int:
+        """The clock of the place furthest behind in that round."""
+        return self._due_us
+
+    @property
     def newest_us(self) -> int:
         """Newest event time of the rows so far."""
         return self._newest_us
@@ -252,31 +263,42 @@ class LateRows:
             meta[at, ROUND] = rounds[len(rounds) - len(logged) :]
             meta[at, ROW] = places[len(places) - len(logged) :]
 
-    def calm(self, clock_us: int, newest_us: int, first_us: int, next_us: int) -> bool:
+    def since_us(self, clock_us: int, due_us: int) -> int:
+        """Before this nothing is in time any more: the bound before the place furthest behind.
+
+        Parameters
+        ----------
+        clock_us, due_us : of a round; `due_us` below 1 where nothing is known of places
+        """
+        return _behind(clock_us, due_us) - self.late_us
+
+    def calm(
+        self, clock_us: int, due_us: int, newest_us: int, first_us: int, since_us: int
+    ) -> bool:
         """Whether a round is logged whole, and neither begins a generation nor lets one go.
 
         Parameters
         ----------
-        clock_us, newest_us : as they are before the round
+        clock_us, due_us, newest_us : as they are before the round
         first_us : time of its first row
-        next_us : the clock with the round in it
+        since_us : with the round in it
         """
         generations = self._generations
         if not generations or clock_us <= 0 or newest_us <= 0:
             return False
-        now = min(clock_us, newest_us)
+        now = min(_behind(clock_us, due_us), newest_us)
         old = len(generations) > 1 and now - self.late_us > generations[1].horizon_us
         turns = old or now - generations[-1].start_us >= self.late_us
-        return not turns and (first_us >= next_us - self.late_us or first_us <= newest_us)
+        return not turns and (first_us >= since_us or first_us <= newest_us)
 
     def process(
-        self, head: Int64, reals: Float64, round_: int, clock_us: int
+        self, head: Int64, reals: Float64, round_: int, clock_us: int, due_us: int
     ) -> tuple[Float64, Int16 | None, Changed | None]:
         """Features of rows in order; arguments and result as of `EntityState.process`."""
         state = self._state
-        old = self._out_of_reach(head, clock_us)
+        old = self._out_of_reach(head, self.since_us(clock_us, due_us))
         if old == 0:
-            return self._logged(head, reals, round_, clock_us)
+            return self._logged(head, reals, round_, clock_us, due_us)
         slots, taken_us, _ = state.intern(head[:old])
         state.keep_all(slots, head[:old])
         marked = state.marked(slots, taken_us, head[:old])
@@ -284,34 +306,35 @@ class LateRows:
         state.listen(slots, head[:old])
         self._newest_us = int(head[old - 1, 1])
         self._clock_us = max(self._clock_us, self._newest_us)
+        self._due_us = self._newest_us
         self._generations.clear()
         if old == len(head):
-            self._clock_us = max(self._clock_us, clock_us)
+            self._clock_us, self._due_us = max(self._clock_us, clock_us), due_us
             return out, emitted, None
-        more, more_emitted, _ = self._logged(head[old:], reals[old:], round_, clock_us)
+        more, more_emitted, _ = self._logged(head[old:], reals[old:], round_, clock_us, due_us)
         out = np.concatenate([out, more])
         if emitted is not None and more_emitted is not None:
             emitted = np.concatenate([emitted, more_emitted])
         return out, emitted, None
 
-    def _out_of_reach(self, head: Int64, clock_us: int) -> int:
+    def _out_of_reach(self, head: Int64, since_us: int) -> int:
         """Rows that need no log: all is in order and the next round's late rows come after them."""
-        since_us = clock_us - self.late_us
         if head[0, 1] >= since_us or head[0, 1] <= self._newest_us:
             return 0
         return int(np.searchsorted(head[:, 1], since_us))
 
-    def _turn(self, clock_us: int) -> None:
+    def _turn(self, clock_us: int, due_us: int) -> None:
         """Begin a generation, let go what no late row can need; the time is of the round before.
 
         What came before a generation has times up to its horizon. A row from farther ahead than
-        the bound does not make the others wait. The clock goes on in silence, which makes nothing
+        that does not make the others wait. The clock goes on in silence, which makes nothing
         late: the newest row bounds it.
         """
-        now = min(self._clock_us or clock_us, self._newest_us or clock_us)
+        clock_before_us = self._clock_us or clock_us
+        now = min(_behind(clock_before_us, self._due_us), self._newest_us or clock_us)
         generations = self._generations
         if not generations or now - generations[-1].start_us >= self.late_us:
-            horizon_us = min(self._newest_us, now + self.late_us)
+            horizon_us = min(self._newest_us, clock_before_us + max(self.late_us, APART_US))
             generations.append(_Generation(now, horizon_us, self._rows.top, self._checkpoints.top))
         while len(generations) > 1 and now - self.late_us > generations[1].horizon_us:
             generations.pop(0)
@@ -320,16 +343,16 @@ class LateRows:
         self._verdicts.forget(self._checkpoints.first)
         for ring in self._state.rings:
             ring.thinned.forget(self._checkpoints.first)
-        self._clock_us = max(self._clock_us, clock_us)
+        self._clock_us, self._due_us = max(self._clock_us, clock_us), due_us
 
     def _logged(
-        self, head: Int64, reals: Float64, round_: int, clock_us: int
+        self, head: Int64, reals: Float64, round_: int, clock_us: int, due_us: int
     ) -> tuple[Float64, Int16 | None, Changed | None]:
         """Features of rows that are logged."""
         state, rows, checkpoints = self._state, self._rows, self._checkpoints
         if not len(self._sources):
             self._find_sources()
-        self._turn(clock_us)
+        self._turn(clock_us, due_us)
         self._newest_us = max(self._newest_us, int(head[-1, 1]))
         slots, taken_us, before_us = state.intern(head, placed=True)
         state.keep_all(slots, head)
@@ -611,7 +634,7 @@ class LateRows:
         """
         rows, checkpoints = self._rows, self._checkpoints
         counts = (self._clock_us, self._newest_us, self.placed, self.beyond)
-        bounds = (rows.first, rows.top, checkpoints.first, checkpoints.top)
+        bounds = (rows.first, rows.top, checkpoints.first, checkpoints.top, self._due_us)
         generations = [(g.start_us, g.horizon_us, g.row, g.checkpoint) for g in self._generations]
         for shelf in (rows, checkpoints):
             shelf.begin(everything)
@@ -638,6 +661,7 @@ class LateRows:
         """Put a snapshot back, oldest first."""
         counts = [int(n) for n in arrays["counts"]]
         self._clock_us, self._newest_us, self.placed, self.beyond = counts[:4]
+        self._due_us = counts[8] if len(counts) > 8 else 0  # not in a snapshot of before
         self._generations = [_Generation(*map(int, g)) for g in arrays["generations"]]
         self._links[slots] = arrays["links"]
         if "verdicts" in arrays:  # not in a snapshot of before they were kept
@@ -660,6 +684,11 @@ class LateRows:
         }
         more_flags = len(self._state.plan.flags) > FLAGS_FEW
         return log_of(rows, more_flags, rings, self._state.note_words)
+
+
+def _behind(clock_us: int, due_us: int) -> int:
+    """The time by the place furthest behind; by none that is further behind than is waited for."""
+    return clock_us if due_us <= 0 else max(min(clock_us, due_us), clock_us - APART_US)
 
 
 @dataclass(frozen=True, slots=True)

@@ -565,7 +565,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 """Operation by name."""
 
-SEMANTICS = 4
+SEMANTICS = 5
 """Part of the catalogue's version; raised when an operation, a derived column or a constant of a
 kernel comes to mean something else, so that old bundles and state are not taken for new ones."""
 

@@ -4,7 +4,8 @@ Pure text, nothing is run here. `waxwing features verify` gives the queries to D
 answers against what the kernels computed: two programs by different people, told the same sentence.
 
 The events lie in one table, `events`: the declared fields of all event types, `event` (the type),
-`i` (number of the row among those of its type), `k` and `tie`.
+`i` (number of the row among those of its type), `k` and `tie`. What was said of them later lies in
+a second one, `verdicts`.
 
 SQL's `RANGE` takes in every row of the same time, ours only those that came before in the
 journal's order. So the windows are not ordered by time but by `k`, which is the time in
@@ -20,16 +21,18 @@ from dataclasses import dataclass
 from features.baselines import FLOOR, FLOOR_SHARE, HISTORY, KNOWN_FROM, MAD_SIGMA
 from features.catalog import inputs_of
 from features.categories import CATEGORIES
-from features.columns import flag_names, real_names
+from features.columns import flag_names, made_by_user, real_names
 from features.derivation import operands
 from features.events import event_type
 from features.geo import EARTH_KM, GAP_S_MIN
 from features.operations import HISTORY_FROM, OPERATIONS, PRIOR_AGE_S, PRIOR_EVENTS
+from features.oracle_risk import risk_values
 from features.plan import PAIR_TTL_S
 from features.rates import RATE_TAU_S, YOUNG_S
+from features.risk import DAY_US
 from features.spec import Feature
 
-__all__ = ["Question", "answer_table", "question", "why_not"]
+__all__ = ["Question", "answer_table", "made_column", "question", "why_not"]
 
 SQL_COLUMNS: Mapping[str, str] = {
     "hour": "(time_us % 86400000000) / 3.6e9",
@@ -64,13 +67,13 @@ SQL_COLUMNS: Mapping[str, str] = {
 
 EXACT = (
     "count", "share", "max", "min", "distinct", "distinct_share", "first_time", "since_pair",
-    "distinct_ever", "since", "age", "ever", "since_place",
+    "distinct_ever", "since", "age", "ever", "since_place", "run_length", "risk_count",
+    "risk_count_ever", "last_label", "since_fraud", "genuine_since_fraud",
 )  # fmt: skip
 """Operations that count, choose or subtract times: every bit of the answer must be the same."""
 
 NO_SQL: Mapping[str, str] = {
     "home_km": "the home is a running mean that takes in one place after another",
-    "run_length": "the length of a run is found value by value",
     "usual": "an exponentially weighted mean that holds outliers back, value by value",
     "season_usual": "an exponentially weighted mean by hour that holds outliers back",
     "anchor": "a level that holds values back by their own deviation, one after another",
@@ -107,18 +110,22 @@ def answer_table(event: str, name: str) -> str:
     return f'"answer {event} {name}"'
 
 
+def made_column(name: str, kind: str) -> str:
+    """Column of `events` that holds what a user's function makes of each row, NULL where it is not
+    known: nobody writes such a column down in SQL, so both sides have it from the function."""
+    return f"made {kind} {name}"
+
+
 def why_not(feature: Feature) -> str | None:
     """Why a feature has no meaning in SQL; None where it has one."""
     op = OPERATIONS[feature.op]
     own = feature.feeds in ((), (feature.event,))
     if op.name in NO_SQL:
         return NO_SQL[op.name]
-    if op.family == "baseline" and op.code < HISTORY_FROM and op.name != "last":
+    if op.family == "baseline" and op.code < HISTORY_FROM and op.name not in ("last", "run_length"):
         return NO_SQL["usual"]
     firsts = {"season": "season_usual", "anchor": "anchor", "week": "week_usual"}
     firsts |= {"trend": "trend", "members": "peer_mean"}
-    if op.family == "risk":
-        return "labels come by the control lane, not as events"
     if op.family in firsts:
         return NO_SQL[firsts[op.family]]
     name = inputs_of(feature.column or "")[0]
@@ -159,12 +166,27 @@ def question(feature: Feature, ties: int) -> Question:
         "geo": _place,
         "baseline": _history,
         "categories": _entropy,
+        "risk": _risk,
     }
     return Question(feature, families[op.family](feature, ties), exact)
 
 
 def _column(feature: Feature, name: str) -> str | None:
-    """A column as SQL; None where nobody wrote it down."""
+    """A column as SQL; None where nobody wrote it down. Each row has that of its event type."""
+    written = _written(feature, name)
+    events = dict.fromkeys((feature.event, *feature.feeds))
+    made = {event: made_by_user(event)[name] for event in events if name in made_by_user(event)}
+    if not made:
+        return written
+    column = f'"{made_column(name, next(iter(made.values())).kind)}"'
+    if written is None or len(made) == len(events):
+        return column
+    theirs = ", ".join(f"'{event}'" for event in made)
+    return f"CASE WHEN event IN ({theirs}) THEN {column} ELSE {written} END"
+
+
+def _written(feature: Feature, name: str) -> str | None:
+    """A field, or one of our own derived columns, as SQL; None where nobody wrote it down."""
     fields = [f.name for f in event_type(feature.event).fields]
     for event in feature.feeds:
         fields += [f.name for f in event_type(event).fields]
@@ -309,6 +331,8 @@ def _history(feature: Feature, ties: int) -> str:
     x = f"sign{column} * ln(1 + abs{column})" if log else column
     rows = _rows(feature, f"{x} AS x")
     # The quartiles of the last values, and how many they are; a row without a value is no value.
+    if feature.op == "run_length":
+        return _select(feature, *_run_length(rows))
     known = (
         f"(SELECT *, count(x) OVER ({_LAST}) AS n, list(x) OVER ({_LAST}) AS l, lag(x) OVER"
         f" (PARTITION BY e ORDER BY k) AS x0, quantile_cont(x, [0.25, 0.5, 0.75]) OVER ({_LAST})"
@@ -335,6 +359,28 @@ def _history(feature: Feature, ties: int) -> str:
     if feature.op != "last":
         value = f"CASE WHEN n >= {KNOWN_FROM:g} THEN {value} END"
     return _select(feature, value, known)
+
+
+def _run_length(rows: str) -> tuple[str, str]:
+    """Gaps and islands: a value that differs from the one before begins a run."""
+    order = "PARTITION BY e ORDER BY k"
+    begins = (
+        f"(SELECT *, x IS DISTINCT FROM lag(x) OVER ({order}) AS b FROM {rows} WHERE x IS NOT NULL)"
+    )
+    runs = f"(SELECT *, sum(b::INT) OVER ({order}) AS run FROM {begins})"
+    return "row_number() OVER (PARTITION BY e, run ORDER BY k)", runs
+
+
+def _risk(feature: Feature, ties: int) -> str:
+    """What late verdicts say of the entity, see `features.oracle_risk`."""
+    fed = ", ".join(f"'{name}'" for name in feature.feeds or (feature.event,))
+    day = f"time_us // {DAY_US} AS day"
+    said = (
+        f"(SELECT {_key(feature, feature.entity)} AS e, {day}, time_us, heard_us, fraud"
+        f" FROM verdicts WHERE event IN ({fed}) AND e IS NOT NULL)"
+    )
+    inner = risk_values(feature, _rows(feature, day), said)
+    return f"SELECT i, v::DOUBLE AS v, v AS size FROM ({inner}) WHERE event = '{feature.event}'"
 
 
 def _entropy(feature: Feature, ties: int) -> str:

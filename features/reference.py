@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from features.catalog import Catalog, catalog, inputs_of
+from features.catalog import Catalog, catalog, declared_features, inputs_of
 from features.columns import derived_columns
+from features.events import event_types
 from features.operations import OPERATIONS
 from features.sequence import COMMON, STEPS, TOKENS, WIDTH
 from features.spec import Feature
@@ -87,7 +88,11 @@ def reference(cat: Catalog) -> str:
         "computes the features of all rows of a file and asks DuckDB for each in SQL",
         "(`features/oracle.py`): counts, shares, extremes and times must be the same in every bit,",
         "other numbers within 1e-9. What is found value by value, such as a mean that holds",
-        "outliers back, has no meaning in SQL and is named as not compared.",
+        "outliers back, has no meaning in SQL and is named as not compared. What the data say of",
+        "their events (`[truth]` of a mapping, the simulator) is heard as verdicts for it,",
+        "`label_delay_s` (7 days) after a fraud and half as long after some that are none, and",
+        "lies beside them in a second table; without it features of group `risk` have one value.",
+        "No verdict makes an entity stand still there.",
     ]
     for event in cat.event_types:
         lines += [
@@ -186,6 +191,20 @@ UNTWINNED = (
 """Operations without a slow twin, and why they need none."""
 
 
+FIRST_VALUES = (
+    "Of the first five values of a mean, of an hour of the day or of the week, the wildest",
+    "waits: it comes in after the other four, at six of their deviations at most, and so is",
+    "held what comes next until sixteen are known. A trend lets the wildest of eight wait, an",
+    "anchor that of sixteen. So no one value of 50 or 1,000 deviations blinds what is told of",
+    "the entity later on. `step` and `flatness` are held only where it is one of the first",
+    "four: of 1,000 deviations as the fifth or later it blunts them for hundreds of events (a",
+    "step of ten is told as 0.6 an hour later, by a sample a minute). Where the first values",
+    "are all equal but one, that one counts whole: nothing says how wild it is.",
+    "",
+)
+"""How first values are held, where nothing is known yet that could hold them."""
+
+
 def _usual() -> list[str]:
     """How what is usual is learned, frozen, and borrowed by new entities."""
     return [
@@ -211,6 +230,7 @@ def _usual() -> list[str]:
         "0.25. Of a flag (`merchant_strangers`) no value is an outlier: it weighs by how far the",
         "share of the last day is from that of weeks.",
         "",
+        *FIRST_VALUES,
         "What has no slow twin, and why it needs none:",
         "",
         "| operations | why |",
@@ -237,6 +257,8 @@ def _usual() -> list[str]:
         "| --- | --- | --- |",
         *(f"| {' | '.join(row)} |" for row in PRIORS),
         "",
+        f"No feature of {_without_prior()} has one.",
+        "",
         "Where both are new only counts, shares and the like are known, which are judged against",
         "all entities: a peer whose usual count is 0 is new itself. Windows of 1 and 5 minutes of",
         "cards, devices and addresses have no prior: in so short a time nothing is what is usual",
@@ -249,6 +271,14 @@ def _usual() -> list[str]:
         "tenth of a burst 5. So a shop that opens with a rush is surprising on its first day, and",
         "so is a new service.",
     ]
+
+
+def _without_prior() -> str:
+    """Entity types none of whose features gives way to what peers do."""
+    every = {name: None for e in event_types().values() for name in e.entities}
+    held = {f.entity for f in declared_features() if f.op in ("shrunk_z", "shrunk_count")}
+    names = [f"`{name}`" for name in every if name not in held]
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _columns() -> list[str]:

@@ -58,8 +58,9 @@ class GroupRows:
     clock_us : event-time clock of the sender with this round's events in it; of all senders once
         merged (the largest). It never goes back; rows are held against that of the round before.
         0: not known, so that nothing is late, due or too old
-    due_us : who has not spoken is held against this clock; of all senders the smallest, leaving out
-        those whose clock is not known. It may go back. -1: against `clock_us`
+    due_us : who has not spoken is held against this clock, and so is what late rows need; of all
+        senders the smallest, leaving out those whose clock is not known. It may go back. -1:
+        against `clock_us`
     labels : verdicts that become known in this round, before its rows pass
     names : entity type -> keys and names of entities that are named for the first time
     """

@@ -254,6 +254,7 @@ def pass_rounds(
     reals: Float64,
     ends: Int64,
     clock_us: Sequence[int],
+    behind_us: Sequence[int],
     due_us: Sequence[int],
     names: Named | None,
     after: Callable[[int, int], None],
@@ -265,7 +266,8 @@ def pass_rounds(
     ----------
     state : whose rows
     head, reals, ends, names : of `SpanRows`
-    clock_us, due_us : of the rounds
+    clock_us, behind_us : `clock_us` and `due_us` of the rounds
+    due_us : as these, the clock of the group where nothing is known of places
     after : where the entity type has a rhythm, called at the end of a round with how many rounds
         have passed since the last call; not of rounds in which nobody is due and none was
     told : where somebody is to be told of rows of earlier rounds that late ones change; a round
@@ -280,14 +282,16 @@ def pass_rounds(
     starts = [0, *ends.tolist()]
     first, rounds = 0, len(starts) - 1
     while first < rounds:
-        end = _together(state, head, starts, clock_us, first, told is not None)
+        end = _together(state, head, starts, clock_us, behind_us, first, told is not None)
         begin, stop = starts[first], starts[end]
         heard: list[tuple[Int64, Int64]] | None = None
         if stop > begin:
             heard = state.hold_back() if end > first + 1 else None
-            clock = max(clock_us[r] for r in range(first, end) if starts[r + 1] > starts[r])
+            last = max(r for r in range(first, end) if starts[r + 1] > starts[r])
             logged = state.late.top
-            out, emitted, changed = state.process(head[begin:stop], reals[begin:stop], -1, clock)
+            out, emitted, changed = state.process(
+                head[begin:stop], reals[begin:stop], -1, clock_us[last], behind_us[last]
+            )
             state.go_on()
             if told is not None:
                 if changed is not None:
@@ -388,23 +392,25 @@ def _together(
     head: Int64,
     starts: Sequence[int],
     clock_us: Sequence[int],
+    behind_us: Sequence[int],
     first: int,
     told: bool,
 ) -> int:
     """The round before which those from `first` on may pass together; at least one does.
 
-    Not where the log of late rows begins a generation, or a row needs no log; not where an entity
-    may have a row before one of its earlier rounds. Where silence counts, or somebody is `told` of
-    what late rows change, none may be late at all; where silence counts, the log may not begin
-    among the rows either: its checkpoints would not know what is held back.
+    Not where the log of late rows begins a generation, or a row needs no log; not where time goes
+    back, as a lane ends or one is heard of again that is far behind; not where an entity may have a
+    row before one of its earlier rounds. Where silence counts, or somebody is `told` of what late
+    rows change, none may be late at all; where silence counts, the log may not begin among the rows
+    either: its checkpoints would not know what is held back.
     """
     late, rounds = state.late, len(starts) - 1
     stop = _spoken(state, head, starts, first) if told or state.wheel is not None else rounds
     if late.late_us == 0:
         return max(stop, first + 1)
     times = head[:, 1]
-    clock, newest = late.clock_us, late.newest_us
-    begin_us = before_us = top = 0
+    clock, due, newest = late.clock_us, late.due_us, late.newest_us
+    begin_us = before_us = top = reach_us = told_us = 0
     old = False
     for r in range(first, rounds):
         begin, end = starts[r], starts[r + 1]
@@ -413,22 +419,25 @@ def _together(
         if r > first and r >= stop:
             return r
         first_us, last_us = int(times[begin]), int(times[end - 1])
-        since_us = clock_us[r] - late.late_us
+        since_us = late.since_us(clock_us[r], behind_us[r])
         far = newest < first_us < since_us  # so far back in order that no log is needed
         if far and state.wheel is not None and max(top, last_us) >= since_us:
             return max(r, first + 1)
         if not begin_us:
             begin_us, before_us, old = first_us, newest, far
         elif (
-            last_us < newest
+            clock_us[r] < told_us
+            or (old and since_us < reach_us)
+            or last_us < newest
             or far != old
             or not (old or begin_us >= since_us or begin_us <= before_us)
             or (first_us <= top and _meets(head, starts[first], begin, end, top))
         ):
             return r
-        if not old and not late.calm(clock, newest, first_us, clock_us[r]):
+        if not old and not late.calm(clock, due, newest, first_us, since_us):
             return max(r, first + 1)
         top, newest, clock = max(top, last_us), max(newest, last_us), max(clock, clock_us[r])
+        told_us, due, reach_us = clock_us[r], behind_us[r], since_us
     return rounds
 
 

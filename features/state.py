@@ -773,13 +773,18 @@ class EntityState:
         return sum(self.memory_parts.values())
 
     def process(
-        self, head: Int64, reals: Float64, round_: int = -1, clock_us: int = 0
+        self,
+        head: Int64,
+        reals: Float64,
+        round_: int = -1,
+        clock_us: int = 0,
+        due_us: int = -1,
     ) -> tuple[Float64, npt.NDArray[np.int16] | None, Changed | None]:
         """Features of rows in order.
 
         Parameters
         ----------
-        round_, clock_us : of `GroupRows`
+        round_, clock_us, due_us : of `GroupRows`
 
         Returns
         -------
@@ -787,7 +792,7 @@ class EntityState:
         rows of earlier rounds give now, where late ones have come
         """
         if self.late.active(clock_us):
-            given = self.late.process(head, reals, round_, clock_us)
+            given = self.late.process(head, reals, round_, clock_us, due_us)
         else:
             slots, taken_us, _ = self.intern(head)
             self.keep_all(slots, head)

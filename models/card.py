@@ -111,7 +111,7 @@ def _thresholds(voting: Voting, asked: Mapping[str, Mapping[str, Any]]) -> Itera
 
 
 def _weights(weights: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """A line for each event type: training sets them, and they are no one's to edit."""
+    """A line for each event type: as trained, since voting.toml may have been edited."""
     for name, mine in weights.items():
         yield f"- {name}: {', '.join(f'{one} {weight:.3g}' for one, weight in mine.items())}"
     yield ""

@@ -343,7 +343,7 @@ class Scorer:
                 limits[a, i] = thresholds.get((rule.name, name), rule.thresholds.get(name, 1.0))
             limit = thresholds.get((rule.name, ENSEMBLE), rule.ensemble)
             if models is not None:
-                score[:, a] = score_of(_ensemble(models, scores, heard))
+                score[:, a] = score_of(_ensemble(models, rule, scores, heard))
             needed = max(rule.votes_needed, 1)
             if margins is not None and rule.name in margins:
                 said = np.where(heard, scores.scores, np.nan)
@@ -371,7 +371,7 @@ class Scorer:
             heard = _speaks(scores, {}, None)
             heard &= np.array([name in rule.thresholds for name in scores.detectors])
             if models is not None:
-                number = _number(models, scores, heard)
+                number = _number(models, rule, scores, heard)
                 found[:, a] = models.extrapolated(number, scores.segment)
         return found
 
@@ -400,7 +400,8 @@ class Scorer:
         said = np.where(heard, scores.surprise, np.nan)
         parts = np.zeros(said.shape)
         if models is not None:
-            parts = models.ensemble.ordered(scores.detectors).parts(said)
+            ensemble = models.ensemble.weighed(rule.weights)
+            parts = ensemble.ordered(scores.detectors).parts(said)
         total = parts.sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
             found: Float64 = parts / np.where(total > 0.0, total, np.nan)
@@ -449,12 +450,16 @@ def in_canary(entity: UInt64, percent: float, after: float = 0.0) -> npt.NDArray
     return chosen
 
 
-def _ensemble(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
+def _ensemble(
+    models: EventModels, rule: AnomalyType, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]
+) -> Float64:
     """float64 (n,), surprise of the vote as a whole, of the detectors that are heard."""
-    return models.scaled(ENSEMBLE, _number(models, scores, heard), scores.segment)
+    return models.scaled(ENSEMBLE, _number(models, rule, scores, heard), scores.segment)
 
 
-def _number(models: EventModels, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]) -> Float64:
+def _number(
+    models: EventModels, rule: AnomalyType, scores: ScoreMatrix, heard: npt.NDArray[np.bool_]
+) -> Float64:
     """float64 (n,), what the vote is made of, not scaled."""
     surprise = np.where(heard, scores.surprise, np.nan)
-    return models.ensemble.ordered(scores.detectors).number(surprise)
+    return models.ensemble.weighed(rule.weights).ordered(scores.detectors).number(surprise)

@@ -456,7 +456,9 @@ def _train_event(
     full = _fitted_on_all(models, rows, kinds, int(np.count_nonzero(fit.label == 1)), seed, options)
     # Absences are judged by hours: what a payment costs says nothing of them.
     costs = None if event in made_types() else aim.costs
-    choice = choose(default_rule(event), _held(models, judge, aim), share, costs)
+    weights = dict(zip(ensemble.detectors, ensemble.weights.tolist(), strict=True))
+    rule = replace(default_rule(event), weights=weights)  # theirs to edit, in voting.toml
+    choice = choose(rule, _held(models, judge, aim), share, costs)
     asked = _asked(models, choice.rule, choice.point.share, (scale, surprise, voted), judge, seed)
     return _Fitted(models, choice.rule, judge, full, asked, curve_report(choice, costs))
 

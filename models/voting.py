@@ -3,8 +3,9 @@
 The rules stand in a `voting.toml` that a person can read and edit: in the bundle, as training
 fitted it, or the file that the setting `voting` names. **The one rule**: an event is flagged as an
 anomaly type when the ensemble's score reaches `ensemble` and at least `votes_needed` of its
-detectors reach their own thresholds. The ensemble weighs all detectors together, the votes make
-sure that someone in particular can be named; without a detector in the vote nothing is flagged.
+detectors reach their own thresholds. The ensemble weighs all detectors together, by `weights`, the
+votes make sure that someone in particular can be named; without a detector in the vote nothing is
+flagged.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +62,8 @@ class AnomalyType:
     ensemble : score in [0, 1] that the ensemble must reach
     thresholds : detector -> score in [0, 1] from which it votes; those not named have no vote
     action : what the receiver is asked to do
+    weights : detector -> weight of its surprise in the ensemble, none negative; those not named
+        keep what training gave them
     """
 
     name: str
@@ -70,6 +73,7 @@ class AnomalyType:
     ensemble: float = 0.999
     thresholds: Mapping[str, float] = field(default_factory=dict)
     action: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 RULES: dict[str, AnomalyType] = {
@@ -139,13 +143,13 @@ class Voting:
         return cls(found)
 
     def unknown_detectors(self, known: Iterable[str]) -> list[str]:
-        """One fault for each detector that has a threshold here and is not among `known`."""
+        """One fault for each detector that has a line here and is not among `known`."""
         names = tuple(known)
         return [
             f"voting rules: [{a.name}] names detector {d!r}, which the bundle does not have (it has"
             f" {', '.join(names)}); take the line out or train with it"
             for a in self.anomaly_types.values()
-            for d in a.thresholds
+            for d in dict.fromkeys((*a.thresholds, *a.weights))
             if d not in names
         ]
 
@@ -165,11 +169,21 @@ class Voting:
                 f"action = {_quoted(a.action)}\n"
                 f"votes_needed = {a.votes_needed}  # of the {len(a.thresholds)} below\n"
                 f"ensemble = {_number(a.ensemble)}\n\n"
-                f"[{a.name}.thresholds]\n"
+                # Before the thresholds: a file that is cut off then lacks some of those, and is
+                # refused or told of.
+                + "".join(f"{line}\n" for line in _weight_lines(a))
+                + f"[{a.name}.thresholds]\n"
                 + "".join(f"{name} = {_number(t)}\n" for name, t in a.thresholds.items())
             )
         return "\n".join(parts)
 
+
+WEIGHT_DIGITS = 4
+"""Digits of a weight behind the point; chosen: a person can read and edit them, and what
+`voting.toml` says is what scores."""
+
+WEIGHT_MAX = 1_000.0
+"""Largest weight that is taken; chosen: only ratios count, and beyond it a detector is alone."""
 
 ATTACKS_MIN = 30
 """Fewest labelled anomalies to weigh detectors by; with fewer all weigh the same. Chosen: five
@@ -258,16 +272,34 @@ class Ensemble:
         question : intp (D,), number of what each asks; None adds all up without labels too
         """
         odd = label == 1
-        weights = np.ones(len(detectors))
-        novelty = None
+        weights, novelty = np.ones(len(detectors)), None
         if np.count_nonzero(odd) >= ATTACKS_MIN:
-            weights, question = _weights(np.nan_to_num(surprise), odd), None
+            weights = _weights(np.nan_to_num(surprise), odd).round(WEIGHT_DIGITS)
+            question = None
             if unaided is not None and unaided.any():
                 prior = np.ones(len(detectors)) if prior is None else prior
                 novelty = _novelty(surprise[~odd], weights, np.where(unaided, prior, 0.0))
         blank = Calibration.fit(np.zeros(1))
         number = cls(detectors, weights, blank, novelty, question).number(surprise)
         return cls(detectors, weights, Calibration.fit(number[~odd]), novelty, question)
+
+    def weighed(self, weights: Mapping[str, float]) -> Ensemble:
+        """The same vote with weights of a person's own, detector -> weight, none negative.
+
+        Those not named keep theirs. Only ratios count: all are scaled to the sum there was, so that
+        the number stays near the rows it was calibrated on. A detector that is given none though
+        training gave it some is out of the second sum too.
+        """
+        asked = np.array(
+            [weights.get(d, w) for d, w in zip(self.detectors, self.weights.tolist(), strict=True)]
+        )
+        if np.array_equal(asked, self.weights) or asked.sum() <= 0.0:
+            return self if asked.sum() > 0.0 else replace(self, weights=asked, novelty=None)
+        novelty = self.novelty
+        if novelty is not None:
+            out = (asked == 0.0) & (self.weights > 0.0)
+            novelty = replace(novelty, weights=np.where(out, 0.0, novelty.weights))
+        return replace(self, weights=asked * (self.weights.sum() / asked.sum()), novelty=novelty)
 
     def ordered(self, detectors: tuple[str, ...]) -> Ensemble:
         """The same vote over other columns; a detector that it does not know adds nothing."""
@@ -296,15 +328,15 @@ class Ensemble:
         surprise : float64 (n, D), in the order of `detectors`
         """
         if self.question is not None:
-            return weighted_sum(self._heard(surprise, self.question), self.weights)
+            return self._heard(surprise, self.question).sum(axis=1)
         known, unlike = weighted_sum(surprise, self.weights), self._unlike(surprise)
         return known if unlike is None else np.maximum(known, unlike)
 
     def parts(self, surprise: Float64) -> Float64:
         """float64 (n, D), what each detector adds to `number`."""
-        said = np.nan_to_num(surprise)
         if self.question is not None:
-            said = self._heard(said, self.question)
+            return self._heard(surprise, self.question)
+        said = np.nan_to_num(surprise)
         found: Float64 = said * self.weights
         unlike = self._unlike(surprise)
         if self.novelty is not None and unlike is not None:
@@ -313,10 +345,10 @@ class Ensemble:
         return found
 
     def _heard(self, surprise: Float64, question: npt.NDArray[np.intp]) -> Float64:
-        """float64 (n, D), surprises of those that speak for all who ask the same, 0 of others; of
-        equally surprised ones the first speaks."""
-        said = np.nan_to_num(surprise)
-        found = np.zeros_like(said)
+        """float64 (n, D), weighed surprises of those that speak for all who ask the same, 0 of
+        others; of equally surprised ones the first speaks."""
+        said = np.nan_to_num(surprise) * self.weights
+        found: Float64 = np.zeros_like(said)
         rows = np.arange(len(said))
         for number in np.unique(question):
             asks = np.flatnonzero(question == number)
@@ -396,7 +428,18 @@ _HEAD = """\
 # flagged when `ensemble` is reached AND at least `votes_needed` detectors reach their thresholds.
 # A detector without a line has no vote. A control record `threshold` overrules a line while the
 # flow runs.
+#
+# `weights` say how much a detector's surprise counts in `ensemble`: only their ratios do, 0 is
+# nothing, and one without a line keeps its weight of training.
 """
+
+
+def _weight_lines(rule: AnomalyType) -> list[str]:
+    """The table of a rule's weights as lines of TOML; none where it has none."""
+    if not rule.weights:
+        return []
+    lines = [f"{name} = {float(weight)!r}" for name, weight in rule.weights.items()]
+    return [f"[{rule.name}.weights]", *lines, ""]
 
 
 def _quoted(text: str) -> str:
@@ -421,6 +464,7 @@ def _rule(name: str, rule: Mapping[str, Any]) -> AnomalyType:
         float(rule["ensemble"]),
         {d: float(t) for d, t in rule["thresholds"].items()},
         rule.get("action", ""),
+        {d: float(w) for d, w in rule.get("weights", {}).items()},
     )
 
 
@@ -428,7 +472,9 @@ def _faults(rule: Any) -> list[str]:
     """Everything wrong with one anomaly type's table."""
     if not isinstance(rule, dict):
         return [f"expected a table, got {rule!r}"]
-    known = ("event_type", "severity", "votes_needed", "ensemble", "thresholds", "action")
+    known = (
+        "event_type", "severity", "votes_needed", "ensemble", "thresholds", "action", "weights",
+    )  # fmt: skip
     faults = [f"unknown key {k!r}; keys are {', '.join(known)}" for k in rule if k not in known]
     known_types = (*event_types(), *made_types())
     if rule.get("event_type") not in known_types:
@@ -456,4 +502,23 @@ def _faults(rule: Any) -> list[str]:
         faults.append(f"votes_needed: expected a whole number from 1 on, got {votes!r}")
     elif thresholds and votes > len(thresholds):
         faults.append(f"votes_needed: {votes} of {len(thresholds)} detectors can never be reached")
+    return faults + _weight_faults(rule.get("weights", {}), thresholds)
+
+
+def _weight_faults(weights: Any, thresholds: Mapping[str, Any]) -> list[str]:
+    """Everything wrong with the weights of a rule with these thresholds."""
+    if not isinstance(weights, dict):
+        return [f"weights: expected a table of detectors and their weights, got {weights!r}"]
+    faults = [
+        f"weights.{name}: expected a number from 0 to {WEIGHT_MAX:g}, got {weight!r}"
+        for name, weight in weights.items()
+        if isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not 0.0 <= weight <= WEIGHT_MAX
+    ]
+    if not faults and thresholds and all(weights.get(name, 1.0) == 0 for name in thresholds):
+        faults.append(
+            "weights: none of the detectors with a threshold weighs anything, so nothing would ever"
+            " be flagged; give one a weight above 0"
+        )
     return faults

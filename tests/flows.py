@@ -17,6 +17,7 @@ import numpy as np
 from features.absences import Names, Peers
 from features.batch import EventBatch
 from features.catalog import Catalog
+from features.clock import LaneClock
 from features.columns import Columns
 from features.engine import GroupEngine, amend, assemble, merge, split
 from features.events import event_code, event_type
@@ -44,6 +45,10 @@ __all__ = [
 Arrays = dict[str, Any]
 Batches = dict[str, EventBatch]
 Arrival = tuple[str, int]
+"""Event type and row of its batch."""
+
+Timed = tuple[str, int, int]
+"""That, and the moment at which it comes."""
 
 HOUR_US = 3_600_000_000
 ROUND_US = 100_000
@@ -53,17 +58,22 @@ HORIZON_US = HOUR_US
 SHARES = ("holder_silent_share", "pool_silent_share")
 """Of an absence: what depends on how far the groups have told of silence by the round."""
 
+FIRST = 17
+"""Events of a stream that come in time where some are ahead of it: one more than a clock needs."""
+
 ROWS = 64
 """Rows of a segment with a verdict each, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round brings: events, verdicts, and the event-time clock with them."""
+    """What a round brings: events, verdicts, and the event-time clock with them; `due_us` is that
+    of the place furthest behind, -1 where nothing is known of places."""
 
     batches: Batches
     labels: tuple[Label, ...]
     clock_us: int
+    due_us: int = -1
 
 
 class Flow:
@@ -76,6 +86,8 @@ class Flow:
     late_s, ttl_h : as of `GroupEngine`
     due_max : absences of an entity type a group may tell of in a round
     distinct_max, exact_max : as of `GroupEngine`
+    lane_clock : tells the time of rounds whose moment is given; None: it is that of the newest
+        event
     """
 
     def __init__(
@@ -88,7 +100,10 @@ class Flow:
         due_max: int = 1 << 40,
         distinct_max: int = DISTINCT_MAX,
         exact_max: int = 0,
+        lane_clock: LaneClock | None = None,
     ) -> None:
+        self.lane_clock = lane_clock
+        self._seen: dict[str, set[int]] = {}
         self.cat, self.groups, self.lanes = cat, groups, lanes
         self.late_s, self.ttl_h, self.due_max = late_s, ttl_h, due_max
         self.kept = {"exact_max": exact_max, "distinct_max": distinct_max}
@@ -113,12 +128,35 @@ class Flow:
         self._peers = Peers()
         self._doors = [RepeatFilter(HORIZON_US) for _ in range(self.lanes)]
 
-    def feed(self, batches: Batches, labels: tuple[Label, ...] = (), clock_us: int = 0) -> None:
-        """Let a round through; `clock_us` is the clock where it is beyond the events'."""
-        newest = (int(b.time_us[-1]) for b in batches.values() if len(b))
-        self.clock_us = max(self.clock_us, clock_us, *newest, 0)
-        self.rounds.append(Round(batches, labels, self.clock_us))
+    def feed(
+        self, batches: Batches, labels: tuple[Label, ...] = (), clock_us: int = 0, cut_us: int = 0
+    ) -> None:
+        """Let a round through.
+
+        Parameters
+        ----------
+        clock_us : the clock where it is beyond the events'
+        cut_us : moment at which the round is cut, for `lane_clock`, which refuses nothing
+        """
+        due_us = -1
+        if self.lane_clock is not None and cut_us:
+            new = {name: batch.take(self._new(batch)) for name, batch in batches.items()}
+            for batch in new.values():
+                assert not self.lane_clock.judge(batch, cut_us).any()
+            newest = self.lane_clock.advance(new, cut_us)
+            due_us = self.lane_clock.due_us
+        else:
+            newest = max((int(b.time_us[-1]) for b in batches.values() if len(b)), default=0)
+        self.clock_us = max(self.clock_us, clock_us, newest)
+        self.rounds.append(Round(batches, labels, self.clock_us, due_us))
         self._pass(len(self.rounds) - 1)
+
+    def _new(self, batch: EventBatch) -> np.ndarray[Any, Any]:
+        """Rows of a batch that come for the first time: no clock hears of a repeat."""
+        seen = self._seen.setdefault(batch.event_type, set())
+        found = [i for i, offset in enumerate(batch.offset.tolist()) if offset not in seen]
+        seen.update(batch.offset.tolist())
+        return np.array(found, np.int64)
 
     def finish(self, clock_us: int) -> None:
         """Let time pass until nobody is left to be told of."""
@@ -133,8 +171,9 @@ class Flow:
         sent = []
         for lane, batches in enumerate(mine):
             parts = split(
-                self.cat, batches, self.groups, lane, number, round_.clock_us, self._names[lane]
-            )
+                self.cat, batches, self.groups, lane, number, round_.clock_us, self._names[lane],
+                round_.due_us,
+            )  # fmt: skip
             # The control lane is the first; what it says goes to all groups.
             sent.append([replace(part, labels=() if lane else round_.labels) for part in parts])
         results = [
@@ -256,31 +295,50 @@ def segments(batches: Batches, marks_us: Sequence[int]) -> list[Batches]:
 
 
 def arrivals(
-    batches: Batches, rng: np.random.Generator, late_s: float, repeats: float
-) -> list[Arrival]:
-    """Events of a stretch in the order they come: some late within the bound, some twice."""
+    batches: Batches, rng: np.random.Generator, late_s: float, repeats: float, early_s: float = 0.0
+) -> list[Timed]:
+    """Events of a stretch in the order they come, and when.
+
+    Some come late within the bound, some twice; of a fifth the clock was fast by up to `early_s`.
+    The first come in time, until a lane's clock knows the time by them.
+    """
     rows = [(name, int(t), i) for name, b in batches.items() for i, t in enumerate(b.time_us)]
     times = np.array([t for _, t, _ in rows], np.int64)
     share = rng.choice([0.0, 0.1, 1.0], len(rows))
     late_us = (rng.random(len(rows)) * share * max(1e6 * late_s - 1.0, 0.0)).astype(np.int64)
+    if early_s:
+        fast = rng.random(len(rows)) < 0.2
+        late_us[fast] = -(rng.random(int(fast.sum())) * 1e6 * early_s).astype(np.int64)
+    moments = times + late_us
+    if early_s:
+        known_us = np.sort(times)[min(FIRST, len(times)) - 1]
+        moments = np.where(times <= known_us, times, np.maximum(moments, known_us))
     codes = np.array([event_code(name) for name, _, _ in rows], np.int64)
-    come = [rows[at] for at in np.lexsort((codes, times, times + late_us))]
-    found = [(name, i) for name, _, i in come]
+    order = np.lexsort((codes, times, moments))
+    found = [(rows[at][0], rows[at][2], int(moments[at])) for at in order]
     for at in np.flatnonzero(rng.random(len(found)) < repeats)[::-1].tolist():
-        found.insert(int(rng.integers(at + 1, len(found) + 1)), found[at])
+        to = int(rng.integers(at + 1, len(found) + 1))
+        found.insert(to, (*found[at][:2], found[to - 1][2]))
     return found
 
 
-def rounds(batches: Batches, come: Sequence[Arrival], sizes: Iterator[int]) -> Iterator[Batches]:
-    """Those events in rounds of so many, each in the order of the stream as a lane sorts it."""
+def rounds(
+    batches: Batches, come: Sequence[Timed], sizes: Iterator[int]
+) -> Iterator[tuple[Batches, int]]:
+    """Those events in rounds of so many, each in the order of the stream as a lane sorts it, and
+    the moment at which each round is cut."""
     done = 0
     while done < len(come):
         taken: dict[str, list[int]] = {}
         size = next(sizes)
-        for name, row in come[done : done + size]:
+        part = come[done : done + size]
+        for name, row, _ in part:
             taken.setdefault(name, []).append(row)
         done += size
-        yield {n: batches[n].take(np.array(sorted(taken[n]))) for n in batches if n in taken}
+        yield (
+            {n: batches[n].take(np.array(sorted(taken[n]))) for n in batches if n in taken},
+            part[-1][2],
+        )
 
 
 def labels_of(batches: Batches, rng: np.random.Generator, many: int) -> tuple[Label, ...]:

@@ -6,6 +6,7 @@ running sums, no rings, no tables; written from the formulas on the reference pa
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from bisect import bisect_right
@@ -25,7 +26,15 @@ from features.operations import OPERATIONS
 from features.sequence import TOKENS
 from features.spec import Feature
 from tests import naive_categories, naive_correlate, naive_risk
-from tests.naive_baselines import as_sigma, mad_z, share_deviation, shrunk, twin, weight
+from tests.naive_baselines import (
+    as_sigma,
+    first_of,
+    mad_z,
+    share_deviation,
+    shrunk,
+    twin,
+    weight,
+)
 
 __all__ = [
     "NaiveEngine",
@@ -215,18 +224,32 @@ def _clipped_mean(
     clip_from: int,
     weights: tuple[float, ...],
     flag: bool,
+    early: float,
+    waits: bool,
 ) -> tuple[float, float]:
-    """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations."""
-    mean, var = values[0], 0.0
-    for n, x in enumerate(values[1:], start=1):
-        d = max(-1e150, min(1e150, (x - mean) * (weights[n] if weights else 1.0)))
-        if n >= clip_from and not flag:
-            limit = clip * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
+    """Exponentially weighted mean and variance in which an outlier counts at `clip` deviations;
+    the wildest of the first five comes last of them, at six deviations of the others."""
+    given, weighed = list(values), list(weights or [1.0] * len(values))
+    waits = waits and len(given) >= 5 and not flag
+    if waits:
+        taken, wild = first_of(given, 5)
+        given[:5], weighed[:5] = [*taken, wild], [1.0] * 5
+    mean, var = given[0], 0.0
+    for n, x in enumerate(given[1:], start=1):
+        d = max(-1e150, min(1e150, (x - mean) * weighed[n]))
+        if n >= clip_from:
+            clips = clip
+        elif var == 0 or n < 4:
+            clips = math.inf
+        else:
+            clips = early if n > 4 else 6.0 if waits else math.inf
+        if clips < math.inf and not flag:
+            limit = clips * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
             d = max(-limit, min(limit, d))
         a = max(1.0 / (n + 1), 1.0 / memory)
         mean += a * d
         var = (1 - a) * (var + a * d * d)
-    return mean, share_deviation(mean, len(values)) ** 2 if flag and len(values) > 1 else var
+    return mean, share_deviation(mean, len(given)) ** 2 if flag and len(given) > 1 else var
 
 
 def clipped_mean(
@@ -236,9 +259,13 @@ def clipped_mean(
     clip_from: int,
     weights: Sequence[float] = (),
     flag: bool = False,
+    early: float = math.inf,
+    waits: bool = True,
 ) -> tuple[float, float]:
-    """As above; remembered, since several features ask for the same."""
-    return _clipped_mean(tuple(values), memory, clip, clip_from, tuple(weights), flag)
+    """As above; remembered, since several features ask for the same. From the sixth value on one
+    counts at `early` deviations, until it counts at `clip`; without `waits` the first are taken as
+    they come."""
+    return _clipped_mean(tuple(values), memory, clip, clip_from, tuple(weights), flag, early, waits)
 
 
 def plain_mean(values: list[float], memory: float, weights: Sequence[float] = ()) -> float:
@@ -280,11 +307,23 @@ def baseline(
     if op == "drift":
         return as_sigma((plain_mean([*values, x], 8) - mean) / spread, n)
     floor = 1e-3 * abs(mean) + 1e-9
-    if op == "flatness":
-        return plain_mean(steps, 4) / (plain_mean(steps[:-1], 200, weights[1:]) + floor)
-    if op == "step":
-        return (x - values[-1]) / (plain_mean(steps[:-1], 200, weights[1:]) + floor)
+    if op in ("flatness", "step"):
+        usual = usual_step(values, weights, flag) + floor
+        return plain_mean(steps, 4) / usual if op == "flatness" else (x - values[-1]) / usual
     return ranked(op, values[-32:], x)
+
+
+def usual_step(values: list[float], weights: list[float], flag: bool) -> float:
+    """Mean of the steps between values, the first four together at 2.5 deviations at most."""
+    steps = [abs(b - a) for a, b in itertools.pairwise(values)]
+    if flag:
+        return plain_mean(steps, 200, weights[1:])
+    first = statistics.fmean(steps[:4])
+    if len(steps) < 4:
+        return first
+    mean, var = clipped_mean(values[:5], 200, 3.0, 16)
+    first = min(first, 2.5 * (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9))
+    return plain_mean([first] * 4 + steps[4:], 200, [1.0] * 4 + weights[5:])
 
 
 def ranked(op: str, kept: list[float], x: float) -> float:
@@ -603,7 +642,7 @@ class NaiveEngine:
             return baseline(f.op, earlier, weights, x, flag)
         if len(earlier) < 8:
             return NAN
-        mean, var = clipped_mean(earlier, 128, 3.0, 16, weights)
+        mean, var = clipped_mean(earlier, 128, 3.0, 16, weights, early=6.0)
         if f.op == "season_usual":
             return mean
         return as_sigma((x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9), len(earlier))
@@ -658,7 +697,7 @@ class Member:
         """x against the earlier values, in sigma; unknown while there are fewer than eight."""
         if len(values) < 8:
             return NAN
-        mean, var = clipped_mean(values, 100, 4.0, 8)
+        mean, var = clipped_mean(values, 100, 4.0, 8, waits=False)
         t = (x - mean) / (math.sqrt(var) + 1e-3 * abs(mean) + 1e-9)
         return as_sigma(t, len(values))
 

@@ -85,6 +85,22 @@ def share_deviation(share: float, n: int) -> float:
     return math.sqrt(p * (1 - p))
 
 
+def first_of(values: list[float], until: int) -> tuple[list[float], float]:
+    """Of the first values all but the one that waits, as they come in, and that one: the furthest
+    from the mean of the others waits, of the first three the furthest from the middle."""
+    taken, wild = values[:1], values[1] if len(values) > 1 else NAN
+    if len(values) > 2:
+        low, middle, high = sorted(values[:3])
+        near, wild = (low, high) if high - middle > middle - low else (high, low)
+        taken = [middle, near]
+    for x in values[3:until]:
+        level = statistics.fmean(taken)
+        if abs(x - level) > abs(wild - level):
+            x, wild = wild, x
+        taken.append(x)
+    return taken, wild
+
+
 class Plain:
     """The baseline that anyone would write first: an exponentially weighted mean and deviation."""
 
@@ -222,6 +238,7 @@ class Week:
     def __init__(self) -> None:
         self.weight = 1.0
         self.cells: dict[tuple[bool, int], tuple[int, np.float32, np.float32]] = {}
+        self.early: dict[tuple[bool, int], list[float]] = {}
         self.last_us = 0
 
     def step(self, now: int, x: float) -> dict[str, float]:
@@ -238,11 +255,11 @@ class Week:
         found = {"week_usual": NAN, "week_z": NAN}
         if n >= 8:
             found = {"week_usual": level, "week_z": as_sigma(d / spread, n)}
-        limit = 1.5 * spread if n >= 16 else 6 * spread if n >= 5 else math.inf
+        limit = 1.5 * spread if n >= 16 else 6 * spread
         mean = HELD_MEAN if n >= 16 else ABS_MEAN
         slow = min(1 / 128, min(now - self.last_us, HOUR_US) / ((8 if weekend else 20) * HOUR_US))
-        if n == 0:
-            level = x
+        if n < 5:
+            level, deviation = self._begin(cell, x)
         else:
             level += max(1 / (n + 1), slow) * held(d, limit)
             size = min(abs(d), limit) / mean
@@ -250,6 +267,27 @@ class Week:
         self.cells[cell] = n + 1, np.float32(level), np.float32(deviation)
         self.last_us = now
         return found
+
+    def _begin(self, cell: tuple[bool, int], x: float) -> tuple[float, float]:
+        """Level and deviation of the first five values of an hour, the last in without the wildest,
+        which then comes in."""
+        values = self.early.setdefault(cell, [])
+        values.append(float(np.float32(x)))
+        level, deviation = values[0], 0.0
+        for n in range(3, len(values) + 1):
+            taken, wild = first_of(values, n)
+            if n == 3:
+                level, deviation = statistics.fmean(taken), abs(taken[1] - taken[0]) / ABS_MEAN
+            else:
+                size = abs(taken[-1] - level) / ABS_MEAN
+                deviation += (size - deviation) / (n - 2)
+                level += (taken[-1] - level) / (n - 1)
+            if n == 5:
+                limit = 6 * spread_of(deviation, level) if deviation > 0 else math.inf
+                d = held(wild - level, limit)
+                return level + d / 5, deviation + (abs(d) / ABS_MEAN - deviation) / 4
+            level, deviation = float(np.float32(level)), float(np.float32(deviation))
+        return level, deviation
 
 
 class Trend:
@@ -259,6 +297,8 @@ class Trend:
         self.points: list[tuple[int, float]] = []
         self.n = 0
         self.square = 0.0
+        self.last_us = 0
+        self.waits = (0, NAN)
 
     def line(self, now: int) -> tuple[float, float, float]:
         """Mean time before now in hours, mean value and slope per hour, weights exp(-age / 1 h)."""
@@ -274,12 +314,50 @@ class Trend:
         )
         return -middle, mean, tx / tt if tt > 0.0 else 0.0
 
+    def _enter(self, at: int, x: float, clip: float = math.inf) -> None:
+        """A value of then becomes a point of the line that is not known yet."""
+        after_h, mean, slope = self.line(at)
+        foreseen = mean + slope * min(after_h, 2.0)
+        missed = x - foreseen
+        if self.square > 0:
+            missed = held(missed, clip * spread_of(math.sqrt(self.square), mean))
+        self.square += (missed * missed - self.square) / len(self.points)
+        self.points.append((at, foreseen + missed))
+
+    def _begin(self, now: int, x: float) -> None:
+        """The first eight values: all but the one furthest from the mean, at last that one too."""
+        if now - self.last_us >= 12 * HOUR_US:
+            self.points = []
+        self.last_us = now
+        if not self.points:
+            self.points, self.n, self.square = [(now, x)], 1, 0.0
+            return
+        self.n += 1
+        if self.n == 2:
+            self.waits = (now, x)
+            return
+        if self.n == 3:
+            three = [(now, x), self.waits, self.points[0]]
+            low, middle, high = sorted(y for _, y in three)
+            far = high if high - middle > middle - low else low
+            self.waits = next(p for p in three if p[1] == far)
+            first, second = (p for p in reversed(three) if p is not self.waits)
+            self.points = [first]
+            self._enter(*second)
+        else:
+            mean = self.line(now)[1]
+            if abs(x - mean) > abs(self.waits[1] - mean):
+                (now, x), self.waits = self.waits, (now, x)
+            self._enter(now, x)
+        if self.n == 8:
+            self._enter(*self.waits, clip=3.0)
+
     def step(self, now: int, x: float) -> dict[str, float]:
         """As of `Anchor`."""
-        if not self.points:
-            self.points, self.n = [(now, x)], 1
+        if self.n < 8:
+            self._begin(now, x)
             return {"trend": NAN}
-        last_us = self.points[-1][0]
+        last_us, self.last_us = self.last_us, now
         silent = now - last_us >= 12 * HOUR_US
         before_h, mean, slope = self.line(last_us)
         before_h += (now - last_us) / HOUR_US
@@ -287,16 +365,11 @@ class Trend:
             slope, before_h = 0.0, 0.0
         spread = spread_of(math.sqrt(self.square), mean)
         foreseen = mean + slope * min(before_h, 2.0)
-        missed = x - foreseen
-        if self.n >= 8:
-            missed = held(missed, 3 * spread)
+        missed = held(x - foreseen, 3 * spread)
         self.points = [] if silent else self.points
         self.points.append((now, foreseen + missed))
-        found = (
-            self.line(now)[2] / spread
-            if self.n >= 8 and len({t for t, _ in self.points}) > 1
-            else NAN
-        )
+        moves = len({t for t, _ in self.points}) > 1
+        found = self.line(now)[2] / spread if moves else NAN
         self.square += max(1 / self.n, 1 / 128) * (missed * missed - self.square)
         self.n += 1
         return {"trend": found}

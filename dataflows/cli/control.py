@@ -199,10 +199,15 @@ def names_of(settings: Settings) -> Names:
     The flow itself has the last word: what it does not know becomes a dead letter.
     """
     from dataflows.control.records import Names
+    from models.bundle import read_head
     from models.detectors import detector_names
     from models.voting import Voting
 
     path = settings.voting or settings.bundle / "voting.toml"
-    if path.exists():
-        return Names.of(Voting.load(path), settings.detectors)
-    return Names.of(None, sorted({*settings.detectors, *detector_names()}))
+    if not path.exists():
+        return Names.of(None, sorted({*settings.detectors, *detector_names()}))
+    voting, detectors = Voting.load(path), settings.detectors
+    if settings.detectors_asked is None and (settings.bundle / "bundle.json").is_file():
+        named = read_head(settings.bundle)["detectors"].values()
+        detectors = list(dict.fromkeys(name for names in named for name in names))
+    return Names.of(voting, detectors)

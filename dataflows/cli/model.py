@@ -145,18 +145,17 @@ def _compare(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json == "-" else sys.stdout
     if args.data:
         from dataflows.cli.run import check_outputs, settings_of
-        from dataflows.known import read_labels
+        from dataflows.known import read_attacks
 
         settings = settings_of(args)
         check_outputs(args, settings, "--html", "--json")
-        frauds = read_labels(Path(args.labels)).to_list() if args.labels else []
-        verdicts = dict.fromkeys(frauds, True)
+        frauds = read_attacks(Path(args.labels)) if args.labels else None
 
         def say(text: str) -> None:
             print(f"waxwing: {text}", file=out, flush=True)
 
         candidate = placed(args.candidate, settings.state_dir)
-        found = compare_files(settings, candidate, verdicts, say, args.examples)
+        found = compare_files(settings, candidate, frauds, say, args.examples)
     else:
         given, state_dir, since, until = asked(args)
         candidate = placed(args.candidate, state_dir)

@@ -304,7 +304,12 @@ def _say(text: str) -> None:
 def _tell(report: dict[str, Any], settings: Settings, json: str | None) -> None:
     """Counts in a sentence, and the judgement where the truth is known."""
     from dataflows.currencies import priced_lines
-    from dataflows.observe.live import approximated_text, estimated_text, judgement_table
+    from dataflows.observe.live import (
+        approximated_text,
+        beyond_text,
+        estimated_text,
+        judgement_table,
+    )
 
     priced = priced_lines(report["currencies"]["unpriced"], report["currencies"]["old_rate"])
     _say(
@@ -313,6 +318,7 @@ def _tell(report: dict[str, Any], settings: Settings, json: str | None) -> None:
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
         + _corrected(report)
         + _outcomes(report["outcomes"])
+        + (f"; {beyond_text(report)}" if report["late_beyond"] else "")
         + (f"; {approximated_text(report)}" if report["approximated"] else "")
         + (f"; {estimated_text(report)}" if report["estimated"] else "")
         + "".join(f"; {line}" for line in priced)

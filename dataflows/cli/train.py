@@ -137,17 +137,17 @@ def _of_journal(args: argparse.Namespace, say: Any) -> Trained:
     )
 
 
-def _labels(args: argparse.Namespace) -> pl.Series | None:
-    """Event ids of known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
-    from dataflows.known import read_labels
+def _labels(args: argparse.Namespace) -> pl.DataFrame | None:
+    """Known anomalies: of --labels, or of `labels.*` in a folder given by --data."""
+    from dataflows.known import read_attacks
 
     if args.labels:
-        return read_labels(Path(args.labels))
+        return read_attacks(Path(args.labels))
     for item in args.data:
         for suffix in ("parquet", "csv", "jsonl"):
             path = Path(item) / f"labels.{suffix}"
             if path.is_file():
-                return read_labels(path)
+                return read_attacks(path)
     return None
 
 

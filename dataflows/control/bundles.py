@@ -3,7 +3,8 @@
 A bundle is copied, checked and loaded while rounds go on; its record is passed to the lane once it
 can be in force at once, or as refused where it cannot. Later records on bundles, and rollbacks that
 could mean one that waits, keep their order behind it; all others pass. What waits is part of the
-position, so that a restart asks again.
+position, so that a restart asks again. Only at the start of a flow the rounds wait too, for a
+bounded time: what was asked for before it is in force from its first round on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from dataflows.addresses import masked
@@ -19,7 +20,7 @@ from dataflows.control.records import ControlReader, Fault
 from dataflows.shelf import Shelf
 from features.errors import WaxwingError
 
-__all__ = ["WithBundles"]
+__all__ = ["START_S", "WithBundles"]
 
 WAITING_MAX = 64
 """Most records that wait for bundles; more are refused. Chosen: each is one that a person asked
@@ -31,6 +32,15 @@ as it took here. Chosen: they look four times a second; one that is later loads 
 and its round waits."""
 
 
+START_S = 10.0
+"""How long the first round of a live source waits for bundles that were asked for before. Chosen:
+one on this machine comes in a second or two, and events must not wait long for one that does not;
+`dataflows.fetching.FETCH_S` holds where nothing is live."""
+
+_LOOK_S = 0.05
+"""Between two looks at them. Chosen: little beside a round."""
+
+
 class WithBundles:
     """A control reader whose records on bundles come when they can be in force.
 
@@ -40,14 +50,23 @@ class WithBundles:
     shelf : fetches bundles
     say : takes a sentence about one that is refused
     others : whether other processes score too
+    start_s : how long the first `take` waits for bundles
+    stop : whether the flow is to end, so that it waits no longer
     """
 
     def __init__(
-        self, reader: ControlReader, shelf: Shelf, say: Callable[[str], None], others: bool
+        self,
+        reader: ControlReader,
+        shelf: Shelf,
+        say: Callable[[str], None],
+        others: bool,
+        start_s: float = 0.0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.origin = reader.origin
         self._reader, self._shelf, self._say = reader, shelf, say
         self._others = others
+        self._start_s, self._stop = start_s, stop
         self._waiting: list[dict[str, Any]] = []
         self._coming: dict[str, tuple[Future[None], float]] = {}
         self._ready: dict[str, float] = {}
@@ -94,7 +113,32 @@ class WithBundles:
                 faults.append(self._refused(record, f"{WAITING_MAX} records wait for bundles"))
         if self._waiting:
             self._settle(passed, faults)
+        start_s, self._start_s = self._start_s, 0.0
+        if self._waiting and start_s:
+            self._await(start_s, passed, faults)
         return passed, faults
+
+    def _await(self, start_s: float, passed: list[dict[str, Any]], faults: list[Fault]) -> None:
+        """Hold up the first round for what was asked for before it, and say so."""
+        of = dict.fromkeys(r["bundle"] for r in self._waiting if r.get("bundle"))
+        names = f"bundle{'s'[: len(of) != 1]} {', '.join(of)}"
+        self._say(
+            f"{len(self._waiting)} control record{'s'[: len(self._waiting) != 1]} of before this"
+            f" start want {names}: the first round waits until it can score, at most {start_s:g} s"
+        )
+        give_up = time.monotonic() + start_s
+        while self._waiting and time.monotonic() < give_up and not self._stop():
+            coming = [future for future, _ in self._coming.values() if not future.done()]
+            if coming:
+                wait(coming, _LOOK_S)
+            else:  # it is loaded, and other processes have a moment to load it too
+                time.sleep(_LOOK_S)
+            self._settle(passed, faults)
+        if self._waiting and not self._stop():
+            self._say(
+                f"{names} did not come within {start_s:g} s: the flow goes on without, and hears of"
+                " it when it can score"
+            )
 
     def _waits(self, record: Mapping[str, Any]) -> bool:
         """Whether a record waits for a bundle, or behind one that does: their order counts."""

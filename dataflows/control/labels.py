@@ -2,9 +2,9 @@
 
 They come by the control lane: each becomes a control record of kind `label`, is journaled with the
 round it is heard in, and is in force from that round on. What is no label becomes a dead letter
-(`bad_label`). In a flow over files or the simulator a label of the file waits until the stream has
-come as far as its time, so that no event before it knows of it; from a topic, and in a flow over
-Kafka, it is heard when it comes.
+(`bad_label`). A label waits until the stream has come as far as its time, so that no event before
+it knows of it and the entities it names are there. Over Kafka that is so while a backlog is read;
+a flow that has come to the end of its partitions hears a label when it comes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dataflows.control.records import (
     LINE_BYTES_MAX,
@@ -30,7 +30,19 @@ from dataflows.settings import Settings, is_time
 from dataflows.sources.simulator import time_us_of
 from features.errors import ConfigError, StateError
 
-__all__ = ["LABELS", "LabelFile", "WithLabels", "label_record", "open_labels", "read_label"]
+__all__ = [
+    "BEHIND_MAX",
+    "LABELS",
+    "LabelFile",
+    "LabelReader",
+    "WithLabels",
+    "label_record",
+    "open_labels",
+    "read_label",
+    "shown_time",
+    "too_late",
+    "told_late",
+]
 
 LABELS = "label"
 """Of a fault: that it stood among the labels."""
@@ -161,17 +173,18 @@ def _of_cells(cells: Sequence[str], header: Sequence[str]) -> Mapping[str, Any]:
 class LabelFile(ControlFile):
     """Tail of a file of labels: CSV where its name says so, else lines of JSON.
 
+    A label waits for the stream to come as far as its time; those behind it wait too, so the file
+    stands in the order of time.
+
     Parameters
     ----------
     path : the file; it may appear later
     types : event types of the flow
-    waits : whether a label waits for the stream to come as far as its time; those behind it wait
-        too, so the file stands in the order of time
     """
 
-    def __init__(self, path: Path, types: Sequence[str], waits: bool) -> None:
+    def __init__(self, path: Path, types: Sequence[str]) -> None:
         super().__init__(path)
-        self._types, self._waits = types, waits
+        self._types = types
         self._csv = path.suffix.lower() == ".csv"
         self._header: list[str] | None = None
         self._clock_us = 0
@@ -189,10 +202,9 @@ class LabelFile(ControlFile):
 
     def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:
         """New labels whose time has come, and lines that are none."""
-        if self._waits:
-            size, self._size = self._size, self._size_now()
-            if self._next_us > self._clock_us and size == self._size:
-                return [], []
+        size, self._size = self._size, self._size_now()
+        if self._next_us > self._clock_us and size == self._size:
+            return [], []
         return super().take()
 
     def close(self) -> None:
@@ -200,7 +212,7 @@ class LabelFile(ControlFile):
         if self._next_us > self._clock_us:
             _log.warning(
                 "labels %s: from byte %d on they wait for %s, the stream has come to %s",
-                self._path, self._at, _shown(self._next_us), _shown(self._clock_us),
+                self._path, self._at, shown_time(self._next_us), shown_time(self._clock_us),
             )  # fmt: skip
         super().close()
 
@@ -234,40 +246,68 @@ class LabelFile(ControlFile):
         self, record: dict[str, Any], at: int, lines: Sequence[bytes], i: int
     ) -> bool | Fault:
         """Whether a label's time has not come; a fault where it is a wrong one, by those behind."""
-        self._next_us = int(record["time_us"]) if self._waits else 0
+        self._next_us = int(record["time_us"])
         if self._next_us <= self._clock_us:
             return False
-        if not 0 < self._clock_us < self._next_us - YEAR_US:
-            return True
-        for line in lines[i + 1 : i + 1 + BEHIND_MAX]:
-            other = read_label(line, at, 0, self._types, self._header)
-            if isinstance(other, dict) and other["time_us"] < self._next_us - YEAR_US:
-                told = (
-                    f"label: its `time`, {_shown(self._next_us)}, is more than a year after the"
-                    f" stream and after labels behind it; expected `time` as {_TIME}, in order"
-                )
-                self._next_us = 0
-                return Fault(at, shown_line(lines[i]), told, 0, LABELS)
+        behind = (
+            read_label(line, at, 0, self._types, self._header)
+            for line in lines[i + 1 : i + 1 + BEHIND_MAX]
+        )
+        if too_late(self._next_us, self._clock_us, behind):
+            fault = Fault(at, shown_line(lines[i]), told_late(self._next_us), 0, LABELS)
+            self._next_us = 0
+            return fault
         return True
 
 
-def _shown(time_us: int) -> str:
+def too_late(time_us: int, clock_us: int, behind: Iterable[dict[str, Any] | Fault | None]) -> bool:
+    """Whether the time of a label is wrong: a year after the stream, and after one behind it.
+
+    Parameters
+    ----------
+    clock_us : how far the stream has come, int64 microseconds UTC; 0 and less where it has not
+        begun
+    behind : labels, and what is none, that stand behind it
+    """
+    if not 0 < clock_us < time_us - YEAR_US:
+        return False
+    return any(isinstance(one, dict) and one["time_us"] < time_us - YEAR_US for one in behind)
+
+
+def told_late(time_us: int) -> str:
+    """What is said of a label with such a time."""
+    return (
+        f"label: its `time`, {shown_time(time_us)}, is more than a year after the stream and after"
+        f" labels behind it; expected `time` as {_TIME}, in order"
+    )
+
+
+def shown_time(time_us: int) -> str:
     """A time for people; one beyond the calendar as it stands."""
+    if time_us <= 0:
+        return "no event yet"
     try:
         return f"{datetime.fromtimestamp(time_us / 1e6, UTC):%Y-%m-%dT%H:%M:%SZ}"
     except (OverflowError, ValueError, OSError):
         return f"{time_us} us"
 
 
-def open_labels(settings: Settings) -> ControlReader | None:
+class LabelReader(ControlReader, Protocol):
+    """A control reader whose records wait for the stream."""
+
+    def hear(self, clock_us: int) -> None:
+        """Say how far the stream has come, event time in int64 microseconds UTC."""
+        ...
+
+
+def open_labels(settings: Settings) -> LabelReader | None:
     """Where the settings say that labels are; None where they name neither file nor topic."""
     if settings.labels_topic is not None:
         from dataflows.control.labels_topic import LabelTopic
 
         return LabelTopic(settings)
     if settings.labels_file is not None:
-        waits = settings.source != "kafka"
-        return LabelFile(settings.labels_file, settings.event_types, waits)
+        return LabelFile(settings.labels_file, settings.event_types)
     return None
 
 
@@ -280,7 +320,7 @@ class WithLabels:
     labels : gives the labels; None where there are none
     """
 
-    def __init__(self, reader: ControlReader, labels: ControlReader | None) -> None:
+    def __init__(self, reader: ControlReader, labels: LabelReader | None) -> None:
         self.origin = reader.origin
         self.labels_origin = "" if labels is None else labels.origin
         self._of = ""
@@ -316,7 +356,7 @@ class WithLabels:
 
     def hear(self, clock_us: int) -> None:
         """Say how far the stream has come before the round that is cut."""
-        if isinstance(self._labels, LabelFile):
+        if self._labels is not None:
             self._labels.hear(clock_us)
 
     def take(self) -> tuple[list[dict[str, Any]], list[Fault]]:

@@ -30,6 +30,7 @@ __all__ = [
     "LiveView",
     "Stats",
     "approximated_text",
+    "beyond_text",
     "estimated_text",
     "console_for",
     "final_table",
@@ -431,6 +432,8 @@ def final_table(
     console.print(_latency_text(report))
     if report.get("corrected") or report.get("corrected_unchecked"):
         console.print(_corrected_text(report))
+    if report.get("late_beyond"):
+        console.print(Text(beyond_text(report), "yellow"))
     if report.get("approximated"):
         console.print(approximated_text(report))
     if report.get("estimated"):
@@ -500,6 +503,14 @@ def _corrected_text(report: Mapping[str, Any]) -> Text:
         (f"{report.get('flipped', 0):,}", "bold"), " votes among them; ",
         f"{report.get('corrected_unchecked', 0):,} more could not be checked",
     )  # fmt: skip
+
+
+def beyond_text(report: Mapping[str, Any]) -> str:
+    """How many rows are counted where they do not belong."""
+    return (
+        f"{report['late_beyond']:,} rows of entities came so far behind others that windows count"
+        " them at another time than their own (late_beyond)"
+    )
 
 
 def approximated_text(report: Mapping[str, Any]) -> str:

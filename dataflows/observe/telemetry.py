@@ -113,6 +113,7 @@ class Telemetry:
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
         self.late_beyond = 0
+        self.labels_unknown = 0
         self.approximated = 0
         self.approximated_excess_max = 0
         self.estimated = 0
@@ -169,6 +170,16 @@ class Telemetry:
         """Rows were so far behind others of their entity that they could not be put in place."""
         with self._lock:
             self.late_beyond += rows
+
+    def nobody(self, entities: int) -> None:
+        """Labels named so many entities that were not there; said once."""
+        if entities and not self.labels_unknown:
+            self.say(
+                "labels name entities that have no state (never seen, or forgotten): they count for"
+                " alerts and training, and reach no feature; labels_unknown counts them"
+            )
+        with self._lock:
+            self.labels_unknown += entities
 
     def merged(self, rows: int, excess_max: int) -> None:
         """Rows had a longest window that was too long, by so many events at most."""
@@ -303,6 +314,7 @@ class Telemetry:
                     for one in self.beside.values()
                 ],
                 "late_beyond": self.late_beyond,
+                "labels_unknown": self.labels_unknown,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,
                 "estimated": self.estimated,

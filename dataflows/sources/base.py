@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 from features.batch import EventBatch
 
-__all__ = ["Blind", "DeadLetter", "Gap", "LaneReader", "Taken"]
+__all__ = ["ALL_COME", "Blind", "DeadLetter", "Gap", "LaneReader", "Taken"]
+
+ALL_COME = 1 << 62
+"""Later than any time: a stream without a backlog has come as far as there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Taken:
     waiting : records that have come and wait for the world to answer (a schema's body)
     cut_time_us : event clock of the reader: how far the stream has come (event time of a simulator
         or a file, the wall clock of Kafka), int64 microseconds UTC
+    come_us : event time the stream had come to before these events, where `cut_time_us` does not
+        say so; ALL_COME where nothing is behind. What was said later than that is not yet heard
     """
 
     batches: dict[str, EventBatch]
@@ -89,6 +94,7 @@ class Taken:
     cut_time_us: int = 0
     gaps: tuple[Gap, ...] = ()
     waiting: int = 0
+    come_us: int | None = None
 
 
 class LaneReader(Protocol):

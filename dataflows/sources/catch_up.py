@@ -152,6 +152,7 @@ class CatchUp:
         self._lane, self._pace, self._slack_us = lane, pace, slack_us
         self._targets: dict[Place, int] = {}
         self._read: dict[Place, _Read] = {}
+        self._before_us = self._given_us = -FAR_US
 
     @property
     def behind(self) -> bool:
@@ -165,6 +166,12 @@ class CatchUp:
     def active(self, now_s: float) -> bool:
         """Whether it is behind, or another lane of the process is."""
         return self.behind or self._pace.others_us(self._lane, now_s) < FAR_US
+
+    def come_us(self, now_s: float) -> int:
+        """Event time that was reached before what `choose` has chosen last, by this lane and those
+        of the process that are behind; FAR_US where none is."""
+        mine = self._before_us if self.behind else FAR_US
+        return min(mine, self._pace.others_us(self._lane, now_s))
 
     def begin(self, now_s: float) -> None:
         """Tell the other lanes that it is not known yet how far behind this one is."""
@@ -231,8 +238,17 @@ class CatchUp:
         order = np.argsort(np.concatenate([np.zeros(0, np.int64), *keys]), kind="stable")
         counts = np.bincount(which[order[:rows_max]], minlength=len(places)).tolist()
         chosen = {p: n for p, n in zip(places, counts, strict=True) if n}
+        self._pass(
+            [int(k[0]) for k, n in zip(keys, counts, strict=True) if n],
+            [int(k[n - 1]) for k, n in zip(keys, counts, strict=True) if n],
+        )
         self._tell(chosen, waiting, now_s)
         return chosen
+
+    def _pass(self, firsts: Sequence[int], lasts: Sequence[int]) -> None:
+        """Note the first and last places of what is given now, of each partition."""
+        self._before_us = max(self._given_us, min(firsts, default=-FAR_US))
+        self._given_us = max(self._given_us, max(lasts, default=-FAR_US))
 
     def _arrive(self, at: Callable[[Place], int], now_s: float) -> None:
         """Partitions are not behind that have come to where they were to come, or give nothing."""

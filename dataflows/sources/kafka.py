@@ -30,7 +30,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from dataflows.settings import Settings
-from dataflows.sources.base import DeadLetter, Gap, Taken
+from dataflows.sources.base import ALL_COME, DeadLetter, Gap, Taken
 from dataflows.sources.brokers import (
     CONNECT_S,
     Troubles,
@@ -250,13 +250,20 @@ class KafkaReader:
                     options=settings.kafka_registry_options,
                 )
             self._troubles.aloud = True
-            # Where no late row is put in its place, the order of partitions is of no account.
-            self._by_time = settings.late_s > 0 and not replay
+            # Where no late row is put in its place and no verdict waits for its time, the order of
+            # partitions is of no account.
+            labelled = (settings.labels_file or settings.labels_topic) is not None
+            self._by_time = (settings.late_s > 0 or labelled) and not replay
             if self._by_time:
                 self._catch_up.begin(time.monotonic())
         except BaseException:
             self._consumer.close()
             raise
+
+    @property
+    def spread(self) -> bool:
+        """Whether a topic has partitions in several lanes."""
+        return self._settings.lanes > 1 and any(len(t.at) > 1 for t in self._topics.values())
 
     # -- what a lane asks for ---------------------------------------------------------------------
 
@@ -327,6 +334,7 @@ class KafkaReader:
         together = self._catch_up.active(time.monotonic())
         together |= any(p not in self._held for p in self._back)
         messages, errors = self._oldest(rows_max) if together else self._arrived(rows_max)
+        come_us = self._catch_up.come_us(time.monotonic()) if self._by_time else ALL_COME
         if messages:
             self._be_sure({message.topic() or "" for message in messages})
         full = len(messages) >= rows_max
@@ -343,6 +351,7 @@ class KafkaReader:
         if full and self._by_time:
             self._aim(self._places())
         taken.positions = self._positions()
+        taken.come_us = come_us
         taken.gaps, self._gaps = tuple(self._gaps), []
         taken.waiting = sum(len(self._back[place]) for place in self._held)
         taken.eof = self._settings.kafka_until_end and self._ended()

@@ -238,8 +238,7 @@ class Lane:
         records: list[dict[str, Any]] = []
         faults: list[tuple[Any, ...]] = []
         if self.control is not None and not final:
-            firsts = [int(batch.time_us.min()) for batch in taken.batches.values() if len(batch)]
-            self.hear(max(self.cut_time_us, min(firsts, default=0)))
+            self.hear(self._come_us(taken))
             records, bad = self.control.take()
             faults = [
                 (
@@ -278,6 +277,13 @@ class Lane:
         self.stage("journal", time.perf_counter() - begun)
         self.cut_time_us, self.positions, self.ended = cut_time_us, positions, final
         return part
+
+    def _come_us(self, taken: Taken) -> int:
+        """Event time the stream had come to before what was taken."""
+        if taken.come_us is not None:
+            return taken.come_us
+        firsts = [int(batch.time_us.min()) for batch in taken.batches.values() if len(batch)]
+        return max(self.cut_time_us, min(firsts, default=0))
 
     def _bad_lines(self, faults: Sequence[tuple[Any, ...]]) -> list[DeadLetter]:
         """Dead letters of what the control lane held that is no record."""

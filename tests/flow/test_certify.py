@@ -403,8 +403,10 @@ def toml_of(voting: dict[str, Any]) -> list[str]:
     """Lines of voting.toml."""
     lines = []
     for name, rule in voting.items():
-        lines += [f"[{name}]", *(f"{k} = {json.dumps(rule[k])}" for k in rule if k != "thresholds")]
-        lines += [f"[{name}.thresholds]", *(f"{k} = {v}" for k, v in rule["thresholds"].items())]
+        tables = {k: v for k, v in rule.items() if isinstance(v, dict)}
+        lines += [f"[{name}]", *(f"{k} = {json.dumps(rule[k])}" for k in rule if k not in tables)]
+        for table, mine in tables.items():
+            lines += [f"[{name}.{table}]", *(f"{k} = {v}" for k, v in mine.items())]
     return lines
 
 

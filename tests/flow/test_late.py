@@ -84,6 +84,7 @@ class World:
 def reading(bench: Bench, folder: Path, state: Path, **more: Any) -> Run:
     """A flow that reads the files of a folder in their rounds, and flags one event in fifty."""
     rules = (bench.folder / "bundle" / "voting.toml").read_text(encoding="utf-8")
+    rules = re.sub(r"\[\w+\.weights\]\n(\w+ = .*\n)*", "", rules)  # those of training stay
     voting = folder / "voting.toml"
     voting.write_text(re.sub(r"= 0\.9\d+", "= 0.98", rules), encoding="utf-8")
     settings = {"file_round_column": "cut", "voting": voting, **more}

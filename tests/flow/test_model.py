@@ -39,14 +39,14 @@ from tests.flow.test_json import undocumented
 PACED: dict[str, Any] = {
     "sim_paced": "true",
     "sim_seconds": 0,
-    "sim_speed": 3600.0,
+    "sim_speed": 1200.0,
     "snapshot_rounds": 20,
     "retention_h": 2_000,
 }
+"""Twenty minutes a second, some ten alerts, for as long as it is wanted; all of it is kept."""
 
 PATIENT = PACED | {"rollback_score_ms": 0.0, "rollback_missed_share": 0.0}
 """A busy machine may take its time: too many alerts alone are rolled back."""
-"""An hour a second, some thirty alerts, for as long as it is wanted; all of it is kept."""
 
 
 TWO_HOURS: dict[str, Any] = {"sim_seconds": 2, "sim_speed": 3600.0, "round_rows_max": 3000}

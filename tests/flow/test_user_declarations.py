@@ -241,3 +241,70 @@ def test_a_file_that_grows_between_two_runs_goes_on_with_the_old_state(
     assert any(expected(frame, user) != expected(after, user) for user in users)
     shops = [after.filter(pl.col("user_id") == user)["shop_id"].n_unique() for user in users]
     assert [row["user_shops_1h"] for row in stored_rows(folder, *users)] == shops
+
+
+VERIFIED = """
+import numpy as np
+from features.columns import Derived
+from features.spec import Feature
+
+def total(columns):
+    return np.where(columns.flag("express"), np.nan, np.sqrt(columns.real("total")))
+
+def paid(columns):
+    return np.sqrt(columns.real("amount"))
+
+def large(columns):
+    return columns.real("total") > 20.0
+
+def small(columns):
+    return columns.real("total") < 20.0
+
+DERIVED = (
+    Derived("order", "root", "real", total, "root of the sum"),
+    Derived("payment", "root", "real", paid, "root of the amount"),
+    Derived("order", "large", "flag", large, "above 20"),
+    Derived("order", "small", "flag", small, "below 20"),
+)
+
+def one(name, op, unit="1", **more):
+    event, entity = more.pop("event", "order"), more.pop("entity", "user")
+    return Feature(name, event, entity, op, "{value}", unit, "amount", **more)
+
+FEATURES = (
+    one("root_sum", "sum", column="root", window_s=3600),
+    one("root_median", "median", column="root"),
+    one("larges", "count", where="large", window_s=3600),
+    one("smalls", "share", where="small", window_s=3600),
+    one("is_large", "value", "flag", column="large", entity=""),
+    one("roots_of_both", "mean", event="payment", feeds=("order", "payment"), column="root",
+        window_s=3600),
+    one("roots_less", "difference", column="root_sum", other="root_median"),
+)
+"""
+
+
+def test_verify_asks_duckdb_for_features_of_columns_that_a_user_made(
+    shop: tuple[Path, pl.DataFrame],
+) -> None:
+    folder, frame = shop
+    (folder / "own/made.py").write_text(VERIFIED, encoding="utf-8")
+    express = pl.int_range(pl.len()) % 7 == 0
+    frame.with_columns(express=express).write_parquet(folder / "order.parquet")
+    rows = frame.select(
+        pl.format("p{}", "event_id").alias("event_id"), pl.col("time_us") + 500_000, "user_id",
+        card_id="user_id", merchant_id="shop_id", amount="total",
+    )  # fmt: skip
+    rows.write_parquet(folder / "payment.parquet")
+    done = shell(
+        "waxwing features verify --config shop.toml --set event_types=order,payment"
+        " --set feature_paths=own/paid.py,own/made.py --variant as_is --json out.json"
+        " --data order=order.parquet --data payment=payment.parquet",
+        folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    compared = set(report["variants"]["as_is"]["compared"])
+    made = {"root_sum", "root_median", "larges", "smalls", "is_large", "roots_less"}
+    assert compared >= {f"order.{name}" for name in made} | {"payment.roots_of_both"}
+    assert set(report["not_compared"]) >= {"order.user_total_z"}, "found value by value"

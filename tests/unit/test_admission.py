@@ -181,3 +181,47 @@ def test_a_refused_event_of_every_type_stands_in_its_letter_as_json(name: str) -
     old = EventBatch(name, fresh, zero.astype(np.int32), zero, zero)
     (letter,) = through(gate, {name: old}, int(batch.time_us.max())).refused
     assert json.loads(letter.raw) == fresh.row(0, named=True)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_repeats_in_other_partitions_of_a_lane_change_nothing_of_what_goes_on(
+    resumed: bool, rng: np.random.Generator
+) -> None:
+    n, rounds = 4_000, 40
+    rows = [
+        {"event_id": f"e{i}", "time_us": START_US + i * SECOND // 2, "card_id": f"c{i % 7}",
+         "amount": 1.5}
+        for i in range(n)
+    ]  # fmt: skip
+    sent = make_batch("payment", rows, partitions=4)
+    # One event in twenty comes again: in its round, a later one, or the last; anywhere.
+    own = np.arange(n) * rounds // n
+    again = np.flatnonzero(rng.random(n) < 0.05)
+    when = np.minimum(own[again] + rng.integers(0, 12, len(again)), rounds - 1)
+    elsewhere = (sent.partition[again] + rng.integers(1, 4, len(again))) % 4
+    place = sent.offset[again] + n
+    repeats = EventBatch("payment", sent.frame[again], elsewhere, place, sent.due_ns[again])
+    assert np.count_nonzero((own[again] < rounds // 2) & (when >= rounds // 2)) > 10
+
+    def went(with_repeats: bool) -> tuple[list[Any], int]:
+        gate, duplicates, out = door(source="kafka", event_types=["payment"]), 0, []
+        saved = [gate.full()]
+        for number in range(rounds):
+            if resumed and number == rounds // 2:
+                gate = door(source="kafka", event_types=["payment"])
+                for arrays in saved:
+                    gate.load(arrays)
+            part = sent.take(np.flatnonzero(own == number))
+            if with_repeats:
+                part = concat_batches([part, repeats.take(np.flatnonzero(when == number))])
+            cut_us = int(sent.time_us[own == number].max())
+            done = through(gate, {"payment": part.in_order()}, cut_us, number)
+            saved.append(gate.delta())
+            duplicates += done.duplicates
+            assert not done.refused
+            out.append(sorted(done.batches["payment"].frame["event_id"].to_list()))
+        return out, duplicates
+
+    once, none = went(False)
+    twice, found = went(True)
+    assert (none, found) == (0, len(again)) and twice == once

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,8 @@ def test_no_more_labels_are_under_way_than_are_kept(monkeypatch: pytest.MonkeyPa
 
 def test_ids_of_known_anomalies_serve_where_events_do_not_say() -> None:
     batch = stream(1, 30, types=("payment",))["payment"]
-    known = batch.frame["event_id"][3:5]
+    known = batch.frame[3:6].select("event_id")
+    known = known.with_columns(event_type=pl.Series(["payment", None, "login"]))
     arrivals = Arrivals(catalog(), 0, known)
     heard = [label for labels, _ in arrivals.stretches({"payment": batch}) for label in labels]
     assert len(heard) + len(arrivals) == 2

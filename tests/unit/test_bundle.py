@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from dataflows.state.own import mark_own
@@ -313,6 +314,42 @@ def test_an_edited_vote_is_taken_and_changes_no_id(copy: Path) -> None:
     after = Bundle.load(copy, catalog())
     assert after.voting.anomaly_types["account_attack"].severity == "info"
     assert after.id == before.id
+
+
+def test_training_writes_the_weights_and_an_edited_one_changes_what_is_flagged(
+    copy: Path, rows: TrainingSet
+) -> None:
+    file = copy / "voting.toml"
+    trained = Bundle.load(copy, catalog())
+    (rule,) = trained.voting.of("login")
+    ensemble = trained.models["login"].ensemble
+    assert rule.weights == dict(zip(ensemble.detectors, ensemble.weights.tolist(), strict=True))
+
+    def flagged(text: str) -> npt.NDArray[np.bool_]:
+        file.write_text(text)
+        bundle = Bundle.load(copy, catalog())
+        assert bundle.id == trained.id
+        scorer = Scorer(bundle, bundle.detectors)
+        return scorer.decide(scorer.score(rows.features, {}), {}).flagged[:, 0]
+
+    # So high that the vote as a whole decides, not the detectors one by one.
+    lines = [
+        "ensemble = 0.9999" if line.startswith("ensemble = ") else line
+        for line in file.read_text().splitlines(keepends=False)
+    ]
+    text = "\n".join(lines) + "\n"
+    kept = flagged(text)
+    head, _, rest = text.partition(f"[{rule.name}.weights]\n")
+    of_before = head + rest[rest.index(f"[{rule.name}.thresholds]") :]
+    assert "weights]" not in of_before and np.array_equal(flagged(of_before), kept)
+    heaviest = max(rule.weights, key=lambda name: rule.weights[name])
+    line = f"{heaviest} = {rule.weights[heaviest]!r}\n"
+    assert text.count(line) == 1
+    other = flagged(text.replace(line, f"{heaviest} = 0\n"))
+    assert kept.any() and other.any() and not np.array_equal(other, kept)
+    file.write_text(text.replace(line, "oracle = 1.0\n"))
+    with pytest.raises(ConfigError, match="oracle"):
+        Scorer(Bundle.load(copy, catalog()), trained.detectors)
 
 
 def test_a_vote_edited_into_nonsense_tells_its_faults(copy: Path) -> None:

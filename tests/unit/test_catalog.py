@@ -81,6 +81,41 @@ def test_all_faults_are_told_at_once() -> None:
         assert expected in text
 
 
+def test_what_is_wrong_beside_an_unknown_operation_or_a_wrong_type_is_told_too() -> None:
+    text = faults(
+        GOOD,
+        replace(GOOD, name="a", op="cuont", column="amuont", where="refused", window_s=0),
+        replace(GOOD, name="b", op="cuont", other="shop", count="m", why="{value} of {many}"),
+        replace(GOOD, name="c", window_s="60", why="{value} of {many}"),  # type: ignore[arg-type]
+        replace(GOOD, name="d", op="sum", column="amuont", window_s=1.5),  # type: ignore[arg-type]
+        replace(GOOD, name="e", why=3, entity="shop", group="speed"),  # type: ignore[arg-type]
+        replace(GOOD, name="f", op="difference", column="c", other="d", window_s=None, unit="s"),
+        replace(GOOD, name="g", op=7, column="amuont"),  # type: ignore[arg-type]
+    )
+    for expected in (
+        "payment.a: unknown operation 'cuont'",
+        "payment.a: 'payment' has no number 'amuont'; there are amount,",
+        "payment.a: 'payment' has no condition 'refused'; conditions are declined,",
+        "payment.a: window_s is 0; it must be in 1..",
+        "payment.b: unknown operation 'cuont'",
+        "payment.b: 'payment' has no entity, string column or feature 'shop'; entities and",
+        "payment.b: count 'm' names no feature of 'payment'",
+        "payment.b: why '{value} of {many}' may hold {value} and {baseline}",
+        "feature 'c': window_s: expected a whole number of seconds or None, got '60'",
+        "payment.c: why '{value} of {many}' may hold {value} and {baseline}",
+        "feature 'd': window_s: expected a whole number of seconds or None, got 1.5",
+        "payment.d: 'payment' has no number 'amuont'; there are amount,",
+        "payment.e: 'payment' has no entity 'shop'; entities are card,",
+        "payment.e: unknown group 'speed'",
+        "feature 'e': why: expected a text, got 3",
+        "feature 'g': op: expected a text, got 7",
+        "payment.g: 'payment' has no number 'amuont'; there are amount,",
+    ):
+        assert text.count(expected) == 1, (expected, text)
+    assert "names no feature" not in text.replace("count 'm' names", ""), "`f` reads two there are"
+    assert "\\x00" not in text
+
+
 def test_a_baseline_reads_only_what_is_computed_before_it_for_its_own_entity() -> None:
     other = replace(GOOD, name="m_1m", entity="merchant")
     base = Feature("z", "payment", "card", "z", "{value}", "sigma", "baseline", column="m_1m")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from dataflows.sources.catch_up import WAIT_S, CatchUp, Pace, Place, slack_of
+from dataflows.sources.catch_up import FAR_US, WAIT_S, CatchUp, Pace, Place, slack_of
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -37,6 +37,7 @@ class Reader:
         self.fetched = dict.fromkeys(logs, 0)
         self.held: dict[Place, deque[Record]] = {place: deque() for place in logs}
         self.taken: list[list[tuple[Place, int]]] = []
+        self.come_us: list[int] = []
         self.waiting: set[Place] = set()
         self.catch_up = CatchUp(lane, pace or Pace(), slack_us)
         self.catch_up.aim({place: len(log) for place, log in logs.items()}, self.now_s)
@@ -63,6 +64,7 @@ class Reader:
                 self.at[place] = record.at + 1
                 found.append((place, record.time_us))
         self.taken.append(found)
+        self.come_us.append(self.catch_up.come_us(self.now_s))
         return found
 
     def run(self, rng: np.random.Generator, rows_max: int, most: int) -> None:
@@ -121,6 +123,36 @@ def test_a_partition_at_its_end_holds_nobody_up() -> None:
     assert len(reader.take()) == 44
     reader.take()
     assert not reader.catch_up.behind
+
+
+@pytest.mark.parametrize("off_us", [0, -YEAR_US, YEAR_US])
+def test_how_far_the_stream_has_come_is_told_before_the_rows_of_then(
+    rng: np.random.Generator, off_us: int
+) -> None:
+    logs = {A: steady(0, HOUR_US, 200), B: steady(HOUR_US // 2, HOUR_US, 100)}
+    logs[A][50] += off_us
+    reader = Reader(logs)
+    reader.run(rng, rows_max=30, most=40)
+    assert reader.come_us[-1] == FAR_US, "who is not behind waits for nothing"
+    newest = -FAR_US
+    for come_us, rows in zip(reader.come_us[:-1], reader.taken, strict=False):
+        times = [t for _, t in rows if -HOUR_US <= t <= 2 * HOUR_US]
+        if times:
+            assert newest <= come_us <= max(newest, *times), "no row of before, none of then"
+            newest = max(newest, *times)
+        assert come_us <= HOUR_US
+    assert len({*reader.come_us}) > 5
+
+
+def test_a_lane_that_is_not_behind_has_come_as_far_as_the_one_that_is() -> None:
+    pace = Pace()
+    here, other = Reader({A: []}, 0, pace), Reader({B: steady(0, HOUR_US, 100)}, 1, pace)
+    other.fetch(B, 100)
+    here.take(), other.take(rows_max=50)
+    here.take()
+    assert here.come_us == [FAR_US, other.logs[B][50]]
+    other.take(), other.take(), here.take()
+    assert here.come_us[-1] == other.come_us[-1] == FAR_US
 
 
 @pytest.mark.parametrize("off_us", [-YEAR_US, YEAR_US])

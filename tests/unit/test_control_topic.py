@@ -16,6 +16,8 @@ from dataflows.control.labels import open_labels
 from dataflows.control.records import LINE_BYTES_MAX, Fault, Names
 from dataflows.control.topic import ControlTopic, send_record
 from dataflows.settings import Settings, load
+from dataflows.sources.base import ALL_COME
+from dataflows.sources.simulator import time_us_of
 from features.errors import ConfigError, SourceError
 
 WAIT_S = 30.0
@@ -136,12 +138,68 @@ def test_labels_of_a_topic_of_their_own_become_records(
     other = settings.model_copy(update={"control_topic": None, "labels_topic": TOPIC})
     reader = open_labels(other)
     assert reader is not None and reader.origin == TOPIC
+    reader.hear(ALL_COME)
     records, faults = reader.take()
     reader.close()
     assert [(r["kind"], r["event_id"], r["verdict"]) for r in records] == [("label", "p1", "fraud")]
     assert [(f.partition, f.offset, f.of) for f in faults] == [(2, 1, "label"), (2, 2, "label")]
     assert "expected `event_type`" in faults[0].reason and "not JSON" in faults[1].reason
     assert reader.position["at"]["2"] == 3
+
+
+T_US = time_us_of("2026-03-09T08:00:00Z")
+HOUR_US = 3_600_000_000
+
+
+def verdicts(*names_and_hours: tuple[str, int]) -> list[dict[str, Any]]:
+    """Verdicts on events by their names, said so many hours after T_US."""
+    said = {"event_type": "payment", "verdict": "fraud"}
+    return [said | {"event_id": name, "time": T_US + h * HOUR_US} for name, h in names_and_hours]
+
+
+def test_labels_of_a_topic_wait_for_the_stream_and_a_restart_goes_on_behind_the_last(
+    producer: Producer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECORDS_MAX", 4)
+    say(producer, *verdicts(("a0", 0), ("a9", 9), ("a2", 2)))
+    say(producer, *verdicts(*((f"b{h}", h) for h in range(12))), partition=1)
+    other = settings.model_copy(update={"control_topic": None, "labels_topic": TOPIC})
+    position: Any = None
+    heard: list[tuple[int, list[str]]] = []
+    # Each time it is read anew: what waited is not lost, what was heard is not heard again.
+    for clock_us in (0, T_US - 1, T_US, T_US + 3 * HOUR_US, T_US + 3 * HOUR_US, ALL_COME):
+        reader = open_labels(other)
+        assert reader is not None
+        reader.seek(position)
+        reader.hear(clock_us)
+        records, faults = reader.take()
+        assert faults == []
+        heard.append((clock_us, [r["event_id"] for r in records]))
+        position = json.loads(json.dumps(reader.position))
+        if clock_us == ALL_COME:
+            for _ in range(3):
+                heard.append((clock_us, [r["event_id"] for r in reader.take()[0]]))
+        reader.close()
+    assert [names for _, names in heard] == [
+        [], [], ["a0", "b0"], ["b1", "b2", "b3"], [],
+        ["b4", "b5", "b6", "b7"], ["b8", "a9", "a2", "b9"], ["b10", "b11"], [],
+    ]  # fmt: skip
+    assert position["at"] == {"0": 1, "1": 8, "2": 0, "3": 0}
+
+
+def test_a_label_of_a_topic_with_a_wrong_year_does_not_stop_those_behind_it(
+    producer: Producer, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    say(producer, *verdicts(("p0", 0), ("p1", 24 * 366 * 30), ("p2", 1), ("p3", 5)))
+    other = settings.model_copy(update={"control_topic": None, "labels_topic": TOPIC})
+    reader = open_labels(other)
+    assert reader is not None
+    reader.hear(T_US + HOUR_US)
+    records, faults = reader.take()
+    assert [r["event_id"] for r in records] == ["p0", "p2"]
+    assert [f.offset for f in faults] == [1] and "more than a year after the" in faults[0].reason
+    reader.close()
+    assert "labels from offsets {0: 3} on wait for 2026-03-09T13:00:00Z, the" in caplog.text
 
 
 @pytest.mark.parametrize("setting", ["control_topic", "labels_topic"])

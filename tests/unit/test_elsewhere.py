@@ -145,7 +145,7 @@ def test_bundles_are_compared_over_files_by_what_the_server_answers(
     )  # fmt: skip
     script.asked.clear()
     before = set(threading.enumerate())
-    told = compare_files(found, folder, {})
+    told = compare_files(found, folder, None)
     rows = sum(inputs["features"][1][0] for _, inputs in script.asked)
     assert rows == 2 * frame["event_id"].n_unique() > 0, "live and candidate ask about each row"
     assert told["candidate"] == told["live"][0]

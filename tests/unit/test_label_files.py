@@ -11,12 +11,22 @@ import pytest
 from dataflows.control.labels import LabelFile, WithLabels, label_record, open_labels
 from dataflows.control.records import ControlFile
 from dataflows.settings import load
+from dataflows.sources.base import ALL_COME
 from dataflows.sources.simulator import time_us_of
 from features.errors import ConfigError
 
 T = "2026-03-09T08:00:00Z"
 T_US = time_us_of(T)
 SAID = {"event_id": "p1", "verdict": "fraud", "time": T}
+
+
+def opened(path: Path) -> LabelFile:
+    """A file of labels in a flow that is not behind."""
+    found = LabelFile(path, ["payment"])
+    found.hear(ALL_COME)
+    return found
+
+
 WHOSE = {"event_time": "2026-03-02T00:00:00Z", "entities": {"card": "c1"}}
 
 
@@ -50,9 +60,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
         f"p1,fraud,{T},chargeback,2026-03-02T00:00:00Z,c1,\r\n"
         f'"p,2",fraud,{T_US},,,,\r\n'
     )
-    found = [
-        LabelFile(tmp_path / f"labels.{s}", ["payment"], False).take() for s in ("jsonl", "csv")
-    ]
+    found = [opened(tmp_path / f"labels.{s}").take() for s in ("jsonl", "csv")]
     assert found[0] == found[1] and found[0][1] == []
     records = found[0][0]
     assert [r["event_id"] for r in records] == ["p1", "p,2"]
@@ -65,14 +73,14 @@ def test_a_bad_line_is_refused_where_it_stands_and_the_rest_go_on(tmp_path: Path
     path.write_text(
         f"event_id,verdict,time\np1,fraud,{T}\np2,fraud\np3,perhaps,{T}\np4,genuine,{T}\n"
     )
-    records, faults = LabelFile(path, ["payment"], False).take()
+    records, faults = opened(path).take()
     assert [r["event_id"] for r in records] == ["p1", "p4"]
     lines = path.read_bytes().split(b"\n")
     assert [(f.raw, f.of) for f in faults] == [(lines[2], "label"), (lines[3], "label")]
     assert [path.read_bytes()[f.offset :][: len(f.raw)] for f in faults] == [lines[2], lines[3]]
     assert "expected 3 cells, got 2" in faults[0].reason
     path.write_text("who,what\np1,fraud\n")
-    _, faults = LabelFile(path, ["payment"], False).take()
+    _, faults = opened(path).take()
     assert "the file has no column event_id, verdict, time" in faults[0].reason
 
 
@@ -92,7 +100,7 @@ def test_a_label_waits_for_its_time_and_a_restart_goes_on_behind_the_last(
     heard: list[tuple[int, str]] = []
     position: Any = None
     for clock in (T_US - 1, T_US, T_US + 2, T_US + 2, T_US + 9):
-        made = WithLabels(control, LabelFile(path, ["payment"], True))
+        made = WithLabels(control, LabelFile(path, ["payment"]))
         made.seek(position)
         made.hear(clock)
         records, faults = made.take()
@@ -109,7 +117,7 @@ def test_where_labels_are_added_control_records_go_on_where_they_were(tmp_path: 
     assert len(alone.take()[0]) == 1
     labels = tmp_path / "labels.jsonl"
     labels.write_text(json.dumps(SAID) + "\n")
-    both = WithLabels(ControlFile(path), LabelFile(labels, ["payment"], False))
+    both = WithLabels(ControlFile(path), opened(labels))
     both.seek(alone.position)
     assert [r["kind"] for r in both.take()[0]] == ["label"]
     again = WithLabels(ControlFile(path), None)
@@ -120,7 +128,7 @@ def test_where_labels_are_added_control_records_go_on_where_they_were(tmp_path: 
 def test_labels_of_another_file_are_read_from_its_beginning(tmp_path: Path) -> None:
     def both(name: str) -> WithLabels:
         control = ControlFile(tmp_path / "control.jsonl")
-        return WithLabels(control, LabelFile(tmp_path / name, ["payment"], False))
+        return WithLabels(control, opened(tmp_path / name))
 
     def ids(found: WithLabels) -> list[str]:
         return [r["event_id"] for r in found.take()[0]]
@@ -147,7 +155,7 @@ def test_a_label_with_a_wrong_year_does_not_stop_those_behind_it(tmp_path: Path)
     times = ["2026-03-09T08:00:00Z", "2062-03-09T08:00:00Z", T_US * 1_000]
     lines = [f"p{i},fraud,{time}\n" for i, time in enumerate(times)]
     path.write_text("event_id,verdict,time\n" + "".join(lines))
-    found = LabelFile(path, ["payment"], True)
+    found = LabelFile(path, ["payment"])
     found.hear(T_US)
     records, faults = found.take()
     assert [r["event_id"] for r in records] == ["p0"] and faults == [], "what is behind may be so"
@@ -168,7 +176,7 @@ def test_labels_that_still_wait_are_told_of_at_the_end(
     path = tmp_path / "labels.jsonl"
     first, second = (json.dumps(SAID | {"time": T_US + i}) + "\n" for i in (0, 60_000_000))
     path.write_text(first + second)
-    both = WithLabels(ControlFile(tmp_path / "c.jsonl"), LabelFile(path, ["payment"], True))
+    both = WithLabels(ControlFile(tmp_path / "c.jsonl"), LabelFile(path, ["payment"]))
     both.hear(T_US)
     assert len(both.take()[0]) == 1
     both.close()

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from features import late, pairs, shelf, state
 from features.batch import EventBatch, FeatureMatrix
 from features.catalog import Catalog, catalog
+from features.clock import APART_US, LaneClock
 from features.engine import (
     Correction,
     GroupEngine,
@@ -31,8 +33,10 @@ from features.labels import Label
 from features.notes import UNSEEN
 from features.snapshots import join
 from features.windows import NOTED
+from tests.flows import Flow, Round
 from tests.streams import START_US, cut, make_batch, stream
 
+Int64 = npt.NDArray[np.int64]
 Batches = dict[str, EventBatch]
 Matrices = dict[str, FeatureMatrix]
 
@@ -268,6 +272,92 @@ def test_rows_later_than_the_bound_go_behind_the_oldest_checkpoint_and_are_count
         found.feed(part)
     (engine,) = found.engines
     assert 0 < engine.late_beyond <= engine.late
+
+
+def few() -> Catalog:
+    """Few features of cards, quickly computed; they show any row that is out of its place."""
+    ops = ("count", "ever", "since", "usual_count", "first_time")
+    all_of = catalog().features("payment")
+    return Catalog(tuple(f for f in all_of if f.entity == "card" and f.op in ops))
+
+
+LAG_S = 900.0
+"""By how much the events below are behind the wall clock when they come."""
+
+
+def backlog(
+    n: int, off_s: float, share: float, places: int, rng: np.random.Generator
+) -> tuple[EventBatch, Int64, Int64]:
+    """Payments of 20 cards, two a second, and of each the moment at which it comes.
+
+    Of a `share` the time is off by so much, ahead or behind; they are a partition of their own
+    where there are two. The rows are sorted by their times; the third is their order of coming.
+    """
+    true_us = np.sort(rng.integers(0, n * 500_000, n))
+    off = rng.random(n) < share
+    off[:100] = False
+    times = START_US + true_us + np.where(off, round(off_s * 1e6), 0)
+    rows = [
+        {"event_id": f"e{i}", "time_us": int(times[i]), "card_id": f"c{rng.integers(20)}",
+         "merchant_id": f"m{rng.integers(3)}", "amount": 1.0}
+        for i in range(n)
+    ]  # fmt: skip
+    batch = make_batch("payment", rows, partitions=1)
+    number = np.array([int(name[1:]) for name in batch.frame["event_id"]])
+    partition = (off[number] & (places > 1)).astype(np.int32)
+    batch = replace(batch, partition=partition)
+    return batch, START_US + true_us[number] + round(LAG_S * 1e6), np.argsort(number)
+
+
+def live(batch: EventBatch, moments: Int64, come: Int64) -> Flow:
+    """Those events as a lane of Kafka lets them through, 50 a round: the clock refuses nothing."""
+    clock = LaneClock(60_000_000, 60_000_000, by_partition=True)
+    flow = Flow(few(), late_s=60.0, lane_clock=clock)
+    for first in range(0, len(come), 50):
+        rows = np.sort(come[first : first + 50])
+        flow.feed({"payment": batch.take(rows)}, cut_us=int(moments[rows].max()))
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("off_s", "places"), [(50.0, 1), (300.0, 1), (890.0, 1), (-50.0, 2), (-150.0, 2), (-300.0, 2)]
+)
+def test_who_is_ahead_of_the_clock_or_in_a_partition_behind_it_makes_nobody_wrong(
+    rng: np.random.Generator, off_s: float, places: int
+) -> None:
+    batch, moments, come = backlog(2_000, off_s, 0.1, places, rng)
+    found = live(batch, moments, come)
+    whole = Flow(found.cat)
+    whole.feed({"payment": batch})
+    assert found.corrected > 100
+    assert sum(engine.late_beyond for engine in found.engines) == 0
+    for key, values in whole.values.items():
+        np.testing.assert_array_equal(found.values[key], values, err_msg=str(key))
+
+
+def test_a_row_from_the_day_after_keeps_the_log_no_longer_than_is_waited_for(
+    rng: np.random.Generator,
+) -> None:
+    batch, moments, come = backlog(6_000, 0.0, 0.0, 1, rng)
+    times = batch.frame["time_us"].to_numpy().copy()
+    times[500] += 86_400_000_000
+    batch = replace(batch, frame=batch.frame.with_columns(time_us=times))
+    flow = Flow(few(), late_s=60.0)
+    kept = []
+    for first in range(0, len(come), 50):
+        rows = come[first : first + 50]
+        rows = rows[np.argsort(times[rows], kind="stable")]
+        clock_us = int(moments[rows].max()) - round(LAG_S * 1e6)
+        flow.rounds.append(Round({"payment": batch.take(rows)}, (), clock_us, clock_us))
+        flow._pass(len(flow.rounds) - 1)
+        (engine,) = flow.engines
+        log = engine._states["card"].late
+        kept.append(log.top - log._rows.first)
+    waited_s = APART_US / 1e6 + 4 * 60
+    assert 1_000 < max(kept) < 2 * waited_s, "two rows a second"
+    assert sum(engine.late_beyond for engine in flow.engines) > 0, (
+        "its card has not got what it had"
+    )
 
 
 def test_going_back_forgets_no_verdict(cat: Catalog, seed: int) -> None:

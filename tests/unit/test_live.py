@@ -224,6 +224,15 @@ def test_final_table_tells_what_late_events_have_changed_where_they_have() -> No
     assert said in " ".join(out.getvalue().split())
 
 
+def test_final_table_tells_of_rows_that_are_out_of_their_place_where_there_are_any() -> None:
+    out = io.StringIO()
+    final_table(a_report() | {"late_beyond": 0}, out)
+    assert "late_beyond" not in out.getvalue()
+    final_table(a_report() | {"late_beyond": 1_234}, out)
+    said = "1,234 rows of entities came so far behind others that windows count them at another"
+    assert said in " ".join(out.getvalue().split())
+
+
 def test_final_table_tells_of_windows_that_are_too_long_where_they_are() -> None:
     out = io.StringIO()
     final_table(a_report() | {"approximated": 0, "approximated_excess_max": 0}, out)

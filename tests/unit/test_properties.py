@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from features import late, pairs, shelf, state
 from features.catalog import catalog
+from features.clock import LaneClock
 from features.labels import Label
 from features.plan import plan_of
 from tests.flows import (
@@ -126,6 +127,11 @@ def whole(number: int, mortal: bool, late_s: float, exact_max: int) -> Flow:
     return flow
 
 
+def clock_of(late_s: float, early_s: float) -> LaneClock | None:
+    """What tells the time of a stream some of whose events are ahead of it; None where none is."""
+    return LaneClock(round(1e6 * late_s), round(1e6 * early_s)) if early_s else None
+
+
 def small_slices(patch: pytest.MonkeyPatch) -> None:
     """Let snapshots be copied in the smallest parts."""
     patch.setattr(state, "SLICE_MIN", 1)
@@ -146,14 +152,15 @@ def compare(found: Flow, expected: Flow, mortal: bool, since_us: int = 0) -> Non
 
 
 def parts_of(
-    number: int, seed: int, sizes: list[int], late_s: float, repeats: float
-) -> Iterator[tuple[Batches, tuple[Label, ...]]]:
-    """Rounds of a stream as it comes, with the verdicts that come before each."""
+    number: int, seed: int, sizes: list[int], late_s: float, repeats: float, early_s: float = 0.0
+) -> Iterator[tuple[Batches, tuple[Label, ...], int]]:
+    """Rounds of a stream as it comes, the verdicts that come before each, and when it is cut."""
     before, labels, _ = world(number)
     rng, turn = np.random.default_rng(seed), cycle(sizes)
     for part, said in zip(segments(before, MARKS_US), ((), *labels), strict=True):
-        come = arrivals(part, rng, late_s, repeats)
-        yield from zip(rounds(part, come, turn), chain([said], repeat(())), strict=False)
+        come = arrivals(part, rng, late_s, repeats, early_s)
+        parts = zip(rounds(part, come, turn), chain([said], repeat(())), strict=False)
+        yield from ((batches, labels, cut_us) for (batches, cut_us), labels in parts)
 
 
 @BRIEF
@@ -173,7 +180,7 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
     ttl_h = AN_HOUR if mortal else NEVER
     kept = {"distinct_max": FEW, "exact_max": exact_max}
     flow = Flow(catalog(), groups, lanes, ttl_h=ttl_h, due_max=due_max, **kept)
-    for batches, labels in parts_of(number, 0, sizes, 0.0, 0.0):
+    for batches, labels, _ in parts_of(number, 0, sizes, 0.0, 0.0):
         flow.feed(batches, labels)
     finish(flow, world(number)[2])
     compare(flow, whole(number, mortal, 0.0, exact_max), mortal)
@@ -184,17 +191,19 @@ def test_a_stream_cut_and_sharded_anyhow_gives_the_same(
     **ARRIVAL,
     **SHARDING,
     late_s=st.sampled_from([120.0, LATE_S]),
+    early_s=st.sampled_from([0.0, 60.0, 880.0]),
     every=st.sampled_from([2, 5, late.EVERY]),
 )
-def test_a_stream_that_comes_late_within_the_bound_gives_the_same_in_the_end(
-    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float, every: int,
-    exact_max: int,
+def test_a_stream_that_comes_late_or_early_within_the_bounds_gives_the_same_in_the_end(
+    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
+    early_s: float, every: int, exact_max: int,
 ) -> None:  # fmt: skip
-    flow = Flow(catalog(), groups, lanes, late_s, distinct_max=FEW, exact_max=exact_max)
+    kept = {"distinct_max": FEW, "exact_max": exact_max}
+    flow = Flow(catalog(), groups, lanes, late_s, lane_clock=clock_of(late_s, early_s), **kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(late, "EVERY", every)
-        for batches, labels in parts_of(number, seed, sizes, late_s, 0.05):
-            flow.feed(batches, labels)
+        for batches, labels, cut_us in parts_of(number, seed, sizes, late_s, 0.05, early_s):
+            flow.feed(batches, labels, cut_us=cut_us)
         finish(flow, world(number)[2])
     assert flow.duplicates > 0
     assume(flow.corrected > 0)  # in one large part nobody is late
@@ -219,7 +228,7 @@ def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
     expected: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         small_slices(patch)
-        for batches, labels in parts_of(number, seed, [8], late_s, 0.0):
+        for batches, labels, _ in parts_of(number, seed, [8], late_s, 0.0):
             step = next(turn)
             if flow.copying and step in ("take", "restart"):
                 flow.take()
@@ -242,20 +251,22 @@ def test_a_snapshot_is_of_the_moment_it_began_whatever_comes_while_it_is_copied(
 @given(
     **ARRIVAL,
     **SHARDING,
-    late_s=st.sampled_from([0.0, LATE_S]),
+    bounds_s=st.sampled_from([(0.0, 0.0), (LATE_S, 0.0), (120.0, 600.0)]),
     due_max=st.sampled_from([2, EVERYONE]),
     steps=STEPS,
 )
 def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_same(
-    number: int, seed: int, sizes: list[int], groups: int, lanes: int, late_s: float,
-    due_max: int, steps: list[str], exact_max: int,
+    number: int, seed: int, sizes: list[int], groups: int, lanes: int,
+    bounds_s: tuple[float, float], due_max: int, steps: list[str], exact_max: int,
 ) -> None:  # fmt: skip
-    kept = {"distinct_max": FEW, "exact_max": exact_max}
+    late_s, early_s = bounds_s
+    kept: dict[str, Any] = {"distinct_max": FEW, "exact_max": exact_max}
+    kept["lane_clock"] = clock_of(late_s, early_s)
     flow = Flow(catalog(), groups, lanes, late_s, due_max=due_max, **kept)
     turn = cycle([*steps, "restart"])
     with pytest.MonkeyPatch.context() as patch:
         small_slices(patch)
-        for batches, labels in parts_of(number, seed, [8, *sizes], late_s, 0.05):
+        for batches, labels, cut_us in parts_of(number, seed, [8, *sizes], late_s, 0.05, early_s):
             step = next(turn)
             if step == "restart":
                 flow.restart()
@@ -263,7 +274,7 @@ def test_all_at_once_late_twice_cut_sharded_killed_and_begun_again_gives_the_sam
                 flow.take() if step == "take" else flow.proceed(3)
             elif step in ("delta", "full"):
                 flow.begin(everything=step == "full")
-            flow.feed(batches, labels)
+            flow.feed(batches, labels, cut_us=cut_us)
         flow.restart()
         finish(flow, world(number)[2])
     assert flow.duplicates > 0

@@ -145,6 +145,46 @@ def test_a_wild_value_is_held_in_a_fast_mean_that_is_young(number: int, seed: in
     assert z[number - 1] > 3.0, "it is told"
 
 
+MEANS = Catalog(
+    Feature(
+        op,
+        "metric",
+        "series",
+        op,
+        "{value}",
+        fitting(op, "metric", "value"),
+        "baseline",
+        column="value",
+    )
+    for op in ("z", "drift", "usual_std", "season_z", "week_z", "trend")
+)
+"""What one wild value could spoil for long."""
+
+
+@pytest.mark.parametrize("wild", [50.0, 1_000.0])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16])
+def test_one_wild_value_at_the_beginning_blinds_no_baseline(
+    wild: float, number: int, seed: int
+) -> None:
+    """A sample a minute, one hour a day: what is ten deviations off at the end of the first hour is
+    told, and so is the half hour that rises by ten on the second day; as it is told without."""
+    values = 20.0 + np.random.default_rng(seed).normal(size=120)
+    values[59] += 10.0
+    values[90:] += np.arange(1, 31) / 3.0
+    at = 60 / 1_440 + np.repeat([0.0, 1.0], 60) + np.tile(np.arange(60), 2) / 1_440
+    spoilt = values.copy()
+    spoilt[number - 1] += wild
+    usual, found = (fast(at, v, MEANS) for v in (values, spoilt))
+    for op in ("z", "season_z", "week_z"):
+        column = found.column(op)
+        assert column[59] > 2.5, op
+        assert column[119] > 2.5, op
+        assert np.abs(column[30:59]).max() < 6.0, op
+    assert found.column("drift")[119] > 2.5
+    assert found.column("usual_std")[59] < 2.5 * usual.column("usual_std")[59]
+    assert found.column("trend")[119] > 0.4 * usual.column("trend")[119] > 1.0
+
+
 def test_a_value_beyond_all_bounds_leaves_no_mean_without_a_number(seed: int) -> None:
     at, values = traffic("payments", np.random.default_rng(seed), 40.0)
     for number in (2, 11, 200):
@@ -299,15 +339,15 @@ weights left out it was 2.4, 2.7, 1.4 and 2.0 while a ramp of half a deviation a
 days."""
 
 
-def fast(at: Floats, values: Floats) -> FeatureMatrix:
-    """Features of `FAST` for one series."""
+def fast(at: Floats, values: Floats, features: Catalog = FAST) -> FeatureMatrix:
+    """Features of means for one series."""
     rows = [
         {"event_id": f"m{i}", "time_us": int(START_US + day * DAY_US), "host": "h",
          "metric": "cpu", "service": "web", "value": value}
         for i, (day, value) in enumerate(zip(at.tolist(), values.tolist(), strict=True))
     ]  # fmt: skip
     batch = make_batch("metric", rows, partitions=1)
-    return OfflineEngine(FAST, 1).process({"metric": batch})["metric"]
+    return OfflineEngine(features, 1).process({"metric": batch})["metric"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

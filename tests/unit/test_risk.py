@@ -191,6 +191,7 @@ def test_a_label_of_an_entity_never_seen_makes_no_state() -> None:
     engine.process({}, labels=(stranger,) * 3)
     assert engine.engines[0].entities == {"card": 0, "user": 0}
     assert engine.engines[0].labels == 0
+    assert engine.engines[0].labels_unknown == 6, "a card and a user, three times"
     assert all(len(state.labels) == 0 for state in engine.engines[0]._states.values())
 
 

@@ -109,6 +109,14 @@ def test_a_folder_in_place_of_the_file_is_one_sentence(tmp_path: Path) -> None:
             reads(tmp_path / "none.toml", {})
 
 
+def test_events_may_be_ahead_no_further_than_late_ones_find_their_place() -> None:
+    text = r"early_s 1000: expected at most 900, or late_s as large"
+    with pytest.raises(ConfigError, match=text):
+        load(None, {}, late_s=60, early_s=1_000)
+    for late_s, early_s in ((60, 900), (5, 60), (1_000, 1_000), (0, 1_000), (60, 0)):
+        assert load(None, {}, late_s=late_s, early_s=early_s).early_s == early_s
+
+
 def test_file_source_without_files_is_refused() -> None:
     (fault,) = faults_of(source="file")
     assert "file_paths" in fault and "--data" in fault

@@ -13,6 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -136,6 +137,47 @@ def test_what_still_waits_when_a_flow_ends_is_told(
     assert records[0] == record, "the next start hears of it"
     field.reader.close()
     assert len(field.said) == 1, "nothing waits any more"
+
+
+def test_what_was_asked_for_before_a_start_is_in_force_from_its_first_round_on(
+    field: Field, bundles: tuple[Path, Path]
+) -> None:
+    new = id_of(bundles[1])
+    asked = [field.ask(new, bundles[1]), field.ask(new, stage="live")]
+    mute = {"kind": "mute", "entity_type": "card", "entity": "c1", "until_us": 5}
+    append_record(field.path, json.dumps(mute))
+
+    shelf = Shelf(field.state, catalog(), field.base, field.first)
+    reader = WithBundles(ControlFile(field.path), shelf, field.said.append, False, LIMIT_S)
+    records, faults = reader.take()
+    assert records == [mute, *asked] and not faults and isinstance(reader.position, int)
+    (said,) = field.said
+    assert said.startswith(f"2 control records of before this start want bundle {new}: the first")
+    reader.close()
+
+
+def test_a_bundle_that_does_not_come_holds_up_a_start_no_longer_than_it_may(
+    field: Field, bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = id_of(bundles[1])
+    field.ask(new, bundles[1])
+    never: Future[None] = Future()
+    shelf = Shelf(field.state, catalog(), field.base, field.first)
+    monkeypatch.setattr(shelf, "fetch", lambda *_: never)
+    reader = WithBundles(
+        ControlFile(field.path), shelf, field.said.append, False, 1e9, stop=lambda: True
+    )
+    assert reader.take() == ([], []), "a flow that is to end waits for nothing"
+    field.said.clear()
+    reader = WithBundles(ControlFile(field.path), shelf, field.said.append, False, 0.2)
+    assert reader.take() == ([], []) and len(reader.position["waiting"]) == 1
+    waits, goes_on = field.said
+    assert "at most 0.2 s" in waits and "did not come within 0.2 s" in goes_on
+    assert reader.take() == ([], []) and len(field.said) == 2
+    never.set_exception(BundleError("it is gone"))
+    (fault,) = reader.take()[1]
+    assert "it is gone" in fault.reason
+    reader.close()
 
 
 def test_what_changes_bundles_keeps_its_order_while_one_is_awaited(
@@ -713,11 +755,11 @@ def test_a_candidate_in_another_currency_is_refused_as_the_flow_would(
     replace(made, training={**made.training, "currency": {"base": "EUR"}}).write(tmp_path / "eur")
     settings = Settings(bundle=bundles[0], detectors=list(DETECTORS), warm_state="cold")
     with pytest.raises(BundleError, match="trained on amounts in EUR"):
-        compare_files(settings, tmp_path / "eur", {})
+        compare_files(settings, tmp_path / "eur", None)
 
     def refuse(*_: object) -> Scorer:
         raise ConfigError("nobody knows this detector")
 
     monkeypatch.setattr("dataflows.shelf.Scorer", refuse)
     with pytest.raises(BundleError, match="nobody knows this detector"):
-        compare_files(settings, bundles[1], {})
+        compare_files(settings, bundles[1], None)

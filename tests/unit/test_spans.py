@@ -56,7 +56,7 @@ def sent(
 ) -> list[Sent]:
     """Rounds of a late stream; the last lane ends early where there are several."""
     clocks, found = dict.fromkeys(range(lanes), 0), []
-    for n, (batches, labels) in enumerate(parts_of(number, seed, sizes, late_s, 0.0)):
+    for n, (batches, labels, _) in enumerate(parts_of(number, seed, sizes, late_s, 0.0)):
         round_ = Sent(labels)
         for lane in range(lanes if n < ends_after else max(lanes - 1, 1)):
             mine = {

@@ -11,7 +11,7 @@ import pytest
 from dataflows import training
 from dataflows.cli.main import main
 from dataflows.evaluation import evaluate_simulated, load_warm
-from dataflows.known import Met, read_attacks, read_labels
+from dataflows.known import Met, read_attacks
 from dataflows.settings import Settings, load
 from dataflows.sources.simulator import make_simulator, time_us_of
 from dataflows.training import (
@@ -23,6 +23,7 @@ from dataflows.training import (
 from features.catalog import catalog
 from features.errors import ConfigError
 from models.bundle import Bundle
+from tests.flow.harness import call
 
 SMALL = {
     "detectors": ["zscore", "iqr"],
@@ -128,6 +129,18 @@ def test_a_bundle_of_few_detectors_is_judged_and_scores_as_it_is(
     assert main(table) == 0
     columns = pl.read_parquet(tmp_path / "scores.parquet").columns
     assert {name for name in columns if name.endswith("_vote")} == {"zscore_vote", "iqr_vote"}
+
+    # The flow, its replay and what is beside it take the bundle's own as well.
+    flow = ["--data", f"login={tmp_path / 'login.parquet'}", "--set", "groups=2"]
+    flow += ["--set", f"bundle={settings.bundle}", "--set", "warm_state=cold"]
+    flow += ["--set", f"state_dir={tmp_path / 'state'}"]
+    ran = call("run", *flow, "--json", "-", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout[ran.stdout.index("{") :])["scored"] > 0
+    assert main(["control", *flow[2:], "stage", "transformer", "off"]) == 2
+    assert "there are zscore, iqr" in capsys.readouterr().err
+    assert main(["model", "compare", str(settings.bundle), *flow]) == 0
+    assert "+0 alerts" in capsys.readouterr().out
 
 
 def test_files_with_labels_train_a_bundle(settings: Settings, tmp_path: Path) -> None:
@@ -240,18 +253,42 @@ def test_labels_that_match_no_event_are_refused_and_others_counted(
     assert not (tmp_path / "new").exists()
     assert main([*judge, "--labels", str(tmp_path / "some.csv")]) == 0
     assert "2 of 3 labels found" in capsys.readouterr().out
+    typed = f"event_id,event_type\n{ids[0]},payment\n{ids[1]},payment\n"
+    (tmp_path / "typed.csv").write_text(typed)
+    for command in (judge, compare, train):
+        assert main([*command, "--labels", str(tmp_path / "typed.csv")]) == 2
+        assert "none of 2 is of an event" in capsys.readouterr().err, command
+    (tmp_path / "typed.csv").write_text(f"{typed}{ids[1]},login\n")
+    assert main([*judge, "--labels", str(tmp_path / "typed.csv")]) == 0
+    assert "1 of 3 labels found" in capsys.readouterr().out
     assert main([*train, "--labels", str(tmp_path / "some.csv")]) == 2  # too few rows
     assert "2 of 3 labels found" in capsys.readouterr().out
 
 
 def test_labels_are_counted_once_however_often_they_and_their_events_come() -> None:
-    met = Met(pl.Series(["a", "b", "b", "z"]))
-    assert met.see(pl.Series(["a", "c"])).to_list() == [True, False]
-    met.see(pl.Series(["a", "b"]))
-    assert met.told().startswith("2 of 3 labels")
-    assert Met(pl.Series([], dtype=pl.String)).told().startswith("0 of 0")
+    met = Met(pl.DataFrame({"event_id": ["a", "b", "b", "z"]}))
+    assert met.see("login", pl.Series(["a", "c"])).to_list() == [True, False]
+    met.see("login", pl.Series(["a", "b"]))
+    assert met.told() == "2 of 3 labels found among the events"
+    assert Met(pl.DataFrame({"event_id": []}, {"event_id": pl.String})).told().startswith("0 of 0")
     with pytest.raises(ConfigError, match="labels have 'a', no event came"):
-        Met(pl.Series(["a"])).told()
+        Met(pl.DataFrame({"event_id": ["a"]})).told()
+
+
+def test_a_label_of_one_event_type_is_none_of_another_with_that_id(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("event_id,event_type\na,login\nb,payment\nc,\nd,\n")
+    met = Met(read_attacks(path))
+    ids = pl.Series(["a", "b", "c"])
+    assert met.see("login", ids).to_list() == [True, False, True]
+    assert met.see("payment", ids).to_list() == [False, True, True]
+    assert met.told() == (
+        "3 of 4 labels found among the events; 1 of them are of events of several types (login,"
+        " payment): say of which in a column event_type"
+    )
+    path.write_text("event_id,event_type\na,logins\n")
+    with pytest.raises(ConfigError, match="event_type 'logins': there are payment, login"):
+        read_attacks(path)
 
 
 VERDICTS = """event_id,verdict,time,source
@@ -267,14 +304,14 @@ p-4,fraud,2026-03-11T08:00:00Z,issuer
 
 def test_of_verdicts_those_count_that_call_a_fraud_last(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(VERDICTS)
-    assert sorted(read_labels(tmp_path / "labels.csv")) == ["007", "p-1", "p-3"]
+    assert sorted(read_attacks(tmp_path / "labels.csv")["event_id"]) == ["007", "p-1", "p-3"]
     rows = [line.split(",") for line in VERDICTS.splitlines()]
     said = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     said[0] |= {"entities": {"card": "c-1"}, "event_type": "payment"}
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
-    assert sorted(read_labels(tmp_path / "labels.jsonl")) == ["007", "p-1", "p-3"]
+    assert sorted(read_attacks(tmp_path / "labels.jsonl")["event_id"]) == ["007", "p-1", "p-3"]
     (tmp_path / "untimed.csv").write_text("event_id,verdict\na,fraud\nb,fraud\na,genuine\n")
-    assert read_labels(tmp_path / "untimed.csv").to_list() == ["b"]
+    assert read_attacks(tmp_path / "untimed.csv")["event_id"].to_list() == ["b"]
     (tmp_path / "named.csv").write_text("event_id,attack,verdict\na,theft,fraud\nb,,genuine\n")
     assert read_attacks(tmp_path / "named.csv").rows() == [("a", "theft")]
 
@@ -290,14 +327,14 @@ def test_of_verdicts_those_count_that_call_a_fraud_last(tmp_path: Path) -> None:
 def test_a_verdict_nobody_can_read_is_refused(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ConfigError, match=told):
-        read_labels(tmp_path / "labels.csv")
+        read_attacks(tmp_path / "labels.csv")
 
 
 def test_labels_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        read_labels(tmp_path / "none.csv")
+        read_attacks(tmp_path / "none.csv")
     (tmp_path / "labels.csv").write_text("id\n1\n")
     with pytest.raises(ConfigError, match="event_id"):
-        read_labels(tmp_path / "labels.csv")
+        read_attacks(tmp_path / "labels.csv")
     pl.DataFrame({"event_id": [1, 2]}).write_parquet(tmp_path / "labels.parquet")
-    assert read_labels(tmp_path / "labels.parquet").to_list() == ["1", "2"]
+    assert read_attacks(tmp_path / "labels.parquet")["event_id"].to_list() == ["1", "2"]

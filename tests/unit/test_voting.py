@@ -55,6 +55,67 @@ def test_rules_written_are_read_again_to_three_digits_after_the_nines(tmp_path: 
     assert again.thresholds == pytest.approx(dict(rule.thresholds), abs=3e-6)
 
 
+def test_weights_are_written_as_they_are_and_read_again(tmp_path: Path) -> None:
+    rule = AnomalyType(
+        "fraud",
+        "payment",
+        thresholds={"zscore": 0.9, "iqr": 0.9},
+        weights={"zscore": 1.5, "iqr": 0},
+    )
+    text = Voting({"fraud": rule}).text()
+    assert "[fraud.weights]\nzscore = 1.5\niqr = 0.0\n" in text
+    assert Voting.load(written(tmp_path, text)).anomaly_types["fraud"].weights == rule.weights
+    bare = Voting.load(written(tmp_path, RULES)).anomaly_types["payment_fraud"]
+    assert bare.weights == {} and "weights]" not in Voting({"payment_fraud": bare}).text()
+
+
+def test_weights_that_are_none_are_all_told_with_the_other_faults(tmp_path: Path) -> None:
+    text = """
+    [a]
+    event_type = "payment"
+    ensemble = 1.5
+    thresholds = { zscore = 0.9, iqr = 0.9 }
+    weights = { zscore = -1, iqr = true, transformer = "much", isolation_forest = inf }
+    [b]
+    event_type = "login"
+    ensemble = 0.9
+    thresholds = { zscore = 0.9, iqr = 0.9 }
+    weights = { zscore = 0, iqr = 0.0 }
+    [c]
+    event_type = "login"
+    ensemble = 0.9
+    thresholds = { zscore = 0.9 }
+    weights = 3
+    """
+    with pytest.raises(ConfigError) as caught:
+        Voting.load(written(tmp_path, text))
+    told = "\n".join(caught.value.faults)
+    for word in ("1.5", "weights.zscore", "weights.iqr", "'much'", "got inf", "weighs anything",
+                 "[c]: weights: expected a table"):  # fmt: skip
+        assert word in told
+    assert len(caught.value.faults) == 7
+
+
+def test_only_ratios_of_edited_weights_count(rng: np.random.Generator) -> None:
+    label = (rng.random(4_000) < 0.05).astype(np.int8)
+    surprise = rng.exponential(0.43, (4_000, 3))
+    surprise[label == 1, :2] += 2.0
+    alone = np.array([False, True, True])
+    fitted = Ensemble.fit(("a", "b", "c"), surprise, label, None, alone)
+    known = dict(zip(fitted.detectors, fitted.weights.tolist(), strict=True))
+    assert all(weight == round(weight, 4) for weight in known.values())
+    assert fitted.weighed({}) is fitted and fitted.weighed(known) is fitted
+    doubled = fitted.weighed({name: 2 * weight for name, weight in known.items()})
+    assert np.allclose(doubled.number(surprise), fitted.number(surprise))
+    without = fitted.weighed({"b": 0.0})
+    assert without.novelty is not None and fitted.novelty is not None
+    assert without.weights[1] == without.novelty.weights[1] == 0.0
+    assert without.weights.sum() == pytest.approx(fitted.weights.sum())
+    changed = surprise.copy()
+    changed[:, 1] = 0.0
+    assert np.array_equal(without.number(changed), without.number(surprise))
+
+
 def test_rules_written_are_still_reached_by_the_rows_they_were_fitted_to(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
