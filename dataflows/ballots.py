@@ -45,6 +45,10 @@ TRIES_MAX = 128
 no vote. Chosen: four such rows among 5,000 are found, and a detector that always raises costs
 milliseconds."""
 
+LOOK_S, LOOKS_MIN = 0.1, 10
+"""Longest look at whether a detector has answered, and how many of them a wait has at least.
+Chosen: an answer wakes who waits, so that a look costs something only where one is slow."""
+
 SAID_MAX = 20
 """Most sentences about failing detectors; all votes that are missing are counted. Chosen."""
 
@@ -331,19 +335,28 @@ class Ballots:
             task()
 
     def _waited(self, task: _Task, future: Future[ScoreMatrix]) -> ScoreMatrix | None:
-        """The scores, once they are there; None where a detector has taken too long."""
+        """The scores, once they are there; None where a detector has taken too long.
+
+        Waited is in short looks, of which each counts for no more than twice its length: time in
+        which this process did not run, its machine being held or overcome with work, is not held
+        against a detector.
+        """
+        look_s = min(LOOK_S, self._patience_s / LOOKS_MIN)
+        at, waited_s, before = task.at, 0.0, time.monotonic()
         while self._patience_s:
-            at = task.at
-            left_s = self._patience_s
-            if at is not None:
-                left_s -= time.monotonic() - at[1]
-            if left_s <= 0.0 and not future.done():
-                return None
             try:
-                return future.result(max(left_s, 0.001))
+                return future.result(look_s)
             except TimeoutError:
                 if future.done():
                     return future.result()
+            now = time.monotonic()
+            if task.at is None or task.at is not at:
+                at, waited_s = task.at, 0.0
+            else:
+                waited_s += min(now - before, 2.0 * look_s)
+            if waited_s >= self._patience_s and not future.done():
+                return None
+            before = now
         return future.result()
 
     def _give_up(self, task: _Task, round_: int) -> dict[str, Missed]:

@@ -17,7 +17,20 @@ import numpy as np
 
 from features.batch import Float64
 
-__all__ = ["Bar", "Line", "Plot", "bars", "cards", "grid", "page", "section", "table", "time_text"]
+__all__ = [
+    "WHOLE_MAX",
+    "Bar",
+    "Line",
+    "Plot",
+    "bars",
+    "cards",
+    "grid",
+    "page",
+    "section",
+    "share_text",
+    "table",
+    "time_text",
+]
 
 POINTS_MAX = 1_200
 """Points of a line that are drawn: twice the width of a drawing, so that each pixel has its
@@ -25,6 +38,10 @@ extremes. Chosen."""
 
 MARKS_MAX = 400
 """Marks of a line that are drawn. Chosen: more are one blot."""
+
+WHOLE_MAX = 40
+"""Longest text with a hyphen that keeps to one line. Chosen: a time, or the name of an entity with
+its type."""
 
 _MARGIN = (10.0, 14.0, 26.0, 58.0)
 """Above, right, below, left of a drawing, in its units."""
@@ -115,11 +132,12 @@ def grid(figures: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table of texts; columns in `numbers` stand right, and times keep to one line."""
+    """A table of texts; columns in `numbers` stand right. Times and names keep to one line: a
+    browser would break them at their hyphens."""
 
     def cell(kind: str, i: int, text: str) -> str:
-        times = kind == "td" and len(text) >= 19 and text[:4].isdigit() and text[4] == "-"
-        name = ' class="n"' if i in numbers else ' class="t"' if times else ""
+        whole = kind == "td" and "-" in text and len(text) <= WHOLE_MAX
+        name = ' class="n"' if i in numbers else ' class="t"' if whole else ""
         return f"<{kind}{name}>{escape(text)}</{kind}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(header))
@@ -289,6 +307,16 @@ class Bar:
     strong: bool = False
 
 
+def share_text(value: float, signed: bool = False) -> str:
+    """A share, or the difference of two, with three digits; what rounds to nothing has no sign.
+
+    >>> share_text(-0.0002), share_text(0.0002, signed=True), share_text(0.25, signed=True)
+    ('0.000', '0.000', '+0.250')
+    """
+    said = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return "0.000" if said in ("+0.000", "-0.000") else said
+
+
 def bars(title: str, note: str, items: Sequence[Bar], most: float) -> str:
     """Bars from 0 to `most` with their values and intervals, one below the other."""
     width, left, right, step = 640.0, 170.0, 70.0, 24.0
@@ -313,7 +341,7 @@ def bars(title: str, note: str, items: Sequence[Bar], most: float) -> str:
             )
             end = max(end, x2)
         # A count is a whole number, anything else a share.
-        value = f"{item.value:,}" if isinstance(item.value, int) else f"{item.value:.3f}"
+        value = f"{item.value:,}" if isinstance(item.value, int) else share_text(item.value)
         text = value if known else "-"
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 12}">{text}</text>')
     said = f"<small>{escape(note)}</small>" if note else ""

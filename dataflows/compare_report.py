@@ -23,7 +23,8 @@ _SAID = {
 def _sentence(found: Mapping[str, Any]) -> str:
     """The whole in one sentence."""
     total = found["total"]
-    said = f"+{_estimate(total, 'new')} alerts, -{total['gone']:,}"
+    new, gone = _come(total), _gone(total)
+    said = f"{'no new' if new == '0' else new} alerts, {'none gone' if gone == '0' else gone}"
     if total["frauds"] != 0:
         won = _estimate(total, "won")
         said += f", {total['lost']:,} known frauds lost, {won} won"
@@ -35,6 +36,17 @@ def _sentence(found: Mapping[str, Any]) -> str:
             f" {total['gone_genuine']:,} of the gone"
         )
     return said
+
+
+def _come(counts: Mapping[str, Any]) -> str:
+    """Alerts that come; nothing has no sign."""
+    said = _estimate(counts, "new")
+    return said if said == "0" else f"+{said}"
+
+
+def _gone(counts: Mapping[str, Any]) -> str:
+    """Alerts that go; nothing has no sign."""
+    return f"-{counts['gone']:,}" if counts["gone"] else "0"
 
 
 def _estimate(counts: Mapping[str, Any], name: str) -> str:
@@ -128,7 +140,7 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
 def comparison_html(found: Mapping[str, Any]) -> str:
     """The comparison as a page that needs no other file."""
     total = found["total"]
-    shown = [(f"+{_estimate(total, 'new')}", "alerts new"), (f"-{total['gone']:,}", "alerts gone")]
+    shown = [(_come(total), "alerts new"), (_gone(total), "alerts gone")]
     if total["frauds"] != 0:
         shown.append((_estimate(total, "won"), "known frauds won"))
         shown.append((f"{total['lost']:,}", "frauds lost"))

@@ -11,7 +11,18 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
+from dataflows.charts import (
+    Bar,
+    Line,
+    Plot,
+    bars,
+    cards,
+    grid,
+    page,
+    section,
+    share_text,
+    table,
+)
 from dataflows.observe.live import console_for
 from dataflows.report import write_text
 from dataflows.voting_report import voting_sections
@@ -87,12 +98,13 @@ def _words(name: str) -> str:
 
 def _interval(value: float, row: Mapping[str, Any]) -> str:
     """A figure with its interval."""
-    return f"{value:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{share_text(value)} [{share_text(row['low'])}, {share_text(row['high'])}]"
 
 
 def _signed(row: Mapping[str, Any]) -> str:
     """A difference with its interval."""
-    return f"{row['average_precision']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    value, low, high = (share_text(row[k], True) for k in ("average_precision", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def write_report(path: Path, report: Mapping[str, Any], analysis: Analysis) -> None:
@@ -127,7 +139,7 @@ def evaluation_html(report: Mapping[str, Any], analysis: Analysis) -> str:
                key=lambda n: ranking[n]["average_precision"])  # fmt: skip
     if best:
         gain = report["against"][best]["average_precision"]
-        numbers.append((f"{gain:+.3f}", f"over {_words(best)}, the best alone"))
+        numbers.append((share_text(gain, True), f"over {_words(best)}, the best alone"))
     return page(
         "How well it finds",
         about,
@@ -215,7 +227,7 @@ def _rankings_section(report: Mapping[str, Any]) -> str:
         ]
         drawn.append(bars(f"Recall at {100 * fpr:g} % false positives", "", items, 1.0))
     rows = [
-        [_words(name), *(f"{row[k]:+.3f}" for k in ("average_precision", "low", "high"))]
+        [_words(name), *(share_text(row[k], True) for k in ("average_precision", "low", "high"))]
         for name, row in report["against"].items()
     ]
     header = ("the ensemble over", "average precision", "from", "to")
@@ -272,7 +284,7 @@ def _adds_section(report: Mapping[str, Any]) -> str:
     if report["ablation"]:
         most = max(0.01, *(one["high"] for one in report["ablation"]))
         items = [
-            Bar(f"without {_words(one['without'])}", max(one["average_precision"], 0.0),
+            Bar(f"without {_words(one['without'])}", one["average_precision"],
                 max(one["low"], 0.0), max(one["high"], 0.0))
             for one in report["ablation"]
         ]  # fmt: skip
@@ -280,7 +292,7 @@ def _adds_section(report: Mapping[str, Any]) -> str:
     groups: Sequence[Mapping[str, Any]] = report.get("feature_groups", [])
     if groups:
         items = [
-            Bar(f"{_words(one['group'])} ({one['features']})", max(one["average_precision"], 0.0))
+            Bar(f"{_words(one['group'])} ({one['features']})", one["average_precision"])
             for one in groups
         ]
         most = max(0.01, *(bar.value for bar in items))

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dataflows.charts import WHOLE_MAX
 from dataflows.observe.live import console_for
 from dataflows.scored_table import DUPLICATE, REFUSED, SCORED, ScoredTable
 from dataflows.settings import Settings
@@ -204,7 +205,9 @@ def _incidents_table(found: pl.DataFrame) -> Table:
     """Incidents for the terminal."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("from", "entity"):
-        shown.add_column(title, no_wrap=title == "from")
+        # A name that is broken at a hyphen cannot be searched for.
+        longest = max((len(name) for name in found["entity"]), default=0)
+        shown.add_column(title, no_wrap=title == "from" or longest <= WHOLE_MAX)
     for title in ("rows", "lasts"):
         shown.add_column(title, justify="right")
     shown.add_column("strangest")

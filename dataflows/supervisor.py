@@ -65,6 +65,10 @@ HOLD_S = 2.0
 """How long such lines wait before they are shown: the peers of a dead process panic within that
 time, and only its own words matter. Chosen."""
 
+HEAR_S_MAX = 10.0
+"""Longest wait for how a process ended that is over: it is known at once where we have the core.
+Chosen."""
+
 _LOOK_S = 0.1
 """How often what is due is looked for while nothing happens. Chosen."""
 
@@ -263,6 +267,7 @@ class Supervisor:
                 if kind == "signal" and self._ask(workers, what):
                     return None
                 if kind == "ended" and what in workers and what.failed:
+                    _hear_of_the_dead(workers)
                     return _cause(workers)
             if all(worker.ended is not None for worker in workers):
                 return _cause(workers) if any(worker.failed for worker in workers) else None
@@ -362,6 +367,23 @@ class Supervisor:
                 if self._events.get(timeout=left_s)[0] == "signal":
                     return True
         return False
+
+
+def _hear_of_the_dead(workers: list[_Worker]) -> None:
+    """Wait until it is known how each one ended that has: who died first may be heard of last."""
+    until = time.monotonic() + HEAR_S_MAX
+    while time.monotonic() < until:
+        if all(worker.ended is not None or not _has_ended(worker.process) for worker in workers):
+            return
+        time.sleep(0.01)
+
+
+def _has_ended(process: subprocess.Popen[str]) -> bool:
+    """Whether a process of ours is over, whether or not that was heard of."""
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # its end has been heard of
+        return True
 
 
 def _cause(workers: list[_Worker]) -> _Worker:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ def _ask(
         record: dict[str, Any] = {"kind": "rollback"}
         if what != "rollback":
             record = {"kind": "bundle", "bundle": bundle, "path": str(folder), "stage": what}
-        watch.asked(what)
+        record["id"] = uuid.uuid4().hex
+        watch.asked(what, record)
         write_record(settings, record)
 
 

@@ -34,9 +34,9 @@ __all__ = ["ControlTopic", "send_record"]
 RECORDS_MAX = 1_000
 """Most messages taken in one round; chosen: far more than people and scripts say in 100 ms."""
 
-FIRST_S = 5.0
-"""Longest wait, before the first round alone, for what the topic holds already. Chosen: as long as
-a broker may take for an answer."""
+FIRST_S = 10.0
+"""Longest wait, before the first round alone, for what the topic holds already. Chosen: twice what
+a broker may take for an answer, since what is not there then is in force a round later."""
 
 ANSWER_S = 2.0
 """Longest wait for partitions where a journal knows some already, and for offsets that are left

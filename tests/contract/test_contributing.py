@@ -53,7 +53,7 @@ def use(copy: Path, folder: str, program: str, *words: str) -> str:
             env={"PATH": "", "PYTHONPATH": str(copy), "HOME": str(copy)},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
     finally:

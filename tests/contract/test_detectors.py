@@ -557,7 +557,7 @@ def test_scoring_needs_none_of_the_libraries_of_training(tmp_path: Path) -> None
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def messages(brokers: str) -> str:
         "bootstrap.servers": brokers, "group.id": "reader", "enable.partition.eof": True,
         "auto.offset.reset": "earliest", "log_level": 0,
     })  # fmt: skip
-    partitions = consumer.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions
+    partitions = consumer.list_topics(TOPIC, timeout=60).topics[TOPIC].partitions
     consumer.assign([TopicPartition(TOPIC, p, 0) for p in partitions])
     found: list[bytes] = []
     ended = 0
@@ -67,9 +67,9 @@ def case(
     name = request.param
     if name == "kafka":
         holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-        found = holder.list_topics(timeout=10).brokers.values()
+        found = holder.list_topics(timeout=60).brokers.values()
         brokers = ",".join(f"{b.host}:{b.port}" for b in found)
-        holder.list_topics(TOPIC, timeout=10)
+        holder.list_topics(TOPIC, timeout=60)
         settings = Settings(state_dir=tmp_path, kafka_brokers=brokers, alerts_topic=TOPIC)
         made = Case(name, settings, lambda: messages(brokers))
         yield made

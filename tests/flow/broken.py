@@ -1,6 +1,6 @@
 """Runs `waxwing ...` with one part of it broken, as a process of its own.
 
-    python tests/flow/broken.py PART=WHAT run --set ...
+    python tests/flow/broken.py PART=WHAT,PART=WHAT run --set ...
 
 The parts are the functions below. They break what the code of others may break: a detector, a step
 that meets an event nobody thought of.
@@ -13,6 +13,8 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,17 +165,45 @@ def beats_sleep(_: str) -> None:
     Lease.keep = broken  # type: ignore[method-assign]
 
 
+def source_holds(where: str) -> None:
+    """Nothing comes after round ROUND until FILE of ROUND@FILE is there, or the flow is to end.
+
+    Who stops a flow in its middle has all the time it takes; what there is of it to do is not over
+    before.
+    """
+    from dataflows.sources.rounds import LanePartition
+
+    round_, _, file = where.partition("@")
+    next_batch: Function = LanePartition.next_batch
+    next_awake: Function = LanePartition.next_awake
+
+    def holds(self: Any) -> bool:
+        lane = self._lane
+        return lane.round >= int(round_) and not (lane.stop() or (file and Path(file).exists()))
+
+    def batch(self: Any) -> Any:
+        return [] if holds(self) else next_batch(self)
+
+    def awake(self: Any) -> Any:
+        return datetime.now(UTC) + timedelta(seconds=0.05) if holds(self) else next_awake(self)
+
+    LanePartition.next_batch = batch  # type: ignore[method-assign]
+    LanePartition.next_awake = awake  # type: ignore[method-assign]
+
+
 PARTS: dict[str, Function] = {
     f.__name__: f
     for f in (
         detector_raises, detector_hangs, bundle_fails, alert_raises, decide_raises, group_raises,
-        admit_raises, beats_sleep,
+        admit_raises, beats_sleep, source_holds,
     )
 }  # fmt: skip
 
 if __name__ == "__main__":
-    part, _, what = sys.argv.pop(1).partition("=")
-    PARTS[part](what)
+    broken_parts = sys.argv.pop(1)
+    for one in broken_parts.split(","):
+        part, _, what = one.partition("=")
+        PARTS[part](what)
     if sys.argv[1:3] == ["-m", "dataflows.worker"]:
         del sys.argv[1:3]
         from dataflows.worker import main as worker
@@ -183,6 +213,6 @@ if __name__ == "__main__":
     from dataflows.cli.main import main
 
     # What it starts is broken too.
-    supervisor.python_options = lambda: [__file__, f"{part}={what}"]
+    supervisor.python_options = lambda: [__file__, broken_parts]
 
     sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from dataflows.state.journal import read_cuts
 from features.events import event_type, event_types
 from models.bundle import _id_of
 from models.detectors import detector_names
-from tests.flow.harness import Bench, Run, call
+from tests.flow.harness import TIMEOUT_S, Bench, Run, call
 
 DAY = {"sim_seconds": 6, "sim_speed": 7200.0, "round_rows_max": 2000, "snapshot_rounds": 5}
 """Half a day of event time in some forty rounds."""
@@ -157,7 +156,7 @@ def broker() -> Iterator[str]:
     """Librdkafka's own broker in this process, without any topic; it creates none on request."""
     options = {"test.mock.num.brokers": 1, "log_level": 0, "allow.auto.create.topics": False}
     holder = Producer({"bootstrap.servers": "none", **options})
-    found = holder.list_topics(timeout=10).brokers.values()
+    found = holder.list_topics(timeout=60).brokers.values()
     yield ",".join(f"{b.host}:{b.port}" for b in found)
     holder.close()
 
@@ -218,7 +217,7 @@ def test_other_events_behind_a_journal_stop_the_flow_with_one_sentence(
     state = tmp_path / "state"
     folder = state / "journal" / "lane-00"
     run = Run(bench, state, DAY)
-    run.until(lambda: folder.exists() and sum(1 for _ in read_cuts(folder)) > 12, signal.SIGKILL)
+    run.until(lambda: folder.exists() and sum(1 for _ in read_cuts(folder)) > 12, hold=36)
     before = len(run.alerts())
     sets = bench.sets(state_dir=state, **DAY, sim_seed=99)
     fault = one(refused("run", *sets, cwd=tmp_path))
@@ -254,7 +253,7 @@ def test_bytewax_tells_bad_settings_as_waxwing_does(tmp_path: Path, flow: str) -
         | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -21,7 +21,7 @@ from dataflows.state.bases import base_states, held_rounds
 from dataflows.state.frames import frame, frames
 from dataflows.state.manifest import read_manifest
 from features.keys import group_of, hash_strings
-from tests.flow.harness import Bench, Run, call, environment, running, wait_for
+from tests.flow.harness import TIMEOUT_S, Bench, Run, call, environment, running, wait_for
 from tests.flow.test_json import undocumented
 from tests.flow.test_model import another_bundle
 
@@ -182,7 +182,7 @@ def test_after_kill_9_what_was_computed_before_and_after_is_bit_identical(
         manifest = read_manifest(run.state_dir)
         return manifest is not None and manifest.round >= 15
 
-    run.until(late_enough)
+    run.until(late_enough, hold=36)
     status, found, said = certify(bench, run.state_dir)
     assert status == 0 and found["rounds"] >= 15, said
     run.to_end()
@@ -200,12 +200,12 @@ def test_a_flow_that_is_live_is_certified_and_not_disturbed(bench: Bench, tmp_pa
             manifest = read_manifest(run.state_dir)
             return manifest is not None and manifest.round >= 10
 
-        wait_for(two_manifests, "a second manifest", process, 120.0)
+        wait_for(two_manifests, "a second manifest", process)
         status, found, said = certify(bench, run.state_dir)
         assert status == 0 and found["rounds"] >= 10, said
         assert process.poll() is None
         process.terminate()
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out
     assert certify(bench, run.state_dir)[0] == 0
 
@@ -222,7 +222,7 @@ def test_one_flipped_bit_names_round_group_entity_feature_and_both_values(
         env=environment({}),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -270,7 +270,7 @@ def test_where_an_alert_told_the_value_both_are_named(
     done = subprocess.run(
         [sys.executable, str(script), alert["event_id"], reason["feature"], "run",
          *short.options()],
-        cwd=bench.folder, env=environment({}), capture_output=True, text=True, timeout=240,
+        cwd=bench.folder, env=environment({}), capture_output=True, text=True, timeout=TIMEOUT_S,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -330,7 +330,7 @@ def test_what_differs_where_rounds_are_computed_in_one_go_is_computed_one_by_one
     done = subprocess.run(
         [sys.executable, str(script), "certify", *more, "--set", f"state_dir={run.state_dir}",
          "--json", str(report)],
-        cwd=bench.folder, env=environment({}), capture_output=True, text=True, timeout=240,
+        cwd=bench.folder, env=environment({}), capture_output=True, text=True, timeout=TIMEOUT_S,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

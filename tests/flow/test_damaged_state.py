@@ -31,7 +31,7 @@ def stopped(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = read_manifest(state) if state.exists() else None
         return found is not None and found.round >= 24
 
-    assert Run(bench, state, DAY).until(far_enough) == -signal.SIGKILL
+    assert Run(bench, state, DAY).until(far_enough, hold=36) == -signal.SIGKILL
     return state
 
 

@@ -158,7 +158,7 @@ def test_windows_run_empty_in_the_store_whatever_falls_between(
         manifest = read_manifest(state)
         return manifest is not None and manifest.round >= 10
 
-    assert run.until(begun) == -signal.SIGKILL
+    assert run.until(begun, hold=60) == -signal.SIGKILL
     killed_at = read_manifest(state)
     assert killed_at is not None
 
@@ -168,7 +168,7 @@ def test_windows_run_empty_in_the_store_whatever_falls_between(
 
     # A store that takes nothing meanwhile: the manifest goes on, and rows wait on the disk.
     behind = run_over(bench, recorded, state, snapshot_rounds=2, store_flush_ms=60_000)
-    assert behind.until(store_behind) == -signal.SIGKILL
+    assert behind.until(store_behind, hold=90) == -signal.SIGKILL
     killed_again = read_manifest(state)
     assert killed_again is not None
     assert any(waiting_path(state, shard).exists() for shard in range(SHARDS))

@@ -24,7 +24,7 @@ from features.catalog import Catalog, catalog
 from features.errors import ConfigError
 from features.events import event_type, event_types
 from features.spec import Feature
-from tests.flow.harness import call, running, wait_for
+from tests.flow.harness import TIMEOUT_S, call, running, wait_for
 from tests.flow.test_json import told
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,9 +272,9 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(grid: Path, tmp_path: P
     own = tmp_path / "own"
     own.mkdir()
     with running(*arguments, cwd=tmp_path, TMPDIR=str(own)) as process:
-        wait_for(lambda: list(own.glob("waxwing-verify-*/*.features")), "rows", process, 120.0)
+        wait_for(lambda: list(own.glob("waxwing-verify-*/*.features")), "rows", process)
         process.terminate()
-        assert process.wait(60.0) == 128 + signal.SIGTERM
+        assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
     assert not list(own.glob("waxwing-verify-*"))
 
 
@@ -384,7 +384,7 @@ def test_a_wrong_kernel_is_found(grid: Path, tmp_path: Path) -> None:
         env={"PATH": "", "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 1, done.stderr

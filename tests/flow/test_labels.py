@@ -80,7 +80,7 @@ def test_a_label_is_known_from_its_round_on_and_after_a_restart(
     assert before[0] == 0.0 and before[1] != before[1], "nobody has said anything"
 
     told = Run(bench, tmp_path / "told", more, data)
-    told.until(lambda: len(rounds_of(told.state_dir)) >= 60)
+    told.until(lambda: len(rounds_of(told.state_dir)) >= 60, hold=200)
     reached = len(rounds_of(told.state_dir))
     assert reached < HOURS
     done = call(
@@ -134,7 +134,7 @@ def test_what_a_file_says_of_its_events_is_heard_of_a_week_later_and_after_a_res
     data = labelled(tmp_path)
     more = {"snapshot_rounds": 20, "store": "embedded", "retention_h": 2 * HOURS}
     run = Run(bench, tmp_path / "state", more, data)
-    run.until(lambda: len(rounds_of(run.state_dir)) >= 40)
+    run.until(lambda: len(rounds_of(run.state_dir)) >= 40, hold=100)
     assert len(rounds_of(run.state_dir)) < 170, "the label is under way"
     assert run.to_end()["scored"] == HOURS
     asked = ("merchant_frauds_30d", "merchant_last_label", "merchant_since_fraud_s")

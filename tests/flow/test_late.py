@@ -180,7 +180,7 @@ def test_kill_9_changes_no_alert_and_no_count_of_events(
     # No snapshot before the kill: all rounds are played again, many at a time.
     run = Run(bench, state, whole.more | {"snapshot_rounds": 1_000}, whole.arguments)
     journal = state / "journal" / "lane-00"
-    run.until(lambda: journal.exists() and sum(1 for _ in read_cuts(journal)) > 100)
+    run.until(lambda: journal.exists() and sum(1 for _ in read_cuts(journal)) > 100, hold=200)
     report = run.to_end()
     assert counts_of(report) == counts_of(told)
     assert run.alerts() == whole.alerts(), "the same rounds, line by line"
@@ -233,7 +233,7 @@ def test_wrong_times_are_dead_letters_and_change_nothing_for_others_killed_or_no
 ) -> None:
     run = reading(bench, wrong, tmp_path / "state", snapshot_rounds=30)
     journal = run.state_dir / "journal" / "lane-00"
-    run.until(lambda: journal.exists() and sum(1 for _ in read_cuts(journal)) > 150)
+    run.until(lambda: journal.exists() and sum(1 for _ in read_cuts(journal)) > 150, hold=200)
     report = run.to_end()
     payments = world.events["payment"].frame["event_id"]
     assert report["in"] == sum(map(len, world.events.values())) + len(MOVED)
@@ -270,14 +270,14 @@ def producer() -> Iterator[Producer]:
     """librdkafka's own broker in this process, with topics of four partitions."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
     for name in event_types():
-        holder.list_topics(event_type(name).topic, timeout=10)
+        holder.list_topics(event_type(name).topic, timeout=60)
     yield holder
     holder.close()
 
 
 def from_topic(bench: Bench, producer: Producer, state: Path, **more: Any) -> Run:
     """A flow that reads the payments of the topic in two lanes, to their end."""
-    brokers = producer.list_topics(timeout=10).brokers.values()
+    brokers = producer.list_topics(timeout=60).brokers.values()
     settings = {
         "source": "kafka", "kafka_brokers": ",".join(f"{b.host}:{b.port}" for b in brokers),
         "kafka_format": "json", "kafka_until_end": "true", "event_types": '["payment"]',
@@ -299,10 +299,10 @@ def test_an_event_from_next_year_and_an_idle_lane_change_nothing_for_others(
     for name, frame in (("plain", good), ("wrong", pl.concat([
         good[:700], wrong.drop("came"), good[700:]]))):  # fmt: skip
         prefix = f"{name}-{future_s}-"
-        producer.list_topics(prefix + "payments", timeout=10)
+        producer.list_topics(prefix + "payments", timeout=60)
         for value in json_bodies(frame):
             producer.produce(prefix + "payments", value, partition=0)  # lane 1 has nothing to read
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         run = from_topic(
             bench, producer, tmp_path / name, kafka_topic_prefix=prefix, time_future_s_max=future_s
         )

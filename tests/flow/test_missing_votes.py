@@ -17,6 +17,10 @@ DAY = {"sim_seconds": 6, "sim_speed": 7200.0, "round_rows_max": 2000, "snapshot_
 RAISES = "detector_raises=60"
 HANGS = "detector_hangs=40"
 
+PATIENCE_S = 3.0
+"""Chosen: once in the run it is waited for so long; sound detectors answer in far less, however
+busy the machine."""
+
 
 @pytest.fixture(scope="module")
 def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def test_rows_on_which_a_detector_raises_are_judged_by_the_others(
 def test_a_detector_that_never_answers_is_left_out_and_its_silence_is_replayed(
     bench: Bench, whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = DAY | {"detector_timeout_s": 0.5}
+    more = DAY | {"detector_timeout_s": PATIENCE_S}
     run = Run(bench, tmp_path / "state", more, broken=HANGS)
     report = run.to_end()
     alerts = run.alerts()
@@ -76,7 +80,7 @@ def test_a_detector_that_never_answers_is_left_out_and_its_silence_is_replayed(
     notes = (tmp_path / "state/journal/lane-00/missed.log").read_text().splitlines()
     said = [json.loads(line[9:]) for line in notes]
     assert {note["detector"] for note in said} == {"zscore"}
-    assert said[0]["why"] == "no answer within 0.5 s"
+    assert said[0]["why"] == f"no answer within {PATIENCE_S:g} s"
     assert {note["why"] for note in said[1:]} == {f"no answer since round {said[0]['round']}"}
     assert set(without.values()) <= {note["why"] for note in said}
     assert len({note["event_type"] for note in said}) == 1, "other event types have it still"
@@ -88,11 +92,12 @@ def test_a_restart_does_without_the_votes_that_were_missing_before_the_kill(
 ) -> None:
     broken = Run(bench, tmp_path / "state", DAY, broken=RAISES)
     notes = tmp_path / "state/journal/lane-00/missed.log"
-    broken.until(lambda: notes.exists() and len(notes.read_bytes()) > 1000)
+    broken.until(lambda: notes.exists() and len(notes.read_bytes()) > 1000, hold=36)
     again = tmp_path / "again"
     copytree(tmp_path / "state", again)
     Run(bench, again, DAY).to_end()
-    noted = {json.loads(line[9:])["round"] for line in notes.read_text().splitlines()}
+    whole = notes.read_text().rpartition("\n")[0]  # a kill may leave half of the last line
+    noted = {json.loads(line[9:])["round"] for line in whole.splitlines()}
     alerts = Run(bench, again, DAY).alerts()
     assert missing(alerts), "although its detector is sound now"
     assert {a["round"] for a in alerts if a["id"] in missing(alerts)} <= noted

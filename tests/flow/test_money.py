@@ -130,7 +130,7 @@ def test_rates_that_come_later_do_not_change_what_was(folder: Path) -> None:
         lane = journal_folder(run.state_dir, 0)
         return [cut.rates for cut in read_cuts(lane, 0)] if lane.is_dir() else []
 
-    run.until(lambda: len(cuts()) >= 50)
+    run.until(lambda: len(cuts()) >= 50, hold=100)
     reached = len(cuts())
     # A day that was lacking, and one that was wrong: both hold from the next round on alone.
     text = rate_lines(DAYS + 1).replace(f"2026-03-02,JPY,{YEN}", "2026-03-02,JPY,0.007")

@@ -16,12 +16,10 @@ import pytest
 from dataflows.alerts import jsonl
 from dataflows.settings import Settings
 from tests.alerts import ROUTING_KEY, an_alert
-from tests.flow.harness import Bench, Run, call
+from tests.flow.harness import TIMEOUT_S, Bench, Run, call
 from tests.pagerduty import PagerDuty, receiver
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S_MAX = 90.0
-END_S_MAX = 40.0
 PASSED_ON = ("WAXWING_PAGERDUTY_ROUTING_KEY", "NO_PROXY")
 
 
@@ -92,10 +90,10 @@ def test_the_bytewax_flow_tells_and_sends_the_rest_after_a_sigterm(
     write(config, 0, 3)
     flow = f"dataflows.notify:build({str(config)!r})"
     process = start([sys.executable, "-m", "bytewax.run", "-s", "0", flow])
-    duty.wait_for(lambda: len(duty.accepted) == 3, START_S_MAX)
+    duty.wait_for(lambda: len(duty.accepted) == 3, TIMEOUT_S)
     write(config, 3, 20)  # more than a burst: some have to wait for the rate
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=END_S_MAX)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out
     assert len(duty.accepted) == len(duty.incidents) == 20 and duty.faults == []
     assert ROUTING_KEY not in out
@@ -106,14 +104,14 @@ def test_a_killed_flow_goes_on_where_it_was_and_opens_no_incident_twice(
 ) -> None:
     write(config, 0, 14)
     process = start(command(config))
-    duty.wait_for(lambda: len(duty.accepted) >= 11, START_S_MAX)
+    duty.wait_for(lambda: len(duty.accepted) >= 11, TIMEOUT_S)
     process.kill()
     process.communicate()
     before = len(duty.accepted)
     write(config, 14, 16)
     done = subprocess.run(
         command(config, "--once"), cwd=ROOT, env=environment(), capture_output=True, text=True,
-        timeout=START_S_MAX, check=False,
+        timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(duty.incidents) == 16
@@ -130,7 +128,7 @@ def test_a_signal_before_the_flow_has_begun_loses_nothing(duty: PagerDuty, confi
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=START_S_MAX)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out
     assert len(duty.accepted) == 2
 
@@ -138,7 +136,7 @@ def test_a_signal_before_the_flow_has_begun_loses_nothing(duty: PagerDuty, confi
 def test_an_orphan_sends_what_is_left_and_ends(duty: PagerDuty, config: Path) -> None:
     write(config, 0, 2)
     process = start(command(config, "--parent", str(2**22 + 1)))
-    out, _ = process.communicate(timeout=START_S_MAX)
+    out, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0 and len(duty.accepted) == 2, out
 
 
@@ -180,7 +178,7 @@ def test_bad_settings_are_a_sentence_each_and_status_2(config: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=START_S_MAX,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 2 and "hunter2" not in done.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from river.anomaly import HalfSpaceTrees
 
-from tests.flow.harness import environment
+from tests.flow.harness import TIMEOUT_S, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/own-detectors.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def commands() -> list[list[str]]:
 def in_order(folder: Path, wanted: list[list[str]]) -> subprocess.CompletedProcess[str]:
     """Run commands in a folder."""
     return subprocess.run(
-        [sys.executable, "-P", "-c", ALL, json.dumps(wanted)], cwd=folder, timeout=240,
+        [sys.executable, "-P", "-c", ALL, json.dumps(wanted)], cwd=folder, timeout=TIMEOUT_S,
         env=environment({"PYTHONPATH": str(ROOT), "WAXWING_ALERTS": "jsonl"}),
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -105,7 +105,7 @@ def test_an_event_that_spoils_a_groups_state_is_left_out_for_good_also_over_a_ki
     what = f"group_raises={event['entity']}@{event['time_us']}"
     run = Run(bench, tmp_path / "state", DAY, broken=what)
     note = run.state_dir / "journal" / "lane-00" / "poison.log"
-    assert run.until(note.exists) == -signal.SIGKILL
+    assert run.until(note.exists, hold=event["round"]) == -signal.SIGKILL
     report = run.to_end()
     left_out(run, report, sound, counts)
     (letter,) = letters(run.state_dir)

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.flow.harness import WORLD, Bench
+from tests.flow.harness import TIMEOUT_S, WORLD, Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def run(heading: str, cwd: Path, settings: dict[str, str], **extra: str) -> list
             env=kept | {"PATH": path, "PYTHONPATH": str(ROOT)} | told | extra,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -135,7 +135,7 @@ def test_the_real_file_is_learned_from_and_judged(
     write_days(data_file("fraud-handbook/transactions.parquet"), tmp_path)
     page = (ROOT / "docs/files.md").read_text(encoding="utf-8")
     (join,) = re.findall(r"<!-- run: join -->\n```python\n(.*?)```", page, flags=re.DOTALL)
-    subprocess.run([sys.executable, "-c", join], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", join], cwd=tmp_path, check=True, timeout=TIMEOUT_S)
     trained, ran = run("A real file", tmp_path, {})
     for text in (trained, ran):
         for scenario in ("large amount", "compromised customer", "compromised terminal"):

@@ -64,7 +64,7 @@ def test_a_rule_follows_within_its_bounds_over_kill_9_and_not_in_a_flood(
         "--block-s", str(ROUND_S - 100), "--why", "a quiet year", cwd=bench.folder,
     )  # fmt: skip
     assert asked.returncode == 0, asked.stderr
-    run.until(lambda: len(shifts(run.state_dir)) >= 4)
+    run.until(lambda: len(shifts(run.state_dir)) >= 4, hold=40)
     before = len(shifts(run.state_dir))
     run.to_end()
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.flow.harness import alerts_of
+from tests.flow.harness import TIMEOUT_S, alerts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "own-features.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def shell(command: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-c", command], cwd=cwd, env=kept | {"PATH": path, "PYTHONPATH": str(ROOT)}
-        | SMALL | extra, capture_output=True, text=True, timeout=240, check=False,
+        | SMALL | extra, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def stored_rows(folder: Path, *users: str) -> list[dict[str, float]]:
     """What the online store holds of users, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", READ_STORE, *users], cwd=folder, capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=60, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, timeout=TIMEOUT_S, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
     return [dict(zip(found["features"], row, strict=True)) for row in found["values"]]

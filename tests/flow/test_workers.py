@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflows.state.manifest import read_manifest
-from tests.flow.harness import WORLD, Bench, Run, alerts_of, without_clock
+from tests.flow.harness import TIMEOUT_S, WORLD, Bench, Run, alerts_of, without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = {"sim_paced": False, "sim_seconds": 4, "sim_speed": 7200, "round_rows_max": 3000}
@@ -41,7 +41,7 @@ def run(bench: Bench, folder: Path, workers: int) -> Path:
         | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,9 @@ from typing import Any, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
-__all__ = ["Kafka", "NotToBeHad", "Redis", "Registry", "Server"]
+from tests.ports import free_port
+
+__all__ = ["Kafka", "NotToBeHad", "Redis", "Registry", "Server", "free_port"]
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.1.0"
 REGISTRY = ("io.apicurio", "apicurio-registry-app", "3.3.3")
@@ -39,10 +41,10 @@ PARTITIONS = 32
 HEAP = "-Xmx512m"
 """Largest heap of a JVM; measured: a broker uses 320-440 MB in all, the registry 300."""
 
-START_S = 90.0
-"""Longest wait for a server to answer; measured 4 s alone, chosen for two busy cores."""
+START_S = 300.0
+"""Longest wait for a server to answer; measured 4 s alone, chosen for two very busy cores."""
 
-ANSWER_S = 15.0
+ANSWER_S = 120.0
 """Longest wait for an answer of a running server."""
 
 JAVA_QUIET = (
@@ -55,14 +57,6 @@ JAVA_QUIET = (
 
 class NotToBeHad(Exception):
     """A server that cannot be had here; says the command that would help."""
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def die_with_parent() -> None:

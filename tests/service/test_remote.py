@@ -29,7 +29,7 @@ HOURS = {"sim_seconds": 2, "sim_speed": 7200.0, "round_rows_max": 2000, "snapsho
 FAR = ("isolation_forest", "transformer")
 """Asked elsewhere: one that sees every row, one behind the gate that reads sequences."""
 
-LIMIT_S = 90.0
+LIMIT_S = 300.0
 """Longest wait for what takes seconds on two cores at rest."""
 
 
@@ -84,7 +84,8 @@ def answered(state: Path) -> int:
     found = -1
     for path in (state / "journal/lane-00" / ANSWERS_FOLDER).glob("*.ans"):
         for part in path.read_bytes().split(b'{"round":')[1:]:
-            found = max(found, int(part.split(b",")[0]))
+            number, whole, _ = part.partition(b",")
+            found = max(found, int(number) if whole else -1)
     return found
 
 

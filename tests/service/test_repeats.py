@@ -16,7 +16,15 @@ from dataflows.sources.simulator import make_simulator, time_us_of
 from dataflows.state.manifest import read_manifest
 from features.batch import EventBatch
 from features.events import event_type
-from tests.flow.harness import Bench, alerts_of, counts_of, running, wait_for, without_clock
+from tests.flow.harness import (
+    TIMEOUT_S,
+    Bench,
+    alerts_of,
+    counts_of,
+    running,
+    wait_for,
+    without_clock,
+)
 from tests.service.servers import Kafka, Registry
 from tests.service.test_pipeline import PAST_S
 
@@ -69,18 +77,18 @@ def run(
 
     with running(*command, cwd=folder) as flow:
         sent += send(range(PIECES // 2))
-        wait_for(lambda: _done(state) > 0.4 * sent, "the middle", flow, 120)
+        wait_for(lambda: _done(state) > 0.4 * sent, "the middle", flow)
         if again is not None:
             flow.send_signal(signal.SIGKILL)
             flow.wait()
         else:
             flow.send_signal(signal.SIGTERM)
-            assert flow.wait(60) == 0
+            assert flow.wait(TIMEOUT_S) == 0
     with running(*command, cwd=folder) as flow:
         sent += send(range(PIECES // 2, PIECES))
-        wait_for(lambda: _done(state) >= sent, "all is through", flow, 180)
+        wait_for(lambda: _done(state) >= sent, "all is through", flow)
         flow.send_signal(signal.SIGTERM)
-        out, _ = flow.communicate(timeout=60)
+        out, _ = flow.communicate(timeout=TIMEOUT_S)
         assert flow.returncode == 0, out
     producer.close()
     return alerts_of(state), counts_of(json.loads(report.read_text())), sent

@@ -96,7 +96,7 @@ def _allow(kafka: Kafka, user: str, kind: ResourceType, prefix: str, *may: AclOp
     ]  # fmt: skip
     admin = kafka.admin()  # its futures die with it
     for done in admin.create_acls(bindings).values():
-        done.result(15)
+        done.result(120)
 
 
 @pytest.fixture(scope="module")

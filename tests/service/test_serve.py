@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ from tests.rows import training_set
 from tests.service.serving import Serving, small_bundle
 
 NAMES = ("raw", "scores", "surprise", "ensemble", "flagged")
+
+ANSWER_S = 300.0
+"""Longest wait for an answer; a server with too little of a busy machine takes its time."""
+
+get = functools.partial(httpx.get, timeout=ANSWER_S)
+post_to = functools.partial(httpx.post, timeout=ANSWER_S)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +73,13 @@ def post(server: Serving, features: FeatureMatrix, **parameters: Any) -> httpx.R
         for name, (datatype, array) in columns.items()
     ]  # fmt: skip
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True} | parameters})
-    return httpx.post(
+    return post_to(
         f"{server.url}/v2/models/payment/infer",
         content=head.encode() + b"".join(array.tobytes() for _, array in columns.values()),
         headers={
             "Content-Type": "application/octet-stream",
             "Inference-Header-Content-Length": str(len(head)),
         },
-        timeout=60.0,
     )
 
 
@@ -112,33 +118,33 @@ def test_grpc_gives_the_same(
         request.raw_input_contents.append(array.tobytes())
     with grpc.insecure_channel(server.grpc) as channel:
         stub = stubs.GRPCInferenceServiceStub(channel)
-        reply = stub.ModelInfer(request, timeout=60.0)
+        reply = stub.ModelInfer(request, timeout=ANSWER_S)
         assert dict(zip(NAMES, reply.raw_output_contents, strict=True)) == expected
         assert reply.parameters["bundle_id"].string_param == bundle[0].id
         about = stub.ModelMetadata(pb.ModelMetadataRequest(name="payment.transformer"))
         assert [tensor.name for tensor in about.inputs] == ["features", "sequence"]
         request.inputs[0].shape[1] -= 1
         with pytest.raises(grpc.RpcError) as told:
-            stub.ModelInfer(request, timeout=60.0)
+            stub.ModelInfer(request, timeout=ANSWER_S)
         assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "expected shape [rows, " in told.value.details()
         request.inputs[0].shape[1] += 1
         request.raw_input_contents.append(b"more")
         with pytest.raises(grpc.RpcError) as told:
-            stub.ModelInfer(request, timeout=60.0)
+            stub.ModelInfer(request, timeout=ANSWER_S)
         assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         del request.inputs[:]
         with pytest.raises(grpc.RpcError) as told:
-            stub.ModelInfer(request, timeout=60.0)
+            stub.ModelInfer(request, timeout=ANSWER_S)
     assert told.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_metadata_are_those_of_the_bundle(server: Serving, bundle: tuple[Bundle, Path]) -> None:
-    names = httpx.get(f"{server.url}/v2/models").json()["models"]
+    names = get(f"{server.url}/v2/models").json()["models"]
     assert names == ["payment", *(f"payment.{name}" for name in bundle[0].detectors)]
     for name in names:
-        assert httpx.get(f"{server.url}/v2/models/{name}/ready").json()["ready"] is True
-    about = httpx.get(f"{server.url}/v2/models/payment").json()
+        assert get(f"{server.url}/v2/models/{name}/ready").json()["ready"] is True
+    about = get(f"{server.url}/v2/models/payment").json()
     shapes = {tensor["name"]: tensor["shape"] for tensor in about["inputs"]}
     assert shapes["features"] == [-1, len(catalog().names("payment"))]
 
@@ -160,21 +166,21 @@ def test_what_cannot_be_answered_is_400_with_a_sentence(
         (post(server, narrow), "expected shape [rows, "),
         (post(server, features, catalog_version="x"), "catalog_version x is asked for"),
         (post(server, features, bundle_id="x"), "bundle_id x is asked for"),
-        (httpx.post(where, json={"inputs": [one]}), "input 'sequence' is missing"),
-        (httpx.post(where, json={"inputs": [one | {"datatype": "BYTES"}]}), "datatype FP64"),
-        (httpx.post(where, json={"inputs": [one, one]}), "comes twice"),
-        (httpx.post(where, content=b"rubbish", headers=binary), "not a binary request"),
-        (httpx.post(where, content=endless.encode(), headers=binary | length), "OverflowError"),
-        (httpx.post(where.replace("payment", "payment.zscore"), json={"inputs": [right]}), "shape"),
-        (httpx.post(f"{server.url}/v1/models/payment:predict", json={"instances": []}), "v2"),
+        (post_to(where, json={"inputs": [one]}), "input 'sequence' is missing"),
+        (post_to(where, json={"inputs": [one | {"datatype": "BYTES"}]}), "datatype FP64"),
+        (post_to(where, json={"inputs": [one, one]}), "comes twice"),
+        (post_to(where, content=b"rubbish", headers=binary), "not a binary request"),
+        (post_to(where, content=endless.encode(), headers=binary | length), "OverflowError"),
+        (post_to(where.replace("payment", "payment.zscore"), json={"inputs": [right]}), "shape"),
+        (post_to(f"{server.url}/v1/models/payment:predict", json={"instances": []}), "v2"),
     ):
         assert reply.status_code == 400, reply.text
         assert said in reply.json()["error"]
     texts = json.dumps({"inputs": [one | {"shape": ["a", "b"]}]})
     for body in ("rubbish", "[]", "{}", texts):
-        reply = httpx.post(where, content=body, headers={"Content-Type": "application/json"})
+        reply = post_to(where, content=body, headers={"Content-Type": "application/json"})
         assert reply.status_code == 422, (body, reply.text)
-    assert httpx.post(where.replace("payment", "other"), json={"inputs": [one]}).status_code == 404
+    assert post_to(where.replace("payment", "other"), json={"inputs": [one]}).status_code == 404
 
 
 def test_faults_of_the_command_line_are_told_at_once(

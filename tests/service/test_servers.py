@@ -18,7 +18,7 @@ def test_the_broker_keeps_what_it_acknowledged(kafka: Kafka, topic_prefix: str) 
     producer = Producer({"bootstrap.servers": kafka.brokers, "acks": "all"})
     for i in range(320):
         producer.produce(topic, value=str(i).encode(), partition=i % 32)
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
     ends = kafka.end_offsets([topic])[topic]
     assert ends == dict.fromkeys(range(32), 10)
     assert kafka.total([topic]) == 320

@@ -137,6 +137,33 @@ def test_one_that_hangs_is_left_alone_until_it_comes_back(tmp_path: Path) -> Non
     voting.close()
 
 
+def test_time_in_which_the_machine_was_held_is_not_held_against_a_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    class Held:
+        """A clock of a machine that stands still for a quarter of an hour, again and again."""
+
+        now_s = 0.0
+
+        def monotonic(self) -> float:
+            self.now_s += 1_000.0
+            if self.now_s > 5_000.0:
+                go_on.set()
+            return self.now_s
+
+    def slow(matrix: FeatureMatrix) -> Any:
+        go_on.wait()
+        return matrix.values[:, 0] * 2
+
+    monkeypatch.setattr("dataflows.ballots.time", Held())
+    voting = ballots(tmp_path, patience_s=60.0)
+    scores, missed = voting.scored(Scorer(slow), 0, 1, {"payment": features()}, {})["payment"]
+    assert not missed and scores.scores[:, 1].tolist() == (np.arange(ROWS) * 2.0).tolist()
+    voting.close()
+
+
 class Far(Scorer):
     """`bad` is asked elsewhere."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from html.parser import HTMLParser
+from io import StringIO
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
 from dataflows.compare_report import comparison_html, comparison_lines
+from dataflows.score_summary import print_summary
 
 HOSTILE = "</td></title></text><script>alert(1)</script>\x1b[2J\"' onload=x"
 
@@ -81,6 +85,32 @@ def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> N
         assert "+1 (1 to 9)" in said and "10 % and 20 % of the entities" in said
         assert "no rows are kept from" in said and "1 known frauds have no kept row" in said
         assert "3 known frauds, labelled without `event_time`, have no kept row" in said
+
+
+def test_names_of_entities_are_not_broken_at_their_hyphens() -> None:
+    name, why = "card c-b7374d3a-of-the-house-at-the-lake", "paid far more than it ever does " * 9
+    assert f'<td class="t">{name}</td>' in table(["entity", "why"], [[name, why]])
+    at = datetime(2026, 3, 2)
+    one = {"begin": at, "end": at, "entity": name, "rows": 12_345, "top_reason": why}
+    summary = dict.fromkeys(
+        ("rows", "scored", "refused", "duplicates", "alerts", "fitted", "alerts_warming",
+         "absences"), 0,
+    )  # fmt: skip
+    out = StringIO()
+    print_summary(summary | {"reasons": {}, "stayed_out": []}, pl.DataFrame([one]), out)
+    assert any(
+        name in line and "2026-03-02 00:00:00" in line for line in out.getvalue().split("\n")
+    )
+
+
+def test_nothing_has_no_sign() -> None:
+    found = compared("x")
+    found["total"] |= {"new": 0, "gone": 0, "intervals": {}}
+    lines = "\n".join(comparison_lines(found))
+    assert "no new alerts, none gone, 1 known frauds lost" in lines
+    made = comparison_html(found)
+    assert made.count(">0<") >= 2 and ">+0<" not in made and ">-0<" not in made
+    assert bars("t", "", [Bar("x", -0.0002), Bar("y", -0.01)], 1.0).count(">0.000<") == 1
 
 
 def test_what_a_sample_says_nothing_of_is_not_known_and_no_number() -> None:

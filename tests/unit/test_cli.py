@@ -140,7 +140,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         process.stdin.write("go\n")
         process.stdin.close()
         assert process.stderr.read() == ""
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=120) == 141
 
 
 def test_installed_script_and_module_are_the_same_program() -> None:

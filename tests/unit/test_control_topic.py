@@ -20,7 +20,7 @@ from dataflows.sources.base import ALL_COME
 from dataflows.sources.simulator import time_us_of
 from features.errors import ConfigError, SourceError
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 TOPIC = "control"
 
 STAGE: dict[str, Any] = {"kind": "stage", "detector": "zscore", "stage": "shadow"}
@@ -31,7 +31,7 @@ MUTE: dict[str, Any] = {"kind": "mute", "entity_type": "card", "entity": "c1", "
 def producer() -> Iterator[Producer]:
     """librdkafka's own broker in this process (4 partitions a topic), and a client of it."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-    holder.list_topics(TOPIC, timeout=10)  # it makes topics on first sight
+    holder.list_topics(TOPIC, timeout=60)  # it makes topics on first sight
     yield holder
     holder.close()
 
@@ -39,7 +39,7 @@ def producer() -> Iterator[Producer]:
 @pytest.fixture
 def settings(producer: Producer, tmp_path: Path) -> Settings:
     """Settings of a flow with a control topic."""
-    found = producer.list_topics(timeout=10).brokers.values()
+    found = producer.list_topics(timeout=60).brokers.values()
     brokers = ",".join(f"{b.host}:{b.port}" for b in found)
     return load(None, {}, kafka_brokers=brokers, control_topic=TOPIC, state_dir=tmp_path)
 

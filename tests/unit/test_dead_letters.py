@@ -128,8 +128,8 @@ def test_a_log_that_cannot_be_opened_is_said_with_the_cure(tmp_path: Path) -> No
 def brokers() -> Iterator[str]:
     """Librdkafka's own mock broker; it lives as long as the client that holds it."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-    found = holder.list_topics(timeout=10).brokers.values()
-    holder.list_topics("dead", timeout=10)  # it cannot create topics on request, only on sight
+    found = holder.list_topics(timeout=60).brokers.values()
+    holder.list_topics("dead", timeout=60)  # it cannot create topics on request, only on sight
     yield ",".join(f"{b.host}:{b.port}" for b in found)
     holder.close()
 
@@ -139,7 +139,7 @@ def drain(brokers: str, topic: str, count: int) -> list[Message]:
     consumer = Consumer(
         {"bootstrap.servers": brokers, "group.id": "t", "enable.auto.commit": False, "log_level": 0}
     )
-    partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    partitions = list(consumer.list_topics(topic, timeout=60).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
     found: list[Message] = []
     for _ in range(100):

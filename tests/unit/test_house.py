@@ -38,7 +38,7 @@ def call(
         env={**kept, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

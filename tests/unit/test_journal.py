@@ -300,8 +300,8 @@ def test_a_record_that_holds_more_than_this_version_knows_is_refused(tmp_path: P
 def test_a_newer_versions_copy_of_a_journal_in_a_topic_stays_where_it_is(tmp_path: Path) -> None:
     """The topic may not reach back as far as the copy, which is whole."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-    holder.list_topics("journal", timeout=10)
-    found = holder.list_topics(timeout=10).brokers.values()
+    holder.list_topics("journal", timeout=60)
+    found = holder.list_topics(timeout=60).brokers.values()
     brokers = ",".join(f"{b.host}:{b.port}" for b in found)
     settings = load(
         None, {}, kafka_brokers=brokers, journal_topic="journal", lanes=1, state_dir=tmp_path

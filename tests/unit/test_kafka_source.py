@@ -28,7 +28,7 @@ from features.errors import ConfigError, SourceError
 from features.events import event_type, event_types
 from features.simulate import Simulator
 
-WAIT_S = 30.0
+WAIT_S = 120.0
 PARTITIONS = 4
 """Of a topic of librdkafka's broker."""
 
@@ -38,7 +38,7 @@ def producer() -> Iterator[Producer]:
     """librdkafka's own broker in this process, and a producer that writes to it."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
     for name in event_types():  # it makes topics on first sight
-        holder.list_topics(event_type(name).topic, timeout=10)
+        holder.list_topics(event_type(name).topic, timeout=60)
     yield holder
     holder.close()
 
@@ -46,7 +46,7 @@ def producer() -> Iterator[Producer]:
 @pytest.fixture
 def settings(producer: Producer, tmp_path: Path) -> Settings:
     """Settings of a flow that reads payments as JSON from it."""
-    found = producer.list_topics(timeout=10).brokers.values()
+    found = producer.list_topics(timeout=60).brokers.values()
     return load(
         None,
         {},
@@ -250,7 +250,7 @@ def test_an_unreachable_broker_is_one_sentence(settings: Settings) -> None:
     begun = time.monotonic()
     with pytest.raises(SourceError, match=r"localhost:1: no answer .*refused.*check kafka_brokers"):
         KafkaReader(with_(settings, kafka_brokers="localhost:1"), 0)
-    assert time.monotonic() - begun < 10.0
+    assert time.monotonic() - begun < 45.0, "who leaves it to the client waits a minute"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_death_between_any_two_steps_leaves_a_whole_manifest(tmp_path: Path) -
             "sys.addaudithook(hook)\n"
             "write_manifest(pathlib.Path(folder), Manifest(300, 16, 2, 'abc'))\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=240, check=False)
         found = read_manifest(folder)
         assert found is not None
         if done.returncode == 0:
@@ -187,13 +187,13 @@ def test_a_second_process_on_the_same_state_is_refused(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert second.returncode == 1
     assert f"is in use by another process (id {os.getpid()})" in second.stderr
     third = [sys.executable, "-c", code, "-i", "1"]
-    assert subprocess.run(third, cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert subprocess.run(third, cwd=ROOT, timeout=240, check=False).returncode == 0
     assert (tmp_path / "lock-0").read_text(encoding="utf-8") == f"{os.getpid()}\n"
 
 
@@ -230,7 +230,7 @@ def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
         "import os, pathlib, signal\nfrom dataflows.state.lock import lock_state\n"
         f"lock_state(pathlib.Path({str(tmp_path)!r}))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=240, check=False)
     assert done.returncode == -9
     lock_state(tmp_path)
 

@@ -143,8 +143,8 @@ def test_the_flow_tells_pagerduty_everything_once(duty: PagerDuty, settings: Set
 
 def test_the_topic_is_read_where_the_log_is_a_topic(duty: PagerDuty, settings: Settings) -> None:
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-    found = holder.list_topics(timeout=10).brokers.values()
-    holder.list_topics(settings.alerts_topic, timeout=10)
+    found = holder.list_topics(timeout=60).brokers.values()
+    holder.list_topics(settings.alerts_topic, timeout=60)
     brokers = ",".join(f"{b.host}:{b.port}" for b in found)
     topic = settings.model_copy(update={"alerts": ["kafka"], "kafka_brokers": brokers})
     (sink,) = open_sinks(["kafka"], topic)

@@ -42,7 +42,7 @@ from tests.rows import training_set
 from tests.streams import make_batch
 
 DETECTORS = ("zscore", "iqr")
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 """Longest wait for a bundle. Chosen: a hundred times what it takes."""
 
 

@@ -50,9 +50,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def brokers() -> Iterator[str]:
     """librdkafka's own broker in this process: speaks the protocol, keeps little."""
     holder = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})
-    found = holder.list_topics(timeout=10).brokers.values()
+    found = holder.list_topics(timeout=60).brokers.values()
     for name in event_types():  # it cannot create topics on request, only on first sight
-        holder.list_topics(event_type(name).topic, timeout=10)
+        holder.list_topics(event_type(name).topic, timeout=60)
     yield ",".join(f"{b.host}:{b.port}" for b in found)
     holder.close()
 
@@ -132,9 +132,9 @@ def drain(brokers: str, topic: str) -> tuple[list[bytes], list[int]]:
     consumer = Consumer(
         {"bootstrap.servers": brokers, "group.id": "t", "enable.auto.commit": False, "log_level": 0}
     )
-    partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    partitions = list(consumer.list_topics(topic, timeout=60).topics[topic].partitions)
     ends = [
-        consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions
+        consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=60)[1] for p in partitions
     ]
     consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
     values, places = [], []

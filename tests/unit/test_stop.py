@@ -79,7 +79,7 @@ def test_one_signal_lets_the_flow_end_and_close(number: signal.Signals) -> None:
         assert process.stdout.readline() == "runs\n"
         process.send_signal(number)
         said = process.stdout.read().split()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
     assert said[-2:] == ["closed", "ended"]
 
 
@@ -92,4 +92,4 @@ def test_a_second_signal_ends_a_flow_that_does_not_listen() -> None:
             pass
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(timeout=30) == 128 + signal.SIGINT
+        assert process.wait(timeout=120) == 128 + signal.SIGINT

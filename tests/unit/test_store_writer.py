@@ -31,7 +31,7 @@ CARD = ("payment", "card")
 USER = ("login", "user")
 WIDTH = {view: len(layout.features) for view, layout in layouts(catalog()).items()}
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 """Longest wait for what takes milliseconds on a quiet machine."""
 
 NAMES = ("u0", "u1", *(f"c{i}" for i in range(8)))
@@ -224,12 +224,10 @@ def test_a_flush_that_is_waited_for_is_not_put_off(
     open_writer: Open, server: EmbeddedRedis
 ) -> None:
     to = open_writer(store_rows_s_max=100, store_flush_ms=60_000)
-    names = [f"c{i}" for i in range(3000)]
+    names = [f"c{i}" for i in range(14_000)]
     put(to, names, [1.0] * len(names), 1)
-    begun = time.monotonic()
-    assert to.flush(WAIT_S)
-    assert time.monotonic() - begun < 25.0, "3,000 rows at 100 a second are half a minute"
-    assert len(stored(server.url, names)) == to.stats().written == 3000
+    assert to.flush(WAIT_S), "14,000 rows at 100 a second take longer"
+    assert len(stored(server.url, names)) == to.stats().written == 14_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness of a thread is known to Linux alone")

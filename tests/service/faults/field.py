@@ -150,6 +150,8 @@ class Sender:
         )
         self._time_us = BEGINS_US
         self.made: set[str] = set()
+        self.frames: list[pl.DataFrame] = []
+        """What `send` has sent."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -186,6 +188,7 @@ class Sender:
     def send(self, count: int, partitions: int = PARTITIONS) -> list[str]:
         """Send some payments; returns their ids. What is acknowledged is known later."""
         frame = self.frame(count)
+        self.frames.append(frame)
         names = frame["event_id"].to_list()
         for i, (name, message) in enumerate(zip(names, self.encode(frame), strict=True)):
             self._produce(name, message, i % partitions)
@@ -286,6 +289,26 @@ class Flow:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def hold(self) -> None:
+        """Stop the process where it stands; each of its threads does once this comes back."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        # What stands behind the name, which is in brackets, begins with the state.
+        wait(
+            lambda: all(
+                path.read_text().rpartition(")")[2].split()[0] == "T"
+                for path in threads.glob("*/stat")
+            ),
+            "it stands still",
+            every_s=0.01,
+        )
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM; the report. AssertionError where the end is not clean."""
@@ -403,7 +426,8 @@ class Field:
         path = self.state / "dead_letters.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        whole = path.read_bytes().rpartition(b"\n")[0]  # a live flow may have half written a line
+        return [json.loads(line) for line in whole.splitlines()]
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether the alert log has events; reads what is new of it.

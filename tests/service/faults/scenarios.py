@@ -7,6 +7,7 @@ the counts it asserts itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -21,14 +22,19 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
+import polars as pl
 import psutil
 import redis
 
+from dataflows.sources.kafka import IDS
 from dataflows.state.journal import read_cuts
+from dataflows.store.layout import layouts
+from dataflows.store.reader import StoreReader
 from dataflows.store.shadow import MARKS_KEY
+from features.catalog import catalog
 from features.decode import decode, schema_ids
 from features.encode import avro_bodies, confluent_header, json_bodies
-from features.events import event_types
+from features.events import event_type, event_types
 from features.events.avro import avro_schema
 from features.simulate import Simulator
 from tests.flow.harness import alerts_of, command, environment
@@ -166,8 +172,8 @@ def broker_away(make: Make, short: bool) -> Row:
     field.sender.begin(PER_S)
     time.sleep(1.0)
     field.servers.kafka.stop(signal.SIGKILL)
-    time.sleep(4.0 if short else 30.0)
-    assert "no broker answers" in field.flow.said(), "it says so while it waits"
+    time.sleep(1.0 if short else 30.0)
+    wait(lambda: "no broker answers" in field.flow.said(), "it says that it waits")
     field.servers.kafka.start()
     seconds = field.live()
     field.sender.end()
@@ -212,7 +218,7 @@ def topic_made_anew(make: Make, short: bool) -> Row:
     field.flow.start()
     field.live()
     field.sender.end()
-    time.sleep(1.0)  # the topic's id is learnt beside the first rounds
+    wait(lambda: _know_the_topic(field), "all lanes have noted the topic's id")
     field.live()
     field.sender.end()
     wait(lambda: field.has(field.sender.acked), "everything is through")
@@ -264,7 +270,7 @@ def redis_emptied(make: Make, short: bool) -> Row:
     field.sender.end()
     wait(lambda: field.has(field.sender.acked), "everything is through")
     url = str(field.settings["redis_url"])
-    before = _settled(url)
+    before = _settled(field, url)
     assert len(before) > 100
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         client.flushdb()
@@ -291,6 +297,7 @@ def redis_gone(make: Make, short: bool) -> Row:
     during = _latency(field, times)
     field.sender.end()
     wait(lambda: field.has(field.sender.acked), "detection goes on")
+    wait(lambda: "is away" in field.flow.said(), "Redis is missed")
     field.servers.redis.start()
     seconds = wait(lambda: "is back" in field.flow.said(), "Redis is found again")
     after = _latency(field, times)
@@ -418,7 +425,8 @@ def poison(make: Make, short: bool) -> Row:
 
 def detector_hangs(make: Make, short: bool) -> Row:
     """A detector never answers again: the others vote on, and the alerts say so."""
-    field = make(detector_timeout_s=0.5)
+    # One that is sound and has too little of a busy machine must not be taken for one that hangs.
+    field = make(detector_timeout_s=3.0)
     field.flow = Flow(field, broken="detector_hangs=12").start()
     field.live()
     field.sender.begin(PER_S)
@@ -441,6 +449,9 @@ def overload(make: Make, short: bool) -> Row:
     field.live()
     capacity_per_s = _capacity_per_s(field, 3_000 if short else 20_000)
     rss, lags, sent, before = [field.flow.rss_mb()], [], 0, field.done()
+    if short:
+        # A second is too short to tell what is too much for it: it takes nothing meanwhile.
+        field.flow.hold()
     begun, look_s = time.monotonic(), 0.0
     seconds = 1.0 if short else 60.0
     while (now_s := time.monotonic() - begun) < seconds or sent < LOAD_MIN:
@@ -459,11 +470,18 @@ def overload(make: Make, short: bool) -> Row:
     lags.append(_lag(field))
     names = field.sender.send(PARTITIONS)
     field.sender.end()
-    caught_up = wait(lambda: field.has(names), "it has caught up", 6 * WAIT_S)
+    if short:
+        field.flow.go_on()
+
+    def through() -> bool:
+        rss.append(field.flow.rss_mb())
+        return field.has(names)
+
+    caught_up = wait(through, "it has caught up", 6 * WAIT_S)
     wait(lambda: field.has(field.sender.acked), "everything is through")
     rss.append(field.flow.rss_mb())
     # Committed every few seconds, so that the group's lag falls a little after the events came.
-    wait(lambda: _lag(field) == 0, "the group has no lag any more", 60.0)
+    wait(lambda: _lag(field) == 0, "the group has no lag any more")
     field.flow.stop()
     row = field.account(
         capacity_per_s=round(capacity_per_s), load_per_s=round(sent / took),
@@ -512,8 +530,7 @@ def hung_instance(make: Make, short: bool) -> Row:
         field.live()
         field.sender.begin(PER_S)
         time.sleep(field.chance.uniform(0.5, 2.0))
-        assert first.process is not None
-        first.process.send_signal(signal.SIGSTOP)
+        first.hold()
         # As it would be from another machine; for the short form the lease is given back, too.
         lease = field.state / "lease.json"
         elsewhere = {"place": "there", "host": "pod-0"} | ({"held": False} if short else {})
@@ -521,7 +538,7 @@ def hung_instance(make: Make, short: bool) -> Row:
         (field.state / "lock-0").unlink()
         field.flow = Flow(field).start()
         field.live()
-        first.process.send_signal(signal.SIGCONT)
+        first.go_on()
         woken = time.monotonic()
         assert first.ended() == 2, first.said()
         ended = time.monotonic() - woken
@@ -717,8 +734,30 @@ def _unlike(has: dict[bytes, bytes], wants: dict[bytes, bytes]) -> list[object]:
     return [(f, has.get(f), wants.get(f)) for f in fields if has.get(f) != wants.get(f)]
 
 
-def _settled(url: str) -> dict[bytes, dict[bytes, bytes]]:
-    """What a store holds once it has not changed for a second."""
+def _know_the_topic(field: Field) -> bool:
+    """Whether the newest round of each lane has the id of the topic that it reads."""
+    lanes = [*(field.state / "journal").iterdir()]
+    ends = [next(reversed([*read_cuts(lane)]), None) for lane in lanes]
+    return bool(ends) and all(cut is not None and IDS in cut.positions for cut in ends)
+
+
+def _settled(field: Field, url: str) -> dict[bytes, dict[bytes, bytes]]:
+    """What a store holds once it has the last event of every entity, and has not changed for a
+    second."""
+    frame = pl.concat(field.sender.frames)
+    reader = StoreReader(url, catalog())
+    for entity, columns in event_type(EVENT).entities.items():
+        if (EVENT, entity) not in layouts(catalog()):
+            continue
+        last = frame.drop_nulls(columns).group_by(columns).agg(pl.col("time_us").max())
+        names = last.select(pl.concat_str(columns, separator="|")).to_series().to_list()
+        asked = functools.partial(reader.read, (EVENT, entity), names)
+        times = last["time_us"].to_numpy()
+        wait(
+            lambda asked=asked, times=times: bool((asked().time_us >= times).all()),
+            f"the last row of every {entity} is in the store",
+        )
+    reader.close()
     before: dict[bytes, dict[bytes, bytes]] = {}
     while (now := _contents(url)) != before or not now:
         before = now
