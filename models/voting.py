@@ -328,7 +328,8 @@ class Ensemble:
         surprise : float64 (n, D), in the order of `detectors`
         """
         if self.question is not None:
-            return self._heard(surprise, self.question).sum(axis=1)
+            heard: Float64 = self._heard(surprise, self.question).sum(axis=1)
+            return heard
         known, unlike = weighted_sum(surprise, self.weights), self._unlike(surprise)
         return known if unlike is None else np.maximum(known, unlike)
 
