@@ -15,12 +15,13 @@ PYTHON ?=
 SEED ?= 7
 RATE ?= 50000
 DURATION_S ?= 60
+EXAMPLES ?= 200
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 JSON ?=
 ONLY ?=
 
-.PHONY: help install demo test lint types contracts unit format constraints bench faults clean
+.PHONY: help install demo test lint types contracts unit fuzz format constraints bench faults clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -60,6 +61,12 @@ contracts: $(STAMP) ## import-linter: dataflows > models > features
 unit: $(STAMP) ## pytest; PYTEST_ARGS='-k engine' narrows it
 	@echo "== pytest"
 	@$(BIN)/python $(if $(strip $(PYTEST_ARGS)),-m pytest $(PYTEST_ARGS),.ci/tests)
+
+# The seed stands in the head of the output. No time limit: a thousand examples take minutes.
+fuzz: $(STAMP) ## the property suite with another seed and EXAMPLES of each; SEED=N for the same again
+	@$(BIN)/python -m pytest tests/unit/test_properties.py tests/unit/test_late.py tests/unit/test_spans.py \
+		--seed $(if $(filter file,$(origin SEED)),$$(date +%s),$(SEED)) --examples $(EXAMPLES) --timeout 0 \
+		$(PYTEST_ARGS)
 
 format: $(STAMP) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .

@@ -46,6 +46,9 @@ its type."""
 _MARGIN = (10.0, 14.0, 26.0, 58.0)
 """Above, right, below, left of a drawing, in its units."""
 
+_DIGIT = 6.5
+"""Width of a digit, in the same units. Chosen: of text of 11 units, rounded up."""
+
 _STYLE = """
 :root{--paper:#fbfaf8;--card:#fff;--ink:#1d2430;--soft:#667085;--rule:#e6e3dd;--a:#2f6f8f;
 --b:#b7562b;--c:#5b7f3a;--d:#7a5195;--e:#b08900;--f:#444c5c;--bad:#c8321f;--fit:#2f6f8f14;
@@ -67,6 +70,7 @@ min-width:128px}
 .card.bad b{color:var(--bad)}
 .card span{color:var(--soft);font-size:13px}
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(500px,1fr))}
+.grid+.scroll{margin-top:14px}
 @media(max-width:620px){.grid{grid-template-columns:1fr}}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;
 padding:10px 12px 4px}
@@ -248,10 +252,12 @@ class Plot:
             for tick in _ticks(x_low, x_high, 6)
         ]  # fmt: skip
         for tick, text in ticks:
-            x = at_x.one(tick)
+            x, anchor = at_x.one(tick), "middle"
+            if x + len(text) * _DIGIT / 2 > width:  # the last one would be cut off
+                x, anchor = width, "end"
             parts.append(
                 f'<text x="{x:.1f}" y="{self.height - below + 16:.1f}"'
-                f' text-anchor="middle">{escape(text)}</text>'
+                f' text-anchor="{anchor}">{escape(text)}</text>'
             )
         for i, line in enumerate(self.lines):
             parts.append(_path(line, at_x, at_y, _COLOURS[i % len(_COLOURS)]))

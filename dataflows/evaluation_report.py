@@ -232,7 +232,7 @@ def _rankings_section(report: Mapping[str, Any]) -> str:
     ]
     header = ("the ensemble over", "average precision", "from", "to")
     note = f"Dark lines hold 95 % of {report['draws']} draws of entities and days."
-    return section("With their intervals", note, grid(drawn) + "<br>" +
+    return section("With their intervals", note, grid(drawn) +
                    table(header, rows, (1, 2, 3)))  # fmt: skip
 
 
@@ -258,7 +258,8 @@ def _coverage_section(report: Mapping[str, Any]) -> list[str]:
         ]  # fmt: skip
     header = ("events", "what", "asked", "got", "95 % of the draws", "as asked")
     note = (
-        f"Of the genuine events, {found['entities']:,} entities on {found['days']:,} days: the"
+        f"Of the genuine events, {found['entities']:,} entities on {found['days']:,}"
+        f" day{'s'[: found['days'] != 1]}: the"
         " share that a threshold or a score was to be reached by, and the share that reached it."
         " The interval is of other entities and days, and of other rows to fit on."
     )

@@ -465,7 +465,8 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
     def _counted(self, engine: GroupEngine) -> Iterator[None]:
         """Tell what the group counts of the rows that it computes meanwhile."""
         telemetry, settings = self._context.telemetry, self._context.settings
-        expired, beyond, unknown = engine.expired, engine.late_beyond, engine.labels_unknown
+        expired, unknown = engine.expired, engine.labels_unknown
+        beyond, gone = engine.late_beyond, engine.late_forgotten
         # Sums over all rings, which are 0 where every window is exact.
         paned = settings.exact_events_max > 0
         approximated = engine.approximated if paned else 0
@@ -474,7 +475,7 @@ class Group(StatefulBatchLogic[ToGroup, "ToHome | Durable", int]):
         yield
         telemetry.forgot(engine.expired - expired)
         telemetry.nobody(engine.labels_unknown - unknown)
-        telemetry.out_of_place(engine.late_beyond - beyond)
+        telemetry.out_of_place(engine.late_beyond - beyond, engine.late_forgotten - gone)
         merged = engine.approximated - approximated if paned else 0
         if merged:
             telemetry.merged(merged, engine.excess_max)

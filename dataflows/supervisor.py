@@ -470,7 +470,7 @@ def _print(text: str) -> None:
 
 
 _SUMS = (
-    *("cpu_s", "rss_mb_max", "expired", "late_beyond", "labels_unknown"),
+    *("cpu_s", "rss_mb_max", "expired", "late_beyond", "late_forgotten", "labels_unknown"),
     *("approximated", "estimated"),
 )
 _LARGEST = ("approximated_excess_max", "estimated_one_in_max")

@@ -134,6 +134,11 @@ class GroupEngine:
         return sum(state.late.beyond for state in self._states.values())
 
     @property
+    def late_forgotten(self) -> int:
+        """Those of them whose entity had been forgotten by then, though not at their time."""
+        return sum(state.table.late_forgotten for state in self._states.values())
+
+    @property
     def expired(self) -> int:
         """Entities that were forgotten because they had been idle for so long, ever."""
         return sum(state.table.expired for state in self._states.values())

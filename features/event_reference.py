@@ -83,7 +83,7 @@ silence stays told: an absence is not taken back, and one of a silence that was 
 told afterwards. An entity that has been idle beyond its time to live starts anew at its next event,
 and a late one that would have bridged the gap does not bring it back: its old state has gone by
 then, and to keep all states a while longer for one event in a time to live of weeks would take
-more than it gives.
+more than it gives. It is counted as `late_forgotten`.
 
 **Early.** An event more than `early_s` (60) beyond the clock of its partition and beyond the clock
 of its round becomes a dead letter, `too_early`. On Kafka the clock of the round is the wall clock,

@@ -181,6 +181,8 @@ class SlotTable:
     first_us, newest_us : by slot, times of an entity's first row and of its newest; where the
         entity has left the slot, `first_us` is its key until the slot is cleared
     met : int64 (n,), slots of the rows of the last call of `intern`
+    late_forgotten : late rows that entities had been forgotten before, though the row came while
+        they were known, ever
     """
 
     def __init__(self, ttl_us: int = 0) -> None:
@@ -197,6 +199,8 @@ class SlotTable:
         self._swept = 0
         self.met = np.zeros(0, np.int64)
         self._left: list[Int64] = []
+        self.late_forgotten = 0
+        self._ended: dict[int, tuple[int, int]] = {}
         self._new_table(_TABLE_MIN)
 
     def _new_table(self, size: int) -> None:
@@ -264,7 +268,7 @@ class SlotTable:
         taken_us = np.empty(len(head), np.int64)
         before_us = np.empty(len(head), np.int64)
         left = np.empty(len(head), np.int64)
-        done = 0
+        done, leavers = 0, []
         while True:
             done, leaving = _intern(
                 done,
@@ -285,11 +289,46 @@ class SlotTable:
                 before_us,
             )
             if leaving:
-                self._left.append(left[:leaving].copy())
+                leavers.append(left[:leaving].copy())
             if done == len(head):
+                if placed and self._ended:
+                    self._count_forgotten(head, before_us)
+                if leavers:
+                    self._left += leavers
+                    if placed:
+                        self._note_ended(np.concatenate(leavers), head, slots)
                 self.met = slots
                 return slots, taken_us, before_us
             self._grow(self.capacity + 1)
+
+    def _note_ended(self, left: Int64, head: Int64, slots: Int64) -> None:
+        """Keep until when entities were met that have just been forgotten, and since when again."""
+        keys = self.first_us[left]
+        at = np.flatnonzero(np.isin(head[:, 0], keys))
+        again_us = dict(zip(head[at, 0].tolist(), self.first_us[slots[at]].tolist(), strict=True))
+        for key, newest_us in zip(keys.tolist(), self.newest_us[left].tolist(), strict=True):
+            self._ended[key] = newest_us, again_us[key]
+
+    def _count_forgotten(self, head: Int64, before_us: Int64) -> None:
+        """Count late rows that came while an entity was known that has been forgotten since."""
+        for key, time_us in head[head[:, 1] < before_us, :2].tolist():
+            newest_us, again_us = self._ended.get(key, (NEVER, NEVER))
+            self.late_forgotten += time_us < again_us and time_us - newest_us <= self.ttl_us
+
+    def settle_ended(self, before_us: int) -> None:
+        """No row as old as that is in time any more."""
+        if self._ended:
+            kept = {key: ended for key, ended in self._ended.items() if ended[1] >= before_us}
+            self._ended = kept
+
+    def dump_ended(self) -> Int64:
+        """int64 (n, 3): key, newest time when it was forgotten, time at which it was met again."""
+        rows = [(key, *ended) for key, ended in self._ended.items()]
+        return np.array(rows, np.int64).reshape(-1, 3)
+
+    def load_ended(self, rows: Int64) -> None:
+        """Put back what `dump_ended` gave."""
+        self._ended = {key: (newest_us, again_us) for key, newest_us, again_us in rows.tolist()}
 
     def take_left(self) -> Int64:
         """Slots that entities have left behind since the last call: no row will ask for them.

@@ -20,6 +20,7 @@ from features.anchors import ANCHOR_FLOATS, WEEK_FLOATS, accept, run_anchors, ru
 from features.arena import SMALLEST, TOP, USED
 from features.baselines import BASE_FLOATS, HISTORY, SEASON_FLOATS, run_baselines, run_seasons
 from features.categories import CATEGORIES, ENTROPY_INTS, run_categories
+from features.clock import APART_US
 from features.correlate import (
     PAIR_FLOATS,
     PARTNER_FLOATS,
@@ -1074,6 +1075,7 @@ class EntityState:
         rounds : how many have passed since the last call
         """
         self.table.hear(clock_us)
+        self.table.settle_ended(clock_us - self.late.late_us - APART_US)
         if self.table.ttl_us and clock_us:
             self._sweep(clock_us, rounds)
         slots = self.table.take_left()
@@ -1165,7 +1167,8 @@ class EntityState:
             "keys": self.table.keys[slots],
             "newest_us": self.table.newest_us[slots],
             "first_us": self.table.first_us[slots],
-            "counts": np.array([self.table.late, self.table.expired]),
+            "counts": np.array([self.table.late, self.table.expired, self.table.late_forgotten]),
+            "ended": self.table.dump_ended(),
         }
         first["labels"] = self.labels.dump(everything)
         first["emptied"] = self.emptied.done.copy()
@@ -1217,7 +1220,11 @@ class EntityState:
         slots = arrays["slots"]
         before = self.table.capacity
         self.table.load(slots, arrays["keys"], arrays["newest_us"], arrays["first_us"])
-        self.table.numbers[LATE], self.table.expired = arrays["counts"].tolist()
+        late, self.table.expired, *forgotten = arrays["counts"].tolist()
+        self.table.numbers[LATE] = late
+        if forgotten:  # not in a snapshot of before they were counted
+            (self.table.late_forgotten,) = forgotten
+            self.table.load_ended(arrays["ended"])
         if self.table.capacity != before:
             self._grow()
         copied = arrays["copied"]

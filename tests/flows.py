@@ -85,7 +85,7 @@ class Flow:
     groups, lanes : how many
     late_s, ttl_h : as of `GroupEngine`
     due_max : absences of an entity type a group may tell of in a round
-    distinct_max, exact_max : as of `GroupEngine`
+    distinct_max, exact_max, emptied_max : as of `GroupEngine`
     lane_clock : tells the time of rounds whose moment is given; None: it is that of the newest
         event
     """
@@ -101,12 +101,15 @@ class Flow:
         distinct_max: int = DISTINCT_MAX,
         exact_max: int = 0,
         lane_clock: LaneClock | None = None,
+        emptied_max: int = 0,
     ) -> None:
         self.lane_clock = lane_clock
         self._seen: dict[str, set[int]] = {}
         self.cat, self.groups, self.lanes = cat, groups, lanes
         self.late_s, self.ttl_h, self.due_max = late_s, ttl_h, due_max
-        self.kept = {"exact_max": exact_max, "distinct_max": distinct_max}
+        self.kept = {
+            "exact_max": exact_max, "distinct_max": distinct_max, "emptied_max": emptied_max,
+        }  # fmt: skip
         self.rounds: list[Round] = []
         self.values: dict[Arrival, np.ndarray[Any, Any]] = {}
         self.sequences: dict[Arrival, np.ndarray[Any, Any]] = {}
@@ -379,7 +382,8 @@ def assert_same_absences(found: Flow, expected: Flow, since_us: int = 0) -> None
 
 def _by_key(flow: Flow) -> dict[tuple[str, int], dict[str, bytes]]:
     """State of each entity that lives, by array but for rings and the log."""
-    apart = ("slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts")
+    apart = {"slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts"}
+    apart |= {"ended"} if flow.kept["emptied_max"] else {"ended", "fed_us"}
     found = {}
     for engine in flow.engines:
         dump = engine.full()

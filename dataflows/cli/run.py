@@ -318,7 +318,7 @@ def _tell(report: dict[str, Any], settings: Settings, json: str | None) -> None:
         f" {report['duplicates']:,} duplicates, {report['alerts']:,} alerts"
         + _corrected(report)
         + _outcomes(report["outcomes"])
-        + (f"; {beyond_text(report)}" if report["late_beyond"] else "")
+        + (f"; {said}" if (said := beyond_text(report)) else "")
         + (f"; {approximated_text(report)}" if report["approximated"] else "")
         + (f"; {estimated_text(report)}" if report["estimated"] else "")
         + "".join(f"; {line}" for line in priced)

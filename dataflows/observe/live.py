@@ -432,7 +432,7 @@ def final_table(
     console.print(_latency_text(report))
     if report.get("corrected") or report.get("corrected_unchecked"):
         console.print(_corrected_text(report))
-    if report.get("late_beyond"):
+    if report.get("late_beyond") or report.get("late_forgotten"):
         console.print(Text(beyond_text(report), "yellow"))
     if report.get("approximated"):
         console.print(approximated_text(report))
@@ -506,11 +506,19 @@ def _corrected_text(report: Mapping[str, Any]) -> Text:
 
 
 def beyond_text(report: Mapping[str, Any]) -> str:
-    """How many rows are counted where they do not belong."""
-    return (
-        f"{report['late_beyond']:,} rows of entities came so far behind others that windows count"
-        " them at another time than their own (late_beyond)"
-    )
+    """How many rows are counted where they do not belong, or have lost what was known."""
+    said = []
+    if report.get("late_beyond"):
+        said.append(
+            f"{report['late_beyond']:,} rows of entities came so far behind others that windows"
+            " count them at another time than their own (late_beyond)"
+        )
+    if report.get("late_forgotten"):
+        said.append(
+            f"{report['late_forgotten']:,} late rows came after their entity had been forgotten,"
+            " which it was not at their time (late_forgotten)"
+        )
+    return "; ".join(said)
 
 
 def approximated_text(report: Mapping[str, Any]) -> str:

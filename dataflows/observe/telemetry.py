@@ -112,7 +112,7 @@ class Telemetry:
         self.snapshot_bytes = 0
         self.snapshot_pause_ms_max = 0.0
         self.expired = 0
-        self.late_beyond = 0
+        self.late_beyond = self.late_forgotten = 0
         self.labels_unknown = 0
         self.approximated = 0
         self.approximated_excess_max = 0
@@ -166,10 +166,12 @@ class Telemetry:
         with self._lock:
             self.expired += entities
 
-    def out_of_place(self, rows: int) -> None:
-        """Rows were so far behind others of their entity that they could not be put in place."""
+    def out_of_place(self, rows: int, forgotten: int) -> None:
+        """Rows were so far behind others of their entity that they could not be put in place; late
+        ones found it forgotten that it was known at their time."""
         with self._lock:
             self.late_beyond += rows
+            self.late_forgotten += forgotten
 
     def nobody(self, entities: int) -> None:
         """Labels named so many entities that were not there; said once."""
@@ -314,6 +316,7 @@ class Telemetry:
                     for one in self.beside.values()
                 ],
                 "late_beyond": self.late_beyond,
+                "late_forgotten": self.late_forgotten,
                 "labels_unknown": self.labels_unknown,
                 "approximated": self.approximated,
                 "approximated_excess_max": self.approximated_excess_max,

@@ -129,6 +129,7 @@ def test_nothing_within_the_bound_is_lost(
         "in": sent, "scored": different, "duplicates": sent - different, "dead_lettered": 0,
         "pending": 0,
     }  # fmt: skip
+    assert report["late_beyond"] == report["late_forgotten"] == 0
 
 
 def test_rows_after_the_bound_are_scored_as_if_all_had_come_in_time(

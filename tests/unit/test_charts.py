@@ -76,6 +76,12 @@ def test_a_drawing_of_one_moment_is_a_minute_wide() -> None:
     assert ">00:00:00<" in drawing and "2025" not in drawing
 
 
+def test_the_last_number_of_an_axis_is_not_cut_off() -> None:
+    line = Line(np.array([-2.0, 0.0]), np.array([0.0, 1.0]))
+    drawing = Plot("c", [line], x_range=(-2.0, 0.0), x_log=True).svg()
+    assert 'text-anchor="end">100 %<' in drawing and 'text-anchor="middle">1 %<' in drawing
+
+
 def test_no_text_of_a_comparison_is_an_escape_of_the_terminal() -> None:
     assert not any("\x1b" in line for line in comparison_lines(compared(HOSTILE)))
 

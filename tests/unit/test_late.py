@@ -360,6 +360,30 @@ def test_a_row_from_the_day_after_keeps_the_log_no_longer_than_is_waited_for(
     )
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_late_row_that_would_have_kept_its_entity_known_is_counted(restart: bool) -> None:
+    minutes = [0, 1, 40, 61.5, 63]  # the third is late: without it there is more than an hour
+    rows = [
+        {"event_id": f"e{i}", "time_us": START_US + round(m * 6e7), "card_id": "c0",
+         "merchant_id": f"m{i % 2}", "amount": 10.0}
+        for i, m in enumerate(minutes)
+    ]  # fmt: skip
+    batch = make_batch("payment", rows, partitions=1)
+    in_time, late_ones = ([0, 1, 2, 3, 4], [0, 1, 3, 2, 4])
+    counted = []
+    for come in (in_time, late_ones):
+        flow = Flow(few(), late_s=1_800.0, ttl_h={"card": 1.0})
+        for row in come:
+            if restart:
+                flow.begin(everything=False)
+                flow.take()
+                flow.restart()
+            flow.feed({"payment": batch.take(np.array([row]))})
+        (engine,) = flow.engines
+        counted.append((engine.late, engine.late_forgotten))
+    assert counted == [(0, 0), (1, 1)]
+
+
 def test_going_back_forgets_no_verdict(cat: Catalog, seed: int) -> None:
     before, after = streams(1)
     rounds = rounds_of(before, seed, LATE_S, 8)

@@ -231,6 +231,9 @@ def test_final_table_tells_of_rows_that_are_out_of_their_place_where_there_are_a
     final_table(a_report() | {"late_beyond": 1_234}, out)
     said = "1,234 rows of entities came so far behind others that windows count them at another"
     assert said in " ".join(out.getvalue().split())
+    final_table(a_report() | {"late_forgotten": 56}, out)
+    said = "56 late rows came after their entity had been forgotten, which it was not at their time"
+    assert said in " ".join(out.getvalue().split())
 
 
 def test_final_table_tells_of_windows_that_are_too_long_where_they_are() -> None:
