@@ -333,6 +333,8 @@ def _write(bundle: Bundle, folder: Path) -> str:
         }
         if models.ensemble.novelty is not None:
             scales["novelty"] = models.ensemble.novelty.weights
+        if models.ensemble.question is not None:
+            scales["question"] = models.ensemble.question.astype(np.int64)
         calibrations = {**models.calibrations, ENSEMBLE: models.ensemble.calibration}
         header: dict[str, object] = {"gate": models.gate}
         if models.ensemble.novelty is not None:
@@ -614,6 +616,7 @@ def _load_event(
             np.asarray(scales["weights"], np.float64),
             calibration(ENSEMBLE),
             novelty,
+            scales["question"].astype(np.intp) if "question" in scales else None,
         )
         return EventModels(
             event,

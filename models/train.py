@@ -434,7 +434,8 @@ def _train_event(
     detectors = _speaking(detectors, scale)
     calibrations, gate, surprise = _scale(detectors, scale, parted)
     alone = np.array([unaided(one) for one in detectors.values()])
-    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, _prior(detectors), alone)
+    prior, question = _prior(detectors), _questions(detectors)
+    ensemble = Ensemble.fit(tuple(detectors), surprise, scale.label, prior, alone, question)
     summed = ensemble.number(surprise)
     if parted is not None:
         parted.fit(ENSEMBLE, summed)
@@ -541,6 +542,12 @@ def _prior(detectors: Mapping[str, Detector]) -> Float64:
     share = np.array([1.0 / asked.count(question) for question in asked])
     weights: Float64 = share * (len(asked) / share.sum())
     return weights
+
+
+def _questions(detectors: Mapping[str, Detector]) -> npt.NDArray[np.intp]:
+    """intp (D,), number of the question that each detector asks."""
+    asked = [getattr(one, "asks", "unlike") for one in detectors.values()]
+    return np.array([asked.index(question) for question in asked], np.intp)
 
 
 def _fitted_on_all(

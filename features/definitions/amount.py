@@ -167,6 +167,22 @@ FEATURES: tuple[Feature, ...] = (
         column="amount",
         high_is_odd=None,
     ),
+    _pay(
+        "card_spent_z",
+        "card",
+        "z",
+        "the sum paid is {value} from this card's usual one",
+        "sigma",
+        column="amount",
+    ),
+    _pay(
+        "card_spent_drift",
+        "card",
+        "drift",
+        "the sums last paid with the card together are {value} above its usual ones",
+        "sigma",
+        column="amount",
+    ),
     Feature(
         "card_amount_recent_ratio",
         "payment",

@@ -65,6 +65,16 @@ def test_what_is_read_back_scores_the_same(folder: Path, rows: TrainingSet) -> N
     assert again.training["sets"]["login"]["rows"] == len(rows)
 
 
+def test_a_vote_without_labels_is_read_back_as_it_was(rows: TrainingSet, tmp_path: Path) -> None:
+    blind = replace(rows, label=np.full(len(rows), -1, np.int8))
+    fresh = train({"login": blind}, catalog(), ("zscore", "iqr"), 1)
+    fresh.write(tmp_path / "blind")
+    again = Bundle.load(tmp_path / "blind", catalog())
+    said, read = (b.models["login"].ensemble for b in (fresh, again))
+    surprise = np.array([[3.0, 1.0], [0.5, 2.0]])
+    assert said.number(surprise).tolist() == read.number(surprise).tolist() == [3.0, 2.0]
+
+
 def test_the_same_training_gives_the_same_id(
     folder: Path, rows: TrainingSet, tmp_path: Path
 ) -> None:

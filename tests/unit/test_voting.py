@@ -259,6 +259,38 @@ def test_a_vote_that_nobody_taught_has_one_sum(rng: np.random.Generator) -> None
     assert Ensemble.fit(("a", "b"), mute, label, unaided=alone).novelty is None
 
 
+def test_without_labels_who_sees_an_anomaly_is_not_outvoted(rng: np.random.Generator) -> None:
+    surprise = rng.exponential(0.43, (20_200, 3))
+    odd = np.zeros(20_200, np.bool_)
+    odd[:200] = True
+    surprise[odd, 0] += 3.0
+    names, label = ("a", "b", "c"), np.zeros(20_200, np.int8)
+    alike = Ensemble.fit(names, surprise, label)
+    heard = Ensemble.fit(names, surprise, label, question=np.array([0, 0, 0]))
+    fresh = rng.exponential(0.43, (100_000, 3))
+    found = [
+        np.mean(vote.number(surprise[odd]) > np.quantile(vote.number(fresh), 0.997))
+        for vote in (alike, heard)
+    ]
+    assert found[1] > found[0] + 0.05
+    assert np.mean(heard.surprise(fresh) >= 2.0) < 0.012, "calibrated as a whole"
+    parts = heard.parts(surprise)
+    assert np.array_equal(parts.sum(axis=1), heard.number(surprise))
+    assert (np.count_nonzero(parts, axis=1) == 1).all(), "one speaks for all who ask the same"
+    two = Ensemble.fit(names, surprise, label, question=np.array([0, 0, 2]))
+    assert two.number(np.array([[1.0, 2.0, 4.0], [np.nan, 2.0, np.nan]])).tolist() == [6.0, 2.0]
+    other = two.ordered(("c", "new", "b"))
+    assert other.number(np.array([[4.0, 9.0, 2.0]])).tolist() == [6.0]
+
+
+def test_labels_take_the_place_of_questions(rng: np.random.Generator) -> None:
+    surprise, label, _ = attacks_of_two_kinds(rng)
+    asked = Ensemble.fit(("a", "b"), surprise, label, question=np.array([0, 0]))
+    assert asked.question is None
+    plain = Ensemble.fit(("a", "b"), surprise, label)
+    assert np.array_equal(asked.number(surprise), plain.number(surprise))
+
+
 def test_a_vote_over_other_columns_says_the_same(rng: np.random.Generator) -> None:
     surprise, label, _ = attacks_of_two_kinds(rng)
     vote = Ensemble.fit(("a", "b"), surprise, label, unaided=np.array([False, True]))
