@@ -144,8 +144,8 @@ def test_the_real_file_is_learned_from_and_judged(
     assert said is not None, ran
     came, scored = (int(number.replace(",", "")) for number in said.groups())
     assert came == scored
-    # Measured on these three weeks: 77 % of 26, 84 of 149 and 63 of 280; a terminal is found by what
-    # is known of it.
+    # Measured on these three weeks: 77 % of 26, 84 of 149 and 63 of 280; a terminal is found by
+    # what is known of it.
     for scenario, least in (
         ("large amount", 35), ("compromised customer", 65), ("compromised terminal", 50),
     ):  # fmt: skip
