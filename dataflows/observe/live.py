@@ -333,8 +333,8 @@ def _alerts_panel(alerts: Sequence[Alert], seen: int, width: int, lines: int) ->
     table.add_column(no_wrap=True, overflow="ellipsis", width=max(width - 19, 10))
     for alert in list(alerts)[-lines:]:
         style = _SEVERITY_STYLE.get(alert.severity, "yellow")
-        said = Text(alert.summary)
-        said.stylize("bold", 0, max(alert.summary.find(":"), 0))
+        said = shown_text(alert.summary)
+        said.stylize("bold", 0, max(said.plain.find(":"), 0))
         when = _event_time(alert.time_us, "%H:%M:%S")
         votes = f"{sum(v.vote for v in alert.votes)}/{len(alert.votes)}"
         table.add_row(Text(when, "dim"), Text("\u25cf", style), Text(votes, "dim"), said)
@@ -395,7 +395,7 @@ def _alert_line(alert: Alert) -> str:
     """One alert as a plain line."""
     when = _event_time(alert.time_us, "%H:%M:%S")
     votes = f"{sum(v.vote for v in alert.votes)}/{len(alert.votes)} votes"
-    return f"  {when} {alert.severity} {alert.summary} ({votes})"
+    return f"  {when} {printable(alert.severity)} {printable(alert.summary)} ({votes})"
 
 
 NEXT_STEPS: tuple[tuple[str, str], ...] = (

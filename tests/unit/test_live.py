@@ -139,6 +139,25 @@ def test_a_frame_fits_the_terminal(width: int, height: int, attacks: int) -> Non
     assert "card_199" in text, "the newest alert is on the screen"
 
 
+def test_no_text_of_an_alert_is_an_escape_of_the_terminal(
+    clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    evil, shown = "x\x1b]0;pwned\x07\x1b[2J", "x\\x1b]0;pwned\\x07\\x1b[2J"
+    alert = replace(an_alert(1), severity=evil, summary=f"log anomaly: {evil}")
+    for out in (io.StringIO(), Terminal()):
+        with LiveView(60, out, clock) as view:
+            view.alert(alert)
+            view.update(some_stats())
+        text = out.getvalue()
+        assert f"log anomaly: {shown}" in re.sub("\x1b\\[[0-9;]*m", "", text)
+        assert not any(code in text for code in ("\x1b]", "\x07", "\x1b[2J"))
+    view = LiveView(60, out := io.StringIO(), clock)
+    view.alert(alert)
+    view.close()
+    assert f" {shown} log anomaly" in out.getvalue(), "plain lines say the severity"
+
+
 def test_no_name_of_an_attack_is_markup_or_an_escape_of_the_terminal() -> None:
     view = LiveView(60, io.StringIO())
     view._stats = replace(some_stats(), recall={"[/x]\x1b[2J": (1, 2)})
