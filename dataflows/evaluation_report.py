@@ -23,7 +23,7 @@ from dataflows.charts import (
     share_text,
     table,
 )
-from dataflows.observe.live import console_for
+from dataflows.observe.live import console_for, shown_text
 from dataflows.report import write_text
 from dataflows.voting_report import voting_sections
 from models.analysis import FPR_SHOWN, Analysis
@@ -57,19 +57,19 @@ def print_analysis(report: Mapping[str, Any], out: IO[str]) -> None:
     for name, row in report["ranking"].items():
         at = row["recall_at"][1]
         shown.add_row(
-            _words(name), _interval(row["average_precision"], row), f"{row['auc_roc']:.3f}",
-            _interval(at["recall"], at),
+            shown_text(_words(name)), _interval(row["average_precision"], row),
+            f"{row['auc_roc']:.3f}", _interval(at["recall"], at),
         )  # fmt: skip
     console.print()
     console.print(shown)
-    console.print(
+    lost = ", ".join(f"{_words(o['without'])} {_signed(o)}" for o in report["ablation"])
+    console.print(shown_text(
         f"In brackets 95 % of {report['draws']} draws of entities and days. Average precision lost"
-        " without a detector: "
-        + ", ".join(f"{_words(o['without'])} {_signed(o)}" for o in report["ablation"])
-    )
+        f" without a detector: {lost}"
+    ))  # fmt: skip
     if report["adds_nothing"]:
         nothing = ", ".join(map(_words, report["adds_nothing"]))
-        console.print(f"Adds nothing that chance does not explain: {nothing}")
+        console.print(shown_text(f"Adds nothing that chance does not explain: {nothing}"))
 
 
 def _coverage_lines(found: Mapping[str, Any]) -> list[str]:

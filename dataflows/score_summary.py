@@ -15,8 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dataflows.alerts.base import printable
 from dataflows.charts import WHOLE_MAX
-from dataflows.observe.live import console_for
+from dataflows.observe.live import console_for, shown_text
 from dataflows.scored_table import DUPLICATE, REFUSED, SCORED, ScoredTable
 from dataflows.settings import Settings
 from models.decisions.reasons import number_text
@@ -175,7 +176,7 @@ def print_summary(summary: Mapping[str, Any], found: pl.DataFrame, out: IO[str])
         f" refused, {summary['duplicates']:,} repeated; {summary['alerts']:,} rows are alerts"
     )
     for reason, count in sorted(summary["reasons"].items(), key=lambda item: -item[1]):
-        console.print(f"  refused, {reason}: {count:,}")
+        console.print(shown_text(f"  refused, {reason}: {count:,}"))
     if summary["fitted"]:
         console.print(
             f"Fitted on {summary['fitted']:,} of them; of the rows after those"
@@ -187,7 +188,8 @@ def print_summary(summary: Mapping[str, Any], found: pl.DataFrame, out: IO[str])
             " new then, and nothing was learned from it"
         )
     if summary["stayed_out"]:
-        console.print(f"Stayed out, with nothing to say here: {', '.join(summary['stayed_out'])}")
+        names = ", ".join(summary["stayed_out"])
+        console.print(shown_text(f"Stayed out, with nothing to say here: {names}"))
     if summary["absences"]:
         console.print(
             f"{summary['absences']:,} absences of entities that were overdue,"
@@ -206,16 +208,16 @@ def _incidents_table(found: pl.DataFrame) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("from", "entity"):
         # A name that is broken at a hyphen cannot be searched for.
-        longest = max((len(name) for name in found["entity"]), default=0)
+        longest = max((len(printable(name)) for name in found["entity"]), default=0)
         shown.add_column(title, no_wrap=title == "from" or longest <= WHOLE_MAX)
     for title in ("rows", "lasts"):
         shown.add_column(title, justify="right")
     shown.add_column("strangest")
     for one in found.iter_rows(named=True):
         shown.add_row(
-            f"{one['begin']:%Y-%m-%d %H:%M:%S}", one["entity"], f"{one['rows']:,}",
+            f"{one['begin']:%Y-%m-%d %H:%M:%S}", shown_text(one["entity"]), f"{one['rows']:,}",
             number_text((one["end"] - one["begin"]).total_seconds(), "s"),
-            one["top_reason"] or "unusual combination",
+            shown_text(one["top_reason"] or "unusual combination"),
         )  # fmt: skip
     return shown
 
@@ -233,7 +235,7 @@ def _print_judgement(found: Mapping[str, Any], console: Console) -> None:
     shown.add_column("area under ROC", justify="right")
     for name, row in (*found["detectors"].items(), ("ensemble", found)):
         ap, auc = row["average_precision"], row["auc_roc"]
-        shown.add_row(name.replace("_", " "), f"{ap:.3f}", f"{auc:.3f}")
+        shown.add_row(shown_text(name.replace("_", " ")), f"{ap:.3f}", f"{auc:.3f}")
     console.print(shown)
 
 

@@ -24,7 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dataflows.alerts.base import Alert
+from dataflows.alerts.base import Alert, printable
 
 __all__ = [
     "LiveView",
@@ -35,6 +35,7 @@ __all__ = [
     "console_for",
     "final_table",
     "judgement_table",
+    "shown_text",
     "stats_of",
 ]
 
@@ -332,8 +333,8 @@ def _alerts_panel(alerts: Sequence[Alert], seen: int, width: int, lines: int) ->
     table.add_column(no_wrap=True, overflow="ellipsis", width=max(width - 19, 10))
     for alert in list(alerts)[-lines:]:
         style = _SEVERITY_STYLE.get(alert.severity, "yellow")
-        said = Text(alert.summary)
-        said.stylize("bold", 0, max(alert.summary.find(":"), 0))
+        said = shown_text(alert.summary)
+        said.stylize("bold", 0, max(said.plain.find(":"), 0))
         when = _event_time(alert.time_us, "%H:%M:%S")
         votes = f"{sum(v.vote for v in alert.votes)}/{len(alert.votes)}"
         table.add_row(Text(when, "dim"), Text("\u25cf", style), Text(votes, "dim"), said)
@@ -346,7 +347,7 @@ def _alerts_panel(alerts: Sequence[Alert], seen: int, width: int, lines: int) ->
 def _recall_panel(recall: Mapping[str, tuple[int, int]], lines: int, columns: int) -> Panel:
     """Attack events found so far, a bar for each attack."""
     table = Table.grid(padding=(0, 1), expand=True)
-    names = max((len(attack) for attack in recall), default=0)
+    names = max((len(printable(attack)) for attack in recall), default=0)
     for _ in range(columns):
         table.add_column(no_wrap=True, overflow="ellipsis", width=min(names, ATTACK_COLUMNS_MAX))
         table.add_column(ratio=1, min_width=4)
@@ -360,7 +361,8 @@ def _recall_panel(recall: Mapping[str, tuple[int, int]], lines: int, columns: in
             bar = ProgressBar(
                 total=max(total, 1), completed=found, complete_style=style, finished_style=style
             )
-            cells += [attack.replace("_", " "), bar, Text(f"{found:,}/{total:,}", style)]
+            name = shown_text(attack.replace("_", " "))
+            cells += [name, bar, Text(f"{found:,}/{total:,}", style)]
         table.add_row(*cells)
     found_all = sum(found for found, _ in recall.values())
     total_all = sum(total for _, total in recall.values())
@@ -393,7 +395,7 @@ def _alert_line(alert: Alert) -> str:
     """One alert as a plain line."""
     when = _event_time(alert.time_us, "%H:%M:%S")
     votes = f"{sum(v.vote for v in alert.votes)}/{len(alert.votes)} votes"
-    return f"  {when} {alert.severity} {alert.summary} ({votes})"
+    return f"  {when} {printable(alert.severity)} {printable(alert.summary)} ({votes})"
 
 
 NEXT_STEPS: tuple[tuple[str, str], ...] = (
@@ -412,6 +414,15 @@ def console_for(stream: IO[str], width: int = PLAIN_COLUMNS) -> Console:
         # A file or a pipe has no width: tables are as wide as they need to be.
         console = Console(file=stream, highlight=False, width=width)
     return console
+
+
+def shown_text(text: str, style: str = "") -> Text:
+    """Text of an event, a file or a model as it stands: no markup, and no escape of the terminal.
+
+    >>> shown_text("[red]card \\x1b[2J").plain
+    '[red]card \\\\x1b[2J'
+    """
+    return Text(printable(text), style)
 
 
 def final_table(
@@ -572,7 +583,7 @@ def _detectors_table(detectors: Mapping[str, Any], names: Sequence[str]) -> Tabl
         fpr = _number(row.get("fpr"))
         last = name == names[-1]
         table.add_row(
-            Text(name.replace("_", " "), "bold" if last and name == "ensemble" else ""),
+            shown_text(name.replace("_", " "), "bold" if last and name == "ensemble" else ""),
             _share(row.get("recall"), 1),
             _share(row.get("precision"), 1),
             _share(row.get("fpr"), 3, good=fpr <= FPR_GOAL),
@@ -586,11 +597,12 @@ def _attacks_table(by_attack: Mapping[str, Any], names: Sequence[str], narrow: b
     table.add_column("recall by attack, %", no_wrap=True)
     table.add_column("sent", justify="right")
     for name in names:
-        words = name.split("_")
-        table.add_column(words[-1] if narrow else "\n".join(words), justify="right")
+        words = printable(name).split("_")
+        title = Text(words[-1] if narrow else "\n".join(words))
+        table.add_column(title, justify="right")
     for attack, row in by_attack.items():
         cells = [_per_cent(row.get(name, {}).get("recall")) for name in names]
-        table.add_row(attack.replace("_", " "), f"{row.get('events', 0):,}", *cells)
+        table.add_row(shown_text(attack.replace("_", " ")), f"{row.get('events', 0):,}", *cells)
     return table
 
 
@@ -603,7 +615,7 @@ def _silence_table(by_attack: Mapping[str, Any]) -> Table:
     for attack, row in by_attack.items():
         delay_s = row.get("delay_s_p50")
         table.add_row(
-            attack.replace("_", " "),
+            shown_text(attack.replace("_", " ")),
             f"{row['campaigns']:,}",
             _share(row["recall"], 0),
             f"{row['entities']:,}",

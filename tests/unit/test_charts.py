@@ -14,7 +14,13 @@ import pytest
 
 from dataflows.charts import Bar, Line, Plot, bars, cards, grid, page, section, table
 from dataflows.compare_report import comparison_html, comparison_lines
+from dataflows.evaluation_report import print_analysis
+from dataflows.observe.live import final_table
 from dataflows.score_summary import print_summary
+
+MARKUP = "a[/foo][red]:x:\x1b[2J"
+SHOWN = "a[/foo][red]:x:\\x1b[2J"
+"""How `MARKUP` stands on a terminal."""
 
 HOSTILE = "</td></title></text><script>alert(1)</script>\x1b[2J\"' onload=x"
 
@@ -96,16 +102,55 @@ def test_a_comparison_says_what_is_an_estimate_and_what_was_not_looked_at() -> N
 def test_names_of_entities_are_not_broken_at_their_hyphens() -> None:
     name, why = "card c-b7374d3a-of-the-house-at-the-lake", "paid far more than it ever does " * 9
     assert f'<td class="t">{name}</td>' in table(["entity", "why"], [[name, why]])
-    at = datetime(2026, 3, 2)
-    one = {"begin": at, "end": at, "entity": name, "rows": 12_345, "top_reason": why}
-    summary = dict.fromkeys(
-        ("rows", "scored", "refused", "duplicates", "alerts", "fitted", "alerts_warming",
-         "absences"), 0,
-    )  # fmt: skip
     out = StringIO()
-    print_summary(summary | {"reasons": {}, "stayed_out": []}, pl.DataFrame([one]), out)
+    print_summary(scored(), incident(name, why), out)
     assert any(
         name in line and "2026-03-02 00:00:00" in line for line in out.getvalue().split("\n")
+    )
+
+
+def test_no_text_of_a_scored_file_is_markup_or_an_escape_of_the_terminal() -> None:
+    out = StringIO()
+    ranks = {"average_precision": 0.5, "auc_roc": 0.5}
+    shares = dict.fromkeys(("recall", "precision", "fpr"), 0.5)
+    judged = ranks | shares | {"judged": 2, "anomalous": 1, "detectors": {MARKUP: ranks}}
+    found = {"reasons": {MARKUP: 1}, "stayed_out": [MARKUP], "judgement": judged}
+    print_summary(scored() | found, incident(MARKUP, MARKUP), out)
+    assert out.getvalue().count(SHOWN) == 5 and "\x1b" not in out.getvalue()
+
+
+def test_no_name_of_an_attack_or_a_detector_is_markup_or_an_escape_of_the_terminal() -> None:
+    out = StringIO()
+    one = {"events": 1, "recall": 0.5, "precision": 0.5, "fpr": 0.5}
+    silent = {"campaigns": 1, "recall": 0.5, "entities": 1, "entity_recall": 0.5}
+    silence = {"absences": 1, "genuine": 1, "false_alarms": 0, "by_attack": {MARKUP: silent}}
+    final_table(
+        {"detectors": {MARKUP: one}, "by_attack": {MARKUP: one}, "silence": silence}, out, []
+    )
+    # Detector in two tables, attack in two.
+    assert out.getvalue().count(SHOWN) == 4 and "\x1b" not in out.getvalue()
+    near = {"low": 0.5, "high": 0.5}
+    ranked = near | {"average_precision": 0.5, "auc_roc": 0.5}
+    ranked["recall_at"] = [None, near | {"recall": 0.5}]
+    lost = near | {"without": MARKUP, "average_precision": 0.5}
+    report = {"ranking": {MARKUP: ranked}, "ablation": [lost], "adds_nothing": [MARKUP]}
+    out = StringIO()
+    print_analysis(report | {"draws": 9}, out)
+    assert out.getvalue().count(SHOWN) == 3 and "\x1b" not in out.getvalue()
+
+
+def scored() -> dict[str, Any]:
+    """The summary of a file of nothing."""
+    counts = ("rows", "scored", "refused", "duplicates", "alerts", "fitted", "alerts_warming",
+              "absences")  # fmt: skip
+    return dict.fromkeys(counts, 0) | {"reasons": {}, "stayed_out": []}
+
+
+def incident(entity: str, why: str) -> pl.DataFrame:
+    """One incident."""
+    at = datetime(2026, 3, 2)
+    return pl.DataFrame(
+        [{"begin": at, "end": at, "entity": entity, "rows": 12_345, "top_reason": why}]
     )
 
 

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -136,6 +137,34 @@ def test_a_frame_fits_the_terminal(width: int, height: int, attacks: int) -> Non
     assert len(lines) < height, "one line is left for the cursor"
     assert max(cell_len(line) for line in lines) <= width
     assert "card_199" in text, "the newest alert is on the screen"
+
+
+def test_no_text_of_an_alert_is_an_escape_of_the_terminal(
+    clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    evil, shown = "x\x1b]0;pwned\x07\x1b[2J", "x\\x1b]0;pwned\\x07\\x1b[2J"
+    alert = replace(an_alert(1), severity=evil, summary=f"log anomaly: {evil}")
+    for out in (io.StringIO(), Terminal()):
+        with LiveView(60, out, clock) as view:
+            view.alert(alert)
+            view.update(some_stats())
+        text = out.getvalue()
+        assert f"log anomaly: {shown}" in re.sub("\x1b\\[[0-9;]*m", "", text)
+        assert not any(code in text for code in ("\x1b]", "\x07", "\x1b[2J"))
+    view = LiveView(60, out := io.StringIO(), clock)
+    view.alert(alert)
+    view.close()
+    assert f" {shown} log anomaly" in out.getvalue(), "plain lines say the severity"
+
+
+def test_no_name_of_an_attack_is_markup_or_an_escape_of_the_terminal() -> None:
+    view = LiveView(60, io.StringIO())
+    view._stats = replace(some_stats(), recall={"[/x]\x1b[2J": (1, 2)})
+    console = Console(file=io.StringIO(), width=150, height=40)
+    with console.capture() as caught:
+        console.print(view.frame(150, 40))
+    assert "[/x]\\x1b[2J" in caught.get() and "\x1b" not in caught.get()
 
 
 def test_the_usual_terminal_shows_all_attacks() -> None:
