@@ -458,6 +458,15 @@ class Wheel:
         """Whether changes among peers are still to be told, whoever speaks."""
         return bool(self._left)
 
+    @property
+    def left(self) -> Int64:
+        """int64 (n, PEER_INTS), changes among peers that the next round tells: for a snapshot."""
+        return np.concatenate([np.zeros((0, PEER_INTS), np.int64), *self._left])
+
+    @left.setter
+    def left(self, changes: Int64) -> None:
+        self._left = [changes] if len(changes) else []
+
     def grow(self, capacity: int) -> None:
         """Make room for so many slots."""
         more = np.full((capacity - len(self._links), 4), -1, np.int64)

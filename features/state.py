@@ -1169,6 +1169,8 @@ class EntityState:
             "counts": np.array([self.table.late, self.table.expired, self.table.late_forgotten]),
             "ended": self.table.dump_ended(),
         }
+        if self.wheel is not None:
+            first["left"] = self.wheel.left
         first["labels"] = self.labels.dump(everything)
         first["emptied"] = self.emptied.done.copy()
         for i, ring in enumerate(self.rings):
@@ -1230,6 +1232,8 @@ class EntityState:
         for name, array in self._fixed.items():
             array[copied] = arrays[name]
         self._frozen_until_us = int(self._fixed["frozen_until_us"].max(initial=0))
+        if self.wheel is not None and "left" in arrays:  # nor that
+            self.wheel.left = arrays["left"]
         self.labels.load(arrays.get("labels", np.zeros((0, 5), np.int64)))
         if "emptied" in arrays:  # not in a snapshot of before there was any
             self.emptied.done[:] = arrays["emptied"]

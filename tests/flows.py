@@ -382,7 +382,8 @@ def assert_same_absences(found: Flow, expected: Flow, since_us: int = 0) -> None
 
 def _by_key(flow: Flow) -> dict[tuple[str, int], dict[str, bytes]]:
     """State of each entity that lives, by array but for rings and the log."""
-    apart = {"slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts"}
+    apart = {"slots", "copied", "keys", "newest_us", "first_us", "labels", "emptied", "counts",
+             "left"}  # fmt: skip
     apart |= {"ended"} if flow.kept["emptied_max"] else {"ended", "fed_us"}
     found = {}
     for engine in flow.engines:

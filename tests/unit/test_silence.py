@@ -179,6 +179,35 @@ def test_peers_hear_in_the_same_round_of_the_forgotten_after_a_restart(
     assert sum(len(changes) for kinds in expected[1:] for changes in kinds) > 10
 
 
+@pytest.mark.parametrize("behind_us", [0, 10 * MINUTE_US])
+def test_shares_of_silent_peers_are_the_same_wherever_it_was_begun_again(
+    monkeypatch: pytest.MonkeyPatch, behind_us: int
+) -> None:
+    """What is forgotten at the end of a round is told in the next one, by whoever cuts that."""
+    monkeypatch.setattr("features.state.SLACK_US", 0)
+    ttl_h = {"host": 1.0, "series": 1.0}
+    times = {
+        f"{k:02d}": every(5 * MINUTE_US, START_US + k * 3 * MINUTE_US, START_US + 2 * HOUR_US
+                          + k * 3 * MINUTE_US)
+        for k in range(40)
+    }  # fmt: skip
+    names, edges = Names(), [START_US + k * 7 * MINUTE_US for k in range(1, 60)]
+    live, peers, told, base = GroupEngine(catalog(), 0, ttl_h=ttl_h), Peers(), 0, None
+    for part, clock_us in zip(cut({"metric": samples(times)}, edges[:-1]), edges, strict=True):
+        due_us = max(clock_us - behind_us, 1)
+        rows = split(catalog(), part, 1, 0, clock_us=clock_us, names=names, due_us=due_us)[0]
+        expected = peers.take(live.process(rows, (0,))[0].absences)
+        if base is not None:
+            again = GroupEngine.restore(catalog(), 0, base, [], ttl_h=ttl_h)
+            found = Peers().take(again.process(rows, (0,))[0].absences)
+            assert (found is None) == (expected is None)
+            if found is not None and expected is not None:
+                assert found.frame.equals(expected.frame)
+                told += len(found)
+        base = live.full()
+    assert told > 10 and live.expired > 10
+
+
 def test_one_host_that_stops_among_many_is_told_by_name_with_its_series() -> None:
     end_us = START_US + HOUR_US
     times = {f"h{h}": every(10 * SECOND_US, START_US + h, end_us) for h in range(40)}
