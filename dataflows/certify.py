@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from dataflows.context import Context, Replaying
 from dataflows.digests import SEQUENCE, record_of, versions
 from dataflows.replay import as_run, base_before, replay, replay_context, segments_in
 from dataflows.score import RoundOut, Seen
-from dataflows.settings import Settings
+from dataflows.settings import SHAPING, Settings
 from dataflows.state.bases import base_states
 from dataflows.state.certificate import (
     Record,
@@ -220,6 +220,7 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
     if not bases:
         raise StateError(f"state_dir {state_dir}: has no base state to replay from")
     found: Stretch | None = None
+    checked: Segment | None = None
     for segment, record in read_records(digests_folder(state_dir), from_us, until_us):
         if record.round <= bases[0].round:
             if from_us is not None:
@@ -238,6 +239,9 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                     f" {record.round} on; certify them apart, with --to and --from"
                     f" {moment(record.cut_time_us)}"
                 )
+        if segment is not checked:
+            checked = segment
+            _same_settings(first, header, record)
         found.last = record
     if found is None:
         begins, ends = segments[0].header["cut_time_us"], last_us(state_dir, segments[-1])
@@ -253,6 +257,18 @@ def stretch_between(state_dir: Path, from_us: int | None, until_us: int | None) 
                 f" {moment(begins)} on (retention_h)"
             )
     return found
+
+
+def _same_settings(first: Mapping[str, Any], header: Mapping[str, Any], record: Record) -> None:
+    """Raise where a segment, of which a record is the first, was computed by other settings."""
+    then, now = first["settings"], header["settings"]
+    for name in (*SHAPING, "detectors"):
+        if name in then and name in now and then[name] != now[name]:
+            raise StateError(
+                f"the rounds are of several flows: the setting {name} is {now[name]!r} from round"
+                f" {record.round} on, {then[name]!r} before; certify them apart, with --to and"
+                f" --from {moment(record.cut_time_us)}"
+            )
 
 
 def last_us(state_dir: Path, segment: Segment) -> int:

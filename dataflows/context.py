@@ -33,11 +33,12 @@ from dataflows.fetching import FETCH_S
 from dataflows.poison import POISON_FILE
 from dataflows.restore import Damaged, Restored, check, restore
 from dataflows.row_choice import RowChoice
-from dataflows.settings import Settings
+from dataflows.settings import SHAPING, Settings, recorded
 from dataflows.shelf import Shelf, with_own_detectors
 from dataflows.sources.catch_up import Pace
 from dataflows.sources.rounds import Lane, Lanes, journal_folder
 from dataflows.state.bases import base_states, drop_bases_after, held_rounds, keep_base
+from dataflows.state.certificate import digests_folder, segments_of
 from dataflows.state.deltas import ShardStore
 from dataflows.state.journal import LaneJournal, RoundJournal, last_cut
 from dataflows.state.lease import Lease, take_lease
@@ -719,7 +720,7 @@ def _begin(
         say(lost)
     found, lease, restored = _load_manifest(settings, cat, start, say)
     with _held(lease):
-        _first_base(settings, found)
+        _base_of_start(settings, cat, found)
     return found, lease, restored
 
 
@@ -837,13 +838,24 @@ def withheld_of(settings: Settings, lane: int, after_round: int) -> dict[int, li
     return found
 
 
-def _first_base(settings: Settings, manifest: Manifest) -> None:
-    """Keep what the flow starts from, so that its first rounds can be replayed too."""
-    if settings.retention_h and not base_states(settings.state_dir):
-        cut = last_cut(journal_folder(settings.state_dir, 0), manifest.round)
-        at_us = (manifest.until_us or 0) if cut is None else cut.cut_time_us
-        every_s, keep_h = settings.replay_base_s, settings.retention_h
-        keep_base(settings.state_dir, manifest, at_us, every_s, keep_h)
+def _base_of_start(settings: Settings, cat: Catalog, manifest: Manifest) -> None:
+    """Keep what the flow starts from, so that its first rounds can be replayed too: where nothing
+    is kept, and where the rounds before were computed otherwise, by other settings or features."""
+    state_dir = settings.state_dir
+    if not settings.retention_h:
+        return
+    if base_states(state_dir):
+        before = [s for s in segments_of(digests_folder(state_dir)) if s.round <= manifest.round]
+        if not before:
+            return
+        then, now = before[-1].header, recorded(settings)
+        if then["catalog"] == cat.version and all(
+            then["settings"].get(name, now[name]) == now[name] for name in SHAPING
+        ):
+            return
+    cut = last_cut(journal_folder(state_dir, 0), manifest.round)
+    at_us = (manifest.until_us or 0) if cut is None else cut.cut_time_us
+    keep_base(state_dir, manifest, at_us, 0.0, settings.retention_h)
 
 
 def _replayed_from(settings: Settings) -> int:

@@ -157,7 +157,9 @@ class Outcomes:
         self._changed = True
         self._bare += not label.entities
         self._settle(key, verdict, label.time_us)
-        if time_us and cut_time_us >= time_us:
+        # Of an event of before the flow, as of its warm state, nothing was told.
+        told = key in self._alerted or (self._since_us is not None and time_us >= self._since_us)
+        if told and time_us and cut_time_us >= time_us:
             self._delays_s.append((cut_time_us - time_us) / 1e6)
 
     def _settle(self, key: int, verdict: int, time_us: int) -> None:

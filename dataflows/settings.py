@@ -41,6 +41,7 @@ __all__ = [
     "PREFIX",
     "REMOVED",
     "RENAMED",
+    "SHAPING",
     "Settings",
     "declaration_faults",
     "is_time",
@@ -869,6 +870,13 @@ def _asked_masked(found: re.Match[str]) -> str:
     """One of the things that an address asks for, masked where its name is a secret's."""
     before, name, value = found.groups()
     return f"{before}{name}={_MASK if _SECRET.search(unquote(name)) else value}"
+
+
+SHAPING = (
+    "late_s", "early_s", "time_future_s_max", "time_past_s_max", "dedup_horizon_s", "entity_ttl_h",
+    "exact_events_max", "distinct_exact_max", "label_delay_s", "currency_base", "event_types",
+)  # fmt: skip
+"""Settings that the features of a round follow from, beside events, journal and catalogue."""
 
 
 def recorded(settings: Settings) -> dict[str, Any]:

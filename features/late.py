@@ -239,6 +239,14 @@ class LateRows:
         """The clock of the place furthest behind in that round."""
         return self._due_us
 
+    def reach(self, oldest_us: Int64) -> None:
+        """Lower times by slot, int64 (slots,), to that of the slot's oldest live checkpoint: no row
+        is put further back."""
+        checkpoints = self._checkpoints
+        at = checkpoints.at(np.arange(checkpoints.first, checkpoints.top))
+        owners, begun_us = checkpoints.arrays["chain"][at, OWNER], checkpoints.arrays["key"][at, 0]
+        np.minimum.at(oldest_us, owners, begun_us)
+
     @property
     def newest_us(self) -> int:
         """Newest event time of the rows so far."""

@@ -147,13 +147,8 @@ SLICE_MIN = 1 << 6
 """Slots that are copied at once however few a part is; chosen: they take as long as the calls."""
 
 PURGE_SLACK_US = 60_000_000
-"""A pair is forgotten at least so much after it has stopped to matter to its entity's newest row;
-chosen: a pane counts records for up to 10 s more than its window."""
-
-PURGE_LATE = 3
-"""A pair is forgotten so many times the accepted lateness after it has stopped to matter to its
-entity's newest row; chosen: a late row comes a bound behind the clock, the newest may have been a
-bound ahead of it, and one more is to spare."""
+"""A pair is forgotten so much after it has stopped to matter to the oldest row that its entity may
+still get; chosen: a pane counts records for up to 10 s more than its window."""
 
 
 class RingState:
@@ -163,7 +158,6 @@ class RingState:
     ----------
     ring : what it keeps
     exact_max : records above which the longest window's tail is merged (`features.panes`), 0: never
-    late_us : lateness that is accepted: a pair is kept for rows that come so late
     distinct_max : different others in the longest window above which an entity's pairs are thinned
         (`features.sampling`), 0: never
 
@@ -172,11 +166,8 @@ class RingState:
     thinned : pairs that late rows may want back
     """
 
-    def __init__(
-        self, ring: Ring, exact_max: int = 0, late_us: int = 0, distinct_max: int = DISTINCT_MAX
-    ) -> None:
+    def __init__(self, ring: Ring, exact_max: int = 0, distinct_max: int = DISTINCT_MAX) -> None:
         self.ring = ring
-        self._slack_us = max(PURGE_SLACK_US, PURGE_LATE * late_us)
         exact_us = pane_exact_us(ring.windows_us)
         longest_us = int(ring.windows_us.max())
         self.paned = exact_max > 0 and exact_us < longest_us
@@ -250,14 +241,16 @@ class RingState:
             self._arena.resize((size, self._arena.shape[1]), refcheck=False)
             self._view()
 
-    def _grow_pairs(self) -> None:
+    def _grow_pairs(self, reach: Callable[[Int64], None]) -> None:
         """Make room for a row's pairs, forgetting those that no row can ask for."""
         born = self.ints[:, BORN].copy()
         if not born.any():
             born = born[:0]
         heads = self.ints[: len(born), HEAD].copy()
         # An entity's rows are taken no earlier than its newest, but for late ones.
-        newest_us = self.ints[:, NEWEST] - self._slack_us
+        newest_us = self.ints[:, NEWEST].copy()
+        reach(newest_us)
+        newest_us -= PURGE_SLACK_US
         self.pairs.grow(len(self.ring.others), newest_us, born, heads)
 
     def run(
@@ -268,8 +261,14 @@ class RingState:
         reals: Float64,
         before: Notes,
         out: Float64,
+        reach: Callable[[Int64], None] = lambda _: None,
     ) -> None:
-        """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says."""
+        """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says.
+
+        Parameters
+        ----------
+        reach : lowers times by slot to that of the oldest row that may still be put in its place
+        """
         ring, pairs = self.ring, len(self.ring.others)
         done = 0
         while True:
@@ -302,7 +301,7 @@ class RingState:
                 self.marked.resize((2 * len(self.marked), 2), refcheck=False)
                 continue
             if self.pairs.numbers[FILLED] + pairs > self.pairs.numbers[ROOM]:
-                self._grow_pairs()
+                self._grow_pairs(reach)
                 continue
             if self.pairs.numbers[LEVELED] == CROWDED:
                 self.pairs.numbers[LEVELED] = 1
@@ -643,7 +642,7 @@ class EntityState:
     ) -> None:
         self.plan = plan
         self.table = SlotTable(time_to_live_us(plan, ttl_h or {}))
-        self.rings = [RingState(ring, exact_max, late_us, distinct_max) for ring in plan.rings]
+        self.rings = [RingState(ring, exact_max, distinct_max) for ring in plan.rings]
         for ring, column in zip(self.rings, _note_columns(plan.rings), strict=True):
             ring.book[NOTED] = column
         self.labels = LabelBook()
@@ -887,7 +886,7 @@ class EntityState:
         out = np.full((len(head), self.plan.width), np.nan)
         for ring in self.rings:
             ring.book[PLACED] = first
-            ring.run(slots, taken_us, head, reals, notes, out)
+            ring.run(slots, taken_us, head, reals, notes, out, self.late.reach)
         slow = {"anchors": self.plan.anchors, "weeks": self.plan.weeks}
         weights = {
             name: np.empty((len(head), 0 if its is None else len(its.logs)))

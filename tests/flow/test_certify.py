@@ -191,6 +191,32 @@ def test_after_kill_9_what_was_computed_before_and_after_is_bit_identical(
     assert found["events"] == whole[1]["in"]
 
 
+def test_rounds_of_other_settings_are_certified_apart(bench: Bench, tmp_path: Path) -> None:
+    """It stops, and goes on with another bound of lateness: the names, and each part for itself."""
+    run = Run(bench, tmp_path / "state", HALF_DAY)
+
+    def late_enough() -> bool:
+        manifest = read_manifest(run.state_dir)
+        return manifest is not None and manifest.round >= 12
+
+    run.until(late_enough, hold=36)
+    stopped = read_manifest(run.state_dir)
+    assert stopped is not None
+    Run(bench, run.state_dir, run.more | {"late_s": 7.0}).to_end()
+    status, _, said = certify(bench, run.state_dir)
+    assert status == 2 and "the setting late_s is 7.0 from round" in said, said
+    since = said.split("--from ")[1].split()[0]
+    status, before, said = certify(bench, run.state_dir, "--to", since)
+    assert status == 0 and before["last_round"] == stopped.round, said
+    status, after, said = certify(bench, run.state_dir, "--from", since)
+    assert status == 0 and after["first_round"] == stopped.round + 1, said
+    assert after["base_round"] == stopped.round, "what it went on from"
+    alert = next(a for a in run.alerts() if a["round"] > stopped.round)
+    told = call("explain", alert["id"], *bench.sets(state_dir=run.state_dir), "--json", "-",
+                cwd=bench.folder)  # fmt: skip
+    assert told.returncode == 0 and json.loads(told.stdout)["same"], told.stderr
+
+
 def test_a_flow_that_is_live_is_certified_and_not_disturbed(bench: Bench, tmp_path: Path) -> None:
     more = HALF_DAY | {"sim_paced": "true", "sim_speed": 720.0, "sim_seconds": 0}
     run = Run(bench, tmp_path / "state", more)

@@ -524,6 +524,38 @@ def test_when_the_table_of_pairs_was_full_shows_in_no_row_however_late(
     np.testing.assert_array_equal(*values)
 
 
+@pytest.mark.parametrize("behind_min", [14, 30, 200])
+def test_when_the_table_of_pairs_was_full_shows_in_no_row_put_in_its_place(
+    cat: Catalog, monkeypatch: pytest.MonkeyPatch, behind_min: int
+) -> None:
+    """A partition is far behind another: late rows of its entity meet pairs of an hour before."""
+    minute_us = 60_000_000
+    distinct = Catalog(tuple(f for f in cat.features("payment") if f.op == "distinct"))
+    ahead_us = (60 + behind_min) * minute_us
+    before = [(i * minute_us, "c", f"m{i}") for i in range(60)]
+    ahead = [(ahead_us + 1_000 * i, f"c{i}" if i else "c", f"q{i}") for i in range(1_500)]
+    late = [(60 * minute_us + 1_000_000 * i, "c", f"m{i}") for i in range(34, 42)]
+    found = []
+    for places in (1 << 10, 1 << 20):
+        monkeypatch.setattr(pairs, "PAIRS_MIN", places)
+        engine = GroupEngine(distinct, 0, 60.0)
+        for number, part in enumerate([*np.array_split(before, 12), *np.array_split(ahead, 15),
+                                       np.array(late)]):  # fmt: skip
+            rows = [
+                {"event_id": f"e{number}-{i}", "time_us": START_US + int(at_us), "card_id": card,
+                 "merchant_id": merchant}
+                for i, (at_us, card, merchant) in enumerate(part.tolist())
+            ]  # fmt: skip
+            batches = {"payment": make_batch("payment", rows, partitions=1)}
+            clock_us = START_US + max(int(part[-1][0]), ahead_us * (number >= 12))
+            due_us = START_US + min(int(part[-1][0]), 60 * minute_us)
+            sent = split(distinct, batches, 1, 0, number, clock_us, None, due_us)[0]
+            given = assemble(distinct, batches, [engine.process(sent)[0]])["payment"]
+        found.append(given.values)
+        assert engine._states["card"].late.placed == len(late)
+    np.testing.assert_array_equal(*found)
+
+
 def in_time_and_late(
     cat: Catalog, batch: EventBatch, late_row: int, cuts: tuple[int, int], label: Label
 ) -> tuple[Stream, Stream]:
