@@ -39,6 +39,7 @@ __all__ = [
     "read_cuts",
     "replace_text",
     "standing",
+    "unreadable",
     "write_all",
 ]
 
@@ -186,9 +187,12 @@ def _segment_cuts(path: Path, newest: bool, begin: int = 0) -> Iterator[tuple[Cu
     A torn tail ends it where the segment is the newest; else, or before whole records, it is an
     error.
     """
-    with path.open("rb") as file:
-        file.seek(begin)
-        data = file.read()
+    try:
+        with path.open("rb") as file:
+            file.seek(begin)
+            data = file.read()
+    except OSError as error:
+        raise unreadable(path, error) from error
     if not begin and data[:4] != _MAGIC:
         if newest and (_MAGIC.startswith(data) or not data.strip(b"\0")):
             return
@@ -222,7 +226,7 @@ def read_cuts(folder: Path, after_round: int = 0) -> Iterator[Cut]:
 
     Raises
     ------
-    StateError : a record is damaged that is not the torn last one
+    StateError : a record is damaged that is not the torn last one, or a segment may not be read
     """
     segments = _segments(folder)
     for i, path in enumerate(segments):
@@ -336,7 +340,8 @@ class LaneJournal:
 
     Raises
     ------
-    StateError : the folder holds something that is no journal, or one damaged before its tail
+    StateError : the folder holds something that is no journal, or one damaged before its tail, or
+        one that may not be read or written
     """
 
     def __init__(
@@ -371,7 +376,10 @@ class LaneJournal:
                 self.last, end = cut, stop
                 self._schemas |= cut.schemas
             if end:
-                self._file = path.open("r+b", buffering=0)
+                try:
+                    self._file = path.open("r+b", buffering=0)
+                except OSError as error:
+                    raise unreadable(path, error) from error
                 self._file.truncate(end)
                 self._file.seek(end)
                 os.fsync(self._file.fileno())
@@ -472,6 +480,16 @@ class JournalView:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def unreadable(path: Path, error: OSError) -> StateError:
+    """The fault of a file of the state that the system does not open."""
+    if isinstance(error, IsADirectoryError):
+        return StateError(f"{path}: expected a file, got a folder; move it away and start again")
+    return StateError(
+        f"{path}: cannot be opened: {error.strerror}; give this user the right to read and write"
+        " it, or mend the disk, and start again"
+    )
 
 
 def write_all(file: Any, data: bytes) -> None:

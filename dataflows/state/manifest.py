@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dataflows.state.journal import fsync_folder
+from dataflows.state.journal import fsync_folder, unreadable
 from dataflows.state.lease import locked, read_lease, superseded
 from features.errors import StateError
 
@@ -90,13 +90,14 @@ def write_manifest(folder: Path, manifest: Manifest, hold_rounds: int = 0) -> No
 
     Raises
     ------
-    StateError : the disk refused it, or the one there was written under a newer lease; the manifest
-        there was is still in force
+    StateError : the disk refused it, or the one there was written under a newer lease, or may not
+        be read; the manifest there was is still in force
     """
     with owned(folder, manifest.token), _writing(folder) as temporary:
         current = folder / _NAMES[0]
+        whole = _parse(current) is not None
         _write(temporary, manifest)
-        if _parse(current) is not None:
+        if whole:
             # A second name for the same file, put in place in one step: at no moment is there no
             # whole manifest, and a damaged one never takes the place of a whole one.
             _link(current, folder / _NAMES[1])
@@ -203,11 +204,17 @@ def _parse(path: Path) -> Manifest | None:
     """The manifest in a file, or None where it is missing or its checksum is wrong.
 
     It may go at any moment: shards look for the oldest one while the flow's end takes one away.
+
+    Raises
+    ------
+    StateError : it may not be read, or another version wrote it
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(path, error) from error
     body, _, tail = text.rpartition("\ncrc32 ")
     if not body or tail.strip() != f"{zlib.crc32(body.encode()):08x}":
         return None
@@ -242,7 +249,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
     Raises
     ------
-    StateError : there are manifests, but none is whole
+    StateError : there are manifests, but none is whole, or one may not be read
     """
     for path in _paths(folder):
         found = _parse(path)

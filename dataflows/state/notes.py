@@ -24,7 +24,8 @@ __all__ = ["BYTES_MAX", "RoundNotes", "read_notes"]
 
 BYTES_MAX = 16_000_000
 """Size above which notes on rounds that the journal no longer has are dropped. Chosen: 100,000
-notes; a detector that fails all day makes 10 a second and event type."""
+notes; a detector that fails all day makes 10 a second and event type. Where all must stay it is
+asked again when they have doubled: a rewrite is as long as the file."""
 
 
 class RoundNotes:
@@ -41,6 +42,7 @@ class RoundNotes:
 
     def __init__(self, path: Path, bytes_max: int = BYTES_MAX) -> None:
         self._path, self._bytes_max = path, bytes_max
+        self._drop_above = bytes_max
         self._file: Any = None
         self._size = sum(len(line) for line, _ in _lines(path))
 
@@ -53,7 +55,7 @@ class RoundNotes:
         """
         data = b"".join(_line(note) for note in notes)
         try:
-            if self._size + len(data) > self._bytes_max:
+            if self._size + len(data) > self._drop_above:
                 self._drop_old()
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,7 @@ class RoundNotes:
         kept = [line for line, note in _lines(self._path) if note["round"] >= oldest]
         replace_text(self._path, b"".join(kept).decode("ascii"))
         self._size = sum(map(len, kept))
+        self._drop_above = max(self._bytes_max, 2 * self._size)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -278,6 +278,16 @@ def test_a_folder_that_the_disk_refuses_is_a_sentence(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "b")
 
 
+def test_a_folder_in_the_place_of_a_segment_is_a_sentence(tmp_path: Path) -> None:
+    written(tmp_path, 2)
+    path = tmp_path / f"{3:020d}.jnl"
+    path.mkdir()
+    with pytest.raises(StateError, match=r"3\.jnl: expected a file, got a folder; move it away"):
+        LaneJournal(tmp_path, SEGMENT_BYTES)
+    with pytest.raises(StateError, match=r"3\.jnl: expected a file, got a folder; move it away"):
+        list(read_cuts(tmp_path))
+
+
 def test_a_journal_of_another_format_says_which_version_reads_it(tmp_path: Path) -> None:
     (tmp_path / f"{1:020d}.jnl").write_bytes(b"WXJ9" + b"x" * 50)
     with pytest.raises(NewerJournal, match="WXJ9"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dataflows.cli.main import main
 from dataflows.state.lock import lock_state, process_id
 from dataflows.state.manifest import (
     Manifest,
@@ -119,6 +120,35 @@ def test_a_damaged_manifest_never_takes_the_place_of_a_whole_one(tmp_path: Path)
 def test_a_folder_whose_only_manifest_is_damaged_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}", encoding="utf-8")
     with pytest.raises(StateError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+    path = tmp_path / "manifest.json"
+    path.unlink()
+    path.mkdir()
+    told = f"{path}: expected a file, got a folder; move it away and start again"
+    for act in (read_manifest, oldest_round, lambda f: write_manifest(f, make_manifest(200))):
+        with pytest.raises(StateError, match=f"^{re.escape(told)}$"):
+            act(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"], "nothing is left behind"
+    assert main(["model", "list", "--set", f"state_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == f"waxwing: {told}\n"
+
+
+def test_a_manifest_that_does_not_open_is_a_sentence_and_none_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    write_manifest(tmp_path, make_manifest(100))
+    write_manifest(tmp_path, make_manifest(200))
+    path = tmp_path / "manifest.json"
+    path.unlink()
+    path.symlink_to(path)
+    told = "cannot be opened: .*; give this user the right to read and write it, or mend the disk"
+    with pytest.raises(StateError, match=told):
         read_manifest(tmp_path)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from dataflows.state.journal import replace_text
 from dataflows.state.notes import RoundNotes, read_notes
 from features.errors import StateError
 
@@ -56,6 +58,30 @@ def test_notes_on_rounds_that_the_journal_no_longer_has_go_first(tmp_path: Path)
     log.close()
     found = notes(path)
     assert found[-50:] == list(range(50, 100)) and len(found) < 100
+
+
+def test_notes_that_all_must_stay_are_not_written_anew_with_each_append(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, first = tmp_path / "x.log", tmp_path / "00000000000000000001.jnl"
+    first.touch()
+    rewrites: list[Path] = []
+
+    def counted(path: Path, text: str) -> None:
+        rewrites.append(path)
+        replace_text(path, text)
+
+    monkeypatch.setattr("dataflows.state.notes.replace_text", counted)
+    with closing(RoundNotes(path, bytes_max=2000)) as log:
+        for round_ in range(1, 1000):
+            log.append([{"round": round_}])
+        assert notes(path) == list(range(1, 1000)) and 1 <= len(rewrites) <= 10
+        first.rename(tmp_path / "00000000000000000990.jnl")
+        for round_ in range(1000, 1500):
+            log.append([{"round": round_}])
+    found = notes(path)
+    assert found == list(range(found[0], 1500)) and found[0] >= 990, "those that need not stay go"
+    assert len(rewrites) <= 20
 
 
 def test_a_disk_that_refuses_is_said_with_the_cure_and_nothing_is_left(
