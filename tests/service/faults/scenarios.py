@@ -18,7 +18,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -107,6 +107,11 @@ def kills(make: Make, short: bool) -> Row:
     return row
 
 
+def _told(field: Field, names: Collection[str]) -> set[str]:
+    """Ids of the alerts of some events."""
+    return {alert["id"] for alert in alerts_of(field.state) if alert["event_id"] in names}
+
+
 def kills_topic(make: Make, short: bool) -> Row:
     """kill -9 of one process of two, or of all, with journal, alerts and dead letters in topics."""
     mark = f"{os.getpid()}-{time.time_ns() % 10**9}"
@@ -144,6 +149,9 @@ def kills_topic(make: Make, short: bool) -> Row:
             field.chance.choice(workers).kill()
         first = field.sender.send(PARTITIONS)
         wait(met, "it is live again", every_s=0.01)
+        # The log has them first; what was told once more stands before them in the topic.
+        wait(lambda names=first: _told(field, names) <= _counts(kafka, topics["alerts"]).keys(),
+             "the topic has them too")  # fmt: skip
         for name, before in told.items():
             told[name] = _counts(kafka, topics[name])
             assert _again(before, told[name]) <= 1, f"{name}: at most once more a crash"
