@@ -76,7 +76,9 @@ def test_a_model_of_somebody_else_is_calibrated_and_finds_what_it_finds(
     genuine = scores.scores[rows.label == 0, 1]
     assert 0.95 < np.quantile(genuine, 0.97) < 0.99, "0.97 of the genuine rows lie below 0.97"
     assert np.median(scores.scores[rows.label == 1, 1]) > 0.999
-    assert remotes.report() == {"requests": 7, "retries": 0, "rows": 2_000}
+    report = remotes.report()
+    assert report["rows"] == 2_000
+    assert report["requests"] - report["retries"] == 7, "a busy machine may ask once more"
     remotes.close()
 
 
