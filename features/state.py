@@ -261,7 +261,7 @@ class RingState:
         reals: Float64,
         before: Notes,
         out: Float64,
-        reach: Callable[[Int64], None] = lambda _: None,
+        reach: Callable[[Int64], None],
     ) -> None:
         """Let the rows pass; fills their columns of `out`, and of `before` as `run_ring` says.
 

@@ -10,29 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.anchors import ANCHOR_FLOATS, run_anchors
-from features.catalog import Catalog
 from features.columns import Columns
 from features.engine import GroupEngine, OfflineEngine, assemble, split
-from features.spec import Feature
 from tests.naive_baselines import Anchor, Trend, Week, mad_z
 from tests.streams import START_US, make_batch
-from tests.units import fitting
+from tests.units import series_catalog
 
 OPS = ("anchor", "anchor_z", "creep", "week_usual", "week_z", "trend", "mad_z")
 
-CATALOG = Catalog(
-    Feature(
-        op,
-        "metric",
-        "series",
-        op,
-        "{value}",
-        fitting(op, "metric", "value"),
-        "baseline",
-        column="value",
-    )
-    for op in OPS
-)
+CATALOG = series_catalog(OPS)
 
 DAY_S = 86_400.0
 

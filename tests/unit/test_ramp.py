@@ -12,10 +12,9 @@ from features.anchors import ANCHOR_FLOATS, run_anchors
 from features.batch import FeatureMatrix
 from features.catalog import Catalog, catalog
 from features.engine import OfflineEngine
-from features.spec import Feature
 from tests.naive_baselines import Plain
 from tests.streams import START_US, make_batch
-from tests.units import fitting
+from tests.units import series_catalog
 
 Floats = npt.NDArray[np.float64]
 
@@ -145,19 +144,7 @@ def test_a_wild_value_is_held_in_a_fast_mean_that_is_young(number: int, seed: in
     assert z[number - 1] > 3.0, "it is told"
 
 
-MEANS = Catalog(
-    Feature(
-        op,
-        "metric",
-        "series",
-        op,
-        "{value}",
-        fitting(op, "metric", "value"),
-        "baseline",
-        column="value",
-    )
-    for op in ("z", "drift", "usual_std", "season_z", "week_z", "trend")
-)
+MEANS = series_catalog(("z", "drift", "usual_std", "season_z", "week_z", "trend"))
 """What one wild value could spoil for long."""
 
 
@@ -317,19 +304,7 @@ def test_the_features_that_are_shipped_see_a_ramp_that_their_own_deviation_does_
         assert (creep[at > 81.0] > ALARM).all()
 
 
-FAST = Catalog(
-    Feature(
-        op,
-        "metric",
-        "series",
-        op,
-        "{value}",
-        fitting(op, "metric", "value"),
-        "baseline",
-        column="value",
-    )
-    for op in ("z", "drift", "season_z")
-)
+FAST = series_catalog(("z", "drift", "season_z"))
 """Fast baselines alone: their slow twins are kept though no feature reads them."""
 
 FAST_ALARM, FAST_CALM = 4.0, 3.2
